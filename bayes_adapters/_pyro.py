@@ -1,0 +1,37 @@
+"""The one place that looks at Pyro's handler stack.
+
+``pyro.infer.SVI`` learns which tensors to train from the ``pyro.param`` statements it records. Emitting them always
+would fill the global parameter store on every call; emitting them never would make SVI train nothing, silently. So
+they are emitted exactly when a handler that records parameters is active.
+"""
+
+from __future__ import annotations
+
+import pyro
+from pyro.poutine import runtime
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import nn
+
+
+def parameters_are_captured() -> bool:
+    """Whether a handler that records ``pyro.param`` statements (as inside ``SVI.step``) is active."""
+    return any(isinstance(handler, TraceMessenger) and handler.param_only for handler in runtime._PYRO_STACK)
+
+
+def register_if_captured(prefix: str, module: nn.Module) -> None:
+    """Emit ``pyro.param`` for every trainable tensor of ``module`` if somebody records parameters.
+
+    Raises:
+        RuntimeError: the store holds another object's tensor under the same name (a second model in one process).
+    """
+    if not parameters_are_captured():
+        return
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        stored = pyro.param(f"{prefix}$$${name}", parameter)
+        if stored is not parameter:
+            raise RuntimeError(
+                f"Pyro's parameter store already holds another tensor named '{prefix}$$${name}', so SVI would train that one "
+                "instead of yours. Call pyro.clear_param_store() before fitting a second model with pyro.infer.SVI."
+            )

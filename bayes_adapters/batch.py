@@ -1,0 +1,142 @@
+"""What one call of a model sees: inputs of the backbone, targets, and the context that conditions the adapters.
+
+Context is passed with every call and never stored on a module, so two calls cannot see each other's audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bayes_adapters.errors import DataError
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A sequence of context vectors per example, such as the frames of an audio encoder.
+
+    Args:
+        values: shape (B, S, d), floating point. Masked positions may hold anything finite.
+        mask: shape (B, S), bool, True where a frame is real. A row without any True frame means that this
+            example's context is **missing**; guides with a null context define what happens then.
+    """
+
+    values: Float[Tensor, "B S d"]
+    mask: Bool[Tensor, "B S"]
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 3:
+            raise DataError(
+                f"Context values must have shape (B, S, d); got {tuple(self.values.shape)}. "
+                "A single recording is values[None]; a pooled vector is values[:, None]."
+            )
+        if not self.values.is_floating_point():
+            raise DataError(f"Context values must be floating point; got {self.values.dtype}.")
+        if self.mask.shape != self.values.shape[:2]:
+            raise DataError(
+                f"The context mask has shape {tuple(self.mask.shape)} and the values {tuple(self.values.shape)}: the mask "
+                f"must be (B, S) = {tuple(self.values.shape[:2])}. Was the mask made before the frames were down-sampled?"
+            )
+        if self.mask.dtype != torch.bool:
+            raise DataError(f"The context mask must be bool, True where a frame is real; got {self.mask.dtype}.")
+
+    @property
+    def present(self) -> Bool[Tensor, "B"]:
+        """Shape (B,), True where an example has at least one real frame."""
+        return self.mask.any(-1)
+
+    def mean(self) -> Float[Tensor, "B d"]:
+        """Shape (B, d), float32: mean over real frames; zero where an example has none."""
+        weight = self.mask[..., None].float()
+        return (self.values.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+    def to(self, device: torch.device | str) -> Frames:
+        """Return the same frames on ``device``."""
+        return Frames(self.values.to(device), self.mask.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> Frames:
+        return Frames(self.values[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch of B examples.
+
+    Args:
+        inputs: keyword arguments of the backbone; every tensor has B as its first dimension. ``attention_mask``
+            (B, T), if present, says which tokens are real: padding counts nowhere.
+        targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), or None at prediction time.
+        context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
+        index: shape (B,), int64: each example's number in its data set. Prediction noise is a function of it, so
+            results do not depend on how examples are batched. ``None`` means 0 … B-1.
+    """
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor | None = None
+    context: Mapping[str, Frames] = field(default_factory=dict)
+    index: Int[Tensor, "B"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise DataError("A batch needs at least one backbone input, for example inputs={'input_ids': ids}.")
+        sizes = {f"inputs[{k!r}]": v.shape[0] if v.dim() else 0 for k, v in self.inputs.items()}
+        sizes |= {f"context[{k!r}]": v.values.shape[0] for k, v in self.context.items()}
+        if self.targets is not None:
+            sizes["targets"] = self.targets.shape[0] if self.targets.dim() else 0
+        if self.index is not None:
+            sizes["index"] = self.index.shape[0]
+        if len(set(sizes.values())) != 1:
+            raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")
+        if self.size == 0:
+            raise DataError("The batch is empty (0 examples). Was a filter too strict, or a data set exhausted?")
+        mask = self.token_mask
+        if mask is not None and not bool(mask.any(-1).all()):
+            rows = (~mask.any(-1)).nonzero().flatten().tolist()
+            raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
+
+    @property
+    def size(self) -> int:
+        """The number of examples B."""
+        return next(iter(self.inputs.values())).shape[0]
+
+    @property
+    def token_mask(self) -> Bool[Tensor, "B T"] | None:
+        """Shape (B, T), True where a token is real; None when the backbone has no padding (images, say)."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.bool()
+
+    @property
+    def ids(self) -> Int[Tensor, "B"]:
+        """Shape (B,): ``index``, or 0 … B-1 when none was given."""
+        device = next(iter(self.inputs.values())).device
+        return torch.arange(self.size, device=device) if self.index is None else self.index.to(device)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on ``device``."""
+        return Batch(
+            {k: v.to(device) for k, v in self.inputs.items()},
+            None if self.targets is None else self.targets.to(device),
+            {k: v.to(device) for k, v in self.context.items()},
+            None if self.index is None else self.index.to(device),
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        """Return the examples at ``rows`` with the index they have in this batch's data set."""
+        return Batch(
+            {k: v[rows] for k, v in self.inputs.items()},
+            None if self.targets is None else self.targets[rows],
+            {k: v[rows] for k, v in self.context.items()},
+            self.ids[rows],
+        )
+
+    def without(self, *modalities: str) -> Batch:
+        """Return the batch with these modalities withheld."""
+        return replace(self, context={k: v for k, v in self.context.items() if k not in modalities})
+
+    def without_targets(self) -> Batch:
+        """Return the batch as it is at prediction time."""
+        return replace(self, targets=None)

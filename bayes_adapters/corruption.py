@@ -1,0 +1,233 @@
+"""Corruptions of a waveform: noise at a given signal-to-noise ratio, babble, reverberation, clipping.
+
+Every function leaves its input untouched, keeps its length, and is a deterministic function of its arguments and the
+``torch.Generator`` it is given. Powers are means over the whole recording, pauses included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayes_adapters.errors import ConfigError, DataError, near_matches
+
+_NOISY = ("white", "babble")
+_PLAIN = ("clean", "reverb", "clip")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A corruption and its strength, written ``clean``, ``white@10``, ``babble@-5``, ``reverb`` or ``clip``.
+
+    Args:
+        kind: ``clean``, ``white``, ``babble``, ``reverb`` or ``clip``.
+        snr_db: signal-to-noise ratio in dB, for ``white`` and ``babble``; ``None`` otherwise.
+    """
+
+    kind: str
+    snr_db: float | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Condition:
+        """Read a condition from its name.
+
+        Raises:
+            ConfigError: the name is unknown, or a noise has no finite strength, or another condition has one.
+
+        >>> Condition.parse("white@-5")
+        Condition(kind='white', snr_db=-5.0)
+        """
+        kind, at, level = name.partition("@")
+        if kind not in _NOISY + _PLAIN:
+            raise ConfigError(
+                f"Unknown condition {name!r}.{near_matches(kind, _NOISY + _PLAIN)} Allowed: {', '.join(_PLAIN)}, "
+                f"{', '.join(f'{k}@<SNR in dB>' for k in _NOISY)}, for example white@10."
+            )
+        if kind in _PLAIN:
+            if at:
+                raise ConfigError(f"Condition {kind!r} takes no strength; got {name!r}. Write {kind!r}.")
+            return cls(kind)
+        try:
+            snr_db = float(level)
+        except ValueError:
+            snr_db = math.nan
+        if not math.isfinite(snr_db):
+            raise ConfigError(f"Condition {name!r} needs a finite signal-to-noise ratio in dB, for example {kind}@10.")
+        return cls(kind, snr_db)
+
+    def __str__(self) -> str:
+        return self.kind if self.snr_db is None else f"{self.kind}@{self.snr_db:g}"
+
+
+def corrupt(
+    wave: Float[Tensor, "N"],
+    condition: Condition | str,
+    generator: torch.Generator,
+    *,
+    others: Sequence[Float[Tensor, "_"]] = (),
+    sample_rate: int = 16_000,
+) -> Float[Tensor, "N"]:
+    """Apply a condition to one recording.
+
+    Args:
+        wave: shape (N,), floating point.
+        condition: what to do; a string is read by :meth:`Condition.parse`.
+        generator: source of the noise.
+        others: recordings that babble is made of, each of shape (M,); needed for ``babble`` only.
+        sample_rate: samples per second.
+
+    Returns:
+        Shape (N,), the same dtype.
+
+    Raises:
+        ConfigError: the condition is unknown.
+        DataError: babble without ``others``; noise on a silent or empty recording.
+    """
+    condition = Condition.parse(condition) if isinstance(condition, str) else condition
+    if condition.kind == "clean":
+        return wave
+    if condition.kind == "reverb":
+        return reverb(wave, generator, sample_rate=sample_rate)
+    if condition.kind == "clip":
+        return clip(wave)
+    if condition.snr_db is None:
+        raise ConfigError(f"Condition {condition.kind!r} needs snr_db, for example Condition('{condition.kind}', 10.0).")
+    n = wave.numel()
+    noise = white_noise(n, generator) if condition.kind == "white" else babble(others, n, generator)
+    return add_noise(wave, noise, condition.snr_db)
+
+
+def add_noise(wave: Float[Tensor, "N"], noise: Float[Tensor, "N"], snr_db: float) -> Float[Tensor, "N"]:
+    """Add noise, scaled so that 10 · log10(power of wave / power of added noise) = ``snr_db``.
+
+    Args:
+        wave: shape (N,), floating point.
+        noise: shape (N,), any power but zero.
+        snr_db: signal-to-noise ratio in dB.
+
+    Returns:
+        Shape (N,), the dtype of ``wave``; it may exceed full scale, nothing is clamped.
+
+    Raises:
+        DataError: the lengths differ, or one of the two has zero or non-finite power.
+    """
+    if wave.shape != noise.shape or wave.dim() != 1:
+        raise DataError(
+            f"Recording and noise must both have shape (N,); got {tuple(wave.shape)} and {tuple(noise.shape)}. "
+            "Loop or crop the noise to the recording's length."
+        )
+    powers = {"recording": _power(wave), "noise": _power(noise)}
+    for what, power in powers.items():
+        if not (math.isfinite(power) and power > 0):
+            raise DataError(
+                f"The {what} has power {power:g}: a signal-to-noise ratio of {snr_db:g} dB cannot be set. "
+                "Is it silent, empty, or does it hold NaN?"
+            )
+    gain = math.sqrt(powers["recording"] / (powers["noise"] * 10 ** (snr_db / 10)))
+    return (wave.double() + gain * noise.double()).to(wave.dtype)
+
+
+def white_noise(samples: int, generator: torch.Generator) -> Float[Tensor, "N"]:
+    """Draw Gaussian noise of unit power.
+
+    Args:
+        samples: how many, N.
+        generator: source of the noise.
+
+    Returns:
+        Shape (N,), float32.
+    """
+    return torch.randn(samples, generator=generator)
+
+
+def babble(waves: Sequence[Float[Tensor, "_"]], samples: int, generator: torch.Generator) -> Float[Tensor, "N"]:
+    """Sum recordings of equal power, each looped from a random start and cropped: several people talking at once.
+
+    Args:
+        waves: one or more recordings, each of shape (M,), floating point, not silent.
+        samples: length of the result, N.
+        generator: source of the starts.
+
+    Returns:
+        Shape (N,), float32.
+
+    Raises:
+        DataError: no recording, or a silent, empty or non-finite one.
+    """
+    if not waves:
+        raise DataError("Babble needs at least one other recording; got none. Pass others=[...] with recordings of the split.")
+    total = torch.zeros(samples, dtype=torch.float64)
+    for number, wave in enumerate(waves):
+        power = _power(wave)
+        if not (math.isfinite(power) and power > 0):
+            raise DataError(f"Recording {number} of the babble has power {power:g}. Drop silent or broken recordings.")
+        start = int(torch.randint(wave.numel(), (), generator=generator))
+        total += wave.double()[(start + torch.arange(samples)) % wave.numel()] / math.sqrt(power)
+    return total.float()
+
+
+def reverb(
+    wave: Float[Tensor, "N"],
+    generator: torch.Generator,
+    *,
+    rt60: float = 0.8,
+    direct_to_reverb_db: float = 0.0,
+    sample_rate: int = 16_000,
+) -> Float[Tensor, "N"]:
+    """Convolve with a synthetic room: a direct path, then Gaussian noise that decays by 60 dB in ``rt60`` seconds.
+
+    Args:
+        wave: shape (N,), floating point.
+        generator: source of the impulse response.
+        rt60: reverberation time in seconds.
+        direct_to_reverb_db: energy of the direct path over that of the tail, in dB.
+        sample_rate: samples per second.
+
+    Returns:
+        Shape (N,), the same dtype and power; what rings on after the end is cut.
+
+    Raises:
+        ConfigError: ``rt60`` is not positive.
+    """
+    if not rt60 > 0:
+        raise ConfigError(f"rt60 must be a positive number of seconds; got {rt60}. A living room has about 0.4.")
+    length = max(int(rt60 * sample_rate), 1)
+    time = torch.arange(1, length + 1, dtype=torch.float64) / sample_rate
+    tail = torch.randn(length, generator=generator, dtype=torch.float64) * torch.exp(-math.log(1000) * time / rt60)
+    tail = tail / tail.norm() * 10 ** (-direct_to_reverb_db / 20)
+    response = torch.cat([torch.ones(1, dtype=torch.float64), tail])
+    size = wave.numel() + response.numel() - 1
+    wet = torch.fft.irfft(torch.fft.rfft(wave.double(), size) * torch.fft.rfft(response, size), size)[: wave.numel()]
+    power = _power(wet)
+    gain = math.sqrt(_power(wave) / power) if power > 0 else 0.0
+    return (gain * wet).to(wave.dtype)
+
+
+def clip(wave: Float[Tensor, "N"], *, gain_db: float = 30.0) -> Float[Tensor, "N"]:
+    """Overdrive: amplify by ``gain_db`` and cut at the recording's own peak.
+
+    Args:
+        wave: shape (N,), floating point.
+        gain_db: amplification in dB, at least 0; 0 changes nothing.
+
+    Returns:
+        Shape (N,), the same dtype and peak.
+
+    Raises:
+        ConfigError: ``gain_db`` is negative.
+    """
+    if not gain_db >= 0:
+        raise ConfigError(f"gain_db must be at least 0 dB; got {gain_db}. A negative gain only makes it quieter.")
+    if wave.numel() == 0:
+        return wave
+    peak = wave.abs().max()
+    return (wave * 10 ** (gain_db / 20)).clamp(-peak, peak)
+
+
+def _power(wave: Tensor) -> float:
+    return float(wave.double().square().mean()) if wave.numel() else 0.0

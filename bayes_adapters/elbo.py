@@ -1,0 +1,148 @@
+"""The evidence lower bound as a module: ``loss = elbo(batch)``, in nats per datum.
+
+Formula (per datum, B examples of N)::
+
+    loss = − (1/B) Σ_b E_q log p(y_b | x_b, E)  +  w · [ (1/B) Σ_b KL_local,b  +  (1/N) KL_global ]
+
+The KL is analytic wherever Pyro or torch has a closed form; local latents count once per example with padding masked,
+global ones once per data set. A KL evaluated at sampled upstream states is the chain rule's estimator: exact within a
+layer, one draw over the layers before it. w = 1 is the ELBO, anything else tempers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.handlers import KLMode, KLWeight, base_distribution
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.schedules import KLSchedule, as_schedule
+from bayes_adapters.sites import CORE, CoreCall, Granularity
+
+
+@dataclass(frozen=True)
+class ElboTerms:
+    """The parts of one evaluation; tensors are scalars that carry gradients.
+
+    Args:
+        loss: ``nll + kl``.
+        nll: expected negative log-likelihood, nats per datum.
+        kl: the weighted and, in mode ``per_token_mean``, normalised KL, nats per datum.
+        kl_weight: w.
+        scales: site → posterior standard deviations of real tokens' cores (mean, minimum, maximum); computed on demand.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+    kl_weight: float
+    scales: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def log(self) -> dict[str, float]:
+        """Return loss, nll, kl, kl / nll and, if present, the mean, minimum and maximum scale, as numbers."""
+        loss, nll, kl = torch.stack([self.loss.detach(), self.nll.detach(), self.kl.detach()]).tolist()
+        out = {"loss": loss, "nll": nll, "kl": kl, "kl_over_nll": kl / nll if nll else float("nan"), "kl_weight": self.kl_weight}
+        if self.scales:
+            values = list(self.scales.values())
+            out |= {
+                "scale_mean": sum(v[0] for v in values) / len(values),
+                "scale_min": min(v[1] for v in values),
+                "scale_max": max(v[2] for v in values),
+            }
+        return out
+
+
+class ELBO(nn.Module):
+    """The negative ELBO of a model and a guide as a module, for any torch optimiser.
+
+    Args:
+        model: the model.
+        guide: the guide made for it.
+        kl_weight: w, a number or a schedule step → w.
+        kl_mode: ``full`` (the ELBO) or ``per_token_mean``.
+        num_particles: Monte Carlo draws of the latents per evaluation, folded into one backbone pass.
+    """
+
+    def __init__(
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        *,
+        kl_weight: float | KLSchedule = 1.0,
+        kl_mode: KLMode | str = KLMode.FULL,
+        num_particles: int = 1,
+    ) -> None:
+        super().__init__()
+        if guide.model is not model:
+            raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+        if num_particles < 1:
+            raise ConfigError(f"num_particles must be at least 1; got {num_particles}.")
+        self.model, self.guide = model, guide
+        self.kl_weight, self.kl_mode, self.num_particles = as_schedule(kl_weight), choice(KLMode, "kl_mode", kl_mode), num_particles
+
+    def forward(self, batch: Batch, step: int = 0) -> Tensor:
+        """Return the loss, a scalar in nats per datum, at optimiser step ``step`` (which sets the KL weight)."""
+        return self.terms(batch, step).loss
+
+    def terms(self, batch: Batch, step: int = 0, *, with_scales: bool = False) -> ElboTerms:
+        """Return the loss and its parts; ``with_scales`` adds statistics of the posterior's standard deviations.
+
+        Raises:
+            ConfigError: the batch has no targets.
+        """
+        if batch.targets is None:
+            raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
+        weight = self.kl_weight(step)
+        with KLWeight(weight, self.kl_mode):
+            if self.num_particles == 1:
+                self.guide(batch)
+            else:
+                with pyro.plate("particles", self.num_particles, dim=-2), poutine.scale(scale=1.0 / self.num_particles):
+                    self.guide(batch)
+        model_trace, guide_trace = self.guide.get_traces()
+        self.guide.trace = Trace()
+        observed = model_trace.nodes["obs"]
+        nll = -_sum(observed["fn"].log_prob(observed["value"]), observed)
+        kl = nll.new_zeros(())
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample":
+                kl = kl + _kl(site, model_trace.nodes[name])
+        scales = _scale_statistics(guide_trace) if with_scales else {}
+        return ElboTerms(nll + kl, nll, kl, weight, scales)
+
+
+def _sum(value: Tensor, site: Any) -> Tensor:
+    return scale_and_mask(value, scale=site["scale"], mask=site["mask"]).sum()
+
+
+def _kl(guide_site: Any, model_site: Any) -> Tensor:
+    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        kl = q.log_prob(value) - p.log_prob(value)
+    return _sum(kl, guide_site)
+
+
+def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
+    out: dict[str, tuple[float, float, float]] = {}
+    for name, site in trace.nodes.items():
+        call: CoreCall | None = site["infer"].get(CORE) if site["type"] == "sample" else None
+        scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
+        if call is None or scale is None:
+            continue
+        if call.site.granularity is Granularity.TOKEN and call.token_mask is not None:
+            scale = scale.expand(site["fn"].shape())[..., call.token_mask, :, :]
+        out[name] = (float(scale.mean()), float(scale.min()), float(scale.max()))
+    return out

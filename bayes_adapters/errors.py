@@ -1,0 +1,68 @@
+"""Errors that say what was given, what is allowed, the likely cause and the fix.
+
+Each class is also the built-in error a caller would expect (``ValueError`` or ``RuntimeError``), so code that
+catches the built-in keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import Enum
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=Enum)
+
+
+class BayesAdaptersError(Exception):
+    """Base class of every error this library raises on purpose."""
+
+
+class ConfigError(BayesAdaptersError, ValueError):
+    """An option, name or combination of model, prior and guide that cannot work."""
+
+
+class TargetError(ConfigError):
+    """The target specification matches no layer, or matches one that cannot be adapted."""
+
+
+class DataError(BayesAdaptersError, ValueError):
+    """A batch, data set or recording that cannot be used."""
+
+
+class NonFiniteError(BayesAdaptersError, FloatingPointError):
+    """A NaN or an infinity in the inputs, the loss or the gradients; no weight was changed by that step."""
+
+
+class AdapterFileError(BayesAdaptersError, ValueError):
+    """A saved adapter that is incomplete, corrupted, foreign, or made for another backbone."""
+
+
+class MissingResourceError(BayesAdaptersError, RuntimeError):
+    """A backbone, data set or optional package that is neither installed nor reachable."""
+
+
+def near_matches(name: str, allowed: Iterable[str], count: int = 4) -> str:
+    """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
+
+    >>> near_matches("qery", ["query", "key", "value"])
+    " Did you mean 'query'?"
+    >>> near_matches("zzz", ["query"])
+    ''
+    """
+    near = difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> ConfigError:
+    """Build the error for a ``kind`` (guide, option, …) that does not exist, listing all that do."""
+    names = sorted(allowed)
+    return ConfigError(f"Unknown {kind} {name!r}.{near_matches(name, names)} Allowed: {', '.join(names) or 'none'}.")
+
+
+def choice(kind: type[_E], name: str, value: object) -> _E:
+    """Return the member of the enumeration ``kind`` that option ``name`` selects, or raise listing all members."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise unknown_name(name, str(value), [str(m.value) for m in kind]) from None

@@ -1,0 +1,156 @@
+"""Effect handlers: the KL weight of training, and repeatable draws at prediction."""
+
+from __future__ import annotations
+
+import zlib
+from enum import Enum
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.sites import CORE, CoreCall, Granularity
+
+
+class KLMode(str, Enum):
+    """How the KL of local cores is normalised before it is weighted."""
+
+    FULL = "full"
+    """The ELBO's: summed over layers and real tokens of an example."""
+    PER_TOKEN_MEAN = "per_token_mean"
+    """Divided by (layers × real tokens), so that the weight does not depend on length or depth. Local cores only."""
+
+
+class KLWeight(Messenger):
+    """Multiply the scale of every core site, and of nothing else, by a weight.
+
+    ``full``: scale ← w · scale. ``per_token_mean``: scale ← w / (L · n_b) · scale for local sites of example b with n_b
+    real tokens at L core sites; global cores keep w. Works around any ELBO: ``with KLWeight(1e-3): svi.step(batch)``.
+
+    Args:
+        weight: w ≥ 0; 1 is the ELBO.
+        mode: see :class:`KLMode`.
+    """
+
+    def __init__(self, weight: float, mode: KLMode | str = KLMode.FULL) -> None:
+        super().__init__()
+        self.weight, self.mode = weight, choice(KLMode, "kl_mode", mode)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        call: CoreCall | None = msg["infer"].get(CORE)
+        if call is None:
+            return
+        scale: Any = self.weight
+        if self.mode is KLMode.PER_TOKEN_MEAN and call.site.granularity is not Granularity.GLOBAL:
+            scale = self.weight / (call.num_sites * call.token_counts())
+        msg["scale"] = msg["scale"] * scale
+
+
+class PosteriorMean(Messenger):
+    """Set every core to the mean of its distribution: one deterministic pass."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["infer"].get(CORE) is not None and msg["value"] is None:
+            msg["value"] = msg["fn"].mean
+
+
+class UnreadOutcome(Messenger):
+    """Give an unobserved ``obs`` a placeholder, so that prediction draws nothing it does not use."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "obs" and not msg["is_observed"] and msg["value"] is None:
+            msg["value"] = torch.zeros(msg["fn"].shape(), device=_device(msg["fn"]))
+
+
+class KeyedDraws(Messenger):
+    """Draw cores by inverse CDF from uniforms that are a function of (seed, site, sample, example, token, entry).
+
+    The same sample of the same example has the same noise however examples and samples are batched, padded or ordered,
+    and on every device. Global cores depend on (seed, site, sample, entry) only: one draw is one function of all inputs.
+
+    Args:
+        seed: any integer.
+        samples: shape (S,), int64: the numbers of the samples in the plate around the model.
+        examples: shape (B,), int64: the examples' numbers in their data set.
+    """
+
+    def __init__(self, seed: int, samples: Int[Tensor, "S"], examples: Int[Tensor, "B"]) -> None:
+        super().__init__()
+        self.seed, self.samples, self.examples = seed, samples, examples
+
+    def _pyro_sample(self, msg: Any) -> None:
+        call: CoreCall | None = msg["infer"].get(CORE)
+        if call is None or msg["is_observed"] or msg["value"] is not None:
+            return
+        shape = msg["fn"].shape()
+        examples = self.examples if call.site.granularity is not Granularity.GLOBAL else self.examples.new_zeros(1)
+        if tuple(shape[:2]) != (len(self.samples), len(examples)):
+            raise ConfigError(
+                f"Draws of {msg['name']!r} have batch shape {tuple(shape[:2])}; expected samples × examples = "
+                f"({len(self.samples)}, {len(examples)}). Run the guide inside pyro.plate(name, S, dim=-2)."
+            )
+        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), _device(msg["fn"]))
+        msg["value"] = _inverse_cdf(msg["fn"], uniform.reshape(shape))
+
+
+def keyed_uniform(
+    seed: int, site: str, samples: Int[Tensor, "S"], examples: Int[Tensor, "B"], count: int, device: torch.device
+) -> Float[Tensor, "S B count"]:
+    """Return uniforms in (0, 1), each a hash of its coordinates.
+
+    The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, doi 10.1145/2714064.2660195), chained over the
+    coordinates; the top 24 bits give multiples of 2^-24 shifted by half a step.
+    """
+    start = torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + zlib.crc32(site.encode())), device=device)
+    key = _mix(_mix(start) + samples.to(device))
+    key = _mix(key[:, None] + _mix(examples.to(device)))
+    entry = torch.arange(1, count + 1, device=device) * _signed(0x9E3779B97F4A7C15)
+    bits = _shift(_mix(key[..., None] + entry), 40)
+    return (bits.float() + 0.5) * 2.0**-24
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
+    return value ^ _shift(value, 31)
+
+
+def _unwrap(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def _device(fn: Any) -> torch.device:
+    base = _unwrap(fn)
+    return next(v.device for v in vars(base).values() if isinstance(v, Tensor))
+
+
+def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
+    base = _unwrap(fn)
+    if type(base).__name__ == "Delta":
+        return fn.mean
+    try:
+        return base.icdf(uniform)
+    except NotImplementedError:
+        raise ConfigError(
+            f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) to draw "
+            "with torch's generator instead; results then depend on the batch size."
+        ) from None
+
+
+def base_distribution(fn: Any) -> Any:
+    """Return the elementwise distribution inside ``Independent`` and mask wrappers."""
+    return _unwrap(fn)

@@ -1,0 +1,237 @@
+"""Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
+
+Every likelihood has the same members: ``num_outputs`` (what the head must produce), ``distribution`` (outputs →
+p(y | draw)), ``check`` (targets), ``summarise`` (sums over draws that can be added up chunk by chunk) and
+``predict`` (sums → :class:`Prediction`). Total = aleatoric + epistemic, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from bayes_adapters.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The posterior predictive of B examples, averaged over S draws.
+
+    Args:
+        mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), or the expected target (B,).
+        total: shape (B,), nats: entropy of the averaged predictive.
+        aleatoric: shape (B,), nats: average entropy of a draw's predictive.
+        epistemic: shape (B,), nats: their difference, the mutual information of target and latent cores.
+        num_samples: S.
+        variance: shape (B,), squared units of the target: predictive variance of a regression; None for classes.
+        log_density: shape (B,), nats: log of the averaged density of the batch's targets; None without targets.
+        samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
+    """
+
+    mean: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    num_samples: int
+    variance: Tensor | None = None
+    log_density: Tensor | None = None
+    samples: Tensor | None = None
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities (B, C), or P(y = 1) of shape (B,): ``mean`` under its name for classification."""
+        return self.mean
+
+    @staticmethod
+    def concatenate(parts: list[Prediction]) -> Prediction:
+        """Join predictions of consecutive batches."""
+        first = parts[0]
+        joined = {
+            name: None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts], 1 if name == "samples" else 0)
+            for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples")
+        }
+        return replace(first, **joined)
+
+
+class Likelihood(nn.Module):
+    """What a likelihood must provide; see the module's docstring."""
+
+    num_outputs: int
+
+    def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
+        """Return p(y | draw) with batch shape (*S, B)."""
+        raise NotImplementedError
+
+    def check(self, targets: Tensor) -> None:
+        """Raise :class:`DataError` if a target lies outside the support."""
+        raise NotImplementedError
+
+    def summarise(self, fn: TorchDistributionMixin) -> dict[str, Float[Tensor, "B ..."]]:
+        """Sum over draws what :meth:`predict` needs; ``fn`` has batch shape (S, B)."""
+        raise NotImplementedError
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        """Average the sums of ``num_samples`` draws."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, as JSON."""
+        return {}
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(-1)
+
+
+def _integers(targets: Tensor, classes: int) -> None:
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise DataError(f"Class targets must be int64 of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}.")
+    bad = (targets < 0) | (targets >= classes)
+    if bool(bad.any()):
+        raise DataError(
+            f"Targets must be class numbers 0 … {classes - 1}; got {targets[bad][:5].tolist()} at rows "
+            f"{bad.nonzero().flatten()[:5].tolist()}. Is num_classes too small, or are labels counted from 1?"
+        )
+
+
+def _reals(targets: Tensor) -> None:
+    if targets.dim() != 1 or not targets.is_floating_point():
+        raise DataError(f"Targets must be floating point of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}.")
+    bad = ~torch.isfinite(targets)
+    if bool(bad.any()):
+        raise DataError(f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are NaN or infinite. Drop or repair these examples.")
+
+
+class Categorical(Likelihood):
+    """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
+
+    Args:
+        num_classes: C ≥ 2.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"num_classes must be at least 2; got {num_classes}.")
+        self.num_outputs = num_classes
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return dist.Categorical(logits=outputs.float())
+
+    def check(self, targets: Tensor) -> None:
+        _integers(targets, self.num_outputs)
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        return {"mean": fn.probs.sum(0), "entropy": _entropy(fn.probs).sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+        return _classes(mean, _entropy(mean), aleatoric, num_samples)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_outputs}
+
+
+class Bernoulli(Likelihood):
+    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels)."""
+
+    num_outputs = 1
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return dist.Bernoulli(logits=outputs[..., 0].float(), validate_args=False)
+
+    def check(self, targets: Tensor) -> None:
+        _reals(targets)
+        bad = (targets < 0) | (targets > 1)
+        if bool(bad.any()):
+            raise DataError(f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?")
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        both = torch.stack([fn.probs, torch.sigmoid(-fn.logits)], -1)
+        return {"mean": fn.probs.sum(0), "entropy": _entropy(both).sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+        return _classes(mean, _entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)
+
+
+def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
+    # Jensen: total >= aleatoric; float rounding may put the difference below 0 by about 1e-7.
+    epistemic = (total - aleatoric).clamp_min(0.0)
+    return Prediction(mean, total, total - epistemic, epistemic, num_samples)
+
+
+class _NormalLikelihood(Likelihood):
+    """What both Gaussian likelihoods share.
+
+    The averaged predictive is a mixture of S Gaussians without a closed-form entropy; total is the entropy
+    ``½ log(2πe v)`` of the Gaussian with the mixture's variance v, an upper bound that is exact for S = 1.
+    """
+
+    def check(self, targets: Tensor) -> None:
+        _reals(targets)
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        entropy = fn.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
+        loc, variance = fn.loc.double(), fn.scale.double().square()
+        return {"mean": loc.sum(0), "square": loc.square().sum(0), "variance": variance.sum(0), "entropy": entropy.double().sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean = sums["mean"] / num_samples
+        spread = (sums["square"] / num_samples - mean.square()).clamp_min(0.0)
+        variance = spread + sums["variance"] / num_samples
+        total = 0.5 * (2 * math.pi * math.e * variance).log()
+        epistemic = (total - sums["entropy"] / num_samples).clamp_min(0.0)
+        parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
+        return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance.float())
+
+
+class Gaussian(_NormalLikelihood):
+    """``y ~ N(f, σ²)`` with one learned σ for all examples.
+
+    Args:
+        init_log_scale: natural log of the initial standard deviation.
+    """
+
+    num_outputs = 1
+
+    def __init__(self, init_log_scale: float = 0.0) -> None:
+        super().__init__()
+        self.init_log_scale = init_log_scale
+        self.log_scale = nn.Parameter(torch.tensor(float(init_log_scale)))
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        loc = outputs[..., 0].float()
+        return dist.Normal(loc, self.log_scale.exp().expand_as(loc))
+
+    def config(self) -> dict[str, Any]:
+        return {"init_log_scale": self.init_log_scale}
+
+
+class HeteroscedasticGaussian(_NormalLikelihood):
+    """``y ~ N(f₀, softplus(f₁ + softplus⁻¹(1))² )``: the head predicts mean and scale; σ = 1 at f₁ = 0.
+
+    Args:
+        min_scale: added to σ, in units of the target; keeps the density finite.
+    """
+
+    num_outputs = 2
+
+    def __init__(self, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        self.min_scale = min_scale
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        outputs = outputs.float()
+        scale = nn.functional.softplus(outputs[..., 1] + math.log(math.e - 1)) + self.min_scale
+        return dist.Normal(outputs[..., 0], scale)
+
+    def config(self) -> dict[str, Any]:
+        return {"min_scale": self.min_scale}

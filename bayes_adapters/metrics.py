@@ -1,0 +1,354 @@
+"""Metrics of probabilities and uncertainties: plain functions on tensors, entropies and losses in nats.
+
+``probs`` is P(y=1) of shape (N,) or class probabilities of shape (N, C), ``targets`` are class numbers of shape (N,)
+(int, bool or whole floats). Metrics are computed in float64 on the CPU, without gradients, and returned as ``float``.
+The predicted class is the most probable one; on a tie the lowest, so P(y=1) = 0.5 predicts 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bayes_adapters.errors import DataError
+
+
+class Decomposition(NamedTuple):
+    """Uncertainty in nats, each of shape (N, …): ``total = aleatoric + epistemic``."""
+
+    total: Float[Tensor, "..."]
+    aleatoric: Float[Tensor, "..."]
+    epistemic: Float[Tensor, "..."]
+
+
+class ReliabilityBins(NamedTuple):
+    """Mean confidence, accuracy (both NaN in an empty bin) and number of examples, each of shape (bins,)."""
+
+    confidence: Float[Tensor, "bins"]
+    accuracy: Float[Tensor, "bins"]
+    count: Int[Tensor, "bins"]  # type: ignore[assignment]  # hides tuple.count
+
+
+class PairedDifference(NamedTuple):
+    """``metric(a) - metric(b)`` on all examples and the 2.5 % and 97.5 % quantiles of its bootstrap draws."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def correct(probs: Tensor, targets: Tensor) -> Bool[Tensor, "N"]:
+    """Return for each example whether its most probable class is the target, shape (N,), bool, on the CPU.
+
+    >>> correct(torch.tensor([0.9, 0.6]), torch.tensor([1, 0]))
+    tensor([ True, False])
+    """
+    p, y = _classes(probs, targets)
+    return p.argmax(-1) == y
+
+
+def accuracy(probs: Tensor, targets: Tensor) -> float:
+    """Return the share of examples whose most probable class is the target, from 0 to 1.
+
+    Args:
+        probs: P(y=1), shape (N,), or class probabilities, shape (N, C), floating point.
+        targets: class numbers, shape (N,).
+
+    >>> accuracy(torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1, 0, 0]))  # doctest: +ELLIPSIS
+    0.666...
+    """
+    return float(correct(probs, targets).double().mean())
+
+
+def nll(probs: Tensor, targets: Tensor, *, log: bool = False, clamp: float = 1e-7) -> float:
+    """Return the mean negative log-likelihood ``-log max(p_y, clamp)`` in nats.
+
+    Args:
+        probs: P(y=1), shape (N,), or class probabilities, shape (N, C); their natural logarithms with ``log=True``,
+            which keeps what a float32 probability near 1 has lost.
+        targets: class numbers, shape (N,).
+        log: whether ``probs`` are log-probabilities.
+        clamp: the smallest p_y that counts, so one certain mistake costs at most -log(1e-7) = 16.1 nats.
+
+    >>> round(nll(torch.tensor([0.5, 0.5]), torch.tensor([1, 0])), 4)
+    0.6931
+    >>> round(nll(torch.tensor([0.0]), torch.tensor([1])), 2)
+    16.12
+    """
+    if not 0 < clamp < 1:
+        raise DataError(f"clamp must lie between 0 and 1 (default 1e-7); got {clamp}.")
+    if log:
+        logs = probs.detach().double().cpu()
+        _, y = _classes(logs.exp(), targets)
+        logs = torch.stack([torch.log(-torch.expm1(logs.clamp(max=0))), logs], -1) if logs.dim() == 1 else logs
+    else:
+        p, y = _classes(probs, targets)
+        logs = p.log()
+    floor = float(torch.tensor(clamp, dtype=torch.float64).log())
+    return float(-logs.gather(-1, y[:, None]).clamp(min=floor, max=0).mean())
+
+
+def brier(probs: Tensor, targets: Tensor) -> float:
+    """Return the Brier score: the mean over examples of ``sum_c (p_c - [y = c])^2``, from 0 (best) to 2.
+
+    P(y=1) of shape (N,) counts as two classes, so the score is twice the one-sided ``(p - y)^2``.
+
+    Source: Brier (1950), Verification of forecasts expressed in terms of probability.
+
+    >>> brier(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]))
+    2.0
+    """
+    p, y = _classes(probs, targets)
+    return float((p - torch.nn.functional.one_hot(y, p.shape[1])).square().sum(-1).mean())
+
+
+def ece(probs: Tensor, targets: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error ``sum_b n_b/N |accuracy_b - confidence_b|``, from 0 to 1.
+
+    Confidence is the largest class probability (max(p, 1-p) for binary P(y=1)), in ``bins`` equal-width bins on [0, 1],
+    L1 norm; computed by ``torchmetrics``. Confidence 1 belongs to the last bin, where torchmetrics would add a 16th.
+
+    Source: Naeini et al. (2015); Guo et al. (2017), arXiv 1706.04599, Eq. 3.
+
+    >>> round(ece(torch.tensor([0.8, 0.8, 0.8, 0.8]), torch.tensor([1, 1, 1, 0])), 4)
+    0.05
+    """
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    confidence, right = _confidence(probs, targets, bins)
+    return float(binary_calibration_error(confidence, right.long(), n_bins=bins, norm="l1"))
+
+
+def reliability_bins(probs: Tensor, targets: Tensor, bins: int = 15) -> ReliabilityBins:
+    """Return confidence, accuracy and count of each of the equal-width bins of :func:`ece`.
+
+    >>> reliability_bins(torch.tensor([0.9, 0.3, 0.2]), torch.tensor([1, 0, 1]), bins=4).count
+    tensor([0, 0, 1, 2])
+    """
+    confidence, right = _confidence(probs, targets, bins)
+    where = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64), right=True) - 1
+    count = torch.bincount(where, minlength=bins)
+    sums = [torch.bincount(where, v, minlength=bins) for v in (confidence, right.double())]
+    return ReliabilityBins(sums[0] / count, sums[1] / count, count)
+
+
+def auc(probs: Tensor, targets: Tensor, positive: int = 1) -> float:
+    """Return the AUROC of the probability of class ``positive`` against the rest; NaN when only one side is present.
+
+    >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+    0.75
+    """
+    p, y = _classes(probs, targets)
+    if not 0 <= positive < p.shape[1]:
+        raise DataError(f"positive must name one of the {p.shape[1]} classes, 0 to {p.shape[1] - 1}; got {positive}.")
+    return auroc(p[:, positive], y == positive)
+
+
+def auroc(score: Tensor, positives: Tensor) -> float:
+    """Return ``P(score of a positive > score of a negative)``, ties counting one half; NaN without both kinds.
+
+    Args:
+        score: shape (N,), any real scale: an uncertainty, to detect errors or out-of-distribution examples.
+        positives: shape (N,), bool (or 0/1): what should score high (an error, an out-of-distribution example).
+
+    >>> auroc(torch.tensor([0.1, 0.2, 0.2]), torch.tensor([False, False, True]))
+    0.75
+    """
+    from torchmetrics.functional.classification import binary_auroc
+
+    s, e = _ranked(score, positives, "score", "positives")
+    if not bool(((e == 0) | (e == 1)).all()):
+        raise DataError("positives must be bool or 0/1. For a graded loss use risk_coverage.")
+    if e.min() == e.max():
+        return float("nan")
+    # Ranks, because torchmetrics passes any score outside [0, 1] through a sigmoid, which merges large ones.
+    rank = torch.unique(s, return_inverse=True)[1].double()
+    return float(binary_auroc(rank / rank.max().clamp(min=1), e.long(), validate_args=False))
+
+
+def risk_coverage(uncertainty: Tensor, error: Tensor) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """Return coverage k/N and risk (the mean error of the k most certain examples) for k = 1 … N.
+
+    Examples of equal uncertainty are averaged over all their orders: each counts with the mean error of its tie.
+
+    Args:
+        uncertainty: shape (N,), any real scale, larger is less certain.
+        error: shape (N,), bool or a loss per example; risk has its unit.
+
+    Returns:
+        coverage and risk, each of shape (N,), float64.
+
+    >>> risk_coverage(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 0, 1]))[1]
+    tensor([0.0000, 0.0000, 0.3333], dtype=torch.float64)
+    """
+    u, e = _ranked(uncertainty, error, "uncertainty", "error")
+    _, tie, count = torch.unique(u, return_inverse=True, return_counts=True)
+    mean = torch.bincount(tie, e) / count
+    k = torch.arange(1, len(u) + 1, dtype=torch.float64)
+    return k / len(u), mean.repeat_interleave(count).cumsum(0) / k
+
+
+def aurc(uncertainty: Tensor, error: Tensor) -> float:
+    """Return the area under the risk–coverage curve, ``1/N sum_k risk(k/N)``; 0 is best, the error rate is chance.
+
+    The estimator is the mean over the N coverages k/N of the mean error of the k most certain examples (no trapezoids);
+    ties as in :func:`risk_coverage`.
+
+    Source: Geifman, Uziel and El-Yaniv (2019), arXiv 1805.08206.
+
+    >>> aurc(torch.tensor([0.2, 0.1]), torch.tensor([1, 0]))
+    0.25
+    """
+    return float(risk_coverage(uncertainty, error)[1].mean())
+
+
+def entropy(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N"]:
+    """Return ``-sum_c p_c log p_c`` in nats over the last dimension, shape (…), float64 (float32 on MPS); 0 log 0 = 0.
+
+    >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    tensor([0.6931, 0.0000], dtype=torch.float64)
+    """
+    p = _wide(probs)
+    total: Tensor = torch.special.entr(p).sum(-1)
+    return total
+
+
+def binary_entropy(probs: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """Return ``-p log p - (1-p) log(1-p)`` in nats of P(y=1), any shape; dtype as in :func:`entropy`.
+
+    >>> binary_entropy(torch.tensor([0.5, 1.0]))
+    tensor([0.6931, 0.0000], dtype=torch.float64)
+    """
+    p = _wide(probs)
+    total: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
+    return total
+
+
+def decompose(probs_samples: Tensor) -> Decomposition:
+    """Split predictive uncertainty: ``H[mean_s p_s] = mean_s H[p_s] + mean_s KL(p_s || mean_s p_s)``, in nats.
+
+    The epistemic part (mutual information of target and posterior draw) is computed as the mean KL divergence, not as a
+    difference of near-equal entropies, and clamped at 0, which only removes rounding.
+
+    Args:
+        probs_samples: posterior samples first: P(y=1), shape (S, N), or class probabilities, shape (S, N, …, C).
+
+    Returns:
+        total, aleatoric and epistemic, shape (N,) or (N, …), dtype as in :func:`entropy`.
+
+    Source: Depeweg et al. (2018), arXiv 1710.07283; Houlsby et al. (2011), arXiv 1112.5745.
+
+    >>> [round(v.item(), 4) for v in decompose(torch.tensor([[1.0], [0.0]]))]
+    [0.6931, 0.0, 0.6931]
+    """
+    if probs_samples.dim() < 2 or 0 in probs_samples.shape or not probs_samples.is_floating_point():
+        raise DataError(
+            "decompose needs floating-point probabilities of shape (S, N) or (S, N, …, C), posterior samples first; "
+            f"got {tuple(probs_samples.shape)} {probs_samples.dtype}. One sample is probs[None]."
+        )
+    p = _wide(probs_samples)
+    if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
+        raise DataError("decompose needs probabilities from 0 to 1. Were these logits? Apply sigmoid or softmax first.")
+    p = p.clamp(0, 1)
+    p = torch.stack([1 - p, p], -1) if p.dim() == 2 else p
+    mean = p.mean(0)
+    kl = torch.special.xlogy(p, p / mean.clamp(min=torch.finfo(p.dtype).tiny)).sum(-1)
+    return Decomposition(entropy(mean), entropy(p).mean(0), kl.mean(0).clamp(min=0))
+
+
+def paired_bootstrap(
+    metric_fn: Callable[..., float | Tensor],
+    a: Tensor | Sequence[Tensor],
+    b: Tensor | Sequence[Tensor],
+    *,
+    groups: Tensor | Sequence[Hashable] | None = None,
+    draws: int = 2000,
+    seed: int,
+) -> PairedDifference:
+    """Return ``metric_fn(a) - metric_fn(b)`` with a 95 % percentile interval from resampling examples in pairs.
+
+    Every draw takes the same examples for ``a`` and ``b``. Examples that share a script, speaker or seed are not
+    independent: pass that label as ``groups`` and whole groups are drawn instead. Draws where the metric is NaN
+    (AUC of one class) are left out.
+
+    Args:
+        metric_fn: called as ``metric_fn(*tensors)``, returns one number: ``torch.mean`` of losses, :func:`auc`, ….
+        a, b: one tensor or several, each with the N examples as first dimension, example by example the same.
+        groups: shape (N,), a tensor or any hashable labels; None draws single examples.
+        draws: number of resamples.
+        seed: seed of the resampling; the same seed gives the same interval.
+
+    Raises:
+        DataError: different numbers of examples, or fewer than two groups.
+
+    >>> loss = torch.arange(6.0, dtype=torch.float64)
+    >>> [round(v, 6) for v in paired_bootstrap(torch.mean, loss + 1, loss, seed=0)]
+    [1.0, 1.0, 1.0]
+    """
+    a, b = ((v,) if isinstance(v, Tensor) else tuple(v) for v in (a, b))
+    labels = groups.tolist() if isinstance(groups, Tensor) else None if groups is None else list(groups)
+    sizes = {len(v) for v in (*a, *b)} | ({len(labels)} if labels is not None else set())
+    if len(sizes) != 1 or draws < 1:
+        raise DataError(
+            f"paired_bootstrap needs the same examples in a, b and groups, and draws >= 1; got sizes {sorted(sizes)} "
+            f"and draws={draws}. Align the two sets of predictions by example first."
+        )
+    n = sizes.pop()
+    names = {g: i for i, g in enumerate(dict.fromkeys(range(n) if labels is None else labels))}
+    if len(names) < 2:
+        raise DataError(f"Resampling needs at least two examples or groups; got {len(names)}.")
+    member = torch.tensor([names[g] for g in (range(n) if labels is None else labels)])
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.empty(draws, dtype=torch.float64)
+    for i in range(draws):
+        times = torch.bincount(torch.randint(len(names), (len(names),), generator=rng), minlength=len(names))
+        rows = torch.arange(n).repeat_interleave(times[member])
+        values[i] = float(metric_fn(*(v[rows] for v in a))) - float(metric_fn(*(v[rows] for v in b)))
+    low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return PairedDifference(float(metric_fn(*a)) - float(metric_fn(*b)), low, high)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.device.type == "mps" else x.double()  # MPS has no float64
+
+
+def _classes(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Check and return class probabilities (N, C) float64 and targets (N,) int64, on the CPU."""
+    p, y = probs.detach().cpu().double(), targets.detach().cpu()
+    if p.dim() not in (1, 2) or y.shape != p.shape[:1] or not len(p) or (p.dim() == 2 and p.shape[1] < 2):
+        raise DataError(
+            "probs must be P(y=1) of shape (N,) or class probabilities (N, C >= 2) and targets (N,), N >= 1; got "
+            f"{tuple(probs.shape)} and {tuple(targets.shape)}. Is the sample dimension still there? Average over it."
+        )
+    if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
+        raise DataError(
+            f"probs must lie in [0, 1]; got values from {p.min():.3g} to {p.max():.3g}. Logits need sigmoid or softmax "
+            "first; log-probabilities are only for nll(..., log=True)."
+        )
+    if p.dim() == 2 and not bool(((p.sum(-1) - 1).abs() <= 0.02).all()):
+        raise DataError("Each row of probs must sum to 1. Independent labels are scored one by one, each as (N,).")
+    p = p.clamp(0, 1)
+    p = torch.stack([1 - p, p], -1) if p.dim() == 1 else p
+    if not bool(((y == y.long()) & (y >= 0) & (y < p.shape[1])).all()):
+        raise DataError(f"targets must be class numbers 0 to {p.shape[1] - 1}; got {torch.unique(y).tolist()[:8]}.")
+    return p, y.long()
+
+
+def _confidence(probs: Tensor, targets: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    if bins < 1:
+        raise DataError(f"bins must be at least 1 (default 15); got {bins}.")
+    p, y = _classes(probs, targets)
+    return p.amax(-1).clamp(max=1 - 2**-53), p.argmax(-1) == y
+
+
+def _ranked(score: Tensor, error: Tensor, first: str, second: str) -> tuple[Tensor, Tensor]:
+    s, e = score.detach().cpu().double(), error.detach().cpu().double()
+    if s.dim() != 1 or s.shape != e.shape or not len(s):
+        raise DataError(f"{first} and {second} must both be (N,), N >= 1; got {tuple(s.shape)} and {tuple(e.shape)}.")
+    if bool(s.isnan().any() | e.isnan().any()):
+        raise DataError(f"{first} and {second} must not be NaN. Did a sample overflow before the average?")
+    return s, e

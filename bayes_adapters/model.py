@@ -1,0 +1,221 @@
+"""The Pyro model that every published structure is a case of: frozen backbone, adapters, head, prior, likelihood.
+
+Density, for a batch of B examples of a data set of N, per datum::
+
+    (1/N) log p(E_global)  +  (1/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local) ]
+
+A weight-space core has one prior factor per data set, a local core one per example; padding has none. Both scales are
+stated once, here, so every ELBO, hand-written or stock, is in nats per datum and does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from jaxtyping import Bool, Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayes_adapters._pyro import register_if_captured
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, NonFiniteError, choice
+from bayes_adapters.layer import adapters_disabled, install
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.priors import Prior, PriorLike, zero_normal
+from bayes_adapters.sites import CORE, CoreCall, CoreSite, ForwardPass, Granularity, outer_shape, running
+from bayes_adapters.targets import Targets, select
+
+
+class Pooling(str, Enum):
+    """How the last hidden states (rows, T, d) become one vector per example."""
+
+    MEAN = "mean"
+    """Mean over real tokens."""
+    CLS = "cls"
+    """The first token."""
+    LAST = "last"
+    """The last real token (causal models)."""
+
+    def __call__(self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None) -> Float[Tensor, "rows d"]:
+        """Pool ``hidden``; a mask of None means that every token is real."""
+        if self is Pooling.CLS:
+            return hidden[:, 0]
+        if self is Pooling.MEAN:
+            if mask is None:
+                return hidden.mean(1)
+            weight = mask[..., None].to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1)
+        if mask is None:
+            return hidden[:, -1]
+        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+class AdapterModel(nn.Module):
+    """A frozen backbone with low-rank adapters, a head and a likelihood, as a Pyro model: ``model(batch)``.
+
+    Sample sites: one per core (see :class:`bayes_adapters.sites.CoreSite`) and ``obs`` (the targets). The backbone is
+    a plain module; Pyro never sees its parameters.
+
+    Args:
+        backbone: a Hugging Face model whose output has ``last_hidden_state`` (rows, T, d) and whose config names its
+            width ``hidden_size`` (or ``d_model``). It is frozen and changed in place; ``remove(backbone)`` undoes it.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`.
+        rank: r.
+        alpha: the scale is ``alpha / rank``.
+        dropout: dropout probability on the adapters' input while training.
+        granularity: for what one draw of a core is shared; None means that cores are not random (E = I).
+        prior: prior of the cores, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
+        pooling: how hidden states become one vector per example.
+        num_data: N, the size of the data set; needed by global cores only.
+
+    Raises:
+        TargetError: the targets match nothing.
+        ConfigError: an option is unknown or does not fit the others.
+    """
+
+    structure: ClassVar[str] = "adapter_model"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        targets: Targets | str | Sequence[str] = ("query", "value"),
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        granularity: Granularity | str | None = None,
+        prior: PriorLike | None = None,
+        pooling: Pooling | str = Pooling.MEAN,
+        num_data: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.pooling = choice(Pooling, "pooling", pooling)
+        self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
+        self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
+        if self.granularity is Granularity.GLOBAL and (num_data is None or num_data < 1):
+            raise ConfigError(
+                "Global cores have one KL per data set, so the model must know its size: pass num_data=len(training set)."
+            )
+        if self.granularity is None and prior is not None:
+            raise ConfigError("A prior was given but the cores are fixed to I; pass granularity='token', 'sequence' or 'global'.")
+        paths = select(backbone, targets)
+        self.sites = _sites(paths, rank, self.granularity)
+        self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
+        by_path = {path: site for site in self.sites for path in site.layers}
+        self.layers = list(install(backbone, paths, rank=rank, alpha=alpha, dropout=dropout, sites=by_path))
+        self.backbone = backbone
+        self.likelihood = likelihood
+        self.head = self.build_head(_width(backbone))
+        self.to(next(backbone.parameters()).device)
+
+    def build_head(self, width: int) -> nn.Module:
+        """Build the trainable map from pooled features (rows, d) to the likelihood's outputs (rows, K)."""
+        return nn.Linear(width, self.likelihood.num_outputs)
+
+    def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
+        """Map pooled features to the likelihood's outputs; structures that fuse modalities late override this."""
+        return self.head(features.to(next(self.head.parameters()).dtype))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "*S B K"]:
+        """Run the generative process: draw cores, run the backbone once, score or draw ``obs``.
+
+        Args:
+            batch: targets may be None; ``obs`` is then drawn.
+
+        Returns:
+            The likelihood's parameters, shape (*S, B, K), ``*S`` being the sizes of sample plates around the model.
+
+        Raises:
+            DataError: targets outside the likelihood's support.
+            NonFiniteError: NaN or infinity in the inputs or the context.
+        """
+        check_batch(batch)
+        if batch.targets is not None:
+            self.likelihood.check(batch.targets)
+        register_if_captured("model", self)
+        outer = outer_shape()
+        folds = 1
+        for size in outer:
+            folds *= size
+        forward_pass = ForwardPass(batch, outer, self.prior, self._draw_global(batch), len(self.sites), {})
+        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
+            with running(forward_pass):
+                hidden = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()}).last_hidden_state
+            mask = batch.token_mask
+            features = self.pooling(hidden, None if mask is None else fold(mask, folds))
+            outputs = self.outputs(features, batch).reshape(*outer, batch.size, -1)
+            pyro.sample("obs", self.likelihood.distribution(outputs), obs=batch.targets)
+        return outputs
+
+    def _draw_global(self, batch: Batch) -> dict[str, Tensor]:
+        cores: dict[str, Tensor] = {}
+        for site in self.sites:
+            if site.granularity is Granularity.GLOBAL and self.num_data is not None:
+                call = CoreCall(site, None, None, batch.context, len(self.sites), {})
+                with poutine.scale(scale=1.0 / self.num_data):
+                    value = pyro.sample(site.name, site.wrap(self.prior.core(site), None), infer={CORE: call})
+                cores |= {path: value[..., i, :, :] for i, path in enumerate(site.layers)}
+        return cores
+
+    def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
+        """A context in which the backbone is the frozen one."""
+        return adapters_disabled(self.backbone)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name → parameter for everything that training changes: adapters, head, likelihood."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as JSON, targets resolved to module paths."""
+        return {
+            "targets": list(self.layers),
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dropout": self.dropout,
+            "granularity": None if self.granularity is None else self.granularity.value,
+            "pooling": self.pooling.value,
+            "num_data": self.num_data,
+        }
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise :class:`NonFiniteError` if an input or a context frame is NaN or infinite."""
+    tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
+    tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            rows = (~torch.isfinite(value)).flatten(1).any(-1).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a silent or "
+                "corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
+            )
+
+
+def fold(value: Tensor, samples: int) -> Tensor:
+    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B]."""
+    return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
+
+
+def _width(backbone: nn.Module) -> int:
+    config = getattr(backbone, "config", None)
+    for name in ("hidden_size", "d_model", "n_embd"):
+        width = getattr(config, name, None)
+        if isinstance(width, int):
+            return width
+    raise ConfigError(f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone.")
+
+
+def _sites(paths: Sequence[str], rank: int, granularity: Granularity | None) -> list[CoreSite]:
+    if granularity is None:
+        return []
+    if granularity is Granularity.GLOBAL:
+        return [CoreSite("core.global", tuple(paths), rank, granularity)]
+    return [CoreSite(f"core.{path}", (path,), rank, granularity) for path in paths]

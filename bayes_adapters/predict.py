@@ -1,0 +1,125 @@
+"""Posterior-predictive sampling: probabilities and the split of uncertainty, by draws that can be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
+from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.model import AdapterModel
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Within the context the modules are in eval mode; after it each submodule has the mode it had before."""
+    before = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def predict(
+    model: AdapterModel,
+    guide: AdapterGuide,
+    data: Batch | Iterable[Batch],
+    *,
+    num_samples: int = 16,
+    chunk_size: int | None = None,
+    mean_only: bool = False,
+    return_samples: bool = False,
+    seed: int | None = 0,
+) -> Prediction:
+    """Average the likelihood's predictive over draws of the cores from the guide.
+
+    Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
+    epistemic = total − aleatoric, in nats. Draws are folded into the batch, ``chunk_size`` of them at a time, and only
+    running sums are kept.
+
+    Args:
+        model: the model; its modes, parameters and adapters are left as they are.
+        guide: the guide made for it.
+        data: one batch, or batches of one data set in order. Batches without ``index`` are numbered consecutively.
+        num_samples: S.
+        chunk_size: draws per backbone pass; None means all S. Memory grows with chunk_size × B.
+        mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0).
+        return_samples: also return each draw's mean, shape (S, B, …).
+        seed: noise is a function of (seed, site, sample, example index, token), so the result depends on neither batch
+            nor chunk size. None draws with torch's generator.
+
+    Returns:
+        A :class:`Prediction` over all examples, on the model's device.
+
+    Raises:
+        DataError: ``data`` holds no batch.
+        ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model.
+    """
+    if guide.model is not model:
+        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
+        raise ConfigError(f"num_samples and chunk_size must be at least 1; got {num_samples} and {chunk_size}.")
+    samples = 1 if mean_only else num_samples
+    device = next(model.parameters()).device
+    parts: list[Prediction] = []
+    offset = 0
+    with torch.no_grad(), evaluating(model, guide):
+        for batch in [data] if isinstance(data, Batch) else data:
+            batch = batch.to(device)
+            ids = batch.ids + offset if batch.index is None else batch.ids
+            offset += batch.size
+            parts.append(_predict_batch(model, guide, batch, ids, samples, chunk_size or samples, mean_only, return_samples, seed))
+    if not parts:
+        raise DataError("There is nothing to predict: the data holds no batch. Was a generator already exhausted?")
+    return Prediction.concatenate(parts)
+
+
+def _predict_batch(
+    model: AdapterModel,
+    guide: AdapterGuide,
+    batch: Batch,
+    ids: Tensor,
+    samples: int,
+    chunk: int,
+    mean_only: bool,
+    keep: bool,
+    seed: int | None,
+) -> Prediction:
+    sums: dict[str, Tensor] = {}
+    kept: list[Tensor] = []
+    densities: list[Tensor] = []
+    for start in range(0, samples, chunk):
+        numbers = torch.arange(start, min(start + chunk, samples), device=ids.device)
+        with ExitStack() as stack:
+            stack.enter_context(UnreadOutcome())
+            if mean_only:
+                stack.enter_context(PosteriorMean())
+            elif seed is not None:
+                stack.enter_context(KeyedDraws(seed, numbers, ids))
+            stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
+            guide(batch.without_targets())
+        fn = guide.trace.nodes["obs"]["fn"]
+        for name, value in model.likelihood.summarise(fn).items():
+            sums[name] = sums[name] + value if name in sums else value
+        if keep:
+            kept.append(fn.mean if type(fn).__name__ != "Categorical" else fn.probs)
+        if batch.targets is not None:
+            densities.append(fn.log_prob(batch.targets))
+    guide.trace = type(guide.trace)()
+    result = model.likelihood.predict(sums, samples)
+    extra: dict[str, Tensor] = {}
+    if keep:
+        extra["samples"] = torch.cat(kept)
+    if densities:
+        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - torch.tensor(float(samples)).log()
+    return Prediction(**{**vars(result), **extra})

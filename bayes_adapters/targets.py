@@ -1,0 +1,115 @@
+"""Which linear layers of a backbone get an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bayes_adapters.errors import TargetError, near_matches
+
+ALL_LINEAR = "all-linear"
+
+_LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A selection of linear layers, resolved against a backbone by :func:`select`.
+
+    Args:
+        names: name suffixes (``["query", "value"]`` matches ``encoder.layer.0.attention.self.query``), or one string:
+            ``"all-linear"``, or a regular expression that must match the whole module path.
+        exclude: name suffixes, or one regular expression, of layers to leave out.
+        layers: block indices to keep, counted as in the module path (the first number in it); None keeps all.
+
+    >>> Targets(["query", "value"], layers=[10, 11])
+    Targets(names=['query', 'value'], exclude=(), layers=[10, 11])
+    """
+
+    names: str | Sequence[str]
+    exclude: str | Sequence[str] = ()
+    layers: Sequence[int] | None = None
+
+
+def as_targets(targets: Targets | str | Sequence[str]) -> Targets:
+    """Turn the short forms (a string or a list of suffixes) into :class:`Targets`."""
+    return targets if isinstance(targets, Targets) else Targets(targets)
+
+
+def dimensions(module: nn.Module) -> tuple[int, int] | None:
+    """Return (in_features, out_features) of a layer that can be adapted, or None for any other module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    return None
+
+
+def _matches(path: str, pattern: str | Sequence[str]) -> bool:
+    if isinstance(pattern, str):
+        try:
+            return re.fullmatch(pattern, path) is not None
+        except re.error as error:
+            raise TargetError(f"{pattern!r} is not a regular expression: {error}. For a suffix pass a list: [{pattern!r}].") from error
+    return any(path == suffix or path.endswith("." + suffix) for suffix in pattern)
+
+
+def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[str]:
+    """List the paths of the layers that ``targets`` would adapt: the dry run of installing adapters.
+
+    Args:
+        backbone: any module; nothing in it is changed.
+        targets: see :class:`Targets`; a list of suffixes or a string are short for ``Targets(...)``.
+
+    Returns:
+        Module paths in the order of ``backbone.named_modules()``.
+
+    Raises:
+        TargetError: nothing matches (near matches are listed), or a suffix or layer index matches nothing.
+
+    >>> net = nn.ModuleDict({"query": nn.Linear(4, 4), "key": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    >>> select(net, ["query"]), select(net, "all-linear")
+    (['query'], ['query', 'key'])
+    """
+    spec = as_targets(targets)
+    linear = [path for path, module in backbone.named_modules() if path and dimensions(module) is not None]
+    if not linear:
+        raise TargetError(
+            f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a backbone, "
+            "or a wrapper around one? Pass the transformer itself, for example AutoModel.from_pretrained(...)."
+        )
+    if spec.names == ALL_LINEAR:
+        found = list(linear)
+    else:
+        found = [path for path in linear if _matches(path, spec.names)]
+        _require_each_suffix(backbone, spec.names, linear, found)
+    found = [path for path in found if not (spec.exclude and _matches(path, spec.exclude))]
+    if spec.layers is not None:
+        index = {path: int(m.group(1)) for path in found if (m := _LAYER_INDEX.search(path))}
+        missing = sorted(set(spec.layers) - set(index.values()))
+        if missing:
+            raise TargetError(f"No matched layer lies in block {missing}; matched blocks: {sorted(set(index.values()))}.")
+        found = [path for path in found if index.get(path) in set(spec.layers)]
+    if not found:
+        raise TargetError(f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt.")
+    return found
+
+
+def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear: list[str], found: list[str]) -> None:
+    suffixes = sorted({path.rsplit(".", 1)[-1] for path in linear})
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if isinstance(names, str) and found or any(_matches(path, [name]) for path in linear):
+            continue
+        others = [path for path, _ in backbone.named_modules() if path == name or path.endswith("." + name)]
+        if others:
+            kind = type(backbone.get_submodule(others[0])).__name__
+            raise TargetError(f"{name!r} matches {others[0]!r}, a {kind}; only torch.nn.Linear and Conv1D can be adapted.")
+        raise TargetError(
+            f"No linear layer of {type(backbone).__name__} matches {name!r}.{near_matches(name, suffixes)} "
+            f"Its linear layers end in: {', '.join(suffixes)}."
+        )

@@ -1,0 +1,1 @@
+"""Complete jobs to copy from."""

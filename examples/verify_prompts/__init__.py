@@ -1,0 +1,1 @@
+"""Script verification: does this recording say this script?"""

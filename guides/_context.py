@@ -1,0 +1,39 @@
+"""What context-conditioned guides share: finding a modality's frames in a call, and refusing wrong ones."""
+
+from __future__ import annotations
+
+from bayes_adapters.batch import Frames
+from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.sites import CoreCall
+
+
+def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:
+    """Return the call's frames of ``modality``, or None where the whole batch lacks them.
+
+    Raises:
+        DataError: frames of another width; or context missing for the batch or an example while the guide has no null
+            context to stand in for it.
+    """
+    frames = call.context.get(modality)
+    if frames is None:
+        if call.context:
+            given = sorted(call.context)
+            raise ConfigError(f"The guide reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}")
+        if not null_context:
+            raise DataError(
+                f"The batch has no context {modality!r} and the guide was built with null_context=False. Pass "
+                f"Batch(..., context={{{modality!r}: Frames(values, mask)}}), or build the guide with null_context=True."
+            )
+        return None
+    if frames.values.shape[-1] != context_dim:
+        raise DataError(
+            f"The context {modality!r} is {frames.values.shape[-1]} wide; the guide was built with context_dim={context_dim}. "
+            "Were the frames made by another encoder?"
+        )
+    if not null_context and not bool(frames.present.all()):
+        rows = (~frames.present).nonzero().flatten().tolist()
+        raise DataError(
+            f"The context {modality!r} of rows {rows[:8]} is entirely masked and the guide was built with "
+            "null_context=False. Drop these examples, or build the guide with null_context=True."
+        )
+    return frames

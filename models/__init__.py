@@ -1,0 +1,5 @@
+"""Models: one published structure a file. A model says structure, prior and likelihood; a guide says how cores are inferred."""
+
+from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
+from bayes_adapters.models.lora import LoRA as LoRA
+from bayes_adapters.models.stochastic_core import StochasticCore as StochasticCore

@@ -1,0 +1,70 @@
+"""Late fusion: plain LoRA on the text, and a classifier on pooled text and pooled context."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import DataError
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models.lora import LoRA
+
+
+class FusionLoRA(LoRA):
+    """``f = W₂ ReLU(W₁ [pool(text) ; mean_s a_s])`` on top of plain LoRA; missing context is a learned vector.
+
+    The fusion control of CALIBER: it sees the context, but its adapters do not.
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        context_dim: d_a, width of the context's frames.
+        modality: the key of the frames in ``Batch.context``.
+        fusion_width: hidden units of the classifier.
+        **options: options of :class:`LoRA`.
+    """
+
+    structure: ClassVar[str] = "fusion_lora"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        context_dim: int,
+        modality: str = "audio",
+        fusion_width: int = 256,
+        **options: Any,
+    ) -> None:
+        self.context_dim, self.modality, self.fusion_width = context_dim, modality, fusion_width
+        super().__init__(backbone, likelihood, **options)
+        self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))
+
+    def build_head(self, width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(width + self.context_dim, self.fusion_width),
+            nn.ReLU(),
+            nn.Linear(self.fusion_width, self.likelihood.num_outputs),
+        )
+
+    def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
+        frames = batch.context.get(self.modality)
+        if frames is None:
+            context = self.null.expand(batch.size, self.context_dim)
+        else:
+            if frames.values.shape[-1] != self.context_dim:
+                raise DataError(
+                    f"The context {self.modality!r} is {frames.values.shape[-1]} wide; the model was built with "
+                    f"context_dim={self.context_dim}. Were the frames made by another encoder?"
+                )
+            context = torch.where(frames.present[:, None], frames.mean(), self.null)
+        context = context.repeat(features.shape[0] // batch.size, 1)
+        return self.head(torch.cat([features.to(context.dtype), context], -1))
+
+    def config(self) -> dict[str, Any]:
+        extra = {"context_dim": self.context_dim, "modality": self.modality, "fusion_width": self.fusion_width}
+        return super().config() | extra

@@ -1,0 +1,32 @@
+"""Plain LoRA: E = I, nothing is random."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+
+
+class LoRA(AdapterModel):
+    """``h = W₀ x + (α/r) B A x``. With the ``Delta`` guide, training is maximum likelihood.
+
+    Source: Hu et al. 2021, arXiv 2106.09685.
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        **options: the options of :class:`AdapterModel` other than ``granularity`` and ``prior``.
+    """
+
+    structure: ClassVar[str] = "lora"
+
+    def __init__(self, backbone: nn.Module, likelihood: Likelihood, **options: Any) -> None:
+        super().__init__(backbone, likelihood, **options)
+
+    def config(self) -> dict[str, Any]:
+        config = super().config()
+        del config["granularity"], config["num_data"]
+        return config

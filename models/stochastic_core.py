@@ -1,0 +1,39 @@
+"""LoRA with a random core: the model of C-LoRA, CALIBER and the fixed-E control."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.priors import PriorLike
+from bayes_adapters.sites import Granularity
+
+
+class StochasticCore(AdapterModel):
+    """``h = W₀ x + (α/r) B E A x``, ``E ~ prior``. The guide decides what E depends on.
+
+    Source: C-LoRA, arXiv 2505.17773 (prior N(0, 0.2²), one core per token and layer).
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        granularity: ``"token"``, ``"sequence"`` or ``"global"`` (then pass ``num_data``).
+        prior: a Pyro distribution, pattern → distribution, or ``callable(name, shape)``; None means N(0, 0.2²).
+        **options: further options of :class:`AdapterModel`.
+    """
+
+    structure: ClassVar[str] = "stochastic_core"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        granularity: Granularity | str = Granularity.TOKEN,
+        prior: PriorLike | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, likelihood, granularity=granularity, prior=prior, **options)
