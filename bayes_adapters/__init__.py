@@ -8,6 +8,10 @@ from bayes_adapters.batch import Batch as Batch
 from bayes_adapters.batch import Frames as Frames
 from bayes_adapters.elbo import ELBO as ELBO
 from bayes_adapters.elbo import ElboTerms as ElboTerms
+from bayes_adapters.files import fingerprint as fingerprint
+from bayes_adapters.files import load as load
+from bayes_adapters.files import load_task as load_task
+from bayes_adapters.files import save as save
 from bayes_adapters.guide import AdapterGuide as AdapterGuide
 from bayes_adapters.handlers import KLMode as KLMode
 from bayes_adapters.handlers import KLWeight as KLWeight

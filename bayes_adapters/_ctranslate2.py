@@ -1,7 +1,7 @@
 """Whisper weights stored by CTranslate2, as a Hugging Face model.
 
 The file is little-endian: version, specification name, revision, then each variable as
-(name, rank, shape, dtype, byte count, bytes), then aliases. Strings are a length and that many bytes, the last one zero.
+(name, rank, shape, dtype, byte count, bytes), then aliases. A string is a length and that many bytes, the last zero.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
         shape = [reader.number("I") for _ in range(reader.number("B"))]
         code = reader.number("B")
         if code not in _DTYPES:
-            raise AdapterFileError(f"{path.name}: variable {name!r} has dtype code {code}; known are {sorted(_DTYPES)}.")
+            raise AdapterFileError(
+                f"{path.name}: variable {name!r} has dtype code {code}; known are {sorted(_DTYPES)}."
+            )
         variables[name] = np.frombuffer(reader.take(reader.number("I")), _DTYPES[code]).reshape(shape)
     for _ in range(reader.number("I")):
         alias, name = reader.text(), reader.text()
@@ -169,4 +171,6 @@ class _Reader:
         try:
             return bytes(self.take(self.number("H"))[:-1]).decode()
         except UnicodeDecodeError as error:
-            raise AdapterFileError(f"{self._path.name} is no CTranslate2 model: a name at {self._at} is no text.") from error
+            raise AdapterFileError(
+                f"{self._path.name} is no CTranslate2 model: a name at {self._at} is no text."
+            ) from error

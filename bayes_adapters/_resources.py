@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from bayes_adapters.errors import MissingResourceError
 
+_PROBE_SECONDS = 4.0
 _WEIGHTS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -30,7 +32,8 @@ def cache_folder() -> Path:
 
 def say(message: str) -> None:
     """Print one line to the standard error stream."""
-    print(f"bayes-adapters: {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"bayes-adapters: {message}\n")
+    sys.stderr.flush()
 
 
 def install_once(parent: Path, name: str) -> _Once:
@@ -74,15 +77,13 @@ def hub_snapshot(name: str) -> Path | str:
     def fetch(local: bool) -> Path:
         return Path(snapshot_download(name, local_files_only=local, allow_patterns=_WEIGHTS, etag_timeout=5))
 
-    try:
+    with contextlib.suppress(Exception):  # the hub's client raises many kinds; each means "not in its cache"
         folder = fetch(local=True)
         if any(folder.glob("*.safetensors")):
             return folder
-    except Exception:  # noqa: BLE001  (the hub's client raises many kinds; each means "not in its cache")
-        pass
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return "it is set to offline (HF_HUB_OFFLINE)"
-    answer = _probe(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", seconds=4.0)
+    answer = _probe(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", seconds=_PROBE_SECONDS)
     if answer is not None:
         return answer
     try:
@@ -97,7 +98,8 @@ def _probe(url: str, seconds: float) -> str | None:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310  (the hub's own address)
+            with urllib.request.urlopen(request, timeout=seconds):  # noqa: S310
                 result[0] = None
         except urllib.error.HTTPError as error:
             result[0] = f"it answered {error.code} {error.reason}"
@@ -140,8 +142,12 @@ def _install(requirement: str, folder: Path) -> None:
     failures = []
     for command in commands:
         try:
-            done = subprocess.run(
-                [*command, "--target", str(folder), requirement], capture_output=True, text=True, timeout=600, check=False
+            done = subprocess.run(  # noqa: S603  (a fixed command and a pinned name)
+                [*command, "--target", str(folder), requirement],
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             failures.append(f"{Path(command[0]).name}: {error}")

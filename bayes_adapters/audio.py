@@ -66,7 +66,7 @@ def read_audio(
         ) from error
     if len(data) < frames:
         raise DataError(
-            f"{str(path)!r} is cut off: its header promises {frames} samples per channel and {len(data)} could be read. "
+            f"{str(path)!r} is cut off: its header promises {frames} samples per channel and {len(data)} were read. "
             "Copy or export the file again."
         )
     wave = torch.from_numpy(data)
@@ -122,13 +122,13 @@ def _check_length(path: Path, frames: int, rate: int, low: float, high: float | 
         raise DataError(f"{str(path)!r} is empty: it holds 0 samples. Was the recording stopped before it began?")
     if seconds < low:
         raise DataError(
-            f"{str(path)!r} is too short: {seconds:.3f} s ({frames} samples at {rate} Hz), at least {low:g} s are needed. "
-            "Drop the recording, or lower min_seconds."
+            f"{str(path)!r} is too short: {seconds:.3f} s ({frames} samples at {rate} Hz), at least {low:g} s are "
+            "needed. Drop the recording, or lower min_seconds."
         )
     if high is not None and seconds > high and not math.isclose(seconds, high, abs_tol=1 / rate):
         raise DataError(
-            f"{str(path)!r} is too long: {seconds:.3f} s ({frames} samples at {rate} Hz), at most {high:g} s are allowed. "
-            "Cut it into pieces, or raise max_seconds."
+            f"{str(path)!r} is too long: {seconds:.3f} s ({frames} samples at {rate} Hz), at most {high:g} s are "
+            "allowed. Cut it into pieces, or raise max_seconds."
         )
 
 
@@ -136,7 +136,9 @@ def _soundfile() -> ModuleType:
     try:
         return importlib.import_module("soundfile")
     except ModuleNotFoundError as error:
-        raise MissingResourceError(f"Reading audio files needs the package soundfile. Install it: {_INSTALL}") from error
+        raise MissingResourceError(
+            f"Reading audio files needs the package soundfile. Install it: {_INSTALL}"
+        ) from error
     except OSError as error:  # the package is there, libsndfile is not
         raise MissingResourceError(
             f"soundfile is installed but libsndfile cannot be loaded ({error}). Install it again: {_INSTALL}"
@@ -148,7 +150,9 @@ def _torchaudio() -> ModuleType:
         return importlib.import_module("torchaudio")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] != "torchaudio":
-            raise MissingResourceError(f"torchaudio cannot be imported: {error}. Install it again: {_INSTALL}") from error
+            raise MissingResourceError(
+                f"torchaudio cannot be imported: {error}. Install it again: {_INSTALL}"
+            ) from error
         raise MissingResourceError(f"Resampling audio needs the package torchaudio. Install it: {_INSTALL}") from error
     except (OSError, ImportError) as error:
         raise MissingResourceError(

@@ -139,13 +139,15 @@ class SpeechEncoder:
         """
         limit = self.positions * _HOP
         if not waves:
-            raise DataError("The speech encoder got no recording. Pass a list with at least one waveform of shape (N,).")
+            raise DataError(
+                "The speech encoder got no recording. Pass a list with at least one waveform of shape (N,)."
+            )
         for row, wave in enumerate(waves):
             if wave.dim() != 1 or not 0 < wave.numel() <= limit:
                 raise DataError(
-                    f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} samples "
-                    f"({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger max_seconds, "
-                    "or cut the recording."
+                    f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} "
+                    f"samples ({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger "
+                    "max_seconds, or cut the recording."
                 )
         features = self.extractor(
             [wave.numpy() for wave in waves],
@@ -202,18 +204,22 @@ def locate(name_or_folder: str | Path) -> Path:
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
-            raise MissingResourceError(f"The folder {name!r} has no config.json, so it is no Hugging Face model folder.")
+            raise MissingResourceError(
+                f"The folder {name!r} has no config.json, so it is no Hugging Face model folder."
+            )
         return folder
     if isinstance(name_or_folder, Path) or name.startswith((".", "/", "~")):
-        raise MissingResourceError(f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}.")
+        raise MissingResourceError(
+            f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}."
+        )
     found = hub_snapshot(name)
     if isinstance(found, Path):
         say(f"{name}: from the Hugging Face hub ({found})")
         return found
     if name not in _WHEELS:
         raise MissingResourceError(
-            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {found}. Check the name; connect to "
-            "the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
+            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {found}. Check the name; connect "
+            "to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
             f"Without a hub, these names work: {', '.join(sorted(_WHEELS))}."
         )
     folder = _WHEELS[name]()

@@ -96,13 +96,15 @@ def corrupt(
     if condition.kind == "clip":
         return clip(wave)
     if condition.snr_db is None:
-        raise ConfigError(f"Condition {condition.kind!r} needs snr_db, for example Condition('{condition.kind}', 10.0).")
+        raise ConfigError(
+            f"Condition {condition.kind!r} needs snr_db, for example Condition('{condition.kind}', 10.0)."
+        )
     n = wave.numel()
     noise = white_noise(n, generator) if condition.kind == "white" else babble(others, n, generator)
     return add_noise(wave, noise, condition.snr_db)
 
 
-def add_noise(wave: Float[Tensor, "N"], noise: Float[Tensor, "N"], snr_db: float) -> Float[Tensor, "N"]:
+def add_noise(wave: Float[Tensor, "N"], noise: Float[Tensor, "_"], snr_db: float) -> Float[Tensor, "N"]:
     """Add noise, scaled so that 10 · log10(power of wave / power of added noise) = ``snr_db``.
 
     Args:
@@ -160,7 +162,9 @@ def babble(waves: Sequence[Float[Tensor, "_"]], samples: int, generator: torch.G
         DataError: no recording, or a silent, empty or non-finite one.
     """
     if not waves:
-        raise DataError("Babble needs at least one other recording; got none. Pass others=[...] with recordings of the split.")
+        raise DataError(
+            "Babble needs at least one other recording; got none. Pass others=[...] with recordings of the split."
+        )
     total = torch.zeros(samples, dtype=torch.float64)
     for number, wave in enumerate(waves):
         power = _power(wave)

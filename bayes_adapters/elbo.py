@@ -142,6 +142,7 @@ def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
         scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
         if call is None or scale is None:
             continue
+        scale = scale.detach()
         if call.site.granularity is Granularity.TOKEN and call.token_mask is not None:
             scale = scale.expand(site["fn"].shape())[..., call.token_mask, :, :]
         out[name] = (float(scale.mean()), float(scale.min()), float(scale.max()))

@@ -69,7 +69,7 @@ class KeyedDraws(Messenger):
     """Draw cores by inverse CDF from uniforms that are a function of (seed, site, sample, example, token, entry).
 
     The same sample of the same example has the same noise however examples and samples are batched, padded or ordered,
-    and on every device. Global cores depend on (seed, site, sample, entry) only: one draw is one function of all inputs.
+    and on every device; a token's number counts real tokens only. Global cores depend on (seed, site, sample, entry) only: one draw is one function of all inputs.
 
     Args:
         seed: any integer.
@@ -93,7 +93,12 @@ class KeyedDraws(Messenger):
                 f"({len(self.samples)}, {len(examples)}). Run the guide inside pyro.plate(name, S, dim=-2)."
             )
         uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), _device(msg["fn"]))
-        msg["value"] = _inverse_cdf(msg["fn"], uniform.reshape(shape))
+        uniform = uniform.reshape(shape)
+        if call.token_mask is not None:
+            # Tokens are numbered among the real ones: left padding, too, must not move the noise.
+            number = (call.token_mask.cumsum(-1) - 1).clamp_min(0)
+            uniform = uniform[:, torch.arange(len(examples), device=uniform.device)[:, None], number]
+        msg["value"] = _inverse_cdf(msg["fn"], uniform)
 
 
 def keyed_uniform(
@@ -102,14 +107,14 @@ def keyed_uniform(
     """Return uniforms in (0, 1), each a hash of its coordinates.
 
     The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, doi 10.1145/2714064.2660195), chained over the
-    coordinates; the top 24 bits give multiples of 2^-24 shifted by half a step.
+    coordinates; the top 23 bits give odd multiples of 2^-24, which float32 holds exactly: never 0 or 1.
     """
     start = torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + zlib.crc32(site.encode())), device=device)
     key = _mix(_mix(start) + samples.to(device))
     key = _mix(key[:, None] + _mix(examples.to(device)))
     entry = torch.arange(1, count + 1, device=device) * _signed(0x9E3779B97F4A7C15)
-    bits = _shift(_mix(key[..., None] + entry), 40)
-    return (bits.float() + 0.5) * 2.0**-24
+    bits = _shift(_mix(key[..., None] + entry), 41)
+    return (bits.float() + 0.5) * 2.0**-23
 
 
 def _signed(value: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -63,6 +63,8 @@ class Prediction:
 class Likelihood(nn.Module):
     """What a likelihood must provide; see the module's docstring."""
 
+    name: ClassVar[str]
+    """The registered name, as written into saved adapters."""
     num_outputs: int
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
@@ -116,6 +118,8 @@ class Categorical(Likelihood):
         num_classes: C ≥ 2.
     """
 
+    name: ClassVar[str] = "categorical"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
@@ -142,6 +146,7 @@ class Categorical(Likelihood):
 class Bernoulli(Likelihood):
     """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels)."""
 
+    name: ClassVar[str] = "bernoulli"
     num_outputs = 1
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
@@ -200,6 +205,7 @@ class Gaussian(_NormalLikelihood):
         init_log_scale: natural log of the initial standard deviation.
     """
 
+    name: ClassVar[str] = "gaussian"
     num_outputs = 1
 
     def __init__(self, init_log_scale: float = 0.0) -> None:
@@ -222,6 +228,7 @@ class HeteroscedasticGaussian(_NormalLikelihood):
         min_scale: added to σ, in units of the target; keeps the density finite.
     """
 
+    name: ClassVar[str] = "heteroscedastic_gaussian"
     num_outputs = 2
 
     def __init__(self, min_scale: float = 1e-4) -> None:

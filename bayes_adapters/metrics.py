@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -306,7 +307,7 @@ def paired_bootstrap(
     values = torch.empty(draws, dtype=torch.float64)
     for i in range(draws):
         times = torch.bincount(torch.randint(len(names), (len(names),), generator=rng), minlength=len(names))
-        rows = torch.arange(n).repeat_interleave(times[member])
+        rows = torch.from_numpy(np.repeat(np.arange(n), times[member].numpy()))  # torch's starts threads each time
         values[i] = float(metric_fn(*(v[rows] for v in a))) - float(metric_fn(*(v[rows] for v in b)))
     low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return PairedDifference(float(metric_fn(*a)) - float(metric_fn(*b)), low, high)

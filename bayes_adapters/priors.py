@@ -75,8 +75,15 @@ class Prior(nn.Module):
     def to_json(self) -> dict[str, Any]:
         """Describe the prior of each site as family and parameters (nested lists), enough to build it again."""
         return {
-            site: {"family": family, "parameters": {key: _compact(getattr(self, b)) for key, b in names.items()}}
-            for site, (family, _, names) in self._families.items()
+            site: {
+                "family": family,
+                # a number stands for a constant matrix only where every entry has its own scalar parameter
+                "parameters": {
+                    key: _compact(getattr(self, b)) if reinterpreted == 2 else getattr(self, b).tolist()
+                    for key, b in names.items()
+                },
+            }
+            for site, (family, reinterpreted, names) in self._families.items()
         }
 
 
@@ -130,7 +137,7 @@ def _expand(prior: TorchDistributionMixin, site: CoreSite) -> tuple[str, dict[st
         raise ConfigError(f"The prior {family} of {site.name!r} cannot be a prior over r×r matrices: take one of pyro.distributions.")
     try:
         expanded = base.expand(site.shape[: len(site.shape) - event_dim])
-        names = [n for n in type(base).arg_constraints if n in vars(expanded)] or list(type(base).arg_constraints)
+        names = [n for n in base.arg_constraints if n in vars(expanded)] or list(base.arg_constraints)
         parameters = {n: torch.as_tensor(getattr(expanded, n)).detach().clone() for n in names}
         rebuilt = getattr(dist, family)(**parameters)
         if rebuilt.batch_shape + rebuilt.event_shape != torch.Size(site.shape):

@@ -7,11 +7,12 @@ else tempers it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bayes_adapters.errors import ConfigError
 
 
+@runtime_checkable
 class KLSchedule(Protocol):
     """Anything that maps a step to a KL weight ≥ 0."""
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.reliability import FrameDensity, fall_back
 from bayes_adapters.sites import CoreCall
 
 
@@ -37,3 +42,31 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
             "null_context=False. Drop these examples, or build the guide with null_context=True."
         )
     return frames
+
+
+def as_density(
+    reliability: FrameDensity | Mapping[str, int] | None, context_dim: int
+) -> FrameDensity | None:
+    """Accept a fitted density, or the sizes of one whose tensors are about to be loaded; refuse another width."""
+    density = FrameDensity(**reliability) if isinstance(reliability, Mapping) else reliability
+    if density is not None and density.context_dim != context_dim:
+        raise ConfigError(
+            f"The frame density is {density.context_dim} wide and the guide has context_dim={context_dim}. Fit it on "
+            "frames of the same encoder."
+        )
+    return density
+
+
+def weigh(
+    posterior: TorchDistributionMixin,
+    prior: TorchDistributionMixin,
+    frames: Frames | None,
+    reliability: FrameDensity | None,
+    call: CoreCall,
+) -> TorchDistributionMixin:
+    """Return the posterior, fallen back to the prior as far as ``frames`` lie from the training contexts."""
+    if reliability is None or frames is None:
+        return posterior
+    if "reliability" not in call.scratch:
+        call.scratch["reliability"] = reliability(frames)
+    return fall_back(posterior, prior, call.scratch["reliability"])

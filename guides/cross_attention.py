@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,10 @@ from bayes_adapters.batch import Frames
 from bayes_adapters.diagnostics import record
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import frames_of
+from bayes_adapters.guides._context import as_density, frames_of, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
+from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
 
 _SHARED = "shared"
@@ -44,6 +46,8 @@ class CrossAttention(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn the null pair; without it missing context is an error.
+        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
+            from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
     """
 
     name: ClassVar[str] = "cross_attention"
@@ -61,6 +65,7 @@ class CrossAttention(AdapterGuide):
         width: int = 64,
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
+        reliability: FrameDensity | Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(model)
         if heads < 1 or dim % heads:
@@ -68,6 +73,7 @@ class CrossAttention(AdapterGuide):
         self.context_dim, self.dim, self.num_heads, self.share_kv = context_dim, dim, heads, share_kv
         self.modality, self.width, self.null_context = modality, width, null_context
         self.scale = choice(ScaleTransform, "scale", scale)
+        self.reliability = as_density(reliability, context_dim)
         keys = [site_key(s) for s in model.sites]
         kv_keys = [_SHARED] if share_kv else keys
         self.query = nn.ModuleDict({site_key(s): nn.Linear(s.rank, dim, bias=False) for s in model.sites})
@@ -82,7 +88,8 @@ class CrossAttention(AdapterGuide):
         frames = frames_of(call, self.modality, self.context_dim, self.null_context)
         key = site_key(call.site)
         with fp32(call.z.device):
-            return self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1))
+            posterior = self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1))
+            return weigh(posterior, prior, frames, self.reliability, call)
 
     def _attend(self, site: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "*S B T c"]:
         *outer, size, length, _ = call.z.shape
@@ -126,6 +133,7 @@ class CrossAttention(AdapterGuide):
             "width": self.width,
             "scale": self.scale.value,
             "null_context": self.null_context,
+            "reliability": None if self.reliability is None else self.reliability.config(),
         }
 
 

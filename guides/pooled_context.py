@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import frames_of
+from bayes_adapters.guides._context import as_density, frames_of, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
+from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
 
 
@@ -31,6 +33,8 @@ class PooledContext(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn a vector (d_c) per layer that stands in for missing context; without it that is an error.
+        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
+            from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
     """
 
     name: ClassVar[str] = "pooled_context"
@@ -46,10 +50,12 @@ class PooledContext(AdapterGuide):
         width: int = 64,
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
+        reliability: FrameDensity | Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(model)
         self.context_dim, self.dim, self.modality, self.width = context_dim, dim, modality, width
         self.scale, self.null_context = choice(ScaleTransform, "scale", scale), null_context
+        self.reliability = as_density(reliability, context_dim)
         keys = [site_key(s) for s in model.sites]
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in keys})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(dim)) for k in keys} if null_context else {})
@@ -63,7 +69,7 @@ class PooledContext(AdapterGuide):
         with fp32(call.z.device):
             context = self._context(key, frames, call)
             u = torch.cat([call.z, context[:, None].expand(*call.z.shape[:-1], self.dim)], -1)
-            return self.heads[key](u)
+            return weigh(self.heads[key](u), prior, frames, self.reliability, call)
 
     def _context(self, key: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "B c"]:
         if frames is None:
@@ -82,4 +88,5 @@ class PooledContext(AdapterGuide):
             "width": self.width,
             "scale": self.scale.value,
             "null_context": self.null_context,
+            "reliability": None if self.reliability is None else self.reliability.config(),
         }

@@ -79,7 +79,9 @@ class PairDataset(Dataset[Item]):
         if draws < 1 or not 0 <= hard <= 1:
             raise ConfigError(f"draws must be at least 1 and hard between 0 and 1; got draws={draws}, hard={hard}.")
         if hard and not fresh:
-            raise ConfigError(f"hard={hard} has an effect only with fresh=True; for fixed hard pairs use make_pairs(kind='hard').")
+            raise ConfigError(
+                f"hard={hard} has an effect only with fresh=True; for fixed hard pairs use make_pairs(kind='hard')."
+            )
         if not self.pairs:
             raise DataError("The data set has no pairs. Is the split empty, or were the foreign prompts not loaded?")
         self._store, self._tokenizer, self._max_tokens = store, tokenizer, max_tokens
@@ -93,6 +95,18 @@ class PairDataset(Dataset[Item]):
                 raise DataError(f"fresh=True needs every recording's right pair too; {lonely[:3]} have none.")
             self._wrong = WrongScripts(list(self._right.values()))
 
+    def with_pairs(self, pairs: Sequence[Pair], conditions: Mapping[str, float]) -> PairDataset:
+        """Return a data set of other fixed pairs under other conditions, from the same store and tokenizer."""
+        return PairDataset(
+            pairs,
+            self._store,
+            self._tokenizer,
+            conditions=conditions,
+            draws=self._draws,
+            seed=self._seed,
+            max_tokens=self._max_tokens,
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; call it before each pass. Loaders with persistent workers do not notice."""
         self._epoch = epoch
@@ -103,7 +117,7 @@ class PairDataset(Dataset[Item]):
     def describe(self, index: int) -> tuple[Pair, str, int]:
         """Return what ``self[index]`` holds in this epoch: the pair, the condition, the noise draw."""
         pair = self.pairs[index]
-        source = random.Random(f"{self._seed}/{self._epoch}/{index}")
+        source = random.Random(f"{self._seed}/{self._epoch}/{index}")  # noqa: S311
         condition = source.choices(list(self._conditions), list(self._conditions.values()))[0]
         draw = source.randrange(self._draws)
         if self._wrong is not None and pair.label == 0:

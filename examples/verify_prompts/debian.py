@@ -28,8 +28,9 @@ def unpack_packages(names: Sequence[str], target: Path, seconds: float = 300.0) 
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise MissingResourceError(
-                f"{tool} was not found; the prompts ({', '.join(names)}) are Debian packages. Run this on Debian or Ubuntu, "
-                "or unpack the packages elsewhere and copy the result; the Asterisk project offers the same files as tarballs."
+                f"{tool} was not found; the prompts ({', '.join(names)}) are Debian packages. Run this on "
+                f"Debian or a relative of it, or unpack the packages (dpkg-deb -x) on another machine into "
+                f"{target.parent}."
             )
     with tempfile.TemporaryDirectory(prefix="bayes-adapters-apt-") as folder:
         work = Path(folder)
@@ -49,16 +50,21 @@ def unpack_packages(names: Sequence[str], target: Path, seconds: float = 300.0) 
             second = _apt(["update"], options, work, seconds) or _apt(["download", *names], options, work, seconds)
             if second is not None:
                 raise MissingResourceError(
-                    f"apt-get could not download {', '.join(names)}: {second} Connect to a Debian mirror (the packages are "
-                    "in 'main' of Debian and in 'universe' of Ubuntu), or copy a filled cache folder to this machine."
+                    f"apt-get could not download {', '.join(names)}: {second} Connect to a Debian mirror, or "
+                    f"unpack the packages (dpkg-deb -x) on another machine and copy the folder into {target.parent}."
                 )
         for package in sorted(work.glob("*.deb")):
             done = subprocess.run(
-                ["dpkg-deb", "-x", str(package), str(target)], capture_output=True, text=True, timeout=seconds, check=False
+                ["dpkg-deb", "-x", str(package), str(target)],
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
             )
             if done.returncode != 0:
                 raise MissingResourceError(
-                    f"{package.name} could not be unpacked into {target}: {done.stderr.strip()[-300:]} Is the disk full?"
+                    f"{package.name} could not be unpacked into {target}: {done.stderr.strip()[-300:]} "
+                    "Is the disk full?"
                 )
 
 
@@ -67,7 +73,12 @@ def _apt(arguments: Sequence[str], options: dict[str, str], folder: Path, second
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
         done = subprocess.run(
-            ["apt-get", "-q", *flags, *arguments], cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
+            ["apt-get", "-q", *flags, *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{error}."

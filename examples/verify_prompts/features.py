@@ -69,6 +69,7 @@ class FrameStore:
         self._encoder = encoder or speech_encoder()
         self._root = root or cache_folder() / "frames"
         self._open: dict[tuple[str, str, int], _Part] = {}
+        self._corpus_prints: dict[str, str] = {}
 
     @property
     def width(self) -> int:
@@ -107,7 +108,7 @@ class FrameStore:
                     self._part(language, condition, draw)
 
     def corrupted(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, "N"]:
-        """Return the waveform that the frames are made from: shape (N,), float32, 16 kHz. Arguments as in :meth:`get`."""
+        """Return the waveform the frames are made from: shape (N,), float32, 16 kHz. Arguments as in :meth:`get`."""
         prompt, parsed = self._find(language, key), Condition.parse(condition)
         name = f"{self._seed}/{language}/{parsed}/{draw}/{key}"
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
@@ -116,7 +117,7 @@ class FrameStore:
             pool = [other for other in self._pool(language, key) if other != key]
             if not pool:
                 raise DataError(f"There is no other recording of {language!r} to make babble of beside {key!r}.")
-            chosen = random.Random(number).sample(pool, min(TALKERS, len(pool)))
+            chosen = random.Random(number).sample(pool, min(TALKERS, len(pool)))  # noqa: S311
             others = [_read(self._prompts[language][other].path) for other in chosen]
         generator = torch.Generator().manual_seed(number)
         return corrupt(_read(prompt.path), parsed, generator, others=others)
@@ -129,7 +130,9 @@ class FrameStore:
             raise DataError(f"The store has no prompts of language {language!r}; it has {sorted(self._prompts)}.")
         prompts = self._prompts[language]
         if key not in prompts:
-            raise DataError(f"There is no {language!r} prompt {key!r} among {len(prompts)}.{near_matches(key, prompts)}")
+            raise DataError(
+                f"There is no {language!r} prompt {key!r} among {len(prompts)}.{near_matches(key, prompts)}"
+            )
         return prompts[key]
 
     def _pool(self, language: str, key: str) -> list[str]:
@@ -169,12 +172,14 @@ class FrameStore:
     def _encoder_print(self) -> str:
         return self._encoder.fingerprint()
 
-    @lru_cache  # noqa: B019  (a store lives as long as the program)
     def _corpus_print(self, language: str) -> str:
+        if language in self._corpus_prints:
+            return self._corpus_prints[language]
         digest = hashlib.sha256()
         for key, prompt in sorted(self._prompts[language].items()):
             digest.update(key.encode() + b"\0" + hashlib.sha256(prompt.path.read_bytes()).digest())
-        return digest.hexdigest()
+        self._corpus_prints[language] = digest.hexdigest()
+        return self._corpus_prints[language]
 
     def _encode(self, folder: Path, language: str, condition: str, draw: int, fingerprint: str) -> None:
         start = time.monotonic()
@@ -204,7 +209,9 @@ class _Part:
         index = json.loads((folder / "index.json").read_text())
         self._file = safe_open(folder / "frames.safetensors", "pt")
         if index["fingerprint"] != fingerprint or (self._file.metadata() or {}).get("fingerprint") != fingerprint:
-            raise DataError(f"The frames in {folder} were made with other settings. Delete the folder; they are made again.")
+            raise DataError(
+                f"The frames in {folder} were made with other settings. Delete the folder; they are made again."
+            )
         self._frames = self._file.get_slice("frames")
         self._rows: dict[str, list[int]] = index["rows"]
 

@@ -13,8 +13,8 @@ KINDS = ("random", "hard", "foreign")
 
 # Words that sound alike in these prompts: a script changed from one to the other would still be right.
 _ALIKE = (
-    "zero 0", "one won 1", "two to too 2", "three 3", "four for 4", "five 5", "six 6", "seven 7", "eight ate 8", "nine 9",
-    "b be", "c see sea", "i eye", "o oh", "r are", "t tea", "u you", "y why", "your you're", "their there",
+    "zero 0", "one won 1", "two to too 2", "three 3", "four for 4", "five 5", "six 6", "seven 7", "eight ate 8",
+    "nine 9", "b be", "c see sea", "i eye", "o oh", "r are", "t tea", "u you", "y why", "your you're", "their there",
 )  # fmt: skip
 _SOUND = {word: group.split()[0] for group in _ALIKE for word in group.split()}
 
@@ -54,7 +54,9 @@ class WrongScripts:
         self._sounds = {script: sound(script) for script in self._scripts}
         self._vocabulary = sorted({word for script in self._scripts for word in words(script)})
         if len(set(self._sounds.values())) < 2:
-            raise DataError(f"Wrong scripts need at least two different scripts to draw from; got {len(self._scripts)}.")
+            raise DataError(
+                f"Wrong scripts need at least two different scripts to draw from; got {len(self._scripts)}."
+            )
 
     def draw(self, kind: str, script: str, source: random.Random) -> str:
         """Return a wrong script in place of ``script``.
@@ -114,15 +116,15 @@ def make_pairs(prompts: Sequence[Prompt], split: Sequence[str], kind: str, seed:
     absent = [key for key in split if key not in english]
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(split)} keys of the split are not among the {len(english)} English prompts, for example "
-            f"{absent[:3]}. Were the splits made from other prompts? Make them again with make_splits."
+            f"{len(absent)} of {len(split)} keys of the split are not among the {len(english)} English prompts, for "
+            f"example {absent[:3]}. Were the splits made from other prompts? Make them again with make_splits."
         )
     if kind == "foreign":
         chosen = set(split)
         foreign = [prompt for prompt in prompts if prompt.language != "en" and prompt.key in chosen]
         return [Pair(prompt.key, prompt.language, english[prompt.key].text, 0, "foreign") for prompt in foreign]
     wrong = WrongScripts([english[key].text for key in split])
-    source = random.Random(f"{kind}/{seed}")
+    source = random.Random(f"{kind}/{seed}")  # noqa: S311
     kinds = ["random"] * len(split)
     if kind == "hard":
         kinds = ["swap" if i % 2 else "length" for i in range(len(split))]

@@ -150,7 +150,7 @@ def make_splits(prompts: Sequence[Prompt], seed: int, *, validation: int = 54, t
             "least one, and some must remain for training."
         )
     order = sorted(groups)
-    random.Random(seed).shuffle(order)
+    random.Random(seed).shuffle(order)  # noqa: S311
     parts: dict[str, list[str]] = {"test": [], "validation": [], "train": []}
     wanted = {"test": test, "validation": validation, "train": total}
     for text in order:
@@ -203,7 +203,5 @@ def _entries(content: str) -> Iterator[tuple[str, str]]:
 
 
 def _seconds(path: Path) -> float:
-    import wave
-
     with wave.open(str(path), "rb") as file:
         return file.getnframes() / file.getframerate()

@@ -1,0 +1,153 @@
+"""Models, guides and likelihoods by name: what saved adapters refer to and what third parties add.
+
+Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides`` and ``bayes_adapters.likelihoods`` export.
+Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
+
+    [project.entry-points."bayes_adapters.guides"]
+    my_guide = "my_package.guides:MyGuide"
+"""
+
+from __future__ import annotations
+
+import importlib
+from enum import StrEnum
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from bayes_adapters.errors import ConfigError, choice, unknown_name
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+
+_C = TypeVar("_C", bound=type)
+
+
+class Kind(StrEnum):
+    """What can be registered."""
+
+    MODEL = "model"
+    """A subclass of ``AdapterModel``, by its ``structure``."""
+    GUIDE = "guide"
+    """A subclass of ``AdapterGuide``, by its ``name``."""
+    LIKELIHOOD = "likelihood"
+    """A subclass of ``Likelihood``, by its ``name``."""
+
+
+_BASES: dict[Kind, type] = {Kind.MODEL: AdapterModel, Kind.GUIDE: AdapterGuide, Kind.LIKELIHOOD: Likelihood}
+_registered: dict[Kind, dict[str, type]] = {kind: {} for kind in Kind}
+
+
+def names(kind: Kind | str) -> list[str]:
+    """Return the names of everything of ``kind`` that can be found, sorted; entry points are not imported.
+
+    >>> names("likelihood")
+    ['bernoulli', 'categorical', 'gaussian', 'heteroscedastic_gaussian']
+    """
+    kind = choice(Kind, "kind", kind)
+    return sorted({*_built_in(kind), *_registered[kind], *_entry_points(kind)})
+
+
+def find(kind: Kind | str, name: str) -> Any:
+    """Return the class of ``kind`` called ``name``.
+
+    Raises:
+        ConfigError: there is none (near matches are listed), two packages claim the name, or an entry point cannot be
+            imported or is no such class.
+
+    >>> find("guide", "mean_field").__name__
+    'MeanField'
+    """
+    kind = choice(Kind, "kind", kind)
+    found = {**_built_in(kind), **_registered[kind]}.get(name)
+    offered = _entry_points(kind).get(name, [])
+    claims = [f"{point.value} (entry point)" for point in offered if found is None or point.value != _location(found)]
+    claims += [] if found is None else [_location(found)]
+    if len(claims) > 1:
+        raise ConfigError(
+            f"The {kind.value} name {name!r} is claimed by {' and '.join(claims)}. Uninstall one, or rename it."
+        )
+    if found is not None:
+        return found
+    if not offered:
+        raise unknown_name(kind.value, name, names(kind))
+    return _load(kind, offered[0])
+
+
+def register(cls: _C) -> _C:
+    """Make a model, guide or likelihood findable under its own name in this process; usable as a decorator.
+
+    Args:
+        cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide`` or ``Likelihood`` with
+            its own ``name``.
+
+    Returns:
+        ``cls``. Registering the same class twice changes nothing.
+
+    Raises:
+        ConfigError: ``cls`` is none of these, has no name of its own, or the name is taken by another class.
+    """
+    kind = next((k for k, base in _BASES.items() if isinstance(cls, type) and issubclass(cls, base)), None)
+    if kind is None:
+        raise ConfigError(
+            f"Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered; got {cls!r}."
+        )
+    name = name_of(kind, cls)
+    taken = {**_built_in(kind), **_registered[kind]}.get(name)
+    if taken is not None and taken is not cls:
+        raise ConfigError(
+            f"The {kind.value} name {name!r} belongs to {_location(taken)} already; give {cls.__name__} another name."
+        )
+    _registered[kind][name] = cls
+    return cls
+
+
+def name_of(kind: Kind | str, cls: type) -> str:
+    """Return the name a class says of itself.
+
+    Raises:
+        ConfigError: the class has none, or only the one it inherits from another class.
+    """
+    kind = choice(Kind, "kind", kind)
+    attribute = "structure" if kind is Kind.MODEL else "name"
+    name = vars(cls).get(attribute)
+    if not isinstance(name, str) or not name:
+        inherited = getattr(cls, attribute, None)
+        has = f"inherits its {attribute} {inherited!r}" if isinstance(inherited, str) else f"has no {attribute}"
+        raise ConfigError(
+            f"The {kind.value} {cls.__name__} {has}, so a saved adapter could not say what it is. Add "
+            f"`{attribute}: ClassVar[str]` to the class and register it with bayes_adapters.registry.register."
+        )
+    return name
+
+
+def _built_in(kind: Kind) -> dict[str, type]:
+    package = importlib.import_module(f"bayes_adapters.{kind.value}s")
+    exported = [value for key, value in vars(package).items() if not key.startswith("_") and isinstance(value, type)]
+    base = _BASES[kind]
+    return {name_of(kind, cls): cls for cls in exported if issubclass(cls, base) and cls is not base}
+
+
+def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=f"bayes_adapters.{kind.value}s"):
+        if point.value not in [other.value for other in found.setdefault(point.name, [])]:
+            found[point.name].append(point)
+    return found
+
+
+def _load(kind: Kind, point: EntryPoint) -> type:
+    package = point.dist.name if point.dist is not None else "an unknown package"
+    where = f"The {kind.value} {point.name!r} of the package {package!r} ({point.value})"
+    try:
+        cls = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where} cannot be imported: {error}. Reinstall or update {package}.") from error
+    if not isinstance(cls, type) or not issubclass(cls, _BASES[kind]):
+        raise ConfigError(f"{where} is no subclass of {_BASES[kind].__name__}. Its entry point must name the class.")
+    if name_of(kind, cls) != point.name:
+        raise ConfigError(f"{where} calls itself {name_of(kind, cls)!r}; its entry point must have the same name.")
+    return cls
+
+
+def _location(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

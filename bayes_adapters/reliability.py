@@ -1,0 +1,130 @@
+"""How far a context lies from the contexts seen in training, and a posterior that falls back to the prior there.
+
+An amortised posterior is confident wherever its network happens to be, also on recordings unlike any it was trained
+on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior is
+the geometric mixture ``q_γ ∝ q^γ p^{1−γ}`` of posterior and prior. γ = 1 is the posterior, γ → 0 the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Frames
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.handlers import base_distribution
+
+
+class FrameDensity(nn.Module):
+    """K Gaussians over single frames, one for each kind of training context (clean, noisy, …).
+
+    Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
+    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` and ``tail`` are the 95 % quantile of d on held-out contexts
+    and its distance to their median, so about 95 % of contexts like those of training keep γ = 1. A missing context has
+    γ = 1: what it means is learned, through the guide's null context.
+
+    The distance to a class-conditional Gaussian is the out-of-distribution score of Lee et al. 2018 (arXiv 1807.03888);
+    here the classes are kinds of recording. Nothing is trained by gradients: the tensors are buffers.
+
+    Args:
+        context_dim: width of a frame.
+        components: K.
+    """
+
+    means: Float[Tensor, "K d"]
+    whitening: Float[Tensor, "K d d"]
+    limit: Float[Tensor, ""]
+    tail: Float[Tensor, ""]
+
+    def __init__(self, context_dim: int, components: int) -> None:
+        super().__init__()
+        if components < 1:
+            raise ConfigError(f"A frame density needs at least one component; got {components}.")
+        self.context_dim, self.components = context_dim, components
+        self.register_buffer("means", torch.zeros(components, context_dim))
+        self.register_buffer("whitening", torch.eye(context_dim).repeat(components, 1, 1))
+        self.register_buffer("limit", torch.tensor(float("inf")))
+        self.register_buffer("tail", torch.tensor(1.0))
+
+    @classmethod
+    def fit(
+        cls, groups: Sequence[Float[Tensor, "N d"]], held_out: Sequence[Frames], *, ridge: float = 1e-3
+    ) -> FrameDensity:
+        """Estimate one Gaussian per group of frames, and the limit on held-out contexts.
+
+        Args:
+            groups: for each kind of training context, its frames, shape (N_k, d), N_k ≥ 2.
+            held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 20 in all.
+            ridge: added to each covariance's diagonal, as a share of its mean.
+
+        Raises:
+            DataError: no groups, a group with fewer than two frames, or fewer than 20 held-out contexts.
+        """
+        if not groups or min(len(g) for g in groups) < 2:
+            raise DataError("A frame density needs at least one group, and at least two frames in each.")
+        density = cls(groups[0].shape[-1], len(groups))
+        for k, frames in enumerate(groups):
+            mean = frames.float().mean(0)
+            covariance = torch.cov((frames.float() - mean).T)
+            covariance = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(mean))
+            density.means[k] = mean
+            density.whitening[k] = torch.linalg.cholesky(torch.linalg.inv(covariance))
+        distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
+        if len(distances) < 20:
+            raise DataError(f"A 95 % quantile needs at least 20 held-out contexts; got {len(distances)}.")
+        median, limit = distances.quantile(torch.tensor([0.5, 0.95])).unbind()
+        density.limit.copy_(limit)
+        density.tail.copy_((limit - median).clamp_min(1e-6))
+        return density
+
+    def distance(self, frames: Frames) -> Float[Tensor, "B"]:
+        """Return d(a), shape (B,), dimensionless; 0 for a missing context."""
+        mask = frames.mask.float()
+        count = mask.sum(-1).clamp_min(1.0)
+        values = frames.values.float()
+        per_component = [
+            (((values - mean) @ whitening).square().mean(-1) * mask).sum(-1) / count
+            for mean, whitening in zip(self.means, self.whitening, strict=True)
+        ]
+        return torch.stack(per_component).amin(0)
+
+    def forward(self, frames: Frames) -> Float[Tensor, "B"]:
+        """Return γ(a), shape (B,), in (0, 1]."""
+        return torch.exp(-(self.distance(frames) - self.limit).clamp_min(0.0) / self.tail)
+
+    def config(self) -> dict[str, int]:
+        """Constructor arguments, as JSON."""
+        return {"context_dim": self.context_dim, "components": self.components}
+
+
+def fall_back(
+    posterior: TorchDistributionMixin, prior: TorchDistributionMixin, weight: Float[Tensor, "B"]
+) -> TorchDistributionMixin:
+    """Return ``q^γ p^{1−γ}``, normalised, for elementwise Gaussians q and p.
+
+    Natural parameters mix linearly: ``Λ = γ/σ_q² + (1−γ)/σ_p²``, ``μ = (γ μ_q/σ_q² + (1−γ) μ_p/σ_p²) / Λ``.
+
+    Args:
+        posterior: Gaussian, batch shape (*S, B, T), event shape (r, r).
+        prior: Gaussian that broadcasts to the posterior.
+        weight: γ, shape (B,).
+
+    Raises:
+        ConfigError: posterior or prior is not Gaussian.
+    """
+    q, p = base_distribution(posterior), base_distribution(prior)
+    if not isinstance(q, torch.distributions.Normal) or not isinstance(p, torch.distributions.Normal):
+        raise ConfigError(
+            f"Falling back to the prior needs Gaussians; the posterior is {type(q).__name__}, the prior {type(p).__name__}. "
+            "Take a Normal prior, or build the guide without reliability=."
+        )
+    gamma = weight[:, None, None, None]
+    q_precision, p_precision = gamma / q.scale.square(), (1 - gamma) / p.scale.square()
+    precision = q_precision + p_precision
+    loc = (q_precision * q.loc + p_precision * p.loc) / precision
+    return dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(2)

@@ -1,0 +1,127 @@
+"""Checkpoints of a run: one safetensors file, its description as JSON in the header, replaced in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.training._state import decode, encode
+
+FORMAT = 1
+"""Version of the file's layout."""
+FILE = "checkpoint.safetensors"
+"""Name of the file in the checkpoint directory."""
+
+
+def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write a checkpoint: a reader finds the old file or the new one, never half of either.
+
+    Weights and description share one file because two files cannot be replaced at the same instant.
+
+    Args:
+        directory: created if need be.
+        config: what must match for the run to be continued, as JSON.
+        content: nested numbers, strings and tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = encode(content, tensors)
+    text = json.dumps({"format": FORMAT, "config": config, "content": tree}, allow_nan=False)
+    data = to_bytes(tensors, {"state": text, "sha256": _digest(text, tensors)})
+    directory.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=directory, prefix=f".{FILE}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, directory / FILE)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a checkpoint's content, or return None when the directory has none.
+
+    Raises:
+        AdapterFileError: the file is damaged or of another format.
+        ConfigError: it was written by a run with another model, guide or settings; the message lists the differences.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None
+    advice = "Delete it, or pass resume=False, to start anew."
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text = header["state"]
+        found = json.loads(text)
+        damaged = header["sha256"] != _digest(text, tensors)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise AdapterFileError(f"{path} is not a readable checkpoint ({error}). Was it cut short? {advice}") from error
+    if damaged:
+        raise AdapterFileError(f"{path} is corrupt: its checksum does not match its content. {advice}")
+    if found["format"] != FORMAT:
+        raise AdapterFileError(f"{path} has format {found['format']}; this version reads {FORMAT}. {advice}")
+    differing = differences(found["config"], json.loads(json.dumps(config)))
+    if differing:
+        listed = "\n".join(f"  {line}" for line in differing)
+        raise ConfigError(
+            f"{path} was written by another run, so this one cannot continue it:\n{listed}\n"
+            "Give this run its own directory, restore the old settings, or pass resume=False to start anew."
+        )
+    content: dict[str, Any] = decode(found["content"], tensors)
+    return content
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """List where two JSON values differ, one line a leaf.
+
+    >>> differences({"seed": 0, "model": {"rank": 8}}, {"seed": 0, "model": {"rank": 4}})
+    ['model.rank: the checkpoint has 8, this run 4']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in dict.fromkeys([*old, *new]):
+            lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    return [] if old == new else [f"{path}: the checkpoint has {_short(old)}, this run {_short(new)}"]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of the frozen tensors: names, shapes and up to 64 entries of each; the same on all devices."""
+    hasher = hashlib.sha256()
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            flat = p.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].cpu().contiguous()
+            hasher.update(f"{name}:{tuple(p.shape)}:{p.dtype}".encode() + _raw(sample))
+    return hasher.hexdigest()[:16]
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    hasher = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        hasher.update(name.encode() + _raw(tensors[name]))
+    return hasher.hexdigest()
+
+
+def _raw(value: Tensor) -> bytes:
+    return value.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

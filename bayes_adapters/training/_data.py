@@ -1,0 +1,188 @@
+"""What ``fit`` accepts as data, and a re-iterable that makes batches of any data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.training._random import epoch_seed
+
+_FIX = (
+    "Pass a list of Batch, bayes_adapters.training.batches(dataset, batch_size, collate), or a DataLoader whose "
+    "collate_fn returns a Batch."
+)
+
+
+class Batches:
+    """Batches of a data set in an order that depends on (seed, epoch) only; see :func:`batches`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        collate: Callable[[list[Any]], Batch] | None,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1; got {batch_size}.")
+        if collate is None and not isinstance(dataset, Batch):
+            raise ConfigError(
+                f"A {type(dataset).__name__} needs collate=, a function from a list of its items to a Batch; only a "
+                "data set that is itself one large Batch does without."
+            )
+        if not isinstance(dataset, Batch) and not (hasattr(dataset, "__getitem__") and isinstance(dataset, Sized)):
+            raise DataError(
+                f"batches() needs a data set with len() and items by number; got {type(dataset).__name__}. "
+                "Collect an iterable first: list(items)."
+            )
+        self.dataset: Any = dataset
+        self.batch_size, self.collate = batch_size, collate
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.epoch = 0
+        if len(self) == 0:
+            raise DataError(
+                f"The data set has {self.examples} examples: not one batch of {batch_size}. Was a filter too strict?"
+            )
+
+    @property
+    def examples(self) -> int:
+        """The number of examples of the data set."""
+        return self.dataset.size if isinstance(self.dataset, Batch) else len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; :func:`fit` calls this with 0, 1 and so on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.examples, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.arange(self.examples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, "order"))
+            order = torch.randperm(self.examples, generator=generator)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            if self.collate is None:
+                yield self.dataset[rows]
+            else:
+                yield self.collate([self.dataset[i] for i in rows.tolist()])
+
+
+def batches(
+    dataset: Any,
+    batch_size: int,
+    collate: Callable[[list[Any]], Batch] | None = None,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_last: bool = False,
+) -> Batches:
+    """Cut a data set into batches, in a new order every epoch that depends on (seed, epoch) only.
+
+    Args:
+        dataset: anything with ``len`` and items by number (a list, a torch ``Dataset``), or one large :class:`Batch`.
+        batch_size: examples a batch; the last batch may be smaller.
+        collate: list of items → :class:`Batch`; None only for a data set that is a Batch.
+        shuffle: permute the examples; without it they come in their own order.
+        seed: any integer.
+        drop_last: leave out a last batch that is smaller.
+
+    Returns:
+        A sized re-iterable of :class:`Batch` with ``set_epoch``, as :func:`fit` takes it.
+
+    Raises:
+        ConfigError: ``batch_size`` below 1, or no ``collate`` for a data set that needs one.
+        DataError: the data set is empty or has no items by number.
+
+    >>> items = [(1, 0.), (2, 1.), (3, 0.)]
+    >>> def collate(rows):
+    ...     return Batch({"input_ids": torch.tensor([[i] for i, _ in rows])}, torch.tensor([y for _, y in rows]))
+    >>> [batch.targets.tolist() for batch in batches(items, 2, collate, shuffle=False)]
+    [[0.0, 1.0], [0.0]]
+    """
+    return Batches(dataset, batch_size, collate, shuffle, seed, drop_last)
+
+
+def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
+    """Return ``data``, a lone Batch as a list, after refusing what cannot be read ``passes`` times (None: unknown).
+
+    Raises:
+        DataError: not iterable, empty, or an iterator where more than one pass is needed.
+    """
+    if isinstance(data, Batch):
+        return [data]
+    if not hasattr(data, "__iter__"):
+        raise DataError(f"{name} must be an iterable of Batch; got {type(data).__name__}. {_FIX}")
+    if isinstance(data, Iterator) and passes != 1 and passes is not None:
+        raise DataError(
+            f"{name} is a {type(data).__name__}, which can be read only once, and training reads it every epoch. "
+            f"Use list({name}), or an object whose __iter__ starts anew."
+        )
+    if _has_len(data) and len(data) == 0:
+        raise DataError(
+            f"{name} is empty (0 batches). Was a filter too strict, or is drop_last set on fewer examples than a batch?"
+        )
+    return data
+
+
+def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:
+    """Yield the batches of ``data``; raise :class:`DataError` for anything that is not a batch with targets."""
+    for i, batch in enumerate(data):
+        if not isinstance(batch, Batch):
+            raise DataError(f"Item {i} of {name} is a {type(batch).__name__}, not a Batch. {_FIX}")
+        if batch.targets is None:
+            raise DataError(
+                f"Batch {i} of {name} has no targets. Pass Batch(inputs, targets=...); only predict() does without."
+            )
+        yield batch
+
+
+def groups(stream: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of ``size`` consecutive batches; the last may be shorter."""
+    while group := list(islice(stream, size)):
+        yield group
+
+
+def set_epoch(data: Any, epoch: int) -> None:
+    """Tell the data, and the parts of a DataLoader, which epoch starts, wherever they have ``set_epoch``."""
+    parts = [data]
+    if isinstance(data, DataLoader):
+        parts += [data.dataset, data.sampler, data.batch_sampler]
+    for part in parts:
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+
+
+def own_generators(data: Any) -> Sequence[torch.Generator]:
+    """Return the generators a DataLoader draws its order from."""
+    if not isinstance(data, DataLoader):
+        return []
+    found = [data.generator, getattr(data.sampler, "generator", None)]
+    return [g for g in found if isinstance(g, torch.Generator)]
+
+
+def describe(data: Any) -> dict[str, Any]:
+    """Return what must be the same for a run to be continued, as JSON."""
+    out: dict[str, Any] = {"batches": len(data) if _has_len(data) else None}
+    if isinstance(data, Batches):
+        out |= {"examples": data.examples, "batch_size": data.batch_size, "shuffle": data.shuffle, "seed": data.seed}
+    if isinstance(data, DataLoader):
+        out |= {"batch_size": data.batch_size}
+    return out
+
+
+def _has_len(data: Any) -> bool:
+    try:
+        len(data)
+    except TypeError:  # a DataLoader over an iterable data set has __len__ and refuses it
+        return False
+    return True

@@ -1,0 +1,260 @@
+"""``fit``: train a model and its guide on the ELBO, reproducibly, and continue where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.elbo import ELBO
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.handlers import KLMode
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.schedules import KLSchedule
+from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
+from bayes_adapters.training._loop import Loop, Settings
+from bayes_adapters.training._optimizer import OptimizerLike
+from bayes_adapters.training._progress import reporters
+from bayes_adapters.training._state import copy_into
+
+
+class Mode(StrEnum):
+    """Which values of the monitored metric are better."""
+
+    MIN = "min"
+    """Lower ones."""
+    MAX = "max"
+    """Higher ones."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run did.
+
+    Args:
+        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0, nll and kl are nats per datum.
+        best_epoch: position in ``history`` of the monitored metric's best value; None where nothing was monitored.
+        best_value: that value.
+        steps: optimiser steps taken, those before a resume included.
+        stopped: ``"completed"`` (epochs or steps done) or ``"early_stopping"``.
+    """
+
+    history: list[dict[str, float]]
+    best_epoch: int | None
+    best_value: float | None
+    steps: int
+    stopped: Literal["completed", "early_stopping"]
+
+
+def fit(
+    model: AdapterModel,
+    guide: AdapterGuide,
+    data: Iterable[Batch] | Batch,
+    *,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    optimizer: OptimizerLike | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    kl_weight: float | KLSchedule = 1.0,
+    kl_mode: KLMode | str = KLMode.FULL,
+    num_particles: int = 1,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    validation: Iterable[Batch] | Batch | None = None,
+    num_samples: int = 8,
+    evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
+    monitor: str | None = "val_nll",
+    mode: Mode | str = Mode.MIN,
+    patience: int | None = None,
+    restore_best: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    tensorboard: str | os.PathLike[str] | None = None,
+    autocast: torch.dtype | None = None,
+    log_every: int = 10,
+) -> FitResult:
+    """Minimise the negative ELBO per datum over the trainable parameters of model and guide, in place.
+
+    Formula: a step over micro-batches of B_1 … B_k examples minimises ``Σ_i (B_i / Σ_j B_j) · loss_i``, with loss_i
+    from :class:`bayes_adapters.ELBO`; the weights sum to 1, so splitting a batch changes neither nll nor kl.
+
+    Each epoch's noise is a function of (seed, epoch); the same seed gives bitwise the same numbers on a CPU, also
+    across an interruption. Afterwards torch's generators, every module's train/eval mode and ``requires_grad`` are as
+    before. Batch norms of the frozen backbone stay in eval mode.
+
+    Args:
+        model: the model.
+        guide: the guide made for it, on the same device.
+        data: what can be read once an epoch: a list of :class:`Batch`, :func:`batches`, a DataLoader that yields Batch.
+            ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with 0, 1, … where it exists.
+        epochs: passes over the data.
+        max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
+            with validation.
+        optimizer: an instance over exactly the trainable parameters (in any groups), or parameters → optimizer; None is
+            AdamW with learning rate 1e-3.
+        scheduler: optimizer → learning-rate scheduler, stepped after every optimiser step.
+        kl_weight: w, a number or a schedule step → w.
+        kl_mode: ``"full"`` or ``"per_token_mean"``.
+        num_particles: draws of the latents per loss.
+        clip_norm: the largest 2-norm of the whole gradient.
+        accumulate: micro-batches per optimiser step; an epoch's last step takes what is left.
+        validation: batches with targets; ``val_nll`` = −mean log posterior predictive density, nats, over examples.
+        num_samples: draws for ``val_nll``.
+        evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
+        monitor: the metric that decides which epoch is best; None watches nothing, and so does the default when there
+            is neither validation nor evaluate.
+        mode: ``"min"`` or ``"max"``.
+        patience: stop after this many epochs in a row without a better value.
+        restore_best: end with the best epoch's weights rather than the last one's, where a metric is monitored.
+        checkpoint: a directory; ``checkpoint.safetensors`` in it is replaced at each epoch's end and on Ctrl-C.
+        resume: continue from that file if there is one; a finished run returns at once. More epochs, steps or patience
+            than before are allowed, every other setting must be the same. False starts anew and overwrites it.
+        seed: any integer.
+        progress: a bar on a terminal, one line an epoch on stderr elsewhere. False is silent.
+        tensorboard: a directory for event files.
+        autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
+        log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the
+            first on; TensorBoard gets these steps.
+
+    Returns:
+        A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),
+        grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean, scale_min,
+        scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it attends.
+
+    Raises:
+        ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).
+        DataError: data without batches, without targets, or used up after one epoch.
+        NonFiniteError: a loss or gradient is NaN or infinite; weights and optimiser are as before that step.
+        AdapterFileError: a damaged checkpoint.
+        MissingResourceError: ``tensorboard`` is not installed.
+        KeyboardInterrupt: raised again after the checkpoint is written; weights are those of the last complete step.
+    """
+    _check_numbers(
+        epochs=epochs,
+        max_steps=max_steps,
+        accumulate=accumulate,
+        num_samples=num_samples,
+        patience=patience,
+        log_every=log_every,
+    )
+    if epochs is None and max_steps is None:
+        raise ConfigError("Say when to stop: pass epochs=…, max_steps=…, or both.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ConfigError(f"clip_norm must be positive; got {clip_norm}. None does not clip.")
+    if autocast not in {None, torch.bfloat16}:
+        raise ConfigError(f"autocast must be torch.bfloat16 or None; got {autocast}. float16 would need loss scaling.")
+    _check_devices(model, guide)
+    passes = epochs if max_steps is None else None
+    data = _data.as_data(data, "data", passes)
+    validation = None if validation is None else _data.as_data(validation, "validation", passes)
+    elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
+    trained = _optimizer.trainable(model, guide)
+    optimizer = _optimizer.build(optimizer, trained)
+    schedule = None if scheduler is None else scheduler(optimizer)
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError("ReduceLROnPlateau steps on a metric; fit steps its scheduler after every optimiser step.")
+    settings = Settings(
+        epochs=epochs,
+        max_steps=max_steps,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+        num_samples=num_samples,
+        monitor=_monitored(
+            monitor, patience, validation is not None, evaluate is not None, len(optimizer.param_groups)
+        ),
+        maximise=choice(Mode, "mode", mode) is Mode.MAX,
+        patience=patience,
+        directory=None if checkpoint is None else Path(checkpoint),
+        seed=seed,
+        autocast=autocast,
+        log_every=log_every,
+    )
+    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, settings)
+    loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, settings, config)
+    if resume:
+        loop.resume()
+    state = loop.state
+    total = _data.describe(data)["batches"]
+    with closing(
+        reporters(progress, epochs, total, None if tensorboard is None else Path(tensorboard), state.step)
+    ) as report:
+        if state.step == 0:
+            loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
+        loop.run(report)
+    if restore_best and state.best is not None:
+        copy_into(loop.tensors, state.best)
+    stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"
+    return FitResult(list(state.history), state.best_epoch, state.best_value, state.step, stopped)
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1; got {value}.")
+
+
+def _check_devices(model: AdapterModel, guide: AdapterGuide) -> None:
+    device = next(model.parameters()).device
+    for name, parameter in guide.named_parameters():
+        if parameter.device != device:
+            raise ConfigError(
+                f"The model is on {device} and the guide's {name!r} on {parameter.device}. Call "
+                f"guide.to({str(device)!r}) before fit, and before you make an optimizer."
+            )
+
+
+def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
+    if monitor == "val_nll" and not validation and not evaluate:
+        monitor = None
+    if monitor is None and patience is not None:
+        raise ConfigError(
+            "patience has no metric to watch. Pass validation=… or evaluate=…, or name one: monitor='loss'."
+        )
+    if monitor is not None and not evaluate:
+        rates = [f"lr_{i}" for i in range(1, groups)]
+        known = [*_log.STEP_METRICS, *rates, *_log.SOMETIMES, *(["val_nll"] if validation else [])]
+        _log.check_monitor(monitor, known)
+    return monitor
+
+
+def _config(
+    elbo: ELBO, optimizer: torch.optim.Optimizer, scheduler: Any, data: Any, settings: Settings
+) -> dict[str, Any]:
+    """What must be the same for a run to be continued."""
+    model, guide = elbo.model, elbo.guide
+    shapes = {name: [str(p.dtype), list(p.shape)] for name, p in _optimizer.trainable(model, guide).items()}
+    likelihood = {"class": type(model.likelihood).__qualname__} | model.likelihood.config()
+    free = {"epochs", "max_steps", "patience", "directory", "autocast", "log_every"}
+    return {
+        "model": {"class": type(model).__qualname__} | model.config(),
+        "prior": model.prior.to_json(),
+        "likelihood": likelihood,
+        "guide": {"class": type(guide).__qualname__} | guide.config(),
+        "parameters": shapes,
+        "backbone": _checkpoint.fingerprint(model.backbone),
+        "optimizer": _optimizer.describe(optimizer),
+        "scheduler": None if scheduler is None else type(scheduler).__qualname__,
+        "kl_weight": _name(elbo.kl_weight),
+        "kl_mode": elbo.kl_mode.value,
+        "num_particles": elbo.num_particles,
+        "data": _data.describe(data),
+        "autocast": str(settings.autocast),
+        "settings": {name: value for name, value in vars(settings).items() if name not in free},
+    }
+
+
+def _name(schedule: KLSchedule) -> str:
+    if dataclasses.is_dataclass(schedule):
+        return repr(schedule)
+    return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))

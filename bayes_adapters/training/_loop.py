@@ -1,0 +1,279 @@
+"""The training loop: epochs, optimiser steps, and what is kept of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.diagnostics import collecting
+from bayes_adapters.elbo import ELBO, ElboTerms
+from bayes_adapters.errors import BayesAdaptersError, DataError
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.predict import evaluating, predict
+from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
+from bayes_adapters.training._interrupt import uninterrupted
+from bayes_adapters.training._progress import Position, Reporter
+from bayes_adapters.training._random import Generators
+from bayes_adapters.training._state import RunState, copy_into
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of :func:`bayes_adapters.training.fit` that are plain values."""
+
+    epochs: int | None
+    max_steps: int | None
+    clip_norm: float | None
+    accumulate: int
+    num_samples: int
+    monitor: str | None
+    maximise: bool
+    patience: int | None
+    directory: Path | None
+    seed: int
+    autocast: torch.dtype | None
+    log_every: int
+
+
+class Loop:
+    """One run; see :func:`bayes_adapters.training.fit` for what the parts are."""
+
+    def __init__(
+        self,
+        elbo: ELBO,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        data: Iterable[Batch],
+        validation: Iterable[Batch] | None,
+        evaluate: Callable[[Any, Any], Mapping[str, float]] | None,
+        settings: Settings,
+        config: dict[str, Any],
+    ) -> None:
+        self.elbo, self.optimizer, self.scheduler = elbo, optimizer, scheduler
+        self.data, self.validation, self.evaluate = data, validation, evaluate
+        self.settings, self.config = settings, config
+        self.model: AdapterModel = elbo.model
+        self.guide: AdapterGuide = elbo.guide
+        self.parameters = _optimizer.trainable(self.model, self.guide)
+        self.tensors = _trained_tensors(self.model, self.guide, self.parameters)
+        self.device = next(self.model.parameters()).device
+        devices = {p.device for module in (self.model, self.guide) for p in module.parameters()}
+        self.generators = Generators(devices, _data.own_generators(data))
+        self.state = RunState()
+        self.first_batches = 0
+
+    def resume(self) -> None:
+        """Take over the checkpoint's state, if there is one."""
+        if self.settings.directory is None:
+            return
+        content = _checkpoint.load(self.settings.directory, self.config)
+        if content is not None:
+            copy_into(self.tensors, content["weights"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(content["scheduler"])
+            self.state = RunState(**content["run"])
+
+    def save(self) -> None:
+        """Write the state after the last complete step."""
+        if self.settings.directory is not None:
+            content = {
+                "weights": self.tensors,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "run": vars(self.state),
+            }
+            _checkpoint.save(self.settings.directory, self.config, content)
+
+    def run(self, report: Reporter) -> None:
+        """Train to the end; on Ctrl-C write a checkpoint and raise it again."""
+        with self.generators.borrowed(), _training(self.model, self.guide), torch.enable_grad():
+            try:
+                while not self.out_of_budget and not self.out_of_patience:
+                    self._epoch(report)
+            except KeyboardInterrupt:
+                self.save()
+                raise
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether the epochs or steps asked for are done."""
+        counts = (self.settings.epochs, self.state.epoch), (self.settings.max_steps, self.state.step)
+        return any(self._reached(limit, count) for limit, count in counts)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the monitored metric has not improved for ``patience`` epochs."""
+        return self._reached(self.settings.patience, self.state.stale)
+
+    @staticmethod
+    def _reached(limit: int | None, count: int) -> bool:
+        return limit is not None and count >= limit
+
+    def _epoch(self, report: Reporter) -> None:
+        state = self.state
+        self.generators.seed(self.settings.seed, state.epoch)
+        _data.set_epoch(self.data, state.epoch)
+        stream = _data.checked(self.data, "data")
+        self._skip(stream)
+        for group in self._groups(stream):
+            due = len(state.records) % self.settings.log_every == 0
+            record = self._step(group, due)
+            report.step(Position(state.epoch, state.batches, state.step, due), record)
+        if not state.records:
+            raise DataError(
+                f"The data gave no batch in epoch {state.epoch}, though earlier epochs had some. Is it an "
+                "iterator that was used up? Pass list(data), or an object whose __iter__ starts anew."
+                if state.epoch
+                else "The data hold no batch. Was a filter too strict, or an iterator used up?"
+            )
+        log = self._epoch_log()
+        with uninterrupted():
+            self._watch(log)
+            state.next_epoch(log)
+        self.save()
+        report.epoch(Position(len(state.history) - 1, 0, state.step), log)
+
+    def _skip(self, stream: Iterator[Batch]) -> None:
+        """Pass over the batches an interrupted epoch has used, and take up the noise where it stopped."""
+        for used in range(self.state.batches):
+            if next(stream, None) is None:
+                raise DataError(
+                    f"The checkpoint was written after {self.state.batches} batches of epoch {self.state.epoch}; the "
+                    f"data now have only {used}. Pass the same data, or resume=False."
+                )
+        if self.state.generators:
+            self.generators.set(self.state.generators)
+
+    def _groups(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+        groups = _data.groups(stream, self.settings.accumulate)
+        while not self._reached(self.settings.max_steps, self.state.step):
+            group = next(groups, None)
+            if group is None:
+                return
+            yield group
+
+    def _step(self, group: list[Batch], due: bool) -> dict[str, float]:
+        started = time.perf_counter()
+        state, settings = self.state, self.settings
+        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(batch.size for batch in group)
+        parts: list[tuple[float, ElboTerms]] = []
+        seen: dict[str, dict[str, float]] = {}
+        for batch in group:
+            if state.records or parts:
+                terms = self._terms(batch, due)
+            else:
+                with collecting() as seen:
+                    terms = self._terms(batch, due)
+            share = batch.size / total
+            (terms.loss * share).backward()
+            parts.append((share, _detached(terms)))
+        sums = [sum(share * getattr(terms, name) for share, terms in parts) for name in ("loss", "nll", "kl")]
+        norm = _optimizer.gradient_norm(self.parameters)
+        # The only wait for the device in a step: what must be finite and what is logged come over together.
+        loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
+        _optimizer.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
+        record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
+        record |= {"kl_weight": float(parts[0][1].kl_weight), "grad_norm": size}
+        record |= {"lr" if i == 0 else f"lr_{i}": float(g["lr"]) for i, g in enumerate(self.optimizer.param_groups)}
+        record |= _log.scales(parts) if due else {}
+        record |= {name: sum(sites.values()) / len(sites) for name, sites in seen.items()}
+        with uninterrupted():
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), settings.clip_norm, norm)
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            state.step += 1
+            state.batches += len(group)
+            state.records.append(record)
+            state.seconds += time.perf_counter() - started
+            state.generators = self.generators.get()
+        return record
+
+    def _terms(self, batch: Batch, with_scales: bool) -> ElboTerms:
+        try:
+            with self._autocast():
+                return self.elbo.terms(batch.to(self.device), self.state.step, with_scales=with_scales)
+        except ValueError as error:
+            # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
+            if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+                raise
+            where = str(error).partition(", but found invalid values")[0]
+            where = f"The forward pass already failed: {where}."
+            raise _optimizer.non_finite(self.state.step, "nll = nan", where) from error
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.settings.autocast
+        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _epoch_log(self) -> dict[str, float]:
+        state = self.state
+        log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
+        if self.validation is not None:
+            stream = _data.checked(self.validation, "validation")
+            with self._autocast():
+                samples, seed = self.settings.num_samples, self.settings.seed
+                density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
+            if density is not None:  # checked() lets only batches with targets pass
+                log["val_nll"] = -float(density.double().mean())
+        if self.evaluate is not None:
+            with evaluating(self.model, self.guide), torch.no_grad():
+                _log.merge_evaluation(log, self.evaluate(self.model, self.guide))
+        return log
+
+    def _watch(self, log: dict[str, float]) -> None:
+        state, monitor = self.state, self.settings.monitor
+        if monitor is None:
+            return
+        _log.check_monitor(monitor, log)
+        sign = -1.0 if self.settings.maximise else 1.0
+        value = log[monitor]
+        if sign * value < (math.inf if state.best_value is None else sign * state.best_value):  # False for NaN
+            state.best_epoch, state.best_value, state.stale = state.epoch, value, 0
+            state.best = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        else:
+            state.stale += 1
+
+
+def _detached(terms: ElboTerms) -> ElboTerms:
+    return ElboTerms(terms.loss.detach(), terms.nll.detach(), terms.kl.detach(), terms.kl_weight, terms.scales)
+
+
+def _trained_tensors(
+    model: AdapterModel, guide: AdapterGuide, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Everything a run changes: parameters, and buffers (running means, say) outside the frozen backbone."""
+    tensors: dict[str, Tensor] = {name: p.data for name, p in parameters.items()}
+    tensors |= {f"model.{name}": b for name, b in model.named_buffers() if not name.startswith(("backbone.", "prior."))}
+    return tensors | {f"guide.{name}": b for name, b in guide.named_buffers()}
+
+
+@contextmanager
+def _training(model: AdapterModel, guide: AdapterGuide) -> Iterator[None]:
+    """Train mode within, each module's own mode after. Batch norms of the frozen backbone keep their statistics."""
+    before = [(m, m.training) for module in (model, guide) for m in module.modules()]
+    try:
+        model.train()
+        guide.train()
+        for module in model.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        yield
+    finally:
+        for m, training in before:
+            m.training = training

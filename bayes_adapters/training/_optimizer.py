@@ -1,0 +1,114 @@
+"""Which tensors are trained, by what, and the check every step must pass before it changes one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters.errors import ConfigError, NonFiniteError
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.model import AdapterModel
+
+OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def trainable(model: AdapterModel, guide: AdapterGuide) -> dict[str, nn.Parameter]:
+    """Name → parameter for everything ``fit`` changes, the names prefixed with ``model.`` and ``guide.``."""
+    named = {f"model.{name}": p for name, p in model.trainable_parameters().items()}
+    seen = set(map(id, named.values()))
+    return named | {f"guide.{name}": p for name, p in guide.named_parameters() if p.requires_grad and id(p) not in seen}
+
+
+def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimiser ``spec`` stands for, after checking that it trains ``parameters`` and nothing else.
+
+    Raises:
+        ConfigError: nothing is trainable, or the optimiser holds foreign or frozen parameters, or lacks some.
+    """
+    if not parameters:
+        raise ConfigError("Neither model nor guide has a parameter with requires_grad=True: there is nothing to train.")
+    if spec is None:
+        return torch.optim.AdamW(list(parameters.values()), lr=1e-3)
+    optimizer = spec if isinstance(spec, torch.optim.Optimizer) else spec(list(parameters.values()))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; it returned "
+            f"{type(optimizer).__name__}. Example: optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3)."
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    lacking = [name for name, p in parameters.items() if id(p) not in held]
+    if lacking:
+        raise ConfigError(
+            f"The optimizer lacks {len(lacking)} trainable parameters: {_some(lacking)}. Add them, or freeze them with "
+            "requires_grad_(False). Was the optimizer made before the guide, or for another model?"
+        )
+    foreign = len(held - {id(p) for p in parameters.values()})
+    if foreign:
+        raise ConfigError(
+            f"The optimizer holds {foreign} tensors that are not trainable parameters of this model and guide (frozen, "
+            "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
+        )
+    return optimizer
+
+
+def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients, a scalar.
+
+    Raises:
+        ConfigError: no parameter has a gradient.
+    """
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    if not gradients:
+        raise ConfigError(
+            "The loss depends on no trainable parameter: every gradient is missing. Are the adapters disabled?"
+        )
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def check_finite(step: int, values: Mapping[str, float], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise :class:`NonFiniteError` unless loss, nll, kl and grad_norm are all finite.
+
+    Args:
+        step: the number of optimiser steps taken so far.
+        values: the four numbers, by name.
+        parameters: name → parameter, with gradients, to name the first bad one.
+    """
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    first = next(
+        (name for name, p in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())), None
+    )
+    where = (
+        "No single gradient is non-finite: their norm overflows."
+        if first is None
+        else f"The first parameter with a non-finite gradient is {first!r}."
+    )
+    raise non_finite(step, ", ".join(bad), where)
+
+
+def non_finite(step: int, what: str, where: str = "") -> NonFiniteError:
+    """Build the error for step ``step``."""
+    return NonFiniteError(
+        f"Step {step}: {what}. {where}{' ' if where else ''}Likely causes: a learning rate that is too high, no "
+        "clip_norm, a posterior scale that reached 0 or grew without bound (an infinite kl), or targets far outside "
+        "the model's range (an infinite nll). No weight was changed by this step."
+    )
+
+
+def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what must be the same for an optimiser's state to be continued, as JSON."""
+    return {
+        "class": type(optimizer).__qualname__,
+        "defaults": {name: repr(value) for name, value in optimizer.defaults.items()},
+        "groups": [len(group["params"]) for group in optimizer.param_groups],
+        "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
+    }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")

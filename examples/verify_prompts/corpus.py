@@ -1,0 +1,138 @@
+"""Everything the experiments read: prompts, splits, cached frames, tokens; and batches sorted by length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayes_adapters import Batch, Frames
+from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
+from bayes_adapters.reliability import FrameDensity
+from examples.verify_prompts.dataset import MISSING, PairDataset, collate
+from examples.verify_prompts.features import FrameStore
+from examples.verify_prompts.pairs import Pair, make_pairs
+from examples.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
+
+FOREIGN = tuple(language for language in LANGUAGES if language != "en")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Prompts of all languages, their splits, and one frame store a split, so that a split is encoded only when asked for.
+
+    Args:
+        prompts: of every language.
+        splits: keys of the English prompts.
+        stores: split name → its frames.
+        tokenizer: of the text backbone.
+    """
+
+    prompts: Sequence[Prompt]
+    splits: Splits
+    stores: Mapping[str, FrameStore]
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, *, split_seed: int = 0, languages: Sequence[str] = LANGUAGES) -> Corpus:
+        """Fetch what is not on disk yet, and split the English prompts by ``split_seed``."""
+        prompts = load_prompts(tuple(languages))
+        splits = make_splits(prompts, split_seed)
+        encoder: SpeechEncoder = speech_encoder()
+        _, tokenizer = text_backbone()
+        stores = {}
+        for name in ("train", "validation", "test"):
+            keys = set(getattr(splits, name))
+            own = [p for p in prompts if p.key in keys and (p.language == "en" or name == "test")]
+            stores[name] = FrameStore(own, splits, encoder=encoder)
+        return cls(prompts, splits, stores, tokenizer)
+
+    @property
+    def frame_width(self) -> int:
+        """d_a."""
+        return self.stores["train"].width
+
+    def backbone(self) -> nn.Module:
+        """Return a fresh copy of the text encoder, without dropout: the only noise in training is the cores'."""
+        model, _ = text_backbone()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return model
+
+    def pairs(self, split: str, kind: str, language: str = "en") -> list[Pair]:
+        """Pairs of a split; wrong scripts of validation and test do not depend on the training seed."""
+        pairs = make_pairs(self.prompts, getattr(self.splits, split), kind, seed=0)
+        return [pair for pair in pairs if pair.language == language]
+
+    def evaluation(self, split: str, condition: str) -> PairDataset:
+        """The data set of one condition: a corruption, ``hard``, ``missing`` or ``ood-<language>``."""
+        if condition.startswith("ood-"):
+            pairs, mix = self.pairs(split, "foreign", condition.removeprefix("ood-")), {"clean": 1.0}
+        elif condition == "hard":
+            pairs, mix = self.pairs(split, "hard"), {"clean": 1.0}
+        else:
+            pairs, mix = self.pairs(split, "random"), {condition: 1.0}
+        return PairDataset(pairs, self.stores[split], self.tokenizer, conditions=mix)
+
+    def training(self, mix: Mapping[str, float], *, seed: int, hard: float = 0.0) -> PairDataset:
+        """The training set: every epoch draws new wrong scripts and new corruptions."""
+        pairs = self.pairs("train", "random")
+        return PairDataset(pairs, self.stores["train"], self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
+
+    def density(self, mix: Mapping[str, float]) -> FrameDensity:
+        """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation."""
+        conditions = [condition for condition in mix if condition != MISSING]
+        train, validation = self.stores["train"], self.stores["validation"]
+        groups = [torch.cat([train.get("en", c, key) for key in self.splits.train]) for c in conditions]
+        held_out = [
+            _frames([validation.get("en", c, key) for key in self.splits.validation]) for c in conditions
+        ]
+        return FrameDensity.fit(groups, held_out)
+
+
+def _frames(recordings: Sequence[torch.Tensor]) -> Frames:
+    values = torch.nn.utils.rnn.pad_sequence(list(recordings), batch_first=True)
+    lengths = torch.tensor([len(r) for r in recordings])
+    return Frames(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+
+class LengthBatches:
+    """Batches of scripts of similar length, so that little is padding.
+
+    Training (``shuffle``): the epoch's order is random, sorted by length within stretches of eight batches. Evaluation:
+    sorted by length throughout; each batch's ``index`` says which examples it holds.
+    """
+
+    def __init__(self, dataset: PairDataset, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.dataset, self.batch_size, self.shuffle, self.seed, self.epoch = dataset, batch_size, shuffle, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order, the wrong scripts and the corruptions."""
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self._rows():
+            yield collate([self.dataset[i] for i in rows])
+
+    def _rows(self) -> list[list[int]]:
+        order, source = list(range(len(self.dataset))), random.Random(f"{self.seed}/{self.epoch}/order")
+        stretch = len(order)
+        if self.shuffle:
+            source.shuffle(order)
+            stretch = 8 * self.batch_size
+        rows: list[list[int]] = []
+        for start in range(0, len(order), stretch):
+            part = sorted(order[start : start + stretch], key=lambda i: len(self.dataset.describe(i)[0].script_text))
+            rows += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        if self.shuffle:
+            source.shuffle(rows)
+        return rows

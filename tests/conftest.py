@@ -1,0 +1,38 @@
+"""Every test runs with the whole package instrumented, so that a wrong shape annotation fails a test.
+
+The hook must be in place before the first import of ``bayes_adapters``. It wraps Python's path finder, which does not
+know where an editable install keeps ``bayes_adapters.models`` and ``bayes_adapters.guides``; adding the checkout to
+the package's search path shows it ``models/`` and ``guides/``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+import tests.instrument  # noqa: F401  (the hook finds the checker by its dotted name)
+
+_EARLY = [name for name in sys.modules if name.split(".")[0] == "bayes_adapters"]
+if _EARLY:
+    raise pytest.UsageError(f"{_EARLY} were imported before tests/conftest.py could instrument them.")
+install_import_hook("bayes_adapters", "tests.instrument.checked")
+
+import bayes_adapters  # noqa: E402
+
+bayes_adapters.__path__.append(str(Path(__file__).resolve().parents[1]))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate() -> None:
+    """Each test starts with the same torch generator and an empty Pyro parameter store, validation on."""
+    import pyro
+
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)

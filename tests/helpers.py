@@ -1,0 +1,134 @@
+"""Tiny random backbones and batches with padding and partly missing audio."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    ViTConfig,
+    ViTModel,
+    WhisperConfig,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from bayes_adapters import AdapterModel, Batch, Bernoulli, Frames, adapted_layers
+from bayes_adapters.models import StochasticCore
+
+WIDTH = 16
+CONTEXT = 6
+"""Width of the context's frames."""
+VOCAB = 40
+
+
+def bert(layers: int = 2, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertModel(config).eval()
+
+
+def gpt2(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=layers, n_head=2, n_positions=32)
+    return GPT2Model(config).eval()
+
+
+def llama(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+    )
+    return LlamaModel(config).eval()
+
+
+def vit(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8
+    )
+    return ViTModel(config).eval()
+
+
+def whisper(layers: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=WIDTH,
+        encoder_layers=layers,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        num_mel_bins=8,
+        max_source_positions=10,
+    )
+    return WhisperEncoder(config).eval()
+
+
+def token_batch(size: int = 5, length: int = 7, seed: int = 1, targets: Tensor | None = None) -> Batch:
+    """Right-padded tokens; the audio of row 0 is short and that of row 2 is missing (if there are so many rows)."""
+    rng = torch.Generator().manual_seed(seed)
+    mask = torch.ones(size, length, dtype=torch.long)
+    mask[1::3, length // 2 :] = 0
+    mask[3::3, 2:] = 0
+    heard = torch.ones(size, 9, dtype=torch.bool)
+    heard[0, 3:] = False
+    heard[2::3] = False
+    if targets is None:
+        targets = torch.randint(0, 2, (size,), generator=rng).float()
+    return Batch(
+        {"input_ids": torch.randint(0, VOCAB, (size, length), generator=rng), "attention_mask": mask},
+        targets,
+        {"audio": Frames(torch.randn(size, 9, CONTEXT, generator=rng), heard)},
+    )
+
+
+def pad(batch: Batch, extra: int, frames: int = 0) -> Batch:
+    """Append ``extra`` padding tokens (with arbitrary ids) and ``frames`` masked frames holding noise."""
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    inputs = {
+        "input_ids": torch.cat([ids, torch.randint(0, VOCAB, (batch.size, extra))], 1),
+        "attention_mask": torch.cat([mask, mask.new_zeros(batch.size, extra)], 1),
+    }
+    context = {
+        name: Frames(
+            torch.cat([f.values, 50 * torch.randn(batch.size, frames, f.values.shape[-1])], 1),
+            torch.cat([f.mask, f.mask.new_zeros(batch.size, frames)], 1),
+        )
+        for name, f in batch.context.items()
+    }
+    return Batch(inputs, batch.targets, context, batch.index)
+
+
+def fill_B(model: AdapterModel, scale: float = 0.5) -> AdapterModel:
+    """Give every B entries other than zero, so that the cores matter."""
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for layer in adapted_layers(model.backbone).values():
+            layer.lora_B.normal_(0.0, scale)
+    return model
+
+
+def core_model(granularity: str = "token", rank: int = 3, **options: object) -> StochasticCore:
+    """A two-layer BERT with random cores on query and value, N = 50, B not zero."""
+    settings = {"granularity": granularity, "rank": rank, "num_data": 50} | options
+    likelihood = settings.pop("likelihood", None) or Bernoulli()
+    backbone = settings.pop("backbone", None) or bert()
+    return fill_B(StochasticCore(backbone, likelihood, **settings))  # type: ignore[arg-type, return-value]

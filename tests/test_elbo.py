@@ -1,0 +1,395 @@
+"""The ELBO against a loss written out by hand, against stock Pyro, and against closed forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayes_adapters import ELBO, Batch, Categorical, Gaussian, KLMode, KLWeight, adapted_layers
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.models import LoRA, StochasticCore
+from bayes_adapters.schedules import LinearWarmup
+from tests.helpers import CONTEXT, WIDTH, bert, core_model, fill_B, token_batch
+
+GUIDES: dict[str, Callable[..., Any]] = {
+    "contextual": Contextual,
+    "cross_attention": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, heads=2),
+    "shared_kv": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, share_kv=True),
+    "pooled_context": lambda m: PooledContext(m, context_dim=CONTEXT, dim=4),
+    "mean_field": MeanField,
+    "delta": Delta,
+}
+CASES = [(g, n) for g in ("token", "sequence") for n in GUIDES] + [("global", "mean_field"), ("global", "delta")]
+
+
+# ---- a loss written without the library: own BERT, own adapters, own attention, own KL ----
+
+Posterior = Callable[[str, Tensor], tuple[Tensor, Tensor]]
+
+
+def hand_loss(model: StochasticCore, batch: Batch, posterior: Posterior, weight: float) -> Tensor:
+    net, mask = model.backbone, batch.inputs["attention_mask"].bool()
+    rows, length = mask.shape
+    kl = torch.zeros(rows)
+
+    def adapted(path: str, x: Tensor) -> Tensor:
+        nonlocal kl
+        layer = adapted_layers(net)[path]
+        z = x @ layer.lora_A.T
+        mu, sigma = posterior(path, z)
+        core = mu + sigma * torch.normal(torch.zeros(mu.shape), torch.ones(mu.shape))
+        each = torch.log(0.2 / sigma) + (sigma**2 + mu**2) / (2 * 0.2**2) - 0.5
+        kl = kl + (each.sum((-1, -2)) * mask).sum(-1)
+        base = layer.base_layer
+        return x @ base.weight.T + base.bias + 16.0 / model.rank * torch.einsum("oi,btij,btj->bto", layer.lora_B, core, z)
+
+    emb = net.embeddings
+    x = emb.word_embeddings.weight[batch.inputs["input_ids"]] + emb.token_type_embeddings.weight[0]
+    x = emb.LayerNorm(x + emb.position_embeddings.weight[:length])
+    for i, block in enumerate(net.encoder.layer):
+        path, heads = f"encoder.layer.{i}.attention.self", 2
+        q = adapted(f"{path}.query", x)
+        k = block.attention.self.key(x)
+        v = adapted(f"{path}.value", x)
+        q, k, v = (t.view(rows, length, heads, -1).transpose(1, 2) for t in (q, k, v))
+        scores = (q @ k.mT / math.sqrt(WIDTH // heads)).masked_fill(~mask[:, None, None], -math.inf)
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(rows, length, WIDTH)
+        x = block.attention.output.LayerNorm(block.attention.output.dense(mixed) + x)
+        x = block.output.LayerNorm(block.output.dense(F.gelu(block.intermediate.dense(x))) + x)
+    pooled = torch.stack([x[b, mask[b]].mean(0) for b in range(rows)])
+    logit = (pooled @ model.head.weight.T + model.head.bias)[:, 0]
+    y = batch.targets
+    nll = -(y * F.logsigmoid(logit) + (1 - y) * F.logsigmoid(-logit))
+    return nll.mean() + weight * kl.mean()
+
+
+def _head(head: nn.Module, u: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    first, second = head.net[0], head.net[2]
+    out = torch.relu(u @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    mu, g = out[..., : rank * rank], out[..., rank * rank :]
+    shape = (*u.shape[:-1], rank, rank)
+    return mu.reshape(shape), (torch.sigmoid(g) ** 2).reshape(shape)
+
+
+def _posterior(name: str, model: StochasticCore, guide: Any, batch: Batch) -> Posterior:
+    frames = batch.context["audio"]
+
+    def contextual(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
+        return _head(guide.heads[f"core.{path}".replace(".", "-")], z, model.rank)
+
+    def cross(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
+        key = f"core.{path}".replace(".", "-")
+        kv = "shared" if guide.share_kv else key
+        query, out = z @ guide.query[key].weight.T, []
+        width = guide.dim // guide.num_heads
+        for b in range(batch.size):
+            real = frames.values[b, frames.mask[b]]
+            k = torch.cat([real @ guide.key[kv].weight.T, guide.null[kv][:1]])
+            v = torch.cat([real @ guide.value[kv].weight.T, guide.null[kv][1:]])
+            pieces = []
+            for h in range(guide.num_heads):
+                part = slice(h * width, (h + 1) * width)
+                pieces.append((query[b][:, part] @ k[:, part].T / math.sqrt(width)).softmax(-1) @ v[:, part])
+            out.append(torch.cat(pieces, -1))
+        return _head(guide.heads[key], torch.cat([z, torch.stack(out)], -1), model.rank)
+
+    def pooled(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
+        key = f"core.{path}".replace(".", "-")
+        rows = []
+        for b in range(batch.size):
+            real = frames.values[b, frames.mask[b]]
+            rows.append(real.mean(0) @ guide.value[key].weight.T if len(real) else guide.null[key])
+        context = torch.stack(rows)[:, None].expand(*z.shape[:-1], guide.dim)
+        return _head(guide.heads[key], torch.cat([z, context], -1), model.rank)
+
+    def mean_field(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
+        key = f"core.{path}".replace(".", "-")
+        shape = (*z.shape[:-1], model.rank, model.rank)
+        return guide.loc[key].expand(shape), guide.log_scale[key].exp().expand(shape)
+
+    return {"contextual": contextual, "pooled_context": pooled, "mean_field": mean_field}.get(name, cross)
+
+
+@pytest.mark.parametrize("name", ["contextual", "cross_attention", "shared_kv", "pooled_context", "mean_field"])
+def test_equals_a_hand_written_loss_in_value_and_every_gradient(name: str) -> None:
+    model = core_model("token")
+    guide = GUIDES[name](model)
+    with torch.no_grad():
+        for parameter in getattr(guide, "null", {}).values():
+            parameter.normal_()
+    batch = token_batch()
+    parameters = model.trainable_parameters() | dict(guide.named_parameters())
+    torch.manual_seed(5)
+    loss = ELBO(model, guide, kl_weight=0.3)(batch)
+    ours = torch.autograd.grad(loss, list(parameters.values()))
+    torch.manual_seed(5)
+    hand = hand_loss(model, batch, _posterior(name, model, guide, batch), 0.3)
+    theirs = torch.autograd.grad(hand, list(parameters.values()))
+    torch.testing.assert_close(loss, hand, rtol=2e-6, atol=1e-6)
+    for key, a, b in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()) + 1e-7, msg=lambda m, key=key: f"{key}: {m}")
+        assert b.abs().max() > 0, key
+
+
+# ---- stock Pyro ----
+
+
+@pytest.mark.parametrize(("granularity", "name"), CASES)
+def test_equals_stock_mean_field_elbo(granularity: str, name: str) -> None:
+    model = core_model(granularity)
+    guide, batch = GUIDES[name](model), token_batch()
+    torch.manual_seed(3)
+    ours = ELBO(model, guide)(batch)
+    torch.manual_seed(3)
+    stock = TraceMeanField_ELBO().differentiable_loss(model, guide, batch)
+    assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
+    parameters = list((model.trainable_parameters() | dict(guide.named_parameters())).values())
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(stock, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()) + 1e-8)
+
+
+@pytest.mark.parametrize(("granularity", "name"), [("token", "cross_attention"), ("sequence", "contextual"), ("global", "mean_field")])
+def test_particles_equal_stock_vectorised_particles(granularity: str, name: str) -> None:
+    model = core_model(granularity)
+    guide, batch = GUIDES[name](model), token_batch()
+    torch.manual_seed(3)
+    ours = ELBO(model, guide, num_particles=4)(batch)
+    torch.manual_seed(3)
+    stock = TraceMeanField_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    assert ours.item() == pytest.approx(stock.differentiable_loss(model, guide, batch).item(), rel=1e-6)
+
+
+def test_particles_do_not_rescale_anything() -> None:
+    """With a posterior of no width every particle is the same, so their number must not show."""
+    for granularity in ("token", "sequence", "global"):
+        model = core_model(granularity)
+        guide, batch = MeanField(model, init_scale=1e-6), token_batch()
+        one, five = (ELBO(model, guide, num_particles=n).terms(batch) for n in (1, 5))
+        torch.testing.assert_close(one.nll, five.nll, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.kl, five.kl, rtol=1e-6, atol=0)
+
+
+# ---- closed forms ----
+
+ORACLES = [(0.1, 0.25, 0.18310645), (0.0, 0.25, 0.05810645), (0.0, 0.2, 0.0), (0.0, 0.0025, 3.88210), (0.0, 0.00125, 4.57519)]
+
+
+def _fixed(model: StochasticCore, mu: float, sigma: float) -> MeanField:
+    guide = MeanField(model)
+    with torch.no_grad():
+        for key in guide.loc:
+            guide.loc[key].fill_(mu)
+            guide.log_scale[key].fill_(math.log(sigma))
+    return guide
+
+
+@pytest.mark.parametrize(("mu", "sigma", "kl"), ORACLES)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_gaussian_kl_oracles(mu: float, sigma: float, kl: float, rank: int) -> None:
+    """Four sites, r² entries each. Global: once per N = 50. Sequence: once an example. Token: once a real token."""
+    batch = token_batch()
+    tokens = batch.inputs["attention_mask"].sum().item() / batch.size
+    for granularity, count in {"global": 1 / 50, "sequence": 1.0, "token": tokens}.items():
+        model = core_model(granularity, rank)
+        found = ELBO(model, _fixed(model, mu, sigma)).terms(batch).kl.item()
+        assert found == pytest.approx(4 * rank**2 * kl * count, rel=1e-5, abs=1e-5), granularity
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_per_token_mean_is_the_kl_of_one_core(granularity: str) -> None:
+    model = core_model(granularity)
+    guide = _fixed(model, 0.1, 0.25)
+    found = ELBO(model, guide, kl_mode="per_token_mean", kl_weight=2.0).terms(token_batch())
+    assert found.kl.item() == pytest.approx(2 * 9 * 0.18310645, rel=1e-5)
+
+
+def test_per_token_mean_normalises_each_example_by_its_own_length() -> None:
+    """One example's KL differs from the other's: the mean over examples of per-example means, not a pooled mean."""
+    model = core_model("token")
+    guide = Contextual(model)
+    both = token_batch(4)
+    with torch.no_grad():  # without noise upstream the KL is a function of the example
+        for head in guide.heads.values():
+            head.net[2].weight[9:].zero_()
+            head.net[2].bias[9:].fill_(-50.0)
+    parts = [ELBO(model, guide, kl_mode=KLMode.PER_TOKEN_MEAN).terms(both[i : i + 1]).kl.item() for i in range(4)]
+    assert ELBO(model, guide, kl_mode=KLMode.PER_TOKEN_MEAN).terms(both).kl.item() == pytest.approx(sum(parts) / 4, rel=1e-4)
+    assert max(parts) - min(parts) > 0
+
+
+def test_per_token_mean_leaves_global_cores_alone() -> None:
+    model = core_model("global")
+    guide, batch = MeanField(model), token_batch()
+    full, normalised = (ELBO(model, guide, kl_mode=mode).terms(batch).kl for mode in KLMode)
+    assert full.item() == normalised.item() > 0
+
+
+def test_global_kl_is_one_over_n_whatever_the_batch() -> None:
+    values = []
+    for size, n in ((5, 50), (2, 50), (5, 500)):
+        model = core_model("global", num_data=n)
+        values.append(ELBO(model, _fixed(model, 0.1, 0.25)).terms(token_batch(size)).kl.item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert values[0] == pytest.approx(10 * values[2], rel=1e-6)
+
+
+def test_local_kl_counts_once_per_example() -> None:
+    """Duplicating every example changes neither term: per datum, not per batch and not per data set."""
+    batch = token_batch(3)
+    twice = batch[torch.tensor([0, 1, 2, 0, 1, 2])]
+    for num_data in (50, 5000):
+        model = core_model("token", num_data=num_data)
+        guide = _fixed(model, 0.1, 0.25)
+        once, double = (ELBO(model, guide).terms(b).kl.item() for b in (batch, twice))
+        assert once == pytest.approx(double, rel=1e-6)
+        assert once == pytest.approx(4 * 9 * 0.18310645 * batch.inputs["attention_mask"].sum().item() / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence", "global"])
+def test_kl_weight_multiplies_only_the_kl(granularity: str) -> None:
+    model = core_model(granularity)
+    guide, batch = MeanField(model), token_batch()
+
+    def terms(weight: Any, step: int = 0) -> Any:
+        torch.manual_seed(2)
+        return ELBO(model, guide, kl_weight=weight).terms(batch, step)
+
+    one, third, zero = terms(1.0), terms(0.3), terms(0.0)
+    assert third.nll.item() == one.nll.item() == zero.nll.item()
+    assert third.kl.item() == pytest.approx(0.3 * one.kl.item(), rel=1e-6)
+    assert zero.kl.item() == 0.0
+    assert zero.loss.item() == zero.nll.item()
+    schedule = LinearWarmup(steps=4)
+    assert terms(schedule, 1).kl.item() == pytest.approx(0.5 * one.kl.item(), rel=1e-6)
+    assert terms(schedule, 1).kl_weight == 0.5
+
+
+def test_kl_weight_works_around_stock_elbos() -> None:
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    torch.manual_seed(2)
+    ours = ELBO(model, guide, kl_weight=0.01, kl_mode="per_token_mean")(batch)
+    torch.manual_seed(2)
+    with KLWeight(0.01, KLMode.PER_TOKEN_MEAN):
+        stock = TraceMeanField_ELBO().differentiable_loss(model, guide, batch)
+    assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
+
+
+def test_kl_without_closed_form_is_unbiased() -> None:
+    model = core_model("global", rank=1, prior=dist.StudentT(5.0, 0.0, 0.2), num_data=1)
+    guide, batch = _fixed(model, 0.3, 0.15), token_batch(1, 2)
+    torch.manual_seed(0)
+    terms = [ELBO(model, guide, num_particles=1000).terms(batch).kl.item() for _ in range(5)]
+    q, p = torch.distributions.Normal(0.3, 0.15), torch.distributions.StudentT(5.0, 0.0, 0.2)
+    draws = q.sample((400_000,)).double()
+    exact = (q.log_prob(draws) - p.log_prob(draws)).mean().item() * 4
+    per_draw = (q.log_prob(draws) - p.log_prob(draws)).std().item() * 2
+    assert sum(terms) / 5 == pytest.approx(exact, abs=4 * per_draw / math.sqrt(5000) + 4 * 2 * per_draw / math.sqrt(400_000))
+    assert exact > 1.0
+    loss = ELBO(model, guide)(batch)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, list(guide.parameters())))
+
+
+def test_delta_kl_is_minus_the_log_prior() -> None:
+    model = core_model("global")
+    guide = Delta(model)
+    expected = -torch.distributions.Normal(0.0, 0.2).log_prob(guide.loc["core-global"]).sum() / 50
+    torch.testing.assert_close(ELBO(model, guide).terms(token_batch()).kl, expected)
+
+
+def test_plain_lora_is_maximum_likelihood() -> None:
+    model = fill_B(LoRA(bert(), Categorical(3), rank=2))  # type: ignore[arg-type]
+    batch = token_batch(targets=torch.tensor([0, 2, 1, 1, 0]))
+    terms = ELBO(model, Delta(model)).terms(batch)
+    expected = F.cross_entropy(model(batch), batch.targets)
+    torch.testing.assert_close(terms.loss, expected)
+    assert terms.kl.item() == 0.0
+
+
+def test_scale_statistics_skip_padding() -> None:
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    terms = ELBO(model, guide).terms(batch, with_scales=True)
+    assert set(terms.scales) == {site.name for site in model.sites}
+    for mean, low, high in terms.scales.values():
+        assert 0 < low <= mean <= high < 1
+    with torch.no_grad():
+        for head in guide.heads.values():
+            for p in head.parameters():
+                p.zero_()
+    flat = ELBO(model, guide).terms(batch, with_scales=True)
+    assert set(flat.scales.values()) == {(0.25, 0.25, 0.25)}
+    log = flat.log()
+    assert log["scale_mean"] == 0.25
+    assert log["loss"] == pytest.approx(log["nll"] + log["kl"], rel=1e-6)
+    assert log["kl_over_nll"] == pytest.approx(log["kl"] / log["nll"])
+
+
+def test_nll_of_a_regression_is_the_gaussian_density() -> None:
+    model = core_model("token", likelihood=Gaussian(init_log_scale=-0.5))
+    batch = token_batch(targets=torch.randn(5))
+    guide = MeanField(model)
+    torch.manual_seed(1)
+    terms = ELBO(model, guide).terms(batch)
+    torch.manual_seed(1)
+    guide(batch)
+    f = guide.trace.nodes["obs"]["fn"].loc
+    expected = -torch.distributions.Normal(f, math.exp(-0.5)).log_prob(batch.targets).mean()
+    torch.testing.assert_close(terms.nll, expected)
+
+
+def test_the_loss_keeps_no_graph_of_the_last_step() -> None:
+    model = core_model()
+    guide = Contextual(model)
+    ELBO(model, guide)(token_batch())
+    assert len(guide.trace.nodes) == 0
+
+
+@pytest.mark.parametrize("name", ["contextual", "cross_attention", "mean_field"])
+def test_bf16_autocast_is_close_and_densities_stay_float32(name: str) -> None:
+    model = core_model()
+    guide, batch = GUIDES[name](model), token_batch()
+    elbo = ELBO(model, guide)
+    torch.manual_seed(4)
+    exact = elbo.terms(batch)
+    torch.manual_seed(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = elbo.terms(batch)
+        guide(batch)
+    for site in model.sites:
+        fn = guide.trace.nodes[site.name]["fn"]
+        assert fn.base_dist.base_dist.base_dist.loc.dtype == torch.float32
+    assert guide.trace.nodes["obs"]["fn"].logits.dtype == torch.float32
+    guide.trace.nodes.clear()
+    assert terms.loss.dtype == torch.float32
+    assert terms.nll.item() != exact.nll.item(), "autocast was not active"
+    assert terms.nll.item() == pytest.approx(exact.nll.item(), abs=0.05)
+    assert terms.kl.item() == pytest.approx(exact.kl.item(), rel=0.02)
+    terms.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in guide.parameters() if p.grad is not None)
+
+
+def test_errors() -> None:
+    model, other = core_model(), core_model()
+    guide = Contextual(model)
+    with pytest.raises(ConfigError, match="built for another model"):
+        ELBO(other, guide)
+    with pytest.raises(ConfigError, match="num_particles"):
+        ELBO(model, guide, num_particles=0)
+    with pytest.raises(ConfigError, match="KL weight"):
+        ELBO(model, guide, kl_weight=-1.0)
+    with pytest.raises(ConfigError, match="Unknown kl_mode"):
+        ELBO(model, guide, kl_mode="mean")
+    with pytest.raises(ConfigError, match=r"needs batch\.targets"):
+        ELBO(model, guide)(token_batch().without_targets())
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        ELBO(model, guide)(token_batch(targets=torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0])))

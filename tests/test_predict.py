@@ -1,0 +1,348 @@
+"""Posterior-predictive sampling: repeatable, independent of how the data is cut up, and honest about its parts."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from bayes_adapters import (
+    AdapterGuide,
+    Batch,
+    Bernoulli,
+    Categorical,
+    Frames,
+    Gaussian,
+    Granularity,
+    HeteroscedasticGaussian,
+    Prediction,
+    adapted_layers,
+    evaluating,
+    predict,
+)
+from bayes_adapters import handlers
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.handlers import KeyedDraws, keyed_uniform
+from bayes_adapters.models import StochasticCore
+from tests.helpers import CONTEXT, VOCAB, core_model, fill_B, llama, pad, token_batch
+from tests.test_elbo import CASES, GUIDES
+
+
+def same(a: Prediction, b: Prediction, rows: Tensor | slice = slice(None)) -> None:
+    for name in ("mean", "total", "aleatoric", "epistemic", "log_density", "variance"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            torch.testing.assert_close(x, y[rows], rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(("granularity", "name"), CASES)
+def test_independent_of_batch_size_chunks_padding_and_order(granularity: str, name: str) -> None:
+    model = core_model(granularity)
+    guide, batch = GUIDES[name](model), token_batch()
+    reference = predict(model, guide, batch, num_samples=6)
+    same(predict(model, guide, batch, num_samples=6, chunk_size=4), reference)
+    same(predict(model, guide, [batch[:2], batch[2:]], num_samples=6, chunk_size=1), reference)
+    same(predict(model, guide, pad(batch, 5, frames=3), num_samples=6), reference)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    same(predict(model, guide, batch[order], num_samples=6), reference, order)
+
+
+def test_batches_without_index_are_numbered_consecutively() -> None:
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    bare = [Batch(b.inputs, b.targets, b.context) for b in (batch[:2], batch[2:])]
+    same(predict(model, guide, bare), predict(model, guide, batch))
+
+
+def test_left_padding_changes_nothing_where_positions_are_relative() -> None:
+    model = fill_B(StochasticCore(llama(), Bernoulli(), targets=["q_proj", "v_proj"], rank=2, pooling="last"))  # type: ignore[arg-type]
+    guide = Contextual(model)
+    ids = torch.randint(0, VOCAB, (2, 5))
+    ones = torch.ones(2, 5, dtype=torch.long)
+    plain = Batch({"input_ids": ids, "attention_mask": ones})
+    left = Batch(
+        {
+            "input_ids": torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1),
+            "attention_mask": torch.cat([0 * ones[:, :3], ones], 1),
+        }
+    )
+    reference = predict(model, guide, plain, num_samples=5)
+    assert reference.epistemic.max() > 1e-6
+    same(predict(model, guide, left, num_samples=5), reference)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Categorical(3), Gaussian(), HeteroscedasticGaussian()], ids=lambda x: type(x).__name__)
+def test_total_is_aleatoric_plus_epistemic_and_samples_average_to_the_mean(likelihood: torch.nn.Module) -> None:
+    model = core_model(likelihood=likelihood)
+    guide, batch = MeanField(model, init_scale=1.0), token_batch().without_targets()
+    found = predict(model, guide, batch, num_samples=8, return_samples=True, chunk_size=3)
+    torch.testing.assert_close(found.total, found.aleatoric + found.epistemic)
+    assert found.samples is not None
+    assert found.samples.shape[:2] == (8, 5)
+    torch.testing.assert_close(found.samples.mean(0), found.mean, rtol=1e-5, atol=1e-6)
+    assert (found.epistemic > 0).all()
+    assert found.log_density is None
+    assert found.num_samples == 8
+    joined = predict(model, guide, [batch[:3], batch[3:]], num_samples=8, return_samples=True)
+    torch.testing.assert_close(joined.samples, found.samples, rtol=1e-4, atol=1e-6)
+
+
+def test_against_stock_averaging_of_its_own_samples() -> None:
+    """The split of uncertainty from the draws, written out again."""
+    model = core_model()
+    guide, batch = MeanField(model, init_scale=1.0), token_batch()
+    found = predict(model, guide, batch, num_samples=7, return_samples=True)
+    p = found.samples.double()
+
+    def entropy(q: Tensor) -> Tensor:
+        return -(q * q.log() + (1 - q) * (1 - q).log())
+
+    torch.testing.assert_close(found.total.double(), entropy(p.mean(0)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.aleatoric.double(), entropy(p).mean(0), rtol=1e-5, atol=1e-6)
+    y = batch.targets.double()
+    density = (p * y + (1 - p) * (1 - y)).mean(0).log()
+    torch.testing.assert_close(found.log_density.double(), density, rtol=1e-5, atol=1e-6)
+
+
+def test_no_spread_means_no_epistemic_uncertainty() -> None:
+    model = core_model()
+    guide, batch = CrossAttention(model, context_dim=CONTEXT, dim=4, scale="softplus"), token_batch()
+    with torch.no_grad():
+        for head in guide.heads.values():
+            head.net[2].weight[9:] = 0
+            head.net[2].bias[9:] = -100.0
+    found = predict(model, guide, batch, num_samples=5, return_samples=True)
+    assert (found.samples - found.samples[0]).abs().max() < 1e-4
+    assert found.epistemic.max() < 1e-6
+    same(predict(model, guide, batch, mean_only=True), found)
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence", "global"])
+def test_zero_B_is_the_frozen_backbone_and_has_no_epistemic_uncertainty(granularity: str) -> None:
+    model = core_model(granularity)
+    with torch.no_grad():
+        for layer in adapted_layers(model.backbone).values():
+            layer.lora_B.zero_()
+    guide, batch = MeanField(model), token_batch()
+    found = predict(model, guide, batch, num_samples=5, return_samples=True)
+    with torch.no_grad(), model.adapters_disabled():
+        hidden = model.backbone(**batch.inputs).last_hidden_state
+    mask = batch.inputs["attention_mask"][..., None]
+    base = torch.sigmoid(model.head((hidden * mask).sum(1) / mask.sum(1)))[:, 0]
+    assert found.samples.var(0).max() < 1e-12
+    torch.testing.assert_close(found.mean, base)
+    assert found.epistemic.max() < 1e-6
+
+
+def test_mean_only_is_one_pass_at_the_posterior_mean() -> None:
+    model = core_model("global")
+    guide, batch = MeanField(model, init_scale=1.0), token_batch()
+    found = predict(model, guide, batch, mean_only=True, num_samples=9)
+    assert found.num_samples == 1
+    assert found.epistemic.max() < 1e-6
+    with torch.no_grad():
+        guide.log_scale["core-global"].fill_(-40.0)
+    same(found, predict(model, guide, batch, num_samples=2))
+
+
+def test_one_draw_of_a_global_core_is_one_function_for_all_inputs() -> None:
+    """Five copies of one example: with a global core each draw treats them alike, with local cores it does not."""
+    alike = token_batch()[torch.tensor([1, 1, 1, 1, 1])]
+    alike = Batch(alike.inputs, None, alike.context)
+    spread = {}
+    for granularity in ("global", "sequence", "token"):
+        model = core_model(granularity)
+        found = predict(model, MeanField(model, init_scale=1.0), alike, num_samples=6, return_samples=True)
+        assert found.samples.std(0).min() > 1e-3, "draws must differ"
+        spread[granularity] = found.samples.std(1).max().item()
+    assert spread["global"] < 1e-6
+    assert min(spread["sequence"], spread["token"]) > 1e-3
+
+
+def test_more_samples_extend_the_same_draws() -> None:
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    few, many = (predict(model, guide, batch, num_samples=n, return_samples=True).samples for n in (3, 6))
+    torch.testing.assert_close(few, many[:3], rtol=1e-5, atol=1e-6)
+    other = predict(model, guide, batch, num_samples=3, return_samples=True, seed=1).samples
+    assert (few - other).abs().max() > 1e-4
+
+
+def test_leaves_modes_generator_gradients_and_trace_as_they_were() -> None:
+    model = core_model(dropout=0.5)
+    guide = Contextual(model)
+    model.train()
+    model.backbone.encoder.layer[0].eval()
+    guide.train()
+    next(iter(guide.heads.values())).eval()
+    before = [m.training for m in [*model.modules(), *guide.modules()]]
+    assert True in before
+    assert False in before
+    state = torch.get_rng_state()
+    a = predict(model, guide, token_batch(), num_samples=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in [*model.modules(), *guide.modules()]] == before
+    assert len(guide.trace.nodes) == 0
+    assert all(p.grad is None for p in model.parameters())
+    assert not a.mean.requires_grad
+    same(a, predict(model.eval(), guide.eval(), token_batch(), num_samples=3))
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    model = core_model()
+    model.train()
+    with pytest.raises(RuntimeError, match="boom"), evaluating(model):
+        assert not model.training
+        raise RuntimeError("boom")
+    assert model.training
+
+
+def test_seed_none_uses_torchs_generator() -> None:
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    torch.manual_seed(9)
+    a = predict(model, guide, batch, seed=None)
+    b = predict(model, guide, batch, seed=None)
+    torch.manual_seed(9)
+    same(predict(model, guide, batch, seed=None), a)
+    assert (a.mean - b.mean).abs().max() > 1e-6
+
+
+def test_prior_without_inverse_cdf_is_refused_or_drawn_by_torch() -> None:
+    class Wide(AdapterGuide):
+        name, serves = "wide", frozenset(Granularity)
+
+        def posterior(self, call, prior):
+            return dist.StudentT(torch.full((3, 3), 5.0), 0.0, 0.2).to_event(2)
+
+    model = core_model()
+    guide, batch = Wide(model), token_batch()
+    with pytest.raises(ConfigError, match=r"StudentT has no inverse CDF.*seed=None"):
+        predict(model, guide, batch)
+    assert predict(model, guide, batch, seed=None).epistemic.max() > 0
+
+
+def test_errors() -> None:
+    model, other = core_model(), core_model()
+    guide, batch = Contextual(model), token_batch()
+    with pytest.raises(ConfigError, match="built for another model"):
+        predict(other, guide, batch)
+    for options in ({"num_samples": 0}, {"chunk_size": 0}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            predict(model, guide, batch, **options)
+    with pytest.raises(DataError, match="holds no batch"):
+        predict(model, guide, [])
+    with pytest.raises(ConfigError, match=r"pyro\.plate"), KeyedDraws(0, torch.arange(2), torch.arange(5)):
+        guide(batch)
+
+
+# ---- the noise ----
+
+S, B, N = torch.arange(8), torch.arange(10), 500
+
+
+def uniforms(seed: int = 0, site: str = "core.a", samples: Tensor = S, examples: Tensor = B, count: int = N) -> Tensor:
+    return keyed_uniform(seed, site, samples, examples, count, torch.device("cpu"))
+
+
+def test_keyed_uniform_is_uniform() -> None:
+    u = uniforms().flatten().double().sort().values
+    n = len(u)
+    assert 0.0 < u[0]
+    assert u[-1] < 1.0
+    grid = torch.arange(1, n + 1) / n
+    distance = torch.maximum((grid - u).abs(), (u - grid + 1 / n).abs()).max().item()
+    assert math.sqrt(n) * distance < 1.95, "Kolmogorov-Smirnov, p < 0.001"
+    assert u.var().item() == pytest.approx(1 / 12, rel=0.02)
+    normal = torch.special.ndtri(u)
+    assert (normal**4).mean().item() == pytest.approx(3.0, rel=0.1)
+
+
+def test_keyed_uniform_is_independent_across_coordinates() -> None:
+    a = uniforms()
+    pairs = {
+        "seed": (a, uniforms(seed=1)),
+        "site": (a, uniforms(site="core.b")),
+        "sample": (a, a.roll(1, 0)),
+        "example": (a, a.roll(1, 1)),
+        "entry": (a, a.roll(1, 2)),
+        "sample and example": (a[:8, :8], a[:8, :8].transpose(0, 1)),
+        "seed against sample": (a[1:], uniforms(seed=1)[:-1]),
+    }
+    for name, (x, y) in pairs.items():
+        both = torch.stack([x.flatten(), y.flatten()]).double()
+        if name == "sample and example":  # the diagonal pairs each value with itself
+            keep = ~torch.eye(8, dtype=torch.bool)[:, :, None].expand_as(x).flatten()
+            both = both[:, keep]
+        correlation = torch.corrcoef(both)[0, 1].item()
+        assert abs(correlation) < 4 / math.sqrt(both.shape[1]), name
+    assert len(a.unique()) > 0.99 * a.numel()
+
+
+def test_keyed_uniform_depends_on_coordinates_only() -> None:
+    a = uniforms()
+    assert torch.equal(uniforms(samples=S[3:5], examples=B[[7, 2]], count=20), a[3:5][:, [7, 2]][..., :20])
+
+
+def test_keyed_uniform_is_frozen() -> None:
+    """Saved predictions must be reproducible by later versions: SplitMix64 written again with Python's integers."""
+    full = (1 << 64) - 1
+
+    def mix(v: int) -> int:
+        v = ((v ^ (v >> 30)) * 0xBF58476D1CE4E5B9) & full
+        v = ((v ^ (v >> 27)) * 0x94D049BB133111EB) & full
+        return v ^ (v >> 31)
+
+    def value(seed: int, site: str, sample: int, example: int, entry: int) -> float:
+        gold = 0x9E3779B97F4A7C15
+        key = mix((mix((seed * gold + zlib.crc32(site.encode())) & full) + sample) & full)
+        key = mix((key + mix(example)) & full)
+        return ((mix((key + (entry + 1) * gold) & full) >> 41) + 0.5) / 2**23
+
+    found = uniforms(seed=12345)
+    for s, b, i in ((0, 0, 0), (3, 7, 499), (7, 9, 123)):
+        assert found[s, b, i].item() == pytest.approx(value(12345, "core.a", s, b, i), abs=2**-25)
+
+
+def test_no_uniform_is_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw of 1 has an infinite quantile; at 1 in 2^24 it would come up every few predictions."""
+    for bits in (0, -1):
+        monkeypatch.setattr(handlers, "_mix", lambda value, bits=bits: torch.full_like(value, bits))
+        u = uniforms(count=1)
+        assert 0.0 < u.min() <= u.max() < 1.0
+        assert torch.isfinite(dist.Normal(0.0, 1.0).icdf(u)).all()
+
+
+def test_draws_have_the_posteriors_moments() -> None:
+    model = core_model("global", rank=2)
+    guide = MeanField(model, init_scale=0.3)
+    with torch.no_grad(), KeyedDraws(0, torch.arange(4000), torch.arange(1)), pyro.plate("samples", 4000, dim=-2):
+        guide(token_batch(1, 2))
+    value = guide.trace.nodes["core.global"]["value"]
+    value = value.reshape(4000, 4, 2, 2)
+    loc = guide.loc["core-global"].detach()
+    torch.testing.assert_close(value.mean(0), loc, rtol=0, atol=4 * 0.3 / math.sqrt(4000))
+    torch.testing.assert_close(value.std(0), torch.full_like(loc, 0.3), rtol=0.05, atol=0)
+
+
+def test_delta_guides_need_no_noise() -> None:
+    model = core_model("global")
+    found = predict(model, Delta(model), token_batch(), num_samples=3, return_samples=True)
+    assert (found.samples - found.samples[0]).abs().max() < 1e-6
+
+
+def test_frames_of_half_precision() -> None:
+    model = core_model()
+    guide, batch = CrossAttention(model, context_dim=CONTEXT, dim=4), token_batch()
+    frames = batch.context["audio"]
+    reference = predict(model, guide, batch)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = Batch(batch.inputs, batch.targets, {"audio": Frames(frames.values.to(dtype), frames.mask)})
+        torch.testing.assert_close(predict(model, guide, half).mean, reference.mean, rtol=0, atol=2e-3)
