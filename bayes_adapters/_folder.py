@@ -27,6 +27,7 @@ _SECTIONS: dict[str, type | tuple[type, ...]] = {
     "model.structure": str,
     "model.config": dict,
     "model.config.targets": list,
+    "model.prior_dtype": (str, type(None)),
     "likelihood": dict,
     "likelihood.name": str,
     "likelihood.config": dict,

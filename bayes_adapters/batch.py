@@ -83,17 +83,24 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("A batch needs at least one backbone input, for example inputs={'input_ids': ids}.")
-        sizes = {f"inputs[{k!r}]": v.shape[0] if v.dim() else 0 for k, v in self.inputs.items()}
-        sizes |= {f"context[{k!r}]": v.values.shape[0] for k, v in self.context.items()}
-        if self.targets is not None:
-            sizes["targets"] = self.targets.shape[0] if self.targets.dim() else 0
-        if self.index is not None:
-            sizes["index"] = self.index.shape[0]
+        parts = {f"inputs[{k!r}]": v for k, v in self.inputs.items()}
+        parts |= {f"context[{k!r}]": v.values for k, v in self.context.items()}
+        parts |= {k: v for k, v in (("targets", self.targets), ("index", self.index)) if v is not None}
+        for name, value in parts.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                given = "a tensor without dimensions" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise DataError(f"{name} must be a tensor whose first dimension counts the examples; it is {given}.")
+        sizes = {name: value.shape[0] for name, value in parts.items()}
         if len(set(sizes.values())) != 1:
             raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")
         if self.size == 0:
             raise DataError("The batch is empty (0 examples). Was a filter too strict, or a data set exhausted?")
-        mask = self.token_mask
+        mask, ids = self.token_mask, self.inputs.get("input_ids")
+        if mask is not None and ids is not None and mask.shape != ids.shape:
+            raise DataError(
+                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says which tokens "
+                "are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
+            )
         if mask is not None and not bool(mask.any(-1).all()):
             rows = (~mask.any(-1)).nonzero().flatten().tolist()
             raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")

@@ -112,7 +112,7 @@ class ELBO(nn.Module):
                     self.guide(batch)
         model_trace, guide_trace = self.guide.get_traces()
         self.guide.trace = Trace()
-        observed = model_trace.nodes["obs"]
+        observed: Any = model_trace.nodes["obs"]
         nll = -_sum(observed["fn"].log_prob(observed["value"]), observed)
         kl = nll.new_zeros(())
         for name, site in guide_trace.nodes.items():
@@ -137,7 +137,8 @@ def _kl(guide_site: Any, model_site: Any) -> Tensor:
 
 def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
     out: dict[str, tuple[float, float, float]] = {}
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
         call: CoreCall | None = site["infer"].get(CORE) if site["type"] == "sample" else None
         scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
         if call is None or scale is None:

@@ -32,7 +32,7 @@ from bayes_adapters._folder import (
 from bayes_adapters._folder import describe as describe
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.layer import adapted_layers, remove
+from bayes_adapters.layer import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.targets import Targets
 
@@ -72,7 +72,7 @@ def save(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "model": _entry("model", model, "structure"),
+        "model": _entry("model", model, "structure") | {"prior_dtype": _prior_dtype(model)},
         "likelihood": _entry("likelihood", model.likelihood, "name"),
         "prior": model.prior.to_json(),
         "guide": _entry("guide", guide, "name"),
@@ -105,24 +105,17 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
     folder = Path(directory)
     about = describe(folder)
     tensors = read_tensors(folder, about)
-    if adapted_layers(backbone):
-        raise ConfigError(
-            "This backbone already has adapters. Remove them first with bayes_adapters.remove(backbone), or load a "
-            "second backbone."
-        )
+    require_unadapted(backbone)
     _require_base(folder, about["base"], backbone)
-    flags = [(p, p.requires_grad) for p in backbone.parameters()]
     devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
-            model, guide = _build(about, backbone)
-        _assign(folder, _own_tensors(model, guide), tensors)
-    except BaseException as error:
-        remove(backbone)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        if isinstance(error, AdapterFileError) or not isinstance(error, Exception):
-            raise
+        with restored_on_error(backbone):
+            with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+                model, guide = _build(about, backbone)
+            _assign(folder, _own_tensors(model, guide), tensors)
+    except AdapterFileError:
+        raise
+    except Exception as error:
         versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         raise AdapterFileError(
             f"The adapter in {str(folder)!r} cannot be built again: {error} It was saved with {versions}; "
@@ -203,6 +196,10 @@ def _entry(what: str, thing: Any, attribute: str) -> dict[str, Any]:
     return {attribute: name, "config": thing.config()}
 
 
+def _prior_dtype(model: AdapterModel) -> str | None:
+    return next((str(b.dtype).removeprefix("torch.") for b in model.prior.buffers()), None)
+
+
 def _base(backbone: nn.Module) -> dict[str, Any]:
     parameters = _base_parameters(backbone)
     return {
@@ -240,6 +237,8 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     model = make_model(backbone, likelihood, **options)
     if model.layers != paths:
         raise ConfigError(f"The adapted layers would be {model.layers}, not the saved {paths}.")
+    if about["model"]["prior_dtype"] is not None:
+        model.prior.to(getattr(torch, about["model"]["prior_dtype"]))
     guide = make_guide(model, **about["guide"]["config"])
     return model, guide.to(next(backbone.parameters()).device)
 

@@ -25,17 +25,24 @@ class AdapterGuide(GuideMessenger, nn.Module):
         model: the model whose core sites the guide infers. It is not registered as a submodule.
 
     Raises:
-        ConfigError: the model has a site this guide cannot serve.
+        ConfigError: the model has a site this guide cannot serve, or none at all.
     """
 
     name: ClassVar[str]
     """The registered name, as written into saved adapters."""
     serves: ClassVar[frozenset[Granularity]]
     """The granularities this guide can infer."""
+    needs_sites: ClassVar[bool] = True
+    """Whether a model without random cores is refused; only a guide that then means maximum likelihood sets it False."""
 
     def __init__(self, model: AdapterModel) -> None:
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
+        if self.needs_sites and not model.sites:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to infer: the cores of this {type(model).__name__} are fixed to I. Take a "
+                "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
+            )
         unserved = [site for site in model.sites if site.granularity not in self.serves]
         if unserved:
             raise ConfigError(
@@ -61,7 +68,7 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Constructor arguments other than the model, as JSON."""
         raise NotImplementedError
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Run the model under the guide; return every sample site's value."""
         register_if_captured("guide", self)
         samples: dict[str, Tensor] = super().__call__(*args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.sites import CORE, CoreCall, Granularity
 
 
-class KLMode(str, Enum):
+class KLMode(StrEnum):
     """How the KL of local cores is normalised before it is weighted."""
 
     FULL = "full"

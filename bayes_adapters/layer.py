@@ -45,10 +45,7 @@ class AdaptedLinear(nn.Module):
         size = dimensions(base_layer)
         if size is None:
             raise ConfigError(f"Cannot adapt a {type(base_layer).__name__}; allowed: torch.nn.Linear, transformers Conv1D.")
-        if rank < 1:
-            raise ConfigError(f"rank must be at least 1; got {rank}.")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"dropout must lie in [0, 1); got {dropout}.")
+        check_options(rank, alpha, dropout)
         self.base_layer = base_layer.requires_grad_(False)
         device = next(base_layer.parameters()).device
         self.lora_A = nn.Parameter(torch.empty(rank, size[0], device=device))
@@ -88,6 +85,16 @@ class AdaptedLinear(nn.Module):
         return f"rank={self.lora_A.shape[0]}, scaling={self.scaling:g}, core={core}"
 
 
+def check_options(rank: int, alpha: float, dropout: float) -> None:
+    """Raise :class:`ConfigError` if an adapter cannot have these options."""
+    if not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"rank must be a whole number of at least 1; got {rank}.")
+    if not 0.0 < alpha < math.inf:
+        raise ConfigError(f"alpha must be positive and finite, for example 2 * rank; got {alpha}.")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must lie in [0, 1); got {dropout}.")
+
+
 def install(
     backbone: nn.Module,
     paths: Sequence[str],
@@ -111,12 +118,10 @@ def install(
         Path → adapted layer, in the order of ``paths``.
 
     Raises:
-        ConfigError: the backbone already holds adapters.
+        ConfigError: the backbone already holds adapters, or an option is out of range; nothing was changed.
     """
-    if adapted_layers(backbone):
-        raise ConfigError(
-            "This backbone already has adapters. Remove them first with bayes_adapters.remove(backbone), or load a second backbone."
-        )
+    require_unadapted(backbone)
+    check_options(rank, alpha, dropout)
     backbone.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
     for path in paths:
@@ -133,6 +138,31 @@ def remove(backbone: nn.Module) -> nn.Module:
     for path, layer in adapted_layers(backbone).items():
         backbone.set_submodule(path, layer.base_layer)
     return backbone
+
+
+def require_unadapted(backbone: nn.Module) -> None:
+    """Raise :class:`ConfigError` if ``backbone`` holds adapters."""
+    if adapted_layers(backbone):
+        raise ConfigError(
+            "This backbone already has adapters. Remove them first with bayes_adapters.remove(backbone), or load a "
+            "second backbone."
+        )
+
+
+@contextmanager
+def restored_on_error(backbone: nn.Module) -> Iterator[None]:
+    """If the context ends with an error, take out the adapters it installed and undo the freezing."""
+    before = set(adapted_layers(backbone))
+    flags = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+    try:
+        yield
+    except BaseException:
+        for path, layer in adapted_layers(backbone).items():
+            if path not in before:
+                backbone.set_submodule(path, layer.base_layer)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        raise
 
 
 def adapted_layers(backbone: nn.Module) -> dict[str, AdaptedLinear]:

@@ -53,7 +53,7 @@ class Prediction:
     def concatenate(parts: list[Prediction]) -> Prediction:
         """Join predictions of consecutive batches."""
         first = parts[0]
-        joined = {
+        joined: dict[str, Any] = {
             name: None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts], 1 if name == "samples" else 0)
             for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples")
         }
@@ -122,8 +122,8 @@ class Categorical(Likelihood):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ConfigError(f"num_classes must be at least 2; got {num_classes}.")
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ConfigError(f"num_classes must be a whole number of at least 2; got {num_classes}.")
         self.num_outputs = num_classes
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
@@ -210,6 +210,8 @@ class Gaussian(_NormalLikelihood):
 
     def __init__(self, init_log_scale: float = 0.0) -> None:
         super().__init__()
+        if not math.isfinite(init_log_scale):
+            raise ConfigError(f"init_log_scale is the log of a standard deviation and must be finite; got {init_log_scale}.")
         self.init_log_scale = init_log_scale
         self.log_scale = nn.Parameter(torch.tensor(float(init_log_scale)))
 
@@ -233,6 +235,8 @@ class HeteroscedasticGaussian(_NormalLikelihood):
 
     def __init__(self, min_scale: float = 1e-4) -> None:
         super().__init__()
+        if not 0.0 <= min_scale < math.inf:
+            raise ConfigError(f"min_scale is added to a standard deviation and must be finite and not negative; got {min_scale}.")
         self.min_scale = min_scale
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:

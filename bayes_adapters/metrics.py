@@ -233,7 +233,8 @@ def decompose(probs_samples: Tensor) -> Decomposition:
     """Split predictive uncertainty: ``H[mean_s p_s] = mean_s H[p_s] + mean_s KL(p_s || mean_s p_s)``, in nats.
 
     The epistemic part (mutual information of target and posterior draw) is computed as the mean KL divergence, not as a
-    difference of near-equal entropies, and clamped at 0, which only removes rounding.
+    difference of near-equal entropies. Below 64 eps² of the given dtype (1e-12 nats for float32) it is rounding and
+    set to 0, or a method without any would rank examples by noise.
 
     Args:
         probs_samples: posterior samples first: P(y=1), shape (S, N), or class probabilities, shape (S, N, …, C).
@@ -256,9 +257,11 @@ def decompose(probs_samples: Tensor) -> Decomposition:
         raise DataError("decompose needs probabilities from 0 to 1. Were these logits? Apply sigmoid or softmax first.")
     p = p.clamp(0, 1)
     p = torch.stack([1 - p, p], -1) if p.dim() == 2 else p
-    mean = p.mean(0)
+    mean = p[0] + (p - p[0]).mean(0)  # exact for equal samples
     kl = torch.special.xlogy(p, p / mean.clamp(min=torch.finfo(p.dtype).tiny)).sum(-1)
-    return Decomposition(entropy(mean), entropy(p).mean(0), kl.mean(0).clamp(min=0))
+    floor = 64 * min(torch.finfo(probs_samples.dtype).eps, torch.finfo(torch.float32).eps) ** 2
+    epistemic = kl.mean(0)
+    return Decomposition(entropy(mean), entropy(p).mean(0), epistemic.where(epistemic > floor, 0.0))
 
 
 def paired_bootstrap(
@@ -278,7 +281,8 @@ def paired_bootstrap(
 
     Args:
         metric_fn: called as ``metric_fn(*tensors)``, returns one number: ``torch.mean`` of losses, :func:`auc`, ….
-        a, b: one tensor or several, each with the N examples as first dimension, example by example the same.
+        a: one tensor or several, each with the N examples as first dimension.
+        b: the same of the other method, example by example.
         groups: shape (N,), a tensor or any hashable labels; None draws single examples.
         draws: number of resamples.
         seed: seed of the resampling; the same seed gives the same interval.

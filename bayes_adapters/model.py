@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from enum import Enum
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyro
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, NonFiniteError, choice
-from bayes_adapters.layer import adapters_disabled, install
+from bayes_adapters.layer import adapters_disabled, check_options, install, require_unadapted, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import CORE, CoreCall, CoreSite, ForwardPass, Granularity, outer_shape, running
 from bayes_adapters.targets import Targets, select
 
 
-class Pooling(str, Enum):
+class Pooling(StrEnum):
     """How the last hidden states (rows, T, d) become one vector per example."""
 
     MEAN = "mean"
@@ -106,15 +106,23 @@ class AdapterModel(nn.Module):
             )
         if self.granularity is None and prior is not None:
             raise ConfigError("A prior was given but the cores are fixed to I; pass granularity='token', 'sequence' or 'global'.")
+        check_options(rank, alpha, dropout)
+        if not isinstance(likelihood, Likelihood):
+            raise ConfigError(
+                f"The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got {likelihood!r}."
+            )
+        require_unadapted(backbone)
+        width = _width(backbone)
         paths = select(backbone, targets)
         self.sites = _sites(paths, rank, self.granularity)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         by_path = {path: site for site in self.sites for path in site.layers}
-        self.layers = list(install(backbone, paths, rank=rank, alpha=alpha, dropout=dropout, sites=by_path))
-        self.backbone = backbone
-        self.likelihood = likelihood
-        self.head = self.build_head(_width(backbone))
-        self.to(next(backbone.parameters()).device)
+        with restored_on_error(backbone):
+            self.layers = list(install(backbone, paths, rank=rank, alpha=alpha, dropout=dropout, sites=by_path))
+            self.backbone = backbone
+            self.likelihood = likelihood
+            self.head = self.build_head(width)
+            self.to(next(backbone.parameters()).device)
 
     def build_head(self, width: int) -> nn.Module:
         """Build the trainable map from pooled features (rows, d) to the likelihood's outputs (rows, K)."""
@@ -159,9 +167,9 @@ class AdapterModel(nn.Module):
         cores: dict[str, Tensor] = {}
         for site in self.sites:
             if site.granularity is Granularity.GLOBAL and self.num_data is not None:
-                call = CoreCall(site, None, None, batch.context, len(self.sites), {})
+                infer: Any = {CORE: CoreCall(site, None, None, batch.context, len(self.sites), {})}
                 with poutine.scale(scale=1.0 / self.num_data):
-                    value = pyro.sample(site.name, site.wrap(self.prior.core(site), None), infer={CORE: call})
+                    value = pyro.sample(site.name, site.wrap(self.prior.core(site), None), infer=infer)
                 cores |= {path: value[..., i, :, :] for i, path in enumerate(site.layers)}
         return cores
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -62,7 +63,7 @@ def predict(
         A :class:`Prediction` over all examples, on the model's device.
 
     Raises:
-        DataError: ``data`` holds no batch.
+        DataError: ``data`` holds no batch, or targets outside the likelihood's support.
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model.
     """
     if guide.model is not model:
@@ -76,6 +77,8 @@ def predict(
     with torch.no_grad(), evaluating(model, guide):
         for batch in [data] if isinstance(data, Batch) else data:
             batch = batch.to(device)
+            if batch.targets is not None:
+                model.likelihood.check(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             parts.append(_predict_batch(model, guide, batch, ids, samples, chunk_size or samples, mean_only, return_samples, seed))
@@ -108,7 +111,7 @@ def _predict_batch(
                 stack.enter_context(KeyedDraws(seed, numbers, ids))
             stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
             guide(batch.without_targets())
-        fn = guide.trace.nodes["obs"]["fn"]
+        fn: Any = guide.trace.nodes["obs"]["fn"]
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:

@@ -78,12 +78,17 @@ def score(
     """Return the :class:`Record` of one set of predictions.
 
     Args:
-        method, seed, split, condition, samples, seconds: as in :class:`Record`.
+        method: name of the method.
+        seed: the training seed.
+        split: name of the split.
+        condition: name of the condition.
         probs: mean predictive P(y=1), shape (N,), or class probabilities, shape (N, C).
         targets: class numbers, shape (N,).
         uncertainty: of the same N examples, nats, each shape (N,); see :func:`bayes_adapters.metrics.decompose`.
         reference: uncertainty on M in-distribution examples, each shape (M,): the negatives of ``auroc_ood``.
             None leaves both OOD numbers NaN.
+        samples: posterior samples of a prediction.
+        seconds: wall-clock time of predicting all N examples.
 
     >>> from bayes_adapters.metrics import decompose
     >>> draws = torch.tensor([[0.9, 0.2, 0.8], [0.7, 0.4, 0.4]])

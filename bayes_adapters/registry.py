@@ -19,7 +19,7 @@ from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 
-_C = TypeVar("_C", bound=type)
+_C = TypeVar("_C")
 
 
 class Kind(StrEnum):
@@ -87,7 +87,7 @@ def register(cls: _C) -> _C:
         ConfigError: ``cls`` is none of these, has no name of its own, or the name is taken by another class.
     """
     kind = next((k for k, base in _BASES.items() if isinstance(cls, type) and issubclass(cls, base)), None)
-    if kind is None:
+    if kind is None or not isinstance(cls, type):
         raise ConfigError(
             f"Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered; got {cls!r}."
         )

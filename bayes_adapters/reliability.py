@@ -1,8 +1,11 @@
 """How far a context lies from the contexts seen in training, and a posterior that falls back to the prior there.
 
 An amortised posterior is confident wherever its network happens to be, also on recordings unlike any it was trained
-on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior is
-the geometric mixture ``q_γ ∝ q^γ p^{1−γ}`` of posterior and prior. γ = 1 is the posterior, γ → 0 the prior.
+on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior
+becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) p`` of posterior and prior: with probability 1 − γ
+the network is not to be believed, and then only the prior is known. The wider what it falls back to, the more its draws disagree,
+and the larger the epistemic part where the context is far; a scale of its own can be given, since a prior that
+regularises well in training (β = 0.2) may be too narrow to say "I do not know".
 """
 
 from __future__ import annotations
@@ -103,16 +106,20 @@ class FrameDensity(nn.Module):
 
 
 def fall_back(
-    posterior: TorchDistributionMixin, prior: TorchDistributionMixin, weight: Float[Tensor, "B"]
+    posterior: TorchDistributionMixin,
+    prior: TorchDistributionMixin,
+    weight: Float[Tensor, "B"],
+    scale: float | None = None,
 ) -> TorchDistributionMixin:
-    """Return ``q^γ p^{1−γ}``, normalised, for elementwise Gaussians q and p.
+    """Return the Gaussian with the moments of ``γ q + (1 − γ) p``, for elementwise Gaussians q and p.
 
-    Natural parameters mix linearly: ``Λ = γ/σ_q² + (1−γ)/σ_p²``, ``μ = (γ μ_q/σ_q² + (1−γ) μ_p/σ_p²) / Λ``.
+    ``μ = γ μ_q + (1−γ) μ_p``, ``σ² = γ σ_q² + (1−γ) σ_p² + γ (1−γ) (μ_q − μ_p)²``.
 
     Args:
         posterior: Gaussian, batch shape (*S, B, T), event shape (r, r).
         prior: Gaussian that broadcasts to the posterior.
         weight: γ, shape (B,).
+        scale: standard deviation to use in place of the prior's, keeping its mean; None keeps the prior's.
 
     Raises:
         ConfigError: posterior or prior is not Gaussian.
@@ -120,11 +127,12 @@ def fall_back(
     q, p = base_distribution(posterior), base_distribution(prior)
     if not isinstance(q, torch.distributions.Normal) or not isinstance(p, torch.distributions.Normal):
         raise ConfigError(
-            f"Falling back to the prior needs Gaussians; the posterior is {type(q).__name__}, the prior {type(p).__name__}. "
-            "Take a Normal prior, or build the guide without reliability=."
+            f"Falling back to the prior needs Gaussians; the posterior is {type(q).__name__}, the prior "
+            f"{type(p).__name__}. Take a Normal prior, or build the guide without reliability=."
         )
     gamma = weight[:, None, None, None]
-    q_precision, p_precision = gamma / q.scale.square(), (1 - gamma) / p.scale.square()
-    precision = q_precision + p_precision
-    loc = (q_precision * q.loc + p_precision * p.loc) / precision
-    return dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(2)
+    loc = gamma * q.loc + (1 - gamma) * p.loc
+    p_variance = p.scale.square() if scale is None else scale**2
+    variance = gamma * q.scale.square() + (1 - gamma) * p_variance
+    variance = variance + gamma * (1 - gamma) * (q.loc - p.loc).square()
+    return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(2)

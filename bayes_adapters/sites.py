@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
+from typing import Any
 
 import pyro
 import torch
@@ -29,7 +30,7 @@ CORE = "core"
 """The key of the :class:`CoreCall` in a sample statement's ``infer`` dictionary."""
 
 
-class Granularity(str, Enum):
+class Granularity(StrEnum):
     """For what one draw of the core is shared."""
 
     GLOBAL = "global"
@@ -136,7 +137,8 @@ class ForwardPass:
             mask = None
         shape = feature.shape[:-1]
         call = CoreCall(site, feature, mask, self.batch.context, self.num_sites, self.scratch)
-        core = pyro.sample(site.name, site.wrap(self.prior.core(site).expand(shape), mask), infer={CORE: call})
+        infer: Any = {CORE: call}
+        core = pyro.sample(site.name, site.wrap(self.prior.core(site).expand(shape), mask), infer=infer)
         core = core.reshape(rows, -1, site.rank, site.rank)
         return (core * z.reshape(rows, -1, 1, site.rank)).sum(-1).reshape(z.shape)
 

@@ -76,6 +76,8 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     (['query'], ['query', 'key'])
     """
     spec = as_targets(targets)
+    if not spec.names:
+        raise TargetError("The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'.")
     linear = [path for path, module in backbone.named_modules() if path and dimensions(module) is not None]
     if not linear:
         raise TargetError(
@@ -103,8 +105,14 @@ def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear
     suffixes = sorted({path.rsplit(".", 1)[-1] for path in linear})
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:
-        if isinstance(names, str) and found or any(_matches(path, [name]) for path in linear):
+        is_suffix = any(_matches(path, [name]) for path in linear)
+        if found if isinstance(names, str) else is_suffix:
             continue
+        if is_suffix:
+            raise TargetError(
+                f"{name!r} matches no linear layer of {type(backbone).__name__}: one string is a regular expression that must "
+                f"match a whole path. For a suffix pass a list: [{name!r}]."
+            )
         others = [path for path, _ in backbone.named_modules() if path == name or path.endswith("." + name)]
         if others:
             kind = type(backbone.get_submodule(others[0])).__name__

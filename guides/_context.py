@@ -12,6 +12,13 @@ from bayes_adapters.reliability import FrameDensity, fall_back
 from bayes_adapters.sites import CoreCall
 
 
+def require_sizes(**sizes: int) -> None:
+    """Raise :class:`ConfigError` for the first size that is below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1; got {value}.")
+
+
 def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:
     """Return the call's frames of ``modality``, or None where the whole batch lacks them.
 
@@ -62,6 +69,7 @@ def weigh(
     prior: TorchDistributionMixin,
     frames: Frames | None,
     reliability: FrameDensity | None,
+    fallback_scale: float | None,
     call: CoreCall,
 ) -> TorchDistributionMixin:
     """Return the posterior, fallen back to the prior as far as ``frames`` lie from the training contexts."""
@@ -69,4 +77,11 @@ def weigh(
         return posterior
     if "reliability" not in call.scratch:
         call.scratch["reliability"] = reliability(frames)
-    return fall_back(posterior, prior, call.scratch["reliability"])
+    return fall_back(posterior, prior, call.scratch["reliability"], fallback_scale)
+
+
+def positive(name: str, value: float | None) -> float | None:
+    """Return ``value``, or raise :class:`ConfigError` if it is neither None nor positive."""
+    if value is not None and not value > 0:
+        raise ConfigError(f"{name} is a standard deviation and must be positive, or None; got {value}.")
+    return value

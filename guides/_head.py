@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bayes_adapters.errors import ConfigError
 
 
-class ScaleTransform(str, Enum):
+class ScaleTransform(StrEnum):
     """How a pre-activation g becomes a standard deviation σ > 0."""
 
     SIGMOID_SQUARED = "sigmoid_squared"
@@ -30,7 +30,10 @@ class ScaleTransform(str, Enum):
 
 
 class PosteriorHead(nn.Module):
-    """``(μ, g) = W₂ ReLU(W₁ u + b₁) + b₂``, ``q(E | u) = N(μ, f(g)²)`` elementwise.
+    """``(m, g) = W₂ ReLU(W₁ u + b₁) + b₂``, ``q(E | u) = N(E_p[E] + m, f(g)²)`` elementwise.
+
+    The mean is an offset from the prior's: under N(I, β²) a fresh guide starts near plain LoRA, under N(0, β²) near no
+    adaptation (and then it is C-LoRA's network exactly). A prior without a finite mean is centred at 0.
 
     Args:
         in_features: width of u.
@@ -46,10 +49,11 @@ class PosteriorHead(nn.Module):
         self.rank, self.scale = rank, scale
         self.net = nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, 2 * rank * rank))
 
-    def forward(self, u: Float[Tensor, "*shape k"]) -> TorchDistributionMixin:
-        """Return a distribution of batch shape ``*shape`` and event shape (r, r)."""
-        loc, g = self.net(u).unflatten(-1, (2, self.rank, self.rank)).unbind(-3)
-        return dist.Normal(loc, self.scale(g), validate_args=False).to_event(2)
+    def forward(self, u: Float[Tensor, "*shape k"], prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        """Return a distribution of batch shape ``*shape`` and event shape (r, r); ``prior`` is over one core."""
+        offset, g = self.net(u).unflatten(-1, (2, self.rank, self.rank)).unbind(-3)
+        centre = torch.nan_to_num(prior.mean, nan=0.0, posinf=0.0, neginf=0.0)
+        return dist.Normal(centre + offset, self.scale(g), validate_args=False).to_event(2)
 
 
 def fp32(device: torch.device) -> torch.autocast:

@@ -35,7 +35,7 @@ class Contextual(AdapterGuide):
 
     def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         with fp32(call.z.device):
-            return self.heads[site_key(call.site)](call.z)
+            return self.heads[site_key(call.site)](call.z, prior)
 
     def config(self) -> dict[str, Any]:
         return {"width": self.width, "scale": self.scale.value}

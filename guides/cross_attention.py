@@ -15,7 +15,7 @@ from bayes_adapters.batch import Frames
 from bayes_adapters.diagnostics import record
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, frames_of, weigh
+from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity
@@ -48,6 +48,7 @@ class CrossAttention(AdapterGuide):
         null_context: learn the null pair; without it missing context is an error.
         reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
             from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
     """
 
     name: ClassVar[str] = "cross_attention"
@@ -66,14 +67,17 @@ class CrossAttention(AdapterGuide):
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: FrameDensity | Mapping[str, int] | None = None,
+        fallback_scale: float | None = None,
     ) -> None:
         super().__init__(model)
-        if heads < 1 or dim % heads:
+        require_sizes(context_dim=context_dim, dim=dim, heads=heads)
+        if dim % heads:
             raise ConfigError(f"heads must divide dim; got heads={heads}, dim={dim}.")
         self.context_dim, self.dim, self.num_heads, self.share_kv = context_dim, dim, heads, share_kv
         self.modality, self.width, self.null_context = modality, width, null_context
         self.scale = choice(ScaleTransform, "scale", scale)
         self.reliability = as_density(reliability, context_dim)
+        self.fallback_scale = positive("fallback_scale", fallback_scale)
         keys = [site_key(s) for s in model.sites]
         kv_keys = [_SHARED] if share_kv else keys
         self.query = nn.ModuleDict({site_key(s): nn.Linear(s.rank, dim, bias=False) for s in model.sites})
@@ -88,8 +92,8 @@ class CrossAttention(AdapterGuide):
         frames = frames_of(call, self.modality, self.context_dim, self.null_context)
         key = site_key(call.site)
         with fp32(call.z.device):
-            posterior = self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1))
-            return weigh(posterior, prior, frames, self.reliability, call)
+            posterior = self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1), prior)
+            return weigh(posterior, prior, frames, self.reliability, self.fallback_scale, call)
 
     def _attend(self, site: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "*S B T c"]:
         *outer, size, length, _ = call.z.shape
@@ -134,6 +138,7 @@ class CrossAttention(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
+            "fallback_scale": self.fallback_scale,
         }
 
 

@@ -25,6 +25,7 @@ class Delta(AdapterGuide):
 
     name: ClassVar[str] = "delta"
     serves: ClassVar[frozenset[Granularity]] = frozenset(Granularity)
+    needs_sites: ClassVar[bool] = False
 
     def __init__(self, model: AdapterModel) -> None:
         super().__init__(model)

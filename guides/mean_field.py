@@ -32,8 +32,8 @@ class MeanField(AdapterGuide):
 
     def __init__(self, model: AdapterModel, *, init_scale: float = 0.1) -> None:
         super().__init__(model)
-        if not init_scale > 0:
-            raise ConfigError(f"init_scale is a standard deviation and must be positive; got {init_scale}.")
+        if not 0 < init_scale < math.inf:
+            raise ConfigError(f"init_scale is a standard deviation and must be positive and finite; got {init_scale}.")
         self.init_scale = init_scale
         start = {site_key(s): model.prior.core(s).sample().clone() for s in model.sites}
         self.loc = nn.ParameterDict({key: nn.Parameter(value) for key, value in start.items()})

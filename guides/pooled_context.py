@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, frames_of, weigh
+from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity
@@ -35,6 +35,7 @@ class PooledContext(AdapterGuide):
         null_context: learn a vector (d_c) per layer that stands in for missing context; without it that is an error.
         reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
             from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
     """
 
     name: ClassVar[str] = "pooled_context"
@@ -51,11 +52,14 @@ class PooledContext(AdapterGuide):
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: FrameDensity | Mapping[str, int] | None = None,
+        fallback_scale: float | None = None,
     ) -> None:
         super().__init__(model)
+        require_sizes(context_dim=context_dim, dim=dim)
         self.context_dim, self.dim, self.modality, self.width = context_dim, dim, modality, width
         self.scale, self.null_context = choice(ScaleTransform, "scale", scale), null_context
         self.reliability = as_density(reliability, context_dim)
+        self.fallback_scale = positive("fallback_scale", fallback_scale)
         keys = [site_key(s) for s in model.sites]
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in keys})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(dim)) for k in keys} if null_context else {})
@@ -69,7 +73,7 @@ class PooledContext(AdapterGuide):
         with fp32(call.z.device):
             context = self._context(key, frames, call)
             u = torch.cat([call.z, context[:, None].expand(*call.z.shape[:-1], self.dim)], -1)
-            return weigh(self.heads[key](u), prior, frames, self.reliability, call)
+            return weigh(self.heads[key](u, prior), prior, frames, self.reliability, self.fallback_scale, call)
 
     def _context(self, key: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "B c"]:
         if frames is None:
@@ -89,4 +93,5 @@ class PooledContext(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
+            "fallback_scale": self.fallback_scale,
         }

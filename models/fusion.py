@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import ConfigError, DataError, near_matches
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.lora import LoRA
 
@@ -40,6 +40,8 @@ class FusionLoRA(LoRA):
         fusion_width: int = 256,
         **options: Any,
     ) -> None:
+        if context_dim < 1 or fusion_width < 1:
+            raise ConfigError(f"context_dim and fusion_width must be at least 1; got {context_dim} and {fusion_width}.")
         self.context_dim, self.modality, self.fusion_width = context_dim, modality, fusion_width
         super().__init__(backbone, likelihood, **options)
         self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))
@@ -54,6 +56,11 @@ class FusionLoRA(LoRA):
     def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
         frames = batch.context.get(self.modality)
         if frames is None:
+            if batch.context:
+                given = sorted(batch.context)
+                raise ConfigError(
+                    f"The model reads the modality {self.modality!r}; the batch has {given}.{near_matches(self.modality, given)}"
+                )
             context = self.null.expand(batch.size, self.context_dim)
         else:
             if frames.values.shape[-1] != self.context_dim:

@@ -36,6 +36,7 @@ from bayes_adapters import (
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files import describe
 from bayes_adapters.priors import identity_normal
+from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.targets import Targets
 from tests.helpers import CONTEXT, bert, gpt2, token_batch, vit, whisper
 
@@ -112,6 +113,19 @@ GUIDES: list[tuple[Any, dict[str, Any]]] = [
 )
 def test_every_guide_and_granularity(guide: Any, options: dict[str, Any], granularity: str, tmp_path: Path) -> None:
     check_round_trip(pair(None, granularity, guide, **options), bert(), token_batch().without_targets(), tmp_path / "a")
+
+
+@pytest.mark.parametrize("guide", [PooledContext, CrossAttention])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frame_density_comes_back_with_its_prior(guide: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Where frames are far from those of training, predictions depend on the density's buffers and on the prior."""
+    frames = token_batch().context["audio"]
+    density = FrameDensity.fit([torch.randn(60, CONTEXT), torch.randn(60, CONTEXT) - 1], [frames] * 10)
+    density.limit.mul_(0.3)
+    model, guide = pair(guide=guide, context_dim=CONTEXT, reliability=density, prior=dist.Normal(0.3, 0.7))
+    assert (density(frames)[frames.present] < 0.99).all()
+    model.to(dtype)
+    check_round_trip((model, guide), bert().to(dtype), token_batch().without_targets(), tmp_path)
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Categorical(3), Gaussian(0.5), HeteroscedasticGaussian(0.01)])
@@ -214,6 +228,7 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     assert again.head.weight.dtype == dtype
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_model_saved_on_a_gpu_loads_on_the_cpu(tmp_path: Path) -> None:
     model, guide = pair(bert().cuda())

@@ -72,7 +72,8 @@ def test_ece_is_the_gap_of_the_reliability_bins(seed: int, bins: int) -> None:
     p, y = _draw(seed)
     p[0], p[1] = 1.0, 0.0  # certainty belongs to the last bin
     confidence, accuracy, count = metrics.reliability_bins(p, y, bins)
-    assert count.shape == (bins,) and int(count.sum()) == len(p)
+    assert count.shape == (bins,)
+    assert int(count.sum()) == len(p)
     gap = (count * (accuracy - confidence).abs()).nansum() / len(p)
     assert metrics.ece(p, y, bins) == pytest.approx(float(gap), abs=1e-9)
 
@@ -103,7 +104,8 @@ def test_aurc_of_perfect_random_and_reversed_rankings() -> None:
     u, e = _draw(3, 4000)
     assert metrics.aurc(u, e) == pytest.approx(float(e.double().mean()), abs=0.05)
     coverage, risk = metrics.risk_coverage(ranked, error)
-    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0] and risk.tolist() == [0, 0, 0, 0.25]
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == [0, 0, 0, 0.25]
 
 
 @given(st.integers(0, 10_000))
@@ -126,7 +128,8 @@ def test_decomposition_adds_up(seed: int, samples: int, shape: tuple[int, ...]) 
     total, aleatoric, epistemic = metrics.decompose(p.double())
     assert total.shape == (shape if len(shape) == 1 else shape[:-1])
     torch.testing.assert_close(total, aleatoric + epistemic, rtol=0, atol=1e-6)
-    assert bool((epistemic >= 0).all()) and bool((total <= math.log(2 if len(shape) == 1 else shape[-1]) + 1e-6).all())
+    assert bool((epistemic >= 0).all())
+    assert bool((total <= math.log(2 if len(shape) == 1 else shape[-1]) + 1e-6).all())
     same = metrics.decompose(p[:1].expand(7, *shape))
     torch.testing.assert_close(same.epistemic, torch.zeros_like(same.epistemic), rtol=0, atol=1e-12)
 
@@ -137,10 +140,20 @@ def test_decomposition_and_entropy_by_hand() -> None:
     assert (total, aleatoric, epistemic) == pytest.approx((math.log(2), h, math.log(2) - h), abs=1e-6)
     assert metrics.entropy(torch.full((4,), 0.25)).item() == pytest.approx(math.log(4))
     p = torch.tensor([0.0, 0.3, 1.0])
-    torch.testing.assert_close(metrics.binary_entropy(p), metrics.entropy(torch.stack([1 - p, p], -1)), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        metrics.binary_entropy(p), metrics.entropy(torch.stack([1 - p, p], -1)), atol=1e-7, rtol=0
+    )
     # two samples that differ by 1e-5: the difference of float32 entropies would be noise
     near = metrics.decompose(torch.tensor([[0.5 + 1e-5], [0.5 - 1e-5]], dtype=torch.float64)).epistemic.item()
     assert near == pytest.approx(2e-10, rel=1e-3)
+
+
+def test_a_method_without_epistemic_uncertainty_has_exactly_none() -> None:
+    p = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    middle = p.clamp(0.05, 0.95)
+    jittered = middle * (1 + torch.tensor([0.0, 1.0, -1.0])[:, None] * torch.finfo(torch.float32).eps)
+    for samples in (p.expand(10, -1), p.double().expand(10, -1), jittered):
+        assert torch.count_nonzero(metrics.decompose(samples).epistemic) == 0
 
 
 def test_paired_bootstrap_pairs_and_groups() -> None:
@@ -204,10 +217,28 @@ def _record() -> Record:
 
 def test_a_record_has_the_agreed_keys_and_numbers() -> None:
     record = _record()
-    assert list(asdict(record)) == (
-        "method seed split condition n accuracy auc nll brier ece auroc_error auroc_ood aurc samples seconds "
-        "auroc_error_epistemic auroc_ood_total total aleatoric epistemic"
-    ).split()
+    assert list(asdict(record)) == [
+        "method",
+        "seed",
+        "split",
+        "condition",
+        "n",
+        "accuracy",
+        "auc",
+        "nll",
+        "brier",
+        "ece",
+        "auroc_error",
+        "auroc_ood",
+        "aurc",
+        "samples",
+        "seconds",
+        "auroc_error_epistemic",
+        "auroc_ood_total",
+        "total",
+        "aleatoric",
+        "epistemic",
+    ]
     assert (record.n, record.auroc_ood, record.auroc_ood_total) == (4, 1.0, 1.0)
     assert record.total == pytest.approx(record.aleatoric + record.epistemic)
 
@@ -218,10 +249,12 @@ def test_records_survive_the_file_and_nan_is_null(tmp_path: Path) -> None:
     write_records(path, [record])
     assert json.loads(path.read_text())[0]["auc"] is None
     (back,) = read_records(path)
-    assert math.isnan(back.auc) and replace(back, auc=0.0) == replace(record, auc=0.0)
+    assert math.isnan(back.auc)
+    assert replace(back, auc=0.0) == replace(record, auc=0.0)
     with pytest.raises(DataError, match="infinite"):
         write_records(path, [replace(record, nll=math.inf)])
-    assert len(read_records(path)) == 1 and [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+    assert len(read_records(path)) == 1
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
 
 
 def test_a_foreign_or_broken_file_is_named(tmp_path: Path) -> None:

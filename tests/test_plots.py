@@ -51,7 +51,7 @@ def test_risk_coverage_plot_names_the_area() -> None:
 
 def test_uncertainty_by_condition_has_a_panel_for_each_noise_and_part() -> None:
     def triple(m: float) -> dict[str, tuple[float, float, float]]:
-        return {part: (m, m - 0.02, m + 0.03) for part in plots.PARTS}
+        return dict.fromkeys(plots.PARTS, (m, m - 0.02, m + 0.03))
 
     values = {m: {"clean": triple(0.1), "white@5": triple(0.4), "babble@-5": triple(0.5)} for m in METHODS}
     figure = plots.uncertainty_by_condition(values)
@@ -59,7 +59,10 @@ def test_uncertainty_by_condition_has_a_panel_for_each_noise_and_part() -> None:
     assert [a.get_title() for a in grid[0]] == ["white noise", "babble noise"]
     assert [a.get_ylabel() for a in grid[:, 0]] == ["total (nats)", "aleatoric (nats)", "epistemic (nats)"]
     assert [t.get_text() for t in grid[2, 0].get_xticklabels()] == ["clean", "20", "10", "5", "0", "−5", "missing"]
-    for column, expected in ((0, [0.1] + [np.nan] * 2 + [0.4] + [np.nan] * 3), (1, [0.1] + [np.nan] * 4 + [0.5, np.nan])):
+    for column, expected in (
+        (0, [0.1] + [np.nan] * 2 + [0.4] + [np.nan] * 3),
+        (1, [0.1] + [np.nan] * 4 + [0.5, np.nan]),
+    ):
         drawn = grid[2, column].containers[0]
         np.testing.assert_allclose(drawn.lines[0].get_ydata(), expected)
         np.testing.assert_allclose(drawn.lines[2][0].get_segments()[0][:, 1], [0.08, 0.13])  # the interval given

@@ -141,7 +141,7 @@ def test_register_refuses(clean: None) -> None:
         registry.register(Taken)
     for thing in (int, "lora", torch.nn.Linear):
         with pytest.raises(ConfigError, match="Only subclasses of AdapterModel, AdapterGuide and Likelihood"):
-            registry.register(thing)  # type: ignore[type-var]
+            registry.register(thing)
     assert registry.find("model", "stochastic_core") is StochasticCore
 
 
@@ -161,7 +161,9 @@ def test_a_third_partys_guide_and_likelihood(third_party: Path, tmp_path: Path) 
     assert torch.equal(predict(model, guide, batch).mean, predict(again, guide_again, batch).mean)
 
 
-def test_a_saved_adapter_whose_package_is_gone(third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_adapter_whose_package_is_gone(
+    third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = core_model()
     save(tmp_path / "adapter", model, registry.find("guide", "wide_mean_field")(model))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(third_party)])
@@ -188,7 +190,7 @@ def test_a_third_partys_mistakes(third_party: Path, name: str, message: str) -> 
 def test_two_claims_to_a_name(third_party: Path, clean: None, tmp_path: Path) -> None:
     offer = "[bayes_adapters.guides]\nmean_field = third_party_adapters:Usurper\n"
     install(third_party, offer, "usurper")
-    with pytest.raises(ConfigError, match=r"'mean_field' is claimed by third_party_adapters:Usurper .* and .*MeanField"):
+    with pytest.raises(ConfigError, match=r"claimed by third_party_adapters:Usurper .* and .*MeanField"):
         registry.find("guide", "mean_field")
     assert registry.find("guide", "delta").__name__ == "Delta"
     install(third_party, "[bayes_adapters.guides]\nwide_mean_field = elsewhere:Wide\n", "second")

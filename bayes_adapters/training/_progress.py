@@ -84,7 +84,6 @@ class Bar(Reporter):
 
     def epoch(self, at: Position, log: dict[str, float]) -> None:
         self._bar.console.print(f"{_title(at.epoch, self.epochs)}  step {at.step}  {numbers(log)}", highlight=False)
-        self._bar.update(self._task, completed=0)
 
 
 class TensorBoard(Reporter):

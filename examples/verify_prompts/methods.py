@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -27,12 +28,23 @@ class Build:
         frame_width: d_a of the audio frames.
         prior_scale: β of the prior N(0, β²) on the cores.
         reliability: density of the training frames, for guides that read frames; None trusts every recording.
+        fallback_scale: standard deviation of what the posterior falls back to.
     """
 
     backbone: nn.Module
     frame_width: int
     prior_scale: float = 0.2
     reliability: FrameDensity | None = None
+    fallback_scale: float | None = None
+
+    def context(self) -> dict[str, Any]:
+        """Options of the guides that read frames."""
+        return {
+            "context_dim": self.frame_width,
+            "dim": CONTEXT_DIM,
+            "reliability": self.reliability,
+            "fallback_scale": self.fallback_scale,
+        }
 
 
 def _random_core(build: Build) -> StochasticCore:
@@ -57,23 +69,17 @@ def _c_lora(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 def _caliber_g(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     model = _random_core(build)
-    return model, PooledContext(
-        model, context_dim=build.frame_width, dim=CONTEXT_DIM, reliability=build.reliability
-    )
+    return model, PooledContext(model, **build.context())
 
 
 def _caliber_x(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     model = _random_core(build)
-    return model, CrossAttention(
-        model, context_dim=build.frame_width, dim=CONTEXT_DIM, reliability=build.reliability
-    )
+    return model, CrossAttention(model, **build.context())
 
 
 def _caliber_shared_kv(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     model = _random_core(build)
-    return model, CrossAttention(
-        model, context_dim=build.frame_width, dim=CONTEXT_DIM, share_kv=True, reliability=build.reliability
-    )
+    return model, CrossAttention(model, share_kv=True, **build.context())
 
 
 METHODS: dict[str, Callable[[Build], tuple[AdapterModel, AdapterGuide]]] = {

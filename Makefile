@@ -1,0 +1,52 @@
+# Every target makes or updates the environment (.venv) itself: Python >= 3.11, git and make are all it needs.
+# Another interpreter: make PYTHON=python3.12 test
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+STAMP := .venv/.installed
+WORKERS ?= 2
+# Several threads per worker only compete on small machines.
+THREADS := OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types results benchmark gpu-check format clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml .ci/environment
+	@PYTHON="$(PYTHON)" .ci/environment
+	@touch $@
+
+demo: $(STAMP) ## train and compare methods on spoken prompts, and write a report (runs/demo)
+	$(PY) -m examples.verify_prompts.demo --out runs/demo
+
+test: lint types ## linters, types and all tests
+	$(THREADS) $(PY) -m pytest -n $(WORKERS)
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP) ## mypy over the package
+	@rm -rf build/typing && mkdir -p build/typing/bayes_adapters
+	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
+	$(PY) -m mypy
+
+results: $(STAMP) ## run every experiment of the documentation and write its tables (runs/results)
+	$(PY) -m examples.verify_prompts.results --out runs/results
+
+benchmark: $(STAMP) ## time and memory of a training step and of prediction, beside PEFT (runs/benchmark)
+	$(PY) -m benchmarks.run --out runs/benchmark
+
+gpu-check: $(STAMP) ## the tests that need an accelerator
+	$(PY) -m pytest -m gpu
+
+format: $(STAMP) ## rewrite the sources as ruff formats them
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove everything that make made, the environment included
+	rm -rf .venv build dist .cache/uv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+"""The command ``bayes-adapters``: what would be adapted, what is in a saved adapter, and one verified recording.
+
+Exit code 0: done. 2: the command, a file or an option cannot be used; one line on the standard error stream says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bayes_adapters.errors import BayesAdaptersError, ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        text = options.run(options)
+    except (BayesAdaptersError, OSError) as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"bayes-adapters: error: {' '.join(str(error).split())}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(prog="bayes-adapters", description="Bayesian low-rank adapters.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    targets = commands.add_parser("targets", parents=[common], help="list the layers that would get an adapter")
+    targets.add_argument("model", metavar="MODEL_FOLDER", help="a Hugging Face model folder, or a name of the hub")
+    which = targets.add_mutually_exclusive_group()
+    which.add_argument(
+        "--targets", nargs="+", default=["query", "value"], metavar="SUFFIX", help="name suffixes, or all-linear"
+    )
+    which.add_argument("--pattern", metavar="REGEX", help="a regular expression of whole paths, instead of --targets")
+    targets.add_argument("--exclude", nargs="+", default=(), metavar="SUFFIX", help="name suffixes to leave out")
+    targets.add_argument("--layers", nargs="+", type=int, metavar="N", help="keep these blocks only, counted from 0")
+    targets.add_argument("--rank", type=int, default=8, help="rank r of the adapters (default: 8)")
+    targets.set_defaults(run=_targets)
+
+    show = commands.add_parser("show", parents=[common], help="say what is in a saved adapter")
+    show.add_argument("adapter", type=Path, metavar="ADAPTER_DIR")
+    show.set_defaults(run=_show)
+
+    verify = commands.add_parser("verify", parents=[common], help="does this recording say this script?")
+    verify.add_argument("recording", type=Path, metavar="RECORDING", help="a wav, flac or ogg file")
+    verify.add_argument("script", metavar="SCRIPT", help="the text it should say")
+    verify.add_argument("--adapter", type=Path, default=Path("runs/demo/adapter"), help="default: runs/demo/adapter")
+    verify.add_argument("--samples", type=int, default=32, help="posterior draws (default: 32)")
+    verify.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    verify.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _targets(options: argparse.Namespace) -> str:
+    import torch
+
+    from bayes_adapters.layer import check_options
+    from bayes_adapters.targets import ALL_LINEAR, Targets, dimensions, select
+
+    check_options(options.rank, 1.0, 0.0)
+    backbone = _skeleton(options.model)
+    names = options.pattern or (ALL_LINEAR if options.targets == [ALL_LINEAR] else options.targets)
+    paths = select(backbone, Targets(names, options.exclude, options.layers))
+    rows, total = [], 0
+    for path in paths:
+        size = dimensions(backbone.get_submodule(path)) or (0, 0)
+        count = options.rank * sum(size)
+        total += count
+        rows.append((path, f"{size[0]} -> {size[1]}", f"{count:,}"))
+    whole = sum(p.numel() for p in backbone.parameters() if isinstance(p, torch.Tensor))
+    return (
+        f"{_table(('layer', 'shape', 'parameters'), rows)}\n\n{len(paths)} layers of {type(backbone).__name__}, rank "
+        f"{options.rank}: {total:,} adapter parameters, {total / whole:.2%} of the backbone's {whole:,}"
+    )
+
+
+def _skeleton(name: str) -> Any:
+    """Build the backbone without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from bayes_adapters.backbones import locate
+
+    _quiet()
+    folder = locate(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModel.from_config(config)
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"{name!r} holds no model that transformers can build: {error} Give a folder with the config.json of one."
+        ) from error
+
+
+def _show(options: argparse.Namespace) -> str:
+    from bayes_adapters.files import describe
+
+    about = describe(options.adapter)
+    config, base, kinds = about["model"]["config"], about["base"], about["weights"]["tensors"]
+    layers = config["targets"]
+    rows = [
+        ("structure", about["model"]["structure"]),
+        ("options", _pairs({k: v for k, v in config.items() if k not in {"targets", "num_data"}})),
+        ("likelihood", f"{about['likelihood']['name']} {_pairs(about['likelihood']['config'])}".strip()),
+        ("guide", f"{about['guide']['name']} {_pairs(about['guide']['config'])}".strip()),
+        *_prior(about["prior"]),
+        ("layers", f"{len(layers)}: {layers[0]} ... {layers[-1]}" if len(layers) > 1 else ", ".join(layers)),
+        ("data", "not needed" if about["num_data"] is None else f"{about['num_data']:,} examples"),
+        ("parameters", f"{_count(kinds, 'model.'):,} of the model, {_count(kinds, 'guide.'):,} of the guide"),
+        ("base", f"{base['class']} {base['name_or_path']} ({base['parameters']:,} parameters, {base['dtype']})"),
+        ("fingerprint", base["fingerprint"][:16]),
+        ("versions", _pairs(about["versions"])),
+        ("task", "none" if about["task"] is None else json.dumps(about["task"])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _prior(prior: dict[str, Any]) -> list[tuple[str, str]]:
+    """One row for each different prior, with the number of its sites."""
+    sites: dict[str, list[str]] = {}
+    for site, entry in prior.items():
+        numbers = _pairs({k: v if isinstance(v, (int, float)) else "per entry" for k, v in entry["parameters"].items()})
+        sites.setdefault(f"{entry['family']} {numbers}", []).append(site)
+    rows = [("prior", f"{text} on {len(s)} sites" if len(s) > 1 else f"{text} on {s[0]}") for text, s in sites.items()]
+    return rows or [("prior", "none: the cores are fixed to I")]
+
+
+def _verify(options: argparse.Namespace) -> str:
+    from bayes_adapters.verify import Verifier, VerifyTask
+
+    _quiet()
+    if options.samples < 1:
+        raise ConfigError(f"--samples must be at least 1; got {options.samples}.")
+    VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
+    verifier = Verifier.from_directory(options.adapter, options.device)
+    verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)
+    if options.json:
+        return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration})
+    return (
+        f"{verdict.words}\n\nprobability  {verdict.probability:.3f}\n"
+        f"total        {verdict.total:.4f} nats\n"
+        f"  aleatoric  {verdict.aleatoric:.4f} nats  (the pair leaves it open)\n"
+        f"  epistemic  {verdict.epistemic:.4f} nats  (the model does not know)"
+    )
+
+
+def _quiet() -> None:
+    """Keep progress bars and notices of transformers off the screen; errors are raised anyway."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+
+
+def _count(kinds: dict[str, str], prefix: str) -> int:
+    total = 0
+    for name, kind in kinds.items():
+        if name.startswith(prefix):
+            count = 1
+            for size in json.loads(kind[kind.index("[") :]):
+                count *= size
+            total += count
+    return total
+
+
+def _pairs(items: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={f'{value:g}' if isinstance(value, float) else value}" for key, value in items.items())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for first, *others in (head, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)

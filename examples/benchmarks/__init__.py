@@ -1,0 +1,1 @@
+"""Time and memory beside PEFT, and the checks that need a CUDA GPU."""

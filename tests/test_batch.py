@@ -1,0 +1,106 @@
+"""What a batch accepts, and what it says of one that it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+
+from bayes_adapters import Batch, Bernoulli, Frames
+from bayes_adapters.errors import DataError
+from bayes_adapters.guides import CrossAttention
+from bayes_adapters.models import FusionLoRA
+from tests.helpers import CONTEXT, bert, core_model, token_batch
+
+
+def test_the_annotations_of_the_package_are_checked() -> None:
+    """If the instrumentation were lost, every other test would still pass: core, models and guides must each object."""
+    with pytest.raises(TypeCheckError):
+        Frames(torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(TypeCheckError):
+        FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT).outputs(torch.zeros(5), token_batch())
+    guide = CrossAttention(core_model(), context_dim=CONTEXT, dim=4)
+    with pytest.raises(TypeCheckError):
+        guide._split(torch.zeros(3))
+
+
+def test_rows_keep_their_number_in_the_data_set() -> None:
+    batch = token_batch()
+    part = batch[torch.tensor([4, 1])]
+    assert part.ids.tolist() == [4, 1]
+    assert part[1:].ids.tolist() == [1]
+    assert batch[3:].ids.tolist() == [3, 4]
+    assert torch.equal(part.context["audio"].values, batch.context["audio"].values[[4, 1]])
+    assert torch.equal(part.targets, batch.targets[[4, 1]])
+    assert batch[torch.tensor([True, False, False, True, False])].ids.tolist() == [0, 3]
+
+
+def test_without() -> None:
+    batch = token_batch()
+    assert batch.without("audio").context == {}
+    assert batch.without("video").context.keys() == {"audio"}
+    assert batch.without_targets().targets is None
+    assert batch.targets is not None
+
+
+def test_to_moves_every_tensor() -> None:
+    part = token_batch()[:2]
+    ids = {"input_ids": part.inputs["input_ids"]}  # a mask is looked at, which the meta device cannot do
+    moved = Batch(ids, part.targets, part.context, part.index).to("meta")
+    tensors = [*moved.inputs.values(), moved.targets, moved.context["audio"].values, moved.context["audio"].mask, moved.index]
+    assert {t.device.type for t in tensors} == {"meta"}
+
+
+def test_frames_mean_and_presence() -> None:
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    values = torch.tensor([[[1.0], [3.0], [99.0]], [[5.0], [5.0], [5.0]]])
+    frames = Frames(values.half(), mask)
+    assert frames.mean().tolist() == [[2.0], [0.0]]
+    assert frames.mean().dtype == torch.float32
+    assert frames.present.tolist() == [True, False]
+    assert frames[1:].present.tolist() == [False]
+
+
+IDS = torch.ones(2, 3, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Batch({}), "at least one backbone input"),
+        (lambda: Batch({"input_ids": IDS}, torch.zeros(3)), r"same number of examples; got \{.*'targets': 3"),
+        (lambda: Batch({"input_ids": IDS}, torch.tensor(1.0)), "targets must be a tensor whose first dimension"),
+        (lambda: Batch({"input_ids": IDS}, index=torch.arange(3)), "'index': 3"),
+        (lambda: Batch({"input_ids": IDS}, context={"audio": _frames(3)}), r"context\['audio'\]"),
+        (lambda: Batch({"input_ids": IDS[:0]}), "empty"),
+        (lambda: Batch({"input_ids": IDS, "attention_mask": torch.tensor([[1, 0, 0], [0, 0, 0]])}), r"Rows \[1\] of attention_mask"),
+    ],
+)
+def test_batch_errors(build: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("values", "mask", "message"),
+    [
+        (torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), r"must have shape \(B, S, d\); got \(2, 3\)"),
+        (torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool), "floating point"),
+        (torch.zeros(2, 3, 4), torch.ones(2, 4, dtype=torch.bool), r"mask has shape \(2, 4\)"),
+        (torch.zeros(2, 3, 4), torch.ones(2, 3), "must be bool"),
+    ],
+)
+def test_frames_errors(values: Tensor, mask: Tensor, message: str) -> None:
+    """The checks themselves: under the tests' instrumentation the annotations object first."""
+    frames = object.__new__(Frames)
+    object.__setattr__(frames, "values", values)
+    object.__setattr__(frames, "mask", mask)
+    with pytest.raises(DataError, match=message):
+        frames.__post_init__()
+
+
+def _frames(size: int) -> Frames:
+    return Frames(torch.zeros(size, 2, CONTEXT), torch.ones(size, 2, dtype=torch.bool))

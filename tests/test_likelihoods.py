@@ -1,0 +1,171 @@
+"""Likelihoods against torch.distributions, and the split of uncertainty where it is hard on floating point."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from bayes_adapters import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Prediction
+from bayes_adapters.errors import ConfigError, DataError
+
+S, B = 6, 4
+
+
+def summarise(likelihood: Any, outputs: Tensor) -> Prediction:
+    with torch.no_grad():
+        return likelihood.predict(likelihood.summarise(likelihood.distribution(outputs)), outputs.shape[0])
+
+
+def outputs(k: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(S, B, k, generator=torch.Generator().manual_seed(3))
+
+
+def test_categorical() -> None:
+    f, y = outputs(3), torch.tensor([0, 2, 1, 1])
+    fn = Categorical(3).distribution(f)
+    torch.testing.assert_close(fn.log_prob(y), td.Categorical(logits=f).log_prob(y))
+    found = summarise(Categorical(3), f)
+    p = f.softmax(-1)
+    torch.testing.assert_close(found.probs, p.mean(0))
+    torch.testing.assert_close(found.total, td.Categorical(p.mean(0)).entropy())
+    torch.testing.assert_close(found.aleatoric, td.Categorical(p).entropy().mean(0))
+    expected = td.kl_divergence(td.Categorical(p), td.Categorical(p.mean(0).expand_as(p))).mean(0)
+    torch.testing.assert_close(found.epistemic, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bernoulli() -> None:
+    f, y = outputs(1), torch.tensor([0.0, 1.0, 1.0, 0.25])
+    fn = Bernoulli().distribution(f)
+    torch.testing.assert_close(fn.log_prob(y), td.Bernoulli(logits=f[..., 0], validate_args=False).log_prob(y))
+    found = summarise(Bernoulli(), f)
+    p = torch.sigmoid(f[..., 0])
+    torch.testing.assert_close(found.mean, p.mean(0))
+    torch.testing.assert_close(found.total, td.Bernoulli(p.mean(0)).entropy())
+    torch.testing.assert_close(found.aleatoric, td.Bernoulli(p).entropy().mean(0))
+
+
+def test_bernoulli_equals_two_classes() -> None:
+    f = outputs(1)
+    one, two = summarise(Bernoulli(), f), summarise(Categorical(2), torch.cat([torch.zeros_like(f), f], -1))
+    torch.testing.assert_close(one.mean, two.mean[:, 1])
+    for name in ("total", "aleatoric", "epistemic"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("heteroscedastic", [False, True])
+def test_gaussian(heteroscedastic: bool) -> None:
+    likelihood: Any = HeteroscedasticGaussian(1e-3) if heteroscedastic else Gaussian(math.log(0.7))
+    f, y = outputs(likelihood.num_outputs), torch.randn(B)
+    sigma = torch.log1p(torch.exp(f[..., 1]) * (math.e - 1)) + 1e-3 if heteroscedastic else torch.full((S, B), 0.7)
+    each = td.Normal(f[..., 0], sigma)
+    torch.testing.assert_close(likelihood.distribution(f).log_prob(y), each.log_prob(y), rtol=1e-5, atol=1e-6)
+    found = summarise(likelihood, f)
+    mixture = td.MixtureSameFamily(td.Categorical(torch.ones(B, S)), td.Normal(f[..., 0].T, sigma.T))
+    torch.testing.assert_close(found.mean, mixture.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.variance, mixture.variance, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.variance, each.variance.mean(0) + f[..., 0].var(0, correction=0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.aleatoric, each.entropy().mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.total, td.Normal(0.0, mixture.variance.sqrt()).entropy(), rtol=1e-4, atol=1e-5)
+
+
+def test_scales_at_zero() -> None:
+    assert HeteroscedasticGaussian(0.0).distribution(torch.zeros(1, 2)).scale.item() == pytest.approx(1.0)
+    assert Gaussian().distribution(torch.zeros(1, 1)).scale.item() == 1.0
+    assert [n for n, _ in Gaussian().named_parameters()] == ["log_scale"]
+
+
+def test_gaussian_variance_far_from_zero() -> None:
+    """A mean of 10⁴ and a spread of 0.01: the difference of squares must not lose it."""
+    f = 1e4 + 0.01 * torch.linspace(-1, 1, S)[:, None, None].expand(S, B, 1)
+    found = summarise(Gaussian(math.log(1e-3)), f)
+    torch.testing.assert_close(found.variance, f[..., 0].double().var(0, correction=0).float() + 1e-6, rtol=1e-3, atol=0)
+    assert (found.epistemic > 0.1).all()
+
+
+LIKELIHOODS: list[Any] = [Categorical(3), Categorical(2), Bernoulli(), Gaussian(), HeteroscedasticGaussian()]
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda x: f"{type(x).__name__}{x.num_outputs}")
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 100.0, 1e4])
+def test_parts_are_finite_and_add_up_at_extremes(likelihood: Any, scale: float) -> None:
+    signs = torch.tensor([1.0, -1.0]).repeat(S * B * likelihood.num_outputs)[: S * B * likelihood.num_outputs]
+    for f in (outputs(likelihood.num_outputs, scale), scale * signs.reshape(S, B, -1)):
+        found = summarise(likelihood, f)
+        for name in ("mean", "total", "aleatoric", "epistemic"):
+            assert torch.isfinite(getattr(found, name)).all(), name
+        assert (found.epistemic >= 0).all()
+        torch.testing.assert_close(found.aleatoric + found.epistemic, found.total)
+        if isinstance(likelihood, (Categorical, Bernoulli)):
+            assert (found.aleatoric >= -1e-6).all()
+            assert (found.total <= math.log(max(2, likelihood.num_outputs)) + 1e-6).all()
+            assert (found.probs >= 0).all()
+            assert (found.probs <= 1 + 1e-6).all()
+
+
+def test_confident_disagreement_is_all_epistemic() -> None:
+    for likelihood, f in (
+        (Bernoulli(), torch.tensor([100.0, -100.0])[:, None, None]),
+        (Categorical(2), torch.tensor([[100.0, -100.0], [-100.0, 100.0]])[:, None]),
+    ):
+        found = summarise(likelihood, f)
+        assert found.total.item() == pytest.approx(math.log(2), abs=1e-6)
+        assert found.epistemic.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_confident_bernoulli_keeps_a_finite_log_density_and_gradient() -> None:
+    f = torch.tensor([[100.0], [-100.0]], requires_grad=True)
+    loss = -Bernoulli().distribution(f).log_prob(torch.tensor([0.0, 1.0])).sum()
+    assert loss.item() == pytest.approx(200.0, rel=1e-4)
+    assert torch.autograd.grad(loss, f)[0].abs().flatten().tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_half_precision_outputs_are_scored_in_float32() -> None:
+    for likelihood in LIKELIHOODS:
+        fn = likelihood.distribution(torch.zeros(2, likelihood.num_outputs, dtype=torch.bfloat16))
+        assert fn.mean.dtype == torch.float32 or isinstance(likelihood, Categorical)
+        if isinstance(likelihood, Categorical):
+            assert fn.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "targets", "message"),
+    [
+        (Categorical(3), torch.tensor([0, 3]), r"0 … 2; got \[3\] at rows \[1\]"),
+        (Categorical(3), torch.tensor([-1, 0]), r"got \[-1\]"),
+        (Categorical(3), torch.tensor([0.0, 1.0]), "must be int64"),
+        (Categorical(3), torch.tensor([[0], [1]]), r"of shape \(B,\)"),
+        (Bernoulli(), torch.tensor([0, 1]), "floating point"),
+        (Bernoulli(), torch.tensor([-1.0, 1.0]), r"in \[0, 1\]; got \[-1\.0\]"),
+        (Bernoulli(), torch.tensor([float("nan"), 1.0]), r"rows \[0\] are NaN"),
+        (Gaussian(), torch.tensor([float("inf"), 1.0]), "NaN or infinite"),
+        (HeteroscedasticGaussian(), torch.tensor([[1.0]]), r"of shape \(B,\)"),
+    ],
+    ids=str,
+)
+def test_targets_outside_the_support(likelihood: Any, targets: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        likelihood.check(targets)
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="num_classes must be .* at least 2; got 1"):
+        Categorical(1)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda x: f"{type(x).__name__}{x.num_outputs}")
+def test_config_rebuilds(likelihood: Any) -> None:
+    assert type(likelihood)(**likelihood.config()).config() == likelihood.config()
+
+
+def test_concatenate_keeps_order_and_absent_fields() -> None:
+    a, b = (summarise(Bernoulli(), outputs(1, s)) for s in (1.0, 2.0))
+    joined = Prediction.concatenate([a, b])
+    assert torch.equal(joined.mean, torch.cat([a.mean, b.mean]))
+    assert joined.variance is None
+    assert joined.samples is None
+    assert joined.num_samples == S
