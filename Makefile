@@ -34,14 +34,14 @@ types: $(STAMP) ## mypy over the package
 	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
 	$(PY) -m mypy
 
-results: $(STAMP) ## run every experiment of the documentation and write its tables (runs/results)
-	$(PY) -m examples.verify_prompts.results --out runs/results
+results: $(STAMP) ## run every method with every seed and write the records of the results
+	$(PY) -m examples.verify_prompts.results
 
-benchmark: $(STAMP) ## time and memory of a training step and of prediction, beside PEFT (runs/benchmark)
-	$(PY) -m benchmarks.run --out runs/benchmark
+benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
+	$(PY) -m examples.benchmarks.speed --out runs/benchmark
 
-gpu-check: $(STAMP) ## the tests that need an accelerator
-	$(PY) -m pytest -m gpu
+gpu-check: $(STAMP) ## agreement, training, memory and time on a CUDA GPU (runs/gpu-check)
+	$(PY) -m examples.benchmarks.gpu_check --out runs/gpu-check
 
 format: $(STAMP) ## rewrite the sources as ruff formats them
 	$(PY) -m ruff check --fix .

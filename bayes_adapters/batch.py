@@ -38,8 +38,9 @@ class Frames:
             raise DataError(f"Context values must be floating point; got {self.values.dtype}.")
         if self.mask.shape != self.values.shape[:2]:
             raise DataError(
-                f"The context mask has shape {tuple(self.mask.shape)} and the values {tuple(self.values.shape)}: the mask "
-                f"must be (B, S) = {tuple(self.values.shape[:2])}. Was the mask made before the frames were down-sampled?"
+                f"The context mask has shape {tuple(self.mask.shape)} and the values {tuple(self.values.shape)}: "
+                f"the mask must be (B, S) = {tuple(self.values.shape[:2])}. Was the mask made before the frames were "
+                "down-sampled?"
             )
         if self.mask.dtype != torch.bool:
             raise DataError(f"The context mask must be bool, True where a frame is real; got {self.mask.dtype}.")
@@ -98,12 +99,14 @@ class Batch:
         mask, ids = self.token_mask, self.inputs.get("input_ids")
         if mask is not None and ids is not None and mask.shape != ids.shape:
             raise DataError(
-                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says which tokens "
-                "are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
+                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
+                "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
             )
         if mask is not None and not bool(mask.any(-1).all()):
             rows = (~mask.any(-1)).nonzero().flatten().tolist()
-            raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
+            raise DataError(
+                f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them."
+            )
 
     @property
     def size(self) -> int:

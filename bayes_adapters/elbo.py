@@ -52,7 +52,13 @@ class ElboTerms:
     def log(self) -> dict[str, float]:
         """Return loss, nll, kl, kl / nll and, if present, the mean, minimum and maximum scale, as numbers."""
         loss, nll, kl = torch.stack([self.loss.detach(), self.nll.detach(), self.kl.detach()]).tolist()
-        out = {"loss": loss, "nll": nll, "kl": kl, "kl_over_nll": kl / nll if nll else float("nan"), "kl_weight": self.kl_weight}
+        out = {
+            "loss": loss,
+            "nll": nll,
+            "kl": kl,
+            "kl_over_nll": kl / nll if nll else float("nan"),
+            "kl_weight": self.kl_weight,
+        }
         if self.scales:
             values = list(self.scales.values())
             out |= {
@@ -89,7 +95,11 @@ class ELBO(nn.Module):
         if num_particles < 1:
             raise ConfigError(f"num_particles must be at least 1; got {num_particles}.")
         self.model, self.guide = model, guide
-        self.kl_weight, self.kl_mode, self.num_particles = as_schedule(kl_weight), choice(KLMode, "kl_mode", kl_mode), num_particles
+        self.kl_weight, self.kl_mode, self.num_particles = (
+            as_schedule(kl_weight),
+            choice(KLMode, "kl_mode", kl_mode),
+            num_particles,
+        )
 
     def forward(self, batch: Batch, step: int = 0) -> Tensor:
         """Return the loss, a scalar in nats per datum, at optimiser step ``step`` (which sets the KL weight)."""

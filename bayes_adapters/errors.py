@@ -46,7 +46,7 @@ def near_matches(name: str, allowed: Iterable[str], count: int = 4) -> str:
     """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
 
     >>> near_matches("qery", ["query", "key", "value"])
-    " Did you mean 'query'?"
+    " Did you mean 'query' or 'key'?"
     >>> near_matches("zzz", ["query"])
     ''
     """

@@ -33,22 +33,23 @@ class AdapterGuide(GuideMessenger, nn.Module):
     serves: ClassVar[frozenset[Granularity]]
     """The granularities this guide can infer."""
     needs_sites: ClassVar[bool] = True
-    """Whether a model without random cores is refused; only a guide that then means maximum likelihood sets it False."""
+    """Whether a model without random cores is refused; False only where that means maximum likelihood."""
 
     def __init__(self, model: AdapterModel) -> None:
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
         if self.needs_sites and not model.sites:
             raise ConfigError(
-                f"{type(self).__name__} has nothing to infer: the cores of this {type(model).__name__} are fixed to I. Take a "
-                "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
+                f"{type(self).__name__} has nothing to infer: the cores of this {type(model).__name__} are fixed to "
+                "I. Take a model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
             )
         unserved = [site for site in model.sites if site.granularity not in self.serves]
         if unserved:
             raise ConfigError(
-                f"{type(self).__name__} cannot infer {unserved[0].name!r}, which is {unserved[0].granularity.value}; it serves "
-                f"{', '.join(sorted(g.value for g in self.serves))}. Build the model with another granularity=, or take a "
-                "guide that serves it (MeanField and Delta serve all)."
+                f"{type(self).__name__} cannot infer {unserved[0].name!r}, which is "
+                f"{unserved[0].granularity.value}; it serves "
+                f"{', '.join(sorted(g.value for g in self.serves))}. Build the model with another granularity=, or "
+                "take a guide that serves it (MeanField and Delta serve all)."
             )
 
     def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
@@ -59,8 +60,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
             prior: the prior of one core, event shape (r, r).
 
         Returns:
-            A distribution of event shape (r, r) whose batch shape broadcasts to (L,) for a global site, (*S, B, T) for a
-            token and (*S, B, 1) for a sequence site; its parameters are float32.
+            A distribution of event shape (r, r) whose batch shape broadcasts to (L,) for a global site, (*S, B, T) for
+            a token and (*S, B, 1) for a sequence site; its parameters are float32.
         """
         raise NotImplementedError
 

@@ -69,7 +69,8 @@ class KeyedDraws(Messenger):
     """Draw cores by inverse CDF from uniforms that are a function of (seed, site, sample, example, token, entry).
 
     The same sample of the same example has the same noise however examples and samples are batched, padded or ordered,
-    and on every device; a token's number counts real tokens only. Global cores depend on (seed, site, sample, entry) only: one draw is one function of all inputs.
+    and on every device; a token's number counts real tokens only. Global cores depend on (seed, site, sample, entry)
+    only: one draw is one function of all inputs.
 
     Args:
         seed: any integer.
@@ -133,7 +134,11 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def _unwrap(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "Independent",
+        "MaskedDistribution",
+        "ExpandedDistribution",
+    ):
         fn = fn.base_dist
     return fn
 
@@ -151,8 +156,8 @@ def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
         return base.icdf(uniform)
     except NotImplementedError:
         raise ConfigError(
-            f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) to draw "
-            "with torch's generator instead; results then depend on the batch size."
+            f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) "
+            "to draw with torch's generator instead; results then depend on the batch size."
         ) from None
 
 

@@ -44,7 +44,9 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         size = dimensions(base_layer)
         if size is None:
-            raise ConfigError(f"Cannot adapt a {type(base_layer).__name__}; allowed: torch.nn.Linear, transformers Conv1D.")
+            raise ConfigError(
+                f"Cannot adapt a {type(base_layer).__name__}; allowed: torch.nn.Linear, transformers Conv1D."
+            )
         check_options(rank, alpha, dropout)
         self.base_layer = base_layer.requires_grad_(False)
         device = next(base_layer.parameters()).device

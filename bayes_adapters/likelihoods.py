@@ -54,7 +54,9 @@ class Prediction:
         """Join predictions of consecutive batches."""
         first = parts[0]
         joined: dict[str, Any] = {
-            name: None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts], 1 if name == "samples" else 0)
+            name: None
+            if getattr(first, name) is None
+            else torch.cat([getattr(p, name) for p in parts], 1 if name == "samples" else 0)
             for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples")
         }
         return replace(first, **joined)
@@ -94,7 +96,9 @@ def _entropy(probs: Tensor) -> Tensor:
 
 def _integers(targets: Tensor, classes: int) -> None:
     if targets.dim() != 1 or targets.is_floating_point():
-        raise DataError(f"Class targets must be int64 of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}.")
+        raise DataError(
+            f"Class targets must be int64 of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
     bad = (targets < 0) | (targets >= classes)
     if bool(bad.any()):
         raise DataError(
@@ -105,10 +109,15 @@ def _integers(targets: Tensor, classes: int) -> None:
 
 def _reals(targets: Tensor) -> None:
     if targets.dim() != 1 or not targets.is_floating_point():
-        raise DataError(f"Targets must be floating point of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}.")
+        raise DataError(
+            f"Targets must be floating point of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
     bad = ~torch.isfinite(targets)
     if bool(bad.any()):
-        raise DataError(f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are NaN or infinite. Drop or repair these examples.")
+        raise DataError(
+            f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are NaN or infinite. Drop or repair these "
+            "examples."
+        )
 
 
 class Categorical(Likelihood):
@@ -156,7 +165,9 @@ class Bernoulli(Likelihood):
         _reals(targets)
         bad = (targets < 0) | (targets > 1)
         if bool(bad.any()):
-            raise DataError(f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?")
+            raise DataError(
+                f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
+            )
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         both = torch.stack([fn.probs, torch.sigmoid(-fn.logits)], -1)
@@ -186,7 +197,12 @@ class _NormalLikelihood(Likelihood):
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         entropy = fn.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
         loc, variance = fn.loc.double(), fn.scale.double().square()
-        return {"mean": loc.sum(0), "square": loc.square().sum(0), "variance": variance.sum(0), "entropy": entropy.double().sum(0)}
+        return {
+            "mean": loc.sum(0),
+            "square": loc.square().sum(0),
+            "variance": variance.sum(0),
+            "entropy": entropy.double().sum(0),
+        }
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean = sums["mean"] / num_samples
@@ -211,7 +227,9 @@ class Gaussian(_NormalLikelihood):
     def __init__(self, init_log_scale: float = 0.0) -> None:
         super().__init__()
         if not math.isfinite(init_log_scale):
-            raise ConfigError(f"init_log_scale is the log of a standard deviation and must be finite; got {init_log_scale}.")
+            raise ConfigError(
+                f"init_log_scale is the log of a standard deviation and must be finite; got {init_log_scale}."
+            )
         self.init_log_scale = init_log_scale
         self.log_scale = nn.Parameter(torch.tensor(float(init_log_scale)))
 
@@ -236,7 +254,9 @@ class HeteroscedasticGaussian(_NormalLikelihood):
     def __init__(self, min_scale: float = 1e-4) -> None:
         super().__init__()
         if not 0.0 <= min_scale < math.inf:
-            raise ConfigError(f"min_scale is added to a standard deviation and must be finite and not negative; got {min_scale}.")
+            raise ConfigError(
+                f"min_scale is added to a standard deviation and must be finite and not negative; got {min_scale}."
+            )
         self.min_scale = min_scale
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:

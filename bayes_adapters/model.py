@@ -41,7 +41,9 @@ class Pooling(StrEnum):
     LAST = "last"
     """The last real token (causal models)."""
 
-    def __call__(self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None) -> Float[Tensor, "rows d"]:
+    def __call__(
+        self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
+    ) -> Float[Tensor, "rows d"]:
         """Pool ``hidden``; a mask of None means that every token is real."""
         if self is Pooling.CLS:
             return hidden[:, 0]
@@ -102,14 +104,18 @@ class AdapterModel(nn.Module):
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         if self.granularity is Granularity.GLOBAL and (num_data is None or num_data < 1):
             raise ConfigError(
-                "Global cores have one KL per data set, so the model must know its size: pass num_data=len(training set)."
+                "Global cores have one KL per data set, so the model must know its size: pass "
+                "num_data=len(training set)."
             )
         if self.granularity is None and prior is not None:
-            raise ConfigError("A prior was given but the cores are fixed to I; pass granularity='token', 'sequence' or 'global'.")
+            raise ConfigError(
+                "A prior was given but the cores are fixed to I; pass granularity='token', 'sequence' or 'global'."
+            )
         check_options(rank, alpha, dropout)
         if not isinstance(likelihood, Likelihood):
             raise ConfigError(
-                f"The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got {likelihood!r}."
+                "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
+                f"{likelihood!r}."
             )
         require_unadapted(backbone)
         width = _width(backbone)
@@ -202,7 +208,8 @@ def check_batch(batch: Batch) -> None:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             rows = (~torch.isfinite(value)).flatten(1).any(-1).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a silent or "
+                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
+                "silent or "
                 "corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
             )
 
@@ -218,7 +225,9 @@ def _width(backbone: nn.Module) -> int:
         width = getattr(config, name, None)
         if isinstance(width, int):
             return width
-    raise ConfigError(f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone.")
+    raise ConfigError(
+        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
+    )
 
 
 def _sites(paths: Sequence[str], rank: int, granularity: Granularity | None) -> list[CoreSite]:

@@ -81,7 +81,11 @@ def predict(
                 model.likelihood.check(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
-            parts.append(_predict_batch(model, guide, batch, ids, samples, chunk_size or samples, mean_only, return_samples, seed))
+            parts.append(
+                _predict_batch(
+                    model, guide, batch, ids, samples, chunk_size or samples, mean_only, return_samples, seed
+                )
+            )
     if not parts:
         raise DataError("There is nothing to predict: the data holds no batch. Was a generator already exhausted?")
     return Prediction.concatenate(parts)

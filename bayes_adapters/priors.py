@@ -24,7 +24,11 @@ from bayes_adapters.errors import ConfigError, near_matches
 if TYPE_CHECKING:
     from bayes_adapters.sites import CoreSite
 
-PriorLike = TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, tuple[int, ...]], TorchDistributionMixin]
+PriorLike = (
+    TorchDistributionMixin
+    | Mapping[str, TorchDistributionMixin]
+    | Callable[[str, tuple[int, ...]], TorchDistributionMixin]
+)
 
 
 def zero_normal(scale: float = 0.2) -> TorchDistributionMixin:
@@ -108,7 +112,9 @@ def _resolve(spec: PriorLike, sites: Sequence[CoreSite]) -> list[TorchDistributi
         for name in names:
             found = [value for pattern, value in spec.items() if fnmatch.fnmatch(name, pattern)]
             if not found:
-                raise ConfigError(f"No key of the prior matches the site {name!r}. Add it, or the pattern '*' for all others.")
+                raise ConfigError(
+                    f"No key of the prior matches the site {name!r}. Add it, or the pattern '*' for all others."
+                )
             chosen[name] = found[0]
     elif isinstance(spec, TorchDistributionMixin):
         chosen = {site.name: spec for site in sites}
@@ -116,7 +122,8 @@ def _resolve(spec: PriorLike, sites: Sequence[CoreSite]) -> list[TorchDistributi
         chosen = {site.name: spec(site.name, site.shape) for site in sites}
     else:
         raise ConfigError(
-            f"A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got {type(spec).__name__}."
+            "A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got "
+            f"{type(spec).__name__}."
         )
     for name, value in chosen.items():
         if not isinstance(value, TorchDistributionMixin):
@@ -134,7 +141,9 @@ def _expand(prior: TorchDistributionMixin, site: CoreSite) -> tuple[str, dict[st
         base = base.base_dist
     family, event_dim = type(base).__name__, base.event_dim
     if event_dim > 2 or not hasattr(dist, family):
-        raise ConfigError(f"The prior {family} of {site.name!r} cannot be a prior over r×r matrices: take one of pyro.distributions.")
+        raise ConfigError(
+            f"The prior {family} of {site.name!r} cannot be a prior over r×r matrices: take one of pyro.distributions."
+        )
     try:
         expanded = base.expand(site.shape[: len(site.shape) - event_dim])
         names = [n for n in base.arg_constraints if n in vars(expanded)] or list(base.arg_constraints)

@@ -55,7 +55,9 @@ class LinearWarmup:
 
 @dataclass(frozen=True)
 class Cyclic:
-    """A linear ramp over the first ``ramp`` of each period, then ``weight`` to its end (Fu et al. 2019, arXiv 1903.10145).
+    """A linear ramp over the first ``ramp`` of each period, then ``weight`` to its end.
+
+    Source: Fu et al. 2019, arXiv 1903.10145.
 
     >>> [Cyclic(period=4, ramp=0.5)(t) for t in range(6)]
     [0.5, 1.0, 1.0, 1.0, 0.5, 1.0]

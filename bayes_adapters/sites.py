@@ -69,8 +69,8 @@ class CoreSite:
         Prior and posterior both pass through here, so their structures match and Pyro finds the closed-form KL.
 
         Args:
-            core: event shape (r, r); batch shape (L,) for a global site, (*S, B, T) for a token site and (*S, B, 1) for a
-                sequence site.
+            core: event shape (r, r); batch shape (L,) for a global site, (*S, B, T) for a token site and (*S, B, 1)
+                for a sequence site.
             mask: shape (B, T), True where a token is real; None where nothing is masked.
         """
         return (core if mask is None else core.mask(mask)).to_event(1)
@@ -156,7 +156,8 @@ class ForwardPass:
             return None
         if mask.shape[1] != z.shape[1]:
             raise ConfigError(
-                f"The adapted layer {site.layers[0]!r} sees {z.shape[1]} positions where attention_mask has {mask.shape[1]}. "
+                f"The adapted layer {site.layers[0]!r} sees {z.shape[1]} positions where attention_mask has "
+                f"{mask.shape[1]}. "
                 "Adapt layers that keep the token axis, use granularity='global', or pass no attention_mask."
             )
         return mask

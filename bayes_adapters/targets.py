@@ -54,7 +54,9 @@ def _matches(path: str, pattern: str | Sequence[str]) -> bool:
         try:
             return re.fullmatch(pattern, path) is not None
         except re.error as error:
-            raise TargetError(f"{pattern!r} is not a regular expression: {error}. For a suffix pass a list: [{pattern!r}].") from error
+            raise TargetError(
+                f"{pattern!r} is not a regular expression: {error}. For a suffix pass a list: [{pattern!r}]."
+            ) from error
     return any(path == suffix or path.endswith("." + suffix) for suffix in pattern)
 
 
@@ -77,11 +79,14 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     """
     spec = as_targets(targets)
     if not spec.names:
-        raise TargetError("The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'.")
+        raise TargetError(
+            "The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'."
+        )
     linear = [path for path, module in backbone.named_modules() if path and dimensions(module) is not None]
     if not linear:
         raise TargetError(
-            f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a backbone, "
+            f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a "
+            "backbone, "
             "or a wrapper around one? Pass the transformer itself, for example AutoModel.from_pretrained(...)."
         )
     if spec.names == ALL_LINEAR:
@@ -94,10 +99,14 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
         index = {path: int(m.group(1)) for path in found if (m := _LAYER_INDEX.search(path))}
         missing = sorted(set(spec.layers) - set(index.values()))
         if missing:
-            raise TargetError(f"No matched layer lies in block {missing}; matched blocks: {sorted(set(index.values()))}.")
+            raise TargetError(
+                f"No matched layer lies in block {missing}; matched blocks: {sorted(set(index.values()))}."
+            )
         found = [path for path in found if index.get(path) in set(spec.layers)]
     if not found:
-        raise TargetError(f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt.")
+        raise TargetError(
+            f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt."
+        )
     return found
 
 
@@ -110,13 +119,15 @@ def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear
             continue
         if is_suffix:
             raise TargetError(
-                f"{name!r} matches no linear layer of {type(backbone).__name__}: one string is a regular expression that must "
-                f"match a whole path. For a suffix pass a list: [{name!r}]."
+                f"{name!r} matches no linear layer of {type(backbone).__name__}: one string is a regular expression "
+                f"that must match a whole path. For a suffix pass a list: [{name!r}]."
             )
         others = [path for path, _ in backbone.named_modules() if path == name or path.endswith("." + name)]
         if others:
             kind = type(backbone.get_submodule(others[0])).__name__
-            raise TargetError(f"{name!r} matches {others[0]!r}, a {kind}; only torch.nn.Linear and Conv1D can be adapted.")
+            raise TargetError(
+                f"{name!r} matches {others[0]!r}, a {kind}; only torch.nn.Linear and Conv1D can be adapted."
+            )
         raise TargetError(
             f"No linear layer of {type(backbone).__name__} matches {name!r}.{near_matches(name, suffixes)} "
             f"Its linear layers end in: {', '.join(suffixes)}."

@@ -1,4 +1,7 @@
-"""Guides: one posterior family a file. Each has ``name``, ``serves``, ``__init__``, ``posterior``, ``config``, in that order."""
+"""Guides: one posterior family a file.
+
+Each has ``name``, ``serves``, ``__init__``, ``posterior``, ``config``, in that order.
+"""
 
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention

@@ -30,17 +30,20 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
     if frames is None:
         if call.context:
             given = sorted(call.context)
-            raise ConfigError(f"The guide reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}")
+            raise ConfigError(
+                f"The guide reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}"
+            )
         if not null_context:
             raise DataError(
                 f"The batch has no context {modality!r} and the guide was built with null_context=False. Pass "
-                f"Batch(..., context={{{modality!r}: Frames(values, mask)}}), or build the guide with null_context=True."
+                f"Batch(..., context={{{modality!r}: Frames(values, mask)}}), or build the guide with "
+                "null_context=True."
             )
         return None
     if frames.values.shape[-1] != context_dim:
         raise DataError(
-            f"The context {modality!r} is {frames.values.shape[-1]} wide; the guide was built with context_dim={context_dim}. "
-            "Were the frames made by another encoder?"
+            f"The context {modality!r} is {frames.values.shape[-1]} wide; the guide was built with "
+            f"context_dim={context_dim}. Were the frames made by another encoder?"
         )
     if not null_context and not bool(frames.present.all()):
         rows = (~frames.present).nonzero().flatten().tolist()
@@ -51,9 +54,7 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
     return frames
 
 
-def as_density(
-    reliability: FrameDensity | Mapping[str, int] | None, context_dim: int
-) -> FrameDensity | None:
+def as_density(reliability: FrameDensity | Mapping[str, int] | None, context_dim: int) -> FrameDensity | None:
     """Accept a fitted density, or the sizes of one whose tensors are about to be loaded; refuse another width."""
     density = FrameDensity(**reliability) if isinstance(reliability, Mapping) else reliability
     if density is not None and density.context_dim != context_dim:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import CoreCall, Granularity
 
@@ -28,7 +28,9 @@ class Contextual(AdapterGuide):
     name: ClassVar[str] = "contextual"
     serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.TOKEN, Granularity.SEQUENCE})
 
-    def __init__(self, model: AdapterModel, *, width: int = 64, scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED) -> None:
+    def __init__(
+        self, model: AdapterModel, *, width: int = 64, scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED
+    ) -> None:
         super().__init__(model)
         self.width, self.scale = width, choice(ScaleTransform, "scale", scale)
         self.heads = nn.ModuleDict({site_key(s): PosteriorHead(s.rank, s.rank, width, self.scale) for s in model.sites})

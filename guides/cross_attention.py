@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -15,8 +17,6 @@ from bayes_adapters.batch import Frames
 from bayes_adapters.diagnostics import record
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
@@ -25,14 +25,16 @@ _SHARED = "shared"
 
 
 class CrossAttention(AdapterGuide):
-    """``q(E_t | z_t, a) = N(μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, c_t an attention over the frames::
+    """``q(E_t | z_t, a) = N(μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, c_t an attention over the frames.
+
+    ::
 
         q_t = W_q z_t        k_s = W_k a_s        v_s = W_v a_s
         w_ts = softmax_s( q_t · k_s / sqrt(d_c / H) ),  masked frames excluded
         c_t  = Σ_s w_ts v_s
 
-    With ``null_context`` a learned pair (k_0, v_0) joins the frames: it is all there is to attend to when the context is
-    missing, and lets a token ignore a corrupted one. The frames carry whatever positions their encoder gave them.
+    With ``null_context`` a learned pair (k_0, v_0) joins the frames: it is all there is to attend to when the context
+    is missing, and lets a token ignore a corrupted one. The frames carry whatever positions their encoder gave them.
 
     Source: CALIBER-X, arXiv 2604.16657; the paper's equations are not public, this form is a reconstruction on C-LoRA.
 
@@ -46,8 +48,8 @@ class CrossAttention(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn the null pair; without it missing context is an error.
-        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
-            from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is
+            far from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
         fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
     """
 

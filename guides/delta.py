@@ -1,4 +1,4 @@
-"""``Delta``: a point estimate of each layer's core (maximum a posteriori), or nothing at all when E = I (plain LoRA)."""
+"""``Delta``: a point estimate of each layer's core (maximum a posteriori), or nothing when E = I (plain LoRA)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Delta(AdapterGuide):
 
     def __init__(self, model: AdapterModel) -> None:
         super().__init__(model)
-        self.loc = nn.ParameterDict({site_key(s): nn.Parameter(model.prior.core(s).sample().clone()) for s in model.sites})
+        self.loc = nn.ParameterDict(
+            {site_key(s): nn.Parameter(model.prior.core(s).sample().clone()) for s in model.sites}
+        )
 
     def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         return dist.Delta(self.loc[site_key(call.site)], event_dim=2)

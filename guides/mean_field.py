@@ -19,7 +19,7 @@ from bayes_adapters.sites import CoreCall, Granularity
 class MeanField(AdapterGuide):
     """``q(E_l) = Π_ij N(μ_lij, exp(log_scale_lij)²)`` with free μ and log_scale.
 
-    Global sites: a posterior over weights, one draw a pass. Local sites: the fixed-E ("FE") control of C-LoRA (table 4):
+    Global sites: a posterior over weights, one draw a pass. Local sites: the fixed-E ("FE") control of C-LoRA, table 4:
     each token draws its own core from the same q. μ starts at a draw from the prior (torch's generator).
 
     Args:

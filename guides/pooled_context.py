@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -13,8 +15,6 @@ from torch import Tensor, nn
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
@@ -33,8 +33,8 @@ class PooledContext(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn a vector (d_c) per layer that stands in for missing context; without it that is an error.
-        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is far
-            from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is
+            far from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
         fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
     """
 

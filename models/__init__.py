@@ -1,4 +1,7 @@
-"""Models: one published structure a file. A model says structure, prior and likelihood; a guide says how cores are inferred."""
+"""Models: one published structure a file.
+
+A model says structure, prior and likelihood; a guide says how cores are inferred.
+"""
 
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
 from bayes_adapters.models.lora import LoRA as LoRA

@@ -21,6 +21,8 @@ if _EARLY:
     raise pytest.UsageError(f"{_EARLY} were imported before tests/conftest.py could instrument them.")
 install_import_hook("bayes_adapters", "tests.instrument.checked")
 
+import pyro  # noqa: E402
+
 import bayes_adapters  # noqa: E402
 
 bayes_adapters.__path__.append(str(Path(__file__).resolve().parents[1]))
@@ -31,8 +33,6 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _clean_slate() -> None:
     """Each test starts with the same torch generator and an empty Pyro parameter store, validation on."""
-    import pyro
-
     torch.manual_seed(0)
     pyro.clear_param_store()
     pyro.enable_validation(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from bayes_adapters.models import StochasticCore
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -18,7 +19,6 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from bayes_adapters import AdapterModel, Batch, Bernoulli, Frames, adapted_layers
-from bayes_adapters.models import StochasticCore
 
 WIDTH = 16
 CONTEXT = 6
@@ -64,7 +64,12 @@ def llama(layers: int = 2) -> nn.Module:
 def vit(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8
+        hidden_size=WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=16,
+        patch_size=8,
     )
     return ViTModel(config).eval()
 

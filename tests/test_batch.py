@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from bayes_adapters.guides import CrossAttention
+from bayes_adapters.models import FusionLoRA
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
-from bayes_adapters.guides import CrossAttention
-from bayes_adapters.models import FusionLoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 
 
@@ -50,7 +50,13 @@ def test_to_moves_every_tensor() -> None:
     part = token_batch()[:2]
     ids = {"input_ids": part.inputs["input_ids"]}  # a mask is looked at, which the meta device cannot do
     moved = Batch(ids, part.targets, part.context, part.index).to("meta")
-    tensors = [*moved.inputs.values(), moved.targets, moved.context["audio"].values, moved.context["audio"].mask, moved.index]
+    tensors = [
+        *moved.inputs.values(),
+        moved.targets,
+        moved.context["audio"].values,
+        moved.context["audio"].mask,
+        moved.index,
+    ]
     assert {t.device.type for t in tensors} == {"meta"}
 
 
@@ -76,7 +82,10 @@ IDS = torch.ones(2, 3, dtype=torch.long)
         (lambda: Batch({"input_ids": IDS}, index=torch.arange(3)), "'index': 3"),
         (lambda: Batch({"input_ids": IDS}, context={"audio": _frames(3)}), r"context\['audio'\]"),
         (lambda: Batch({"input_ids": IDS[:0]}), "empty"),
-        (lambda: Batch({"input_ids": IDS, "attention_mask": torch.tensor([[1, 0, 0], [0, 0, 0]])}), r"Rows \[1\] of attention_mask"),
+        (
+            lambda: Batch({"input_ids": IDS, "attention_mask": torch.tensor([[1, 0, 0], [0, 0, 0]])}),
+            r"Rows \[1\] of attention_mask",
+        ),
     ],
 )
 def test_batch_errors(build: Any, message: str) -> None:

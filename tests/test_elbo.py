@@ -9,14 +9,14 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.models import LoRA, StochasticCore
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters import ELBO, Batch, Categorical, Gaussian, KLMode, KLWeight, adapted_layers
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.schedules import LinearWarmup
 from tests.helpers import CONTEXT, WIDTH, bert, core_model, fill_B, token_batch
 
@@ -50,7 +50,9 @@ def hand_loss(model: StochasticCore, batch: Batch, posterior: Posterior, weight:
         each = torch.log(0.2 / sigma) + (sigma**2 + mu**2) / (2 * 0.2**2) - 0.5
         kl = kl + (each.sum((-1, -2)) * mask).sum(-1)
         base = layer.base_layer
-        return x @ base.weight.T + base.bias + 16.0 / model.rank * torch.einsum("oi,btij,btj->bto", layer.lora_B, core, z)
+        return (
+            x @ base.weight.T + base.bias + 16.0 / model.rank * torch.einsum("oi,btij,btj->bto", layer.lora_B, core, z)
+        )
 
     emb = net.embeddings
     x = emb.word_embeddings.weight[batch.inputs["input_ids"]] + emb.token_type_embeddings.weight[0]
@@ -136,7 +138,9 @@ def test_equals_a_hand_written_loss_in_value_and_every_gradient(name: str) -> No
     theirs = torch.autograd.grad(hand, list(parameters.values()))
     torch.testing.assert_close(loss, hand, rtol=2e-6, atol=1e-6)
     for key, a, b in zip(parameters, ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()) + 1e-7, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-4, atol=2e-5 * float(b.abs().max()) + 1e-7, msg=lambda m, key=key: f"{key}: {m}"
+        )
         assert b.abs().max() > 0, key
 
 
@@ -157,7 +161,9 @@ def test_equals_stock_mean_field_elbo(granularity: str, name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()) + 1e-8)
 
 
-@pytest.mark.parametrize(("granularity", "name"), [("token", "cross_attention"), ("sequence", "contextual"), ("global", "mean_field")])
+@pytest.mark.parametrize(
+    ("granularity", "name"), [("token", "cross_attention"), ("sequence", "contextual"), ("global", "mean_field")]
+)
 def test_particles_equal_stock_vectorised_particles(granularity: str, name: str) -> None:
     model = core_model(granularity)
     guide, batch = GUIDES[name](model), token_batch()
@@ -180,7 +186,13 @@ def test_particles_do_not_rescale_anything() -> None:
 
 # ---- closed forms ----
 
-ORACLES = [(0.1, 0.25, 0.18310645), (0.0, 0.25, 0.05810645), (0.0, 0.2, 0.0), (0.0, 0.0025, 3.88210), (0.0, 0.00125, 4.57519)]
+ORACLES = [
+    (0.1, 0.25, 0.18310645),
+    (0.0, 0.25, 0.05810645),
+    (0.0, 0.2, 0.0),
+    (0.0, 0.0025, 3.88210),
+    (0.0, 0.00125, 4.57519),
+]
 
 
 def _fixed(model: StochasticCore, mu: float, sigma: float) -> MeanField:
@@ -222,7 +234,9 @@ def test_per_token_mean_normalises_each_example_by_its_own_length() -> None:
             head.net[2].weight[9:].zero_()
             head.net[2].bias[9:].fill_(-50.0)
     parts = [ELBO(model, guide, kl_mode=KLMode.PER_TOKEN_MEAN).terms(both[i : i + 1]).kl.item() for i in range(4)]
-    assert ELBO(model, guide, kl_mode=KLMode.PER_TOKEN_MEAN).terms(both).kl.item() == pytest.approx(sum(parts) / 4, rel=1e-4)
+    assert ELBO(model, guide, kl_mode=KLMode.PER_TOKEN_MEAN).terms(both).kl.item() == pytest.approx(
+        sum(parts) / 4, rel=1e-4
+    )
     assert max(parts) - min(parts) > 0
 
 
@@ -293,7 +307,9 @@ def test_kl_without_closed_form_is_unbiased() -> None:
     draws = q.sample((400_000,)).double()
     exact = (q.log_prob(draws) - p.log_prob(draws)).mean().item() * 4
     per_draw = (q.log_prob(draws) - p.log_prob(draws)).std().item() * 2
-    assert sum(terms) / 5 == pytest.approx(exact, abs=4 * per_draw / math.sqrt(5000) + 4 * 2 * per_draw / math.sqrt(400_000))
+    assert sum(terms) / 5 == pytest.approx(
+        exact, abs=4 * per_draw / math.sqrt(5000) + 4 * 2 * per_draw / math.sqrt(400_000)
+    )
     assert exact > 1.0
     loss = ELBO(model, guide)(batch)
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, list(guide.parameters())))
@@ -367,7 +383,8 @@ def test_bf16_autocast_is_close_and_densities_stay_float32(name: str) -> None:
         guide(batch)
     for site in model.sites:
         fn = guide.trace.nodes[site.name]["fn"]
-        assert fn.base_dist.base_dist.base_dist.loc.dtype == torch.float32
+        core = fn.base_dist.base_dist.base_dist
+        assert (core.loc.dtype, core.scale.dtype) == (torch.float32, torch.float32)
     assert guide.trace.nodes["obs"]["fn"].logits.dtype == torch.float32
     guide.trace.nodes.clear()
     assert terms.loss.dtype == torch.float32

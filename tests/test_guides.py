@@ -8,15 +8,15 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.models import LoRA, StochasticCore
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
 from bayes_adapters import ELBO, AdapterGuide, Batch, Bernoulli, Frames, Gaussian, predict
 from bayes_adapters.diagnostics import collecting
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import PosteriorMean
-from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import CONTEXT, bert, core_model, pad, token_batch
 from tests.test_elbo import CASES, GUIDES
 
@@ -34,7 +34,9 @@ def _loc_scale(fn: Any) -> tuple[Tensor, Tensor]:
     return fn.loc, fn.scale
 
 
-def assert_same(a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Tensor]], mask: Tensor | None = None) -> None:
+def assert_same(
+    a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Tensor]], mask: Tensor | None = None
+) -> None:
     for name, pair in a.items():
         for x, y in zip(pair, b[name], strict=True):
             if mask is not None:
@@ -128,7 +130,11 @@ def test_scale_stays_positive_and_its_kl_finite_at_extremes() -> None:
                     head.net[2].bias[9:] = g
             kl = ELBO(guide.model, guide).terms(token_batch()).kl
             assert torch.isfinite(kl)
-            assert all(torch.isfinite(x).all() for x in torch.autograd.grad(kl, list(guide.parameters()), allow_unused=True) if x is not None)
+            assert all(
+                torch.isfinite(x).all()
+                for x in torch.autograd.grad(kl, list(guide.parameters()), allow_unused=True)
+                if x is not None
+            )
 
 
 def test_unknown_scale_and_sizes() -> None:
@@ -201,7 +207,10 @@ def test_an_example_does_not_hear_its_neighbour(name: str) -> None:
     found = moments(guide, Batch(batch.inputs, batch.targets, {"audio": Frames(louder, frames.mask)}))
     reference = moments(guide, batch)
     others = torch.tensor([0, 2, 3, 4])
-    assert_same({k: (m[others], s[others]) for k, (m, s) in reference.items()}, {k: (m[others], s[others]) for k, (m, s) in found.items()})
+    assert_same(
+        {k: (m[others], s[others]) for k, (m, s) in reference.items()},
+        {k: (m[others], s[others]) for k, (m, s) in found.items()},
+    )
     assert differ(reference, found, row=1)
 
 
@@ -273,7 +282,11 @@ def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> Non
 
 def _roberta(layers: int, width: int) -> nn.Module:
     config = RobertaConfig(
-        vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=16 if width == 1024 else 12, intermediate_size=4
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=16 if width == 1024 else 12,
+        intermediate_size=4,
     )
     with torch.device("meta"):
         return RobertaModel(config)
@@ -350,7 +363,10 @@ def test_mean_field_recovers_a_known_gaussian_posterior(rank: int) -> None:
     def f(core: Tensor) -> Tensor:
         with torch.no_grad():
             layer, head = model.backbone.query, model.head
-            hidden = layer.base_layer(batch.inputs["x"]) + batch.inputs["x"] @ layer.lora_A.T @ core.reshape(rank, rank).T @ layer.lora_B.T
+            hidden = (
+                layer.base_layer(batch.inputs["x"])
+                + batch.inputs["x"] @ layer.lora_A.T @ core.reshape(rank, rank).T @ layer.lora_B.T
+            )
             return head(hidden.mean(1))[:, 0]
 
     zero = f(torch.zeros(rank * rank))
@@ -370,7 +386,9 @@ def test_mean_field_recovers_a_known_gaussian_posterior(rank: int) -> None:
         schedule.step()
     key = "core-global"
     torch.testing.assert_close(guide.loc[key].flatten().detach(), mean, rtol=0.0, atol=0.02)
-    torch.testing.assert_close(guide.log_scale[key].exp().flatten().detach(), precision.diagonal() ** -0.5, rtol=0.03, atol=0.0)
+    torch.testing.assert_close(
+        guide.log_scale[key].exp().flatten().detach(), precision.diagonal() ** -0.5, rtol=0.03, atol=0.0
+    )
 
 
 def test_delta_finds_the_maximum_a_posteriori_and_predicts_without_epistemic_uncertainty() -> None:

@@ -68,7 +68,9 @@ def test_gaussian(heteroscedastic: bool) -> None:
     mixture = td.MixtureSameFamily(td.Categorical(torch.ones(B, S)), td.Normal(f[..., 0].T, sigma.T))
     torch.testing.assert_close(found.mean, mixture.mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.variance, mixture.variance, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found.variance, each.variance.mean(0) + f[..., 0].var(0, correction=0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found.variance, each.variance.mean(0) + f[..., 0].var(0, correction=0), rtol=1e-4, atol=1e-6
+    )
     torch.testing.assert_close(found.aleatoric, each.entropy().mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.total, td.Normal(0.0, mixture.variance.sqrt()).entropy(), rtol=1e-4, atol=1e-5)
 
@@ -83,7 +85,9 @@ def test_gaussian_variance_far_from_zero() -> None:
     """A mean of 10⁴ and a spread of 0.01: the difference of squares must not lose it."""
     f = 1e4 + 0.01 * torch.linspace(-1, 1, S)[:, None, None].expand(S, B, 1)
     found = summarise(Gaussian(math.log(1e-3)), f)
-    torch.testing.assert_close(found.variance, f[..., 0].double().var(0, correction=0).float() + 1e-6, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        found.variance, f[..., 0].double().var(0, correction=0).float() + 1e-6, rtol=1e-3, atol=0
+    )
     assert (found.epistemic > 0.1).all()
 
 
@@ -153,7 +157,7 @@ def test_targets_outside_the_support(likelihood: Any, targets: Tensor, message: 
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match="num_classes must be .* at least 2; got 1"):
+    with pytest.raises(ConfigError, match=r"num_classes must be .* at least 2; got 1"):
         Categorical(1)
 
 

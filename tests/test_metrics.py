@@ -81,6 +81,9 @@ def test_ece_is_the_gap_of_the_reliability_bins(seed: int, bins: int) -> None:
 def test_auroc_is_the_share_of_ordered_pairs_at_any_scale() -> None:
     score_, positives = torch.tensor([1e6, 1e6 + 1, 1e6 + 1, -3.0]), torch.tensor([0, 1, 0, 0])
     assert metrics.auroc(score_, positives) == pytest.approx(2.5 / 3)
+    # far below 0 a sigmoid is 0 for all of them: the order must survive
+    assert metrics.auroc(torch.tensor([-900.0, -800.0, -700.0]), torch.tensor([0, 1, 0])) == 0.5
+    assert metrics.auroc(torch.tensor([-900.0, -800.0, -700.0]), torch.tensor([0, 0, 1])) == 1.0
     assert math.isnan(metrics.auroc(score_, torch.zeros(4)))
     assert math.isnan(metrics.auc(P, torch.ones(4)))
     assert metrics.auroc(torch.full((4,), 7.0), positives) == 0.5
@@ -211,7 +214,8 @@ def test_logits_do_not_pass_for_probability_samples() -> None:
 
 def _record() -> Record:
     draws = torch.stack([P, (P + 0.1).clamp(max=1)])
-    near, far = metrics.decompose(draws), metrics.decompose(torch.full((2, 3), 0.01))
+    # the reference is most uncertain in total and not at all epistemically, so the two OOD numbers are opposite
+    near, far = metrics.decompose(draws), metrics.decompose(torch.full((2, 3), 0.5))
     return score("c-lora", 3, "test", "ood-es", draws.mean(0), Y, near, reference=far, samples=2, seconds=0.5)
 
 
@@ -239,7 +243,7 @@ def test_a_record_has_the_agreed_keys_and_numbers() -> None:
         "aleatoric",
         "epistemic",
     ]
-    assert (record.n, record.auroc_ood, record.auroc_ood_total) == (4, 1.0, 1.0)
+    assert (record.n, record.auroc_ood, record.auroc_ood_total) == (4, 1.0, 0.0)
     assert record.total == pytest.approx(record.aleatoric + record.epistemic)
 
 

@@ -39,7 +39,8 @@ from bayes_adapters.models import StochasticCore
 for module in ("bayes_adapters", "bayes_adapters.models", "bayes_adapters.guides"):
     assert sys.modules[module].__file__.startswith(sys.argv[1]), sys.modules[module].__file__
 torch.manual_seed(0)
-bert = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+bert = BertModel(config)
 model = StochasticCore(bert, Bernoulli(), rank=2)
 guide = CrossAttention(model, context_dim=3, dim=4)
 ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
@@ -89,7 +90,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     sources = {"bayes_adapters": "bayes_adapters", "models": "bayes_adapters/models", "guides": "bayes_adapters/guides"}
     for folder, target in sources.items():
         for path in (ROOT / folder).rglob("*.py"):
-            assert f"{target}/{path.relative_to(ROOT / folder).as_posix()}" in names, "is a sub-package missing in pyproject.toml?"
+            name = f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
+            assert name in names, "is a sub-package missing in pyproject.toml?"
     for name in names:
         assert not name.endswith((".safetensors", ".pt", ".wav", ".npz")), name
 

@@ -9,6 +9,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.models import StochasticCore
 from torch import Tensor
 
 from bayes_adapters import (
@@ -23,13 +25,11 @@ from bayes_adapters import (
     Prediction,
     adapted_layers,
     evaluating,
+    handlers,
     predict,
 )
-from bayes_adapters import handlers
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.handlers import KeyedDraws, keyed_uniform
-from bayes_adapters.models import StochasticCore
 from tests.helpers import CONTEXT, VOCAB, core_model, fill_B, llama, pad, token_batch
 from tests.test_elbo import CASES, GUIDES
 
@@ -78,7 +78,9 @@ def test_left_padding_changes_nothing_where_positions_are_relative() -> None:
     same(predict(model, guide, left, num_samples=5), reference)
 
 
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Categorical(3), Gaussian(), HeteroscedasticGaussian()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "likelihood", [Bernoulli(), Categorical(3), Gaussian(), HeteroscedasticGaussian()], ids=lambda x: type(x).__name__
+)
 def test_total_is_aleatoric_plus_epistemic_and_samples_average_to_the_mean(likelihood: torch.nn.Module) -> None:
     model = core_model(likelihood=likelihood)
     guide, batch = MeanField(model, init_scale=1.0), token_batch().without_targets()
@@ -198,9 +200,8 @@ def test_leaves_modes_generator_gradients_and_trace_as_they_were() -> None:
 def test_modes_are_restored_after_an_error() -> None:
     model = core_model()
     model.train()
-    with pytest.raises(RuntimeError, match="boom"), evaluating(model):
-        assert not model.training
-        raise RuntimeError("boom")
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        _ = 1 / int(model.training)
     assert model.training
 
 
@@ -255,7 +256,7 @@ def uniforms(seed: int = 0, site: str = "core.a", samples: Tensor = S, examples:
 def test_keyed_uniform_is_uniform() -> None:
     u = uniforms().flatten().double().sort().values
     n = len(u)
-    assert 0.0 < u[0]
+    assert u[0] > 0.0
     assert u[-1] < 1.0
     grid = torch.arange(1, n + 1) / n
     distance = torch.maximum((grid - u).abs(), (u - grid + 1 / n).abs()).max().item()

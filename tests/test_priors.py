@@ -32,7 +32,10 @@ FORMS: dict[str, tuple[Any, Any]] = {
     "identity": (identity_normal(3, 0.3), lambda x: torch.distributions.Normal(torch.eye(3), 0.3).log_prob(x).sum()),
     "student": (dist.StudentT(4.0, 0.0, 0.2), lambda x: torch.distributions.StudentT(4.0, 0.0, 0.2).log_prob(x).sum()),
     "laplace": (dist.Laplace(0.1, 0.2), lambda x: torch.distributions.Laplace(0.1, 0.2).log_prob(x).sum()),
-    "event": (dist.Normal(torch.zeros(3, 3), 0.5).to_event(2), lambda x: torch.distributions.Normal(0.0, 0.5).log_prob(x).sum()),
+    "event": (
+        dist.Normal(torch.zeros(3, 3), 0.5).to_event(2),
+        lambda x: torch.distributions.Normal(0.0, 0.5).log_prob(x).sum(),
+    ),
     "rows": (
         dist.MultivariateNormal(torch.zeros(3), torch.diag(torch.tensor([0.1, 0.2, 0.3]))),
         lambda x: torch.distributions.Normal(0.0, torch.tensor([0.1, 0.2, 0.3]).sqrt()).log_prob(x).sum(),
@@ -102,7 +105,10 @@ def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"core.a.qery": zero_normal(), "*": zero_normal()}, r"'core.a.qery' matches no core site. Did you mean 'core.a.query'"),
+        (
+            {"core.a.qery": zero_normal(), "*": zero_normal()},
+            r"'core.a.qery' matches no core site. Did you mean 'core.a.query'",
+        ),
         ({"core.a.*": zero_normal()}, r"No key of the prior matches the site 'core.b.value'"),
         (dist.Normal(torch.zeros(4, 4), 1.0), r"does not fit the site's shape \(3, 3\)"),
         (dist.MultivariateNormal(torch.zeros(9), torch.eye(9)), r"does not fit the site's shape"),

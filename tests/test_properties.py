@@ -6,16 +6,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.models import StochasticCore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Granularity, predict, remove
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import PosteriorMean
 from bayes_adapters.layer import AdaptedLinear
-from bayes_adapters.models import StochasticCore
 from bayes_adapters.priors import identity_normal
 from tests.helpers import CONTEXT, VOCAB, bert, fill_B, pad
 
@@ -31,7 +31,9 @@ def batches(draw: Any) -> dict[str, Any]:
     return {
         "length": length,
         "lengths": draw(st.lists(st.integers(1, length), min_size=size, max_size=size)),
-        "heard": draw(st.lists(st.lists(st.booleans(), min_size=frames, max_size=frames), min_size=size, max_size=size)),
+        "heard": draw(
+            st.lists(st.lists(st.booleans(), min_size=frames, max_size=frames), min_size=size, max_size=size)
+        ),
         "with_audio": draw(st.booleans()),
         "dtype": draw(st.sampled_from(["float32", "float16", "bfloat16"])),
         "seed": draw(st.integers(0, 2**16)),
@@ -103,7 +105,9 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @PROFILE
 @given(pairs(), batches())
-def test_the_elbo_is_finite_equals_stock_pyro_and_reaches_every_guide_parameter(pair: dict[str, Any], data: dict[str, Any]) -> None:
+def test_the_elbo_is_finite_equals_stock_pyro_and_reaches_every_guide_parameter(
+    pair: dict[str, Any], data: dict[str, Any]
+) -> None:
     (model, guide), batch = build_pair(pair), build_batch(data)
     torch.manual_seed(1)
     terms = ELBO(model, guide).terms(batch)
@@ -154,7 +158,13 @@ def test_the_kl_does_not_see_padding(pair: dict[str, Any], data: dict[str, Any],
 
 
 @PROFILE
-@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.lists(st.integers(1, 4), max_size=3), st.floats(0.1, 32.0))
+@given(
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 4), max_size=3),
+    st.floats(0.1, 32.0),
+)
 def test_the_layer_is_linear_algebra(d_in: int, d_out: int, rank: int, shape: list[int], alpha: float) -> None:
     layer = AdaptedLinear(nn.Linear(d_in, d_out), rank, alpha)
     nn.init.normal_(layer.lora_B)
@@ -164,11 +174,17 @@ def test_the_layer_is_linear_algebra(d_in: int, d_out: int, rank: int, shape: li
 
 
 @PROFILE
-@given(st.integers(1, 3), st.floats(-3, 3), st.floats(0.05, 3.0), st.floats(-3, 3), st.floats(0.05, 3.0), st.floats(0, 4))
+@given(
+    st.integers(1, 3), st.floats(-3, 3), st.floats(0.05, 3.0), st.floats(-3, 3), st.floats(0.05, 3.0), st.floats(0, 4)
+)
 def test_kl_of_any_two_gaussians(rank: int, m: float, s: float, prior_m: float, prior_s: float, weight: float) -> None:
     remove(BACKBONE)
     model = StochasticCore(
-        BACKBONE, Bernoulli(), granularity="sequence", rank=rank, prior=dist.Normal(torch.tensor(prior_m), torch.tensor(prior_s))
+        BACKBONE,
+        Bernoulli(),
+        granularity="sequence",
+        rank=rank,
+        prior=dist.Normal(torch.tensor(prior_m), torch.tensor(prior_s)),
     )
     guide = MeanField(model)
     with torch.no_grad():
@@ -176,6 +192,8 @@ def test_kl_of_any_two_gaussians(rank: int, m: float, s: float, prior_m: float, 
             guide.loc[key].fill_(m)
             guide.log_scale[key].fill_(torch.tensor(s).log())
     batch = Batch({"input_ids": torch.ones(3, 2, dtype=torch.long)}, torch.zeros(3))
-    exact = torch.distributions.kl_divergence(torch.distributions.Normal(m, s), torch.distributions.Normal(prior_m, prior_s))
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Normal(m, s), torch.distributions.Normal(prior_m, prior_s)
+    )
     found = ELBO(model, guide, kl_weight=weight).terms(batch).kl
     torch.testing.assert_close(found, 2 * rank**2 * weight * exact, rtol=1e-3, atol=1e-4)

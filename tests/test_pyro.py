@@ -8,14 +8,14 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.models import FusionLoRA, LoRA
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, AdapterGuide, AdapterModel, adapted_layers
+from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli, adapted_layers
 from bayes_adapters.errors import DataError
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.models import FusionLoRA, LoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 from tests.test_elbo import GUIDES
 
@@ -72,7 +72,10 @@ def test_trains_every_trainable_tensor_and_nothing_else(way: str, name: str) -> 
     guide = GUIDES[name](model)
     expected = trainable(model, guide)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    assert {n.rsplit(".", 1)[-1] for n, p in model.backbone.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert {n.rsplit(".", 1)[-1] for n, p in model.backbone.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
     assert len(frozen) > 20
     before = snapshot(model, guide)
     WAYS[way](model, guide, 2)
@@ -86,7 +89,9 @@ def test_svi_registers_exactly_the_trainable_tensors() -> None:
     model = core_model()
     guide = Contextual(model)
     train_svi(Trace_ELBO)(model, guide, 1)
-    names = {f"model$$${n}" for n in model.trainable_parameters()} | {f"guide$$${n}" for n, _ in guide.named_parameters()}
+    names = {f"model$$${n}" for n in model.trainable_parameters()} | {
+        f"guide$$${n}" for n, _ in guide.named_parameters()
+    }
     assert set(STORE().keys()) == names
     assert STORE()[next(iter(names & {f"guide$$${n}" for n, _ in guide.named_parameters()}))].requires_grad
 
@@ -149,7 +154,9 @@ def test_trace_elbo_agrees_with_the_closed_form_on_average() -> None:
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize(("granularity", "name"), [("token", "cross_attention"), ("sequence", "contextual"), ("global", "mean_field")])
+@pytest.mark.parametrize(
+    ("granularity", "name"), [("token", "cross_attention"), ("sequence", "contextual"), ("global", "mean_field")]
+)
 def test_predictive(granularity: str, name: str, parallel: bool) -> None:
     model = core_model(granularity)
     guide, batch = GUIDES[name](model), token_batch().without_targets()
@@ -173,9 +180,7 @@ def test_prior_predictive() -> None:
 def test_model_without_guide_draws_from_the_prior() -> None:
     model, batch = core_model(), token_batch().without_targets()
     trace = poutine.trace(model).get_trace(batch)
-    assert list(trace.stochastic_nodes) == [*(s.name for s in model.sites), "data", "obs"] or set(
-        trace.stochastic_nodes
-    ) >= {*(s.name for s in model.sites), "obs"}
+    assert set(trace.stochastic_nodes) >= {*(s.name for s in model.sites), "obs"}
     assert trace.nodes[model.sites[0].name]["value"].shape == (5, 7, 3, 3)
     assert trace.nodes["obs"]["value"].shape == (5,)
     trace.compute_log_prob()
@@ -216,7 +221,7 @@ def test_conditioning_local_cores_sets_the_merged_weight(granularity: str) -> No
     torch.testing.assert_close(found, _bare(model, core), rtol=1e-4, atol=1e-5)
 
 
-def test_a_conditioned_core_is_no_longer_inferred() -> None:
+def test_a_conditioned_core_keeps_its_value_in_model_and_guide() -> None:
     model, batch = core_model(), token_batch()
     site = model.sites[1].name
     value = torch.randn(5, 7, 3, 3)
@@ -260,8 +265,8 @@ def test_log_joint_of_the_model() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: LoRA(bert(), _bernoulli(), rank=2),
-        lambda: FusionLoRA(bert(), _bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5),
+        lambda: LoRA(bert(), Bernoulli(), rank=2),
+        lambda: FusionLoRA(bert(), Bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5),
     ],
     ids=["lora", "fusion"],
 )
@@ -274,7 +279,7 @@ def test_deterministic_models_train_under_stock_pyro(build: Callable[[], Any]) -
 
 
 def test_fusion_sees_the_context_and_falls_back_to_its_null() -> None:
-    model = FusionLoRA(bert(), _bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5)
+    model = FusionLoRA(bert(), Bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5)
     with torch.no_grad():
         model.null.normal_()
     batch = token_batch()
@@ -282,12 +287,6 @@ def test_fusion_sees_the_context_and_falls_back_to_its_null() -> None:
         heard, missing = model(batch), model(batch.without("audio"))
     assert torch.allclose(heard[2], missing[2]), "row 2 has no audio in either batch"
     assert (heard[1] - missing[1]).abs() > 1e-4
-    wrong = FusionLoRA(bert(), _bernoulli(), rank=2, context_dim=CONTEXT + 1)
+    wrong = FusionLoRA(bert(), Bernoulli(), rank=2, context_dim=CONTEXT + 1)
     with pytest.raises(DataError, match="6 wide; the model was built with context_dim=7"):
         wrong(batch)
-
-
-def _bernoulli() -> Any:
-    from bayes_adapters import Bernoulli
-
-    return Bernoulli()

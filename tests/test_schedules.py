@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from bayes_adapters.errors import ConfigError
@@ -14,7 +16,7 @@ def test_blundell_oracle() -> None:
     assert sum(weights) == pytest.approx(1.0, abs=1e-12)
     assert sum(weights[-10:]) == pytest.approx(0.9990234, abs=5e-8)
     assert weights[-1] == pytest.approx(0.5, abs=1e-12)
-    assert all(2 * a == pytest.approx(b) for a, b in zip(weights, weights[1:], strict=False) if b > 1e-300)
+    assert all(2 * a == pytest.approx(b) for a, b in pairwise(weights) if b > 1e-300)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 10])

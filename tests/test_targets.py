@@ -86,9 +86,9 @@ def test_errors_name_the_cause(targets: Any, message: str) -> None:
 
 
 def test_a_net_without_linear_layers() -> None:
-    with pytest.raises(TargetError, match="no torch.nn.Linear or transformers Conv1D"):
+    with pytest.raises(TargetError, match=r"no torch\.nn\.Linear or transformers Conv1D"):
         select(nn.Sequential(nn.ReLU()), "all-linear")
-    with pytest.raises(TargetError, match="no torch.nn.Linear"):
+    with pytest.raises(TargetError, match=r"no torch\.nn\.Linear"):
         select(nn.Linear(2, 2), "all-linear")
 
 

@@ -109,12 +109,16 @@ class HandWritten(nn.Module):
 
     def gradients(self) -> list[Tensor]:
         """Gradients in the order of :meth:`matching_gradients`."""
-        return [layer.p[k].grad for layer in self.layers for k in sorted(layer.p)] + [p.grad for p in self.head.parameters()]
+        return [layer.p[k].grad for layer in self.layers for k in sorted(layer.p)] + [
+            p.grad for p in self.head.parameters()
+        ]
 
     def matching_gradients(self, model: AdapterModel, guide: AdapterGuide) -> list[Tensor]:
         """The library's gradients of the same tensors."""
         parts = [self._copy(adapted, guide, path) for path, adapted in adapted_layers(model.backbone).items()]
-        return [weights[k].grad for weights in parts for k in sorted(weights)] + [p.grad for p in model.head.parameters()]
+        return [weights[k].grad for weights in parts for k in sorted(weights)] + [
+            p.grad for p in model.head.parameters()
+        ]
 
 
 def disagreement(ours: list[Tensor], others: list[Tensor]) -> float:

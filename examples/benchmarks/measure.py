@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Wall-clock time; or this process's time on all its CPU cores, which other programs of a busy machine disturb less."""
 
@@ -62,7 +61,7 @@ def interleave(
     Returns:
         Name → seconds, one number a round.
     """
-    kind, source = torch.device(device).type, random.Random(seed)
+    kind, source = torch.device(device).type, random.Random(seed)  # noqa: S311
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_up + rounds):
         order = list(variants)

@@ -87,7 +87,9 @@ def training_table(seconds: dict[str, list[float]], mebibytes: dict[str, float])
         to_base = ratio(seconds, name, base)
         to_hand = ratio(seconds, name, hand(method)) if name in (elbo(method), svi(method)) else None
         memory = f"{mebibytes[name]:.0f}" if name in mebibytes else "-"
-        rows.append([name, f"{1e3 * median(times):.1f}", str(to_base), "-" if to_hand is None else str(to_hand), memory])
+        rows.append(
+            [name, f"{1e3 * median(times):.1f}", str(to_base), "-" if to_hand is None else str(to_hand), memory]
+        )
         data[name] = {"seconds": times, "ratio_to_base": vars(to_base), "mebibytes": mebibytes.get(name)}
         data[name]["ratio_to_hand_written"] = None if to_hand is None else vars(to_hand)
     header = ["training step", "median ms", f"/ {base}", "/ hand-written", "peak MiB added"]
@@ -115,7 +117,9 @@ def verdict(seconds: dict[str, list[float]]) -> str:
     for method in METHODS:
         found: Ratio = ratio(seconds, elbo(method), hand(method))
         word = "within" if found.median <= PYRO_TARGET else "above"
-        lines.append(f"{method}: the library's step takes {found} of the hand-written one: {word} the target {PYRO_TARGET}.")
+        lines.append(
+            f"{method}: the library's step takes {found} of the hand-written one: {word} the target {PYRO_TARGET}."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -151,9 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps, training = training_table(seconds, mebibytes)
     draws, prediction = prediction_table(by_batch)
     where = (
-        f"{backbones.name}; {sizes}; {options.device}, {torch.get_num_threads()} thread(s), {options.clock} clock, torch {torch.__version__}, "
-        f"Python {platform.python_version()}; medians of {rounds} (training) and {predictions} (prediction) interleaved "
-        f"rounds, in brackets the 95 % bootstrap interval of the paired ratio; {DRAWS} draws."
+        f"{backbones.name}; {sizes}; {options.device}, {torch.get_num_threads()} thread(s), {options.clock} clock, "
+        f"torch {torch.__version__}, Python {platform.python_version()}; medians of {rounds} (training) and "
+        f"{predictions} (prediction) interleaved rounds, in brackets the 95 % bootstrap interval of the paired ratio; "
+        f"{DRAWS} draws."
     )
     agreement = "; ".join(f"{m}: loss {a:.0e}, gradients {b:.0e}" for m, (a, b) in checks.items())
     agreement = f"Hand-written against the library, same noise, largest relative difference: {agreement}."

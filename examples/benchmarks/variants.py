@@ -60,7 +60,9 @@ def training_step(name: str, backbones: Backbones, batch: Batch) -> Variant:
         written = HandWritten(model, guide, backbones().to(batch.inputs["input_ids"].device))
         return _torch_step(written, lambda: written(batch, KL_WEIGHT))
     if name == svi(method):
-        return _svi_step(SVI(model, guide, pyro.optim.AdamW(dict(ADAMW)), TraceMeanField_ELBO(max_plate_nesting=1)), batch)
+        return _svi_step(
+            SVI(model, guide, pyro.optim.AdamW(dict(ADAMW)), TraceMeanField_ELBO(max_plate_nesting=1)), batch
+        )
     loss = ELBO(model, guide, kl_weight=KL_WEIGHT)
     return _torch_step(loss, lambda: loss(batch))
 

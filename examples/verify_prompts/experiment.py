@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ PLAIN = {"clean": 1.0}
 """Training recordings as they are."""
 CORRUPTED = {"clean": 0.5, "white@10": 0.1, "white@5": 0.1, "white@0": 0.1, "white@-5": 0.1, MISSING: 0.1}
 """Half of the training recordings under white noise or withheld; babble, reverberation and clipping stay unseen."""
+VERIFY_SAMPLES = 32
+"""Posterior draws of ``bayes-adapters verify``; its thresholds are measured with as many."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _to_cpu(prediction: Prediction) -> Prediction:
 
 def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> dict[str, Any]:
     """What ``bayes-adapters verify`` needs beside the adapter: encoders, and uncertainty seen on validation pairs."""
-    prediction, _ = predict_all(trained, corpus.evaluation("validation", "clean"), settings)
+    clean = corpus.evaluation("validation", "clean")
+    prediction, _ = predict_all(trained, clean, replace(settings, samples=VERIFY_SAMPLES))
     quantiles = torch.tensor([0.9, 0.99])
     total, epistemic = prediction.total.quantile(quantiles), prediction.epistemic.quantile(quantiles)
     return {
@@ -190,6 +193,7 @@ def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> di
         "speech_encoder": "openai/whisper-tiny.en",
         "max_seconds": 5.0,
         "frames_per_second": 25,
+        "calibration": {"validation_pairs": len(clean.pairs), "samples": VERIFY_SAMPLES},
         "thresholds": {
             "total_q90": float(total[0]),
             "total_q99": float(total[1]),
