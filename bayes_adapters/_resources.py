@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import shutil
@@ -103,7 +104,7 @@ def _probe(url: str, seconds: float) -> str | None:
                 result[0] = None
         except urllib.error.HTTPError as error:
             result[0] = f"it answered {error.code} {error.reason}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             result[0] = f"it cannot be reached: {error}"
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -86,7 +86,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
             return
         prior = msg["fn"]
         core = self.posterior(call, self.model.prior.core(call.site))  # type: ignore[attr-defined]
-        posterior = call.site.wrap(core.expand(_core_batch_shape(call)), call.token_mask)
+        shape = _core_batch_shape(call)
+        posterior = call.site.wrap(core if core.batch_shape == shape else core.expand(shape), call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
 

@@ -2,10 +2,10 @@
 
 An amortised posterior is confident wherever its network happens to be, also on recordings unlike any it was trained
 on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior
-becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) p`` of posterior and prior: with probability 1 − γ
-the network is not to be believed, and then only the prior is known. The wider what it falls back to, the more its draws disagree,
-and the larger the epistemic part where the context is far; a scale of its own can be given, since a prior that
-regularises well in training (β = 0.2) may be too narrow to say "I do not know".
+becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) p`` of posterior and prior: with probability 1
+− γ the network is not to be believed, and then only the prior is known. The wider what it falls back to, the more
+its draws disagree, and the larger the epistemic part where the context is far; a scale of its own can be given,
+since a prior that regularises well in training (β = 0.2) may be too narrow to say "I do not know".
 """
 
 from __future__ import annotations

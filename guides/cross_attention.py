@@ -113,18 +113,20 @@ class CrossAttention(AdapterGuide):
     ) -> tuple[Float[Tensor, "B H F h"], Float[Tensor, "B H F h"], Bool[Tensor, "B F"]]:
         if f"{key}.k" in call.scratch:
             return call.scratch[f"{key}.k"], call.scratch[f"{key}.v"], call.scratch[f"{key}.mask"].bool()
-        size, parts, masks = call.z.shape[-3], [], []
+        size, dim, keys, values, masks = call.z.shape[-3], self.dim, [], [], []
         if frames is not None:
-            values = frames.values.float()
-            parts.append(torch.stack([self.key[key](values), self.value[key](values)]))
+            context = frames.values.float()
+            keys.append(self.key[key](context))
+            values.append(self.value[key](context))
             masks.append(frames.mask)
         if self.null_context:
-            parts.append(self.null[key][:, None, None].expand(2, size, 1, self.dim))
+            null_key, null_value = self.null[key]
+            keys.append(null_key.expand(size, 1, dim))
+            values.append(null_value.expand(size, 1, dim))
             masks.append(torch.ones(size, 1, dtype=torch.bool, device=call.z.device))
-        keys, values = (self._split(t) for t in torch.cat(parts, 2))
-        mask = torch.cat(masks, 1)
-        call.scratch.update({f"{key}.k": keys, f"{key}.v": values, f"{key}.mask": mask})
-        return keys, values, mask
+        k, v, mask = self._split(torch.cat(keys, 1)), self._split(torch.cat(values, 1)), torch.cat(masks, 1)
+        call.scratch.update({f"{key}.k": k, f"{key}.v": v, f"{key}.mask": mask})
+        return k, v, mask
 
     def _split(self, x: Float[Tensor, "B n c"]) -> Float[Tensor, "B H n h"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.models import StochasticCore
 from torch import Tensor, nn
 from transformers import (
@@ -18,7 +22,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from bayes_adapters import AdapterModel, Batch, Bernoulli, Frames, adapted_layers
+from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, Frames, adapted_layers
+from bayes_adapters.handlers import PosteriorMean
 
 WIDTH = 16
 CONTEXT = 6
@@ -137,3 +142,42 @@ def core_model(granularity: str = "token", rank: int = 3, **options: object) -> 
     likelihood = settings.pop("likelihood", None) or Bernoulli()
     backbone = settings.pop("backbone", None) or bert()
     return fill_B(StochasticCore(backbone, likelihood, **settings))  # type: ignore[arg-type, return-value]
+
+
+GUIDES: dict[str, Callable[..., Any]] = {
+    "contextual": Contextual,
+    "cross_attention": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, heads=2),
+    "shared_kv": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, share_kv=True),
+    "pooled_context": lambda m: PooledContext(m, context_dim=CONTEXT, dim=4),
+    "mean_field": MeanField,
+    "delta": Delta,
+}
+CASES = [(g, n) for g in ("token", "sequence") for n in GUIDES] + [("global", "mean_field"), ("global", "delta")]
+
+
+def moments(guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and scale of the posterior at each site, each conditioned on the posterior means of the sites before."""
+    with torch.no_grad(), PosteriorMean():
+        guide(batch)
+    return {s.name: loc_scale(guide.trace.nodes[s.name]["fn"]) for s in guide.model.sites}
+
+
+def loc_scale(fn: Any) -> tuple[Tensor, Tensor]:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn.loc, fn.scale
+
+
+def assert_same(
+    a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Tensor]], mask: Tensor | None = None
+) -> None:
+    for name, pair in a.items():
+        for x, y in zip(pair, b[name], strict=True):
+            if mask is not None:
+                x, y = x[mask], y[mask]
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def differ(a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Tensor]], row: int) -> bool:
+    name = next(iter(a))
+    return bool((a[name][0][row] - b[name][0][row]).abs().max() > 1e-4)

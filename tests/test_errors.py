@@ -55,9 +55,7 @@ def assert_same(before: list[Any], after: list[Any]) -> None:
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, old[0]
 
 
-def check(
-    call: Callable[[], Any], kind: type[BayesAdaptersError], says: list[str], *modules: nn.Module
-) -> None:
+def check(call: Callable[[], Any], kind: type[BayesAdaptersError], says: list[str], *modules: nn.Module) -> None:
     """``call`` raises ``kind`` in one line that holds every phrase of ``says``; ``modules`` stay as they were."""
     before = state_of(*modules)
     with pytest.raises(kind) as caught:

@@ -16,6 +16,7 @@ from bayes_adapters import Batch, Bernoulli, Categorical, adapted_layers, adapte
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.layer import AdaptedLinear, install
 from bayes_adapters.model import Pooling
+from bayes_adapters.priors import zero_normal
 from tests.helpers import VOCAB, bert, core_model, fill_B, gpt2, llama, token_batch, vit, whisper
 
 
@@ -185,7 +186,7 @@ def test_model_options_are_checked() -> None:
 
 def test_a_refused_model_leaves_the_backbone_alone() -> None:
     net = bert()
-    for options in ({"rank": 0}, {"dropout": 2.0}, {"prior": {"nothing": None}}):
+    for options in ({"rank": 0}, {"dropout": 2.0}, {"prior": {"nothing": zero_normal()}}):
         with pytest.raises(ConfigError):
             StochasticCore(net, Bernoulli(), **options)
         assert adapted_layers(net) == {}, options

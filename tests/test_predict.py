@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import zlib
-
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -25,13 +21,11 @@ from bayes_adapters import (
     Prediction,
     adapted_layers,
     evaluating,
-    handlers,
     predict,
 )
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.handlers import KeyedDraws, keyed_uniform
-from tests.helpers import CONTEXT, VOCAB, core_model, fill_B, llama, pad, token_batch
-from tests.test_elbo import CASES, GUIDES
+from bayes_adapters.handlers import KeyedDraws
+from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, core_model, fill_B, llama, pad, token_batch
 
 
 def same(a: Prediction, b: Prediction, rows: Tensor | slice = slice(None)) -> None:
@@ -242,95 +236,6 @@ def test_errors() -> None:
         predict(model, guide, [])
     with pytest.raises(ConfigError, match=r"pyro\.plate"), KeyedDraws(0, torch.arange(2), torch.arange(5)):
         guide(batch)
-
-
-# ---- the noise ----
-
-S, B, N = torch.arange(8), torch.arange(10), 500
-
-
-def uniforms(seed: int = 0, site: str = "core.a", samples: Tensor = S, examples: Tensor = B, count: int = N) -> Tensor:
-    return keyed_uniform(seed, site, samples, examples, count, torch.device("cpu"))
-
-
-def test_keyed_uniform_is_uniform() -> None:
-    u = uniforms().flatten().double().sort().values
-    n = len(u)
-    assert u[0] > 0.0
-    assert u[-1] < 1.0
-    grid = torch.arange(1, n + 1) / n
-    distance = torch.maximum((grid - u).abs(), (u - grid + 1 / n).abs()).max().item()
-    assert math.sqrt(n) * distance < 1.95, "Kolmogorov-Smirnov, p < 0.001"
-    assert u.var().item() == pytest.approx(1 / 12, rel=0.02)
-    normal = torch.special.ndtri(u)
-    assert (normal**4).mean().item() == pytest.approx(3.0, rel=0.1)
-
-
-def test_keyed_uniform_is_independent_across_coordinates() -> None:
-    a = uniforms()
-    pairs = {
-        "seed": (a, uniforms(seed=1)),
-        "site": (a, uniforms(site="core.b")),
-        "sample": (a, a.roll(1, 0)),
-        "example": (a, a.roll(1, 1)),
-        "entry": (a, a.roll(1, 2)),
-        "sample and example": (a[:8, :8], a[:8, :8].transpose(0, 1)),
-        "seed against sample": (a[1:], uniforms(seed=1)[:-1]),
-    }
-    for name, (x, y) in pairs.items():
-        both = torch.stack([x.flatten(), y.flatten()]).double()
-        if name == "sample and example":  # the diagonal pairs each value with itself
-            keep = ~torch.eye(8, dtype=torch.bool)[:, :, None].expand_as(x).flatten()
-            both = both[:, keep]
-        correlation = torch.corrcoef(both)[0, 1].item()
-        assert abs(correlation) < 4 / math.sqrt(both.shape[1]), name
-    assert len(a.unique()) > 0.99 * a.numel()
-
-
-def test_keyed_uniform_depends_on_coordinates_only() -> None:
-    a = uniforms()
-    assert torch.equal(uniforms(samples=S[3:5], examples=B[[7, 2]], count=20), a[3:5][:, [7, 2]][..., :20])
-
-
-def test_keyed_uniform_is_frozen() -> None:
-    """Saved predictions must be reproducible by later versions: SplitMix64 written again with Python's integers."""
-    full = (1 << 64) - 1
-
-    def mix(v: int) -> int:
-        v = ((v ^ (v >> 30)) * 0xBF58476D1CE4E5B9) & full
-        v = ((v ^ (v >> 27)) * 0x94D049BB133111EB) & full
-        return v ^ (v >> 31)
-
-    def value(seed: int, site: str, sample: int, example: int, entry: int) -> float:
-        gold = 0x9E3779B97F4A7C15
-        key = mix((mix((seed * gold + zlib.crc32(site.encode())) & full) + sample) & full)
-        key = mix((key + mix(example)) & full)
-        return ((mix((key + (entry + 1) * gold) & full) >> 41) + 0.5) / 2**23
-
-    found = uniforms(seed=12345)
-    for s, b, i in ((0, 0, 0), (3, 7, 499), (7, 9, 123)):
-        assert found[s, b, i].item() == pytest.approx(value(12345, "core.a", s, b, i), abs=2**-25)
-
-
-def test_no_uniform_is_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draw of 1 has an infinite quantile; at 1 in 2^24 it would come up every few predictions."""
-    for bits in (0, -1):
-        monkeypatch.setattr(handlers, "_mix", lambda value, bits=bits: torch.full_like(value, bits))
-        u = uniforms(count=1)
-        assert 0.0 < u.min() <= u.max() < 1.0
-        assert torch.isfinite(dist.Normal(0.0, 1.0).icdf(u)).all()
-
-
-def test_draws_have_the_posteriors_moments() -> None:
-    model = core_model("global", rank=2)
-    guide = MeanField(model, init_scale=0.3)
-    with torch.no_grad(), KeyedDraws(0, torch.arange(4000), torch.arange(1)), pyro.plate("samples", 4000, dim=-2):
-        guide(token_batch(1, 2))
-    value = guide.trace.nodes["core.global"]["value"]
-    value = value.reshape(4000, 4, 2, 2)
-    loc = guide.loc["core-global"].detach()
-    torch.testing.assert_close(value.mean(0), loc, rtol=0, atol=4 * 0.3 / math.sqrt(4000))
-    torch.testing.assert_close(value.std(0), torch.full_like(loc, 0.3), rtol=0.05, atol=0)
 
 
 def test_delta_guides_need_no_noise() -> None:

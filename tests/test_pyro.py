@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli, adapted_layers
 from bayes_adapters.errors import DataError
-from tests.helpers import CONTEXT, bert, core_model, token_batch
-from tests.test_elbo import GUIDES
+from tests.helpers import CONTEXT, GUIDES, bert, core_model, token_batch
 
 STORE = pyro.get_param_store
 

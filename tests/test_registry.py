@@ -17,7 +17,7 @@ from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli, likelihoods, l
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from tests.helpers import bert, core_model, token_batch
 
-SOURCE = '''
+SOURCE = """
 from typing import ClassVar
 from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Bernoulli
@@ -43,7 +43,7 @@ class Nameless(MeanField):
 
 class Usurper(MeanField):
     name: ClassVar[str] = "mean_field"
-'''
+"""
 ENTRY_POINTS = """
 [bayes_adapters.guides]
 wide_mean_field = third_party_adapters:WideMeanField

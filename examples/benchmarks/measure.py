@@ -61,7 +61,7 @@ def interleave(
     Returns:
         Name → seconds, one number a round.
     """
-    kind, source = torch.device(device).type, random.Random(seed)  # noqa: S311
+    kind, source = torch.device(device).type, random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_up + rounds):
         order = list(variants)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -61,10 +63,16 @@ class _Once:
 def _peak(device: str) -> float:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss down from parent to child, so a large parent would hide the child's own peak.
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if peak is None:
+            raise RuntimeError(f"{status} names no VmHWM, the peak resident memory; leave it out with --no-memory.")
+        return int(peak[1]) / 2**10
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ FOREIGN = tuple(language for language in LANGUAGES if language != "en")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Prompts of all languages, their splits, and one frame store a split, so that a split is encoded only when asked for.
+    """Prompts of all languages, their splits, and one frame store a split: what is not asked for is not encoded.
 
     Args:
         prompts: of every language.
@@ -82,16 +82,15 @@ class Corpus:
     def training(self, mix: Mapping[str, float], *, seed: int, hard: float = 0.0) -> PairDataset:
         """The training set: every epoch draws new wrong scripts and new corruptions."""
         pairs = self.pairs("train", "random")
-        return PairDataset(pairs, self.stores["train"], self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
+        store = self.stores["train"]
+        return PairDataset(pairs, store, self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
 
     def density(self, mix: Mapping[str, float]) -> FrameDensity:
         """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation."""
         conditions = [condition for condition in mix if condition != MISSING]
         train, validation = self.stores["train"], self.stores["validation"]
         groups = [torch.cat([train.get("en", c, key) for key in self.splits.train]) for c in conditions]
-        held_out = [
-            _frames([validation.get("en", c, key) for key in self.splits.validation]) for c in conditions
-        ]
+        held_out = [_frames([validation.get("en", c, key) for key in self.splits.validation]) for c in conditions]
         return FrameDensity.fit(groups, held_out)
 
 

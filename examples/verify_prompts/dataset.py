@@ -117,7 +117,7 @@ class PairDataset(Dataset[Item]):
     def describe(self, index: int) -> tuple[Pair, str, int]:
         """Return what ``self[index]`` holds in this epoch: the pair, the condition, the noise draw."""
         pair = self.pairs[index]
-        source = random.Random(f"{self._seed}/{self._epoch}/{index}")  # noqa: S311
+        source = random.Random(f"{self._seed}/{self._epoch}/{index}")
         condition = source.choices(list(self._conditions), list(self._conditions.values()))[0]
         draw = source.randrange(self._draws)
         if self._wrong is not None and pair.label == 0:

@@ -1,6 +1,6 @@
 """The demo: fetch, encode, train, evaluate, report. One command, one folder.
 
-    python -m examples.verify_prompts.demo --out runs/demo
+``python -m examples.verify_prompts.demo --out runs/demo``
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], started: float) 
         "posterior draws": str(settings.samples),
         "training time": ", ".join(times),
         "run time so far": f"{time.perf_counter() - started:.0f} s",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {settings.device}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {settings.device}",
+        "torch": torch.__version__,
     }
 
 

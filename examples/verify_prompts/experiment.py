@@ -48,7 +48,7 @@ class Settings:
         device: torch device.
     """
 
-    epochs: int = 16
+    epochs: int = 20
     batch_size: int = 16
     lr: float = 1e-3
     kl_weight: float = 1e-4

@@ -117,7 +117,7 @@ class FrameStore:
             pool = [other for other in self._pool(language, key) if other != key]
             if not pool:
                 raise DataError(f"There is no other recording of {language!r} to make babble of beside {key!r}.")
-            chosen = random.Random(number).sample(pool, min(TALKERS, len(pool)))  # noqa: S311
+            chosen = random.Random(number).sample(pool, min(TALKERS, len(pool)))
             others = [_read(self._prompts[language][other].path) for other in chosen]
         generator = torch.Generator().manual_seed(number)
         return corrupt(_read(prompt.path), parsed, generator, others=others)

@@ -124,7 +124,7 @@ def make_pairs(prompts: Sequence[Prompt], split: Sequence[str], kind: str, seed:
         foreign = [prompt for prompt in prompts if prompt.language != "en" and prompt.key in chosen]
         return [Pair(prompt.key, prompt.language, english[prompt.key].text, 0, "foreign") for prompt in foreign]
     wrong = WrongScripts([english[key].text for key in split])
-    source = random.Random(f"{kind}/{seed}")  # noqa: S311
+    source = random.Random(f"{kind}/{seed}")
     kinds = ["random"] * len(split)
     if kind == "hard":
         kinds = ["swap" if i % 2 else "length" for i in range(len(split))]

@@ -150,7 +150,7 @@ def make_splits(prompts: Sequence[Prompt], seed: int, *, validation: int = 54, t
             "least one, and some must remain for training."
         )
     order = sorted(groups)
-    random.Random(seed).shuffle(order)  # noqa: S311
+    random.Random(seed).shuffle(order)
     parts: dict[str, list[str]] = {"test": [], "validation": [], "train": []}
     wanted = {"test": test, "validation": validation, "train": total}
     for text in order:

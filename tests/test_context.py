@@ -1,0 +1,151 @@
+"""Guides that listen: padding, order and absence of the context, and what attention reduces to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from bayes_adapters.guides import Contextual, CrossAttention
+from torch import Tensor
+
+from bayes_adapters import Batch, Frames
+from bayes_adapters.diagnostics import collecting
+from bayes_adapters.errors import ConfigError, DataError
+from tests.helpers import (
+    CONTEXT,
+    GUIDES,
+    assert_same,
+    core_model,
+    differ,
+    moments,
+    pad,
+    token_batch,
+)
+
+CONTEXT_GUIDES = ["cross_attention", "shared_kv", "pooled_context"]
+
+
+def with_null(name: str, **options: Any) -> Any:
+    guide = GUIDES[name](core_model(**options))
+    with torch.no_grad():
+        for p in guide.null.values():
+            p.normal_()
+    return guide
+
+
+@pytest.mark.parametrize("name", CONTEXT_GUIDES)
+def test_padded_frames_change_nothing(name: str) -> None:
+    guide, batch = with_null(name), token_batch()
+    frames = batch.context["audio"]
+    noise = torch.where(frames.mask[..., None], frames.values, 1000 * torch.randn_like(frames.values))
+    noisy = Batch(batch.inputs, batch.targets, {"audio": Frames(noise, frames.mask)})
+    reference = moments(guide, batch)
+    assert_same(reference, moments(guide, noisy))
+    assert_same(reference, moments(guide, pad(batch, 0, frames=6)))
+
+
+@pytest.mark.parametrize("name", CONTEXT_GUIDES)
+def test_permuting_frames_with_their_mask_changes_nothing_but_the_mask_alone_does(name: str) -> None:
+    guide, batch = with_null(name), token_batch()
+    frames, order = batch.context["audio"], torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5])
+    reference = moments(guide, batch)
+
+    def permuted(values: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return moments(guide, Batch(batch.inputs, batch.targets, {"audio": Frames(values, mask)}))
+
+    assert_same(reference, permuted(frames.values[:, order], frames.mask[:, order]))
+    assert differ(reference, permuted(frames.values, frames.mask[:, order]), row=0)
+
+
+@pytest.mark.parametrize("name", CONTEXT_GUIDES)
+def test_missing_audio_of_the_batch_equals_missing_audio_of_every_row(name: str) -> None:
+    guide, batch = with_null(name), token_batch()
+    frames = batch.context["audio"]
+    masked = Batch(batch.inputs, batch.targets, {"audio": Frames(frames.values, torch.zeros_like(frames.mask))})
+    absent = batch.without("audio")
+    assert absent.context == {}
+    assert_same(moments(guide, masked), moments(guide, absent))
+    reference = moments(guide, batch)
+    assert differ(reference, moments(guide, absent), row=1)
+    assert not differ(reference, moments(guide, absent), row=2), "row 2 has no audio in either batch"
+
+
+@pytest.mark.parametrize("name", CONTEXT_GUIDES)
+def test_an_example_does_not_hear_its_neighbour(name: str) -> None:
+    guide, batch = with_null(name), token_batch()
+    frames = batch.context["audio"]
+    louder = frames.values.clone()
+    louder[1] += 3.0
+    found = moments(guide, Batch(batch.inputs, batch.targets, {"audio": Frames(louder, frames.mask)}))
+    reference = moments(guide, batch)
+    others = torch.tensor([0, 2, 3, 4])
+    assert_same(
+        {k: (m[others], s[others]) for k, (m, s) in reference.items()},
+        {k: (m[others], s[others]) for k, (m, s) in found.items()},
+    )
+    assert differ(reference, found, row=1)
+
+
+def test_context_errors() -> None:
+    batch = token_batch()
+    strict = CrossAttention(core_model(), context_dim=CONTEXT, dim=4, null_context=False)
+    with pytest.raises(DataError, match=r"rows \[2\] is entirely masked"):
+        strict(batch)
+    with pytest.raises(DataError, match="null_context=False"):
+        strict(batch.without("audio"))
+    strict(batch[:2])
+    with pytest.raises(DataError, match="6 wide; the guide was built with context_dim=7"):
+        CrossAttention(core_model(), context_dim=7, dim=4)(batch)
+    with pytest.raises(ConfigError, match=r"reads the modality 'audoi'.*Did you mean 'audio'"):
+        CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_silenced_attention_is_contextual_with_a_constant_context(heads: int) -> None:
+    """W_k = W_v = 0 and a zero null pair: c_t = 0, so u_t = [z_t ; 0] and only W₁'s first r columns matter."""
+    model = core_model()
+    cross = CrossAttention(model, context_dim=CONTEXT, dim=4, heads=heads)
+    plain = Contextual(model)
+    with torch.no_grad():
+        for p in [*cross.key.parameters(), *cross.value.parameters()]:
+            p.zero_()
+        for key, head in plain.heads.items():
+            wide = cross.heads[key].net
+            head.net[0].weight.copy_(wide[0].weight[:, : model.rank])
+            head.net[0].bias.copy_(wide[0].bias)
+            head.net[2].load_state_dict(wide[2].state_dict())
+    assert_same(moments(cross, token_batch()), moments(plain, token_batch()))
+
+
+def test_attention_picks_the_frame_it_is_pointed_at() -> None:
+    """One dominant key: the context is that frame's value, and the recorded entropy falls to 0."""
+    model = core_model()
+    guide = CrossAttention(model, context_dim=2, dim=2, null_context=False)
+    with torch.no_grad():
+        for site in guide.query:
+            guide.query[site].weight.zero_()
+            guide.key[site].weight.zero_()
+    values = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]]).expand(2, 3, 2)
+    mask = torch.tensor([[True, True, False]]).expand(2, 3)
+    batch = Batch(token_batch(2).inputs, None, {"audio": Frames(values, mask)})
+    with collecting() as seen, torch.no_grad():
+        guide(batch)
+    assert list(seen["attention_entropy"].values()) == pytest.approx([math.log(2)] * len(model.sites), rel=1e-5)
+
+
+def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> None:
+    model = core_model()
+    shared = CrossAttention(model, context_dim=CONTEXT, dim=4, share_kv=True)
+    own = CrossAttention(model, context_dim=CONTEXT, dim=4)
+    with torch.no_grad():
+        for key in own.key:
+            own.key[key].load_state_dict(shared.key["shared"].state_dict())
+            own.value[key].load_state_dict(shared.value["shared"].state_dict())
+            own.query[key].load_state_dict(shared.query[key].state_dict())
+            own.heads[key].load_state_dict(shared.heads[key].state_dict())
+    calls: list[int] = []
+    shared.key["shared"].register_forward_hook(lambda *_: calls.append(1))
+    assert_same(moments(shared, token_batch()), moments(own, token_batch()))
+    assert len(calls) == 1
