@@ -65,7 +65,8 @@ class HandWritten(nn.Module):
     Args:
         model: with a token core per layer, N(0, 0.2²) prior, mean pooling and a Bernoulli likelihood.
         guide: ``Contextual`` or ``CrossAttention`` with one head.
-        backbone: a fresh frozen backbone with the weights that ``model`` was built on; changed in place.
+        backbone: a frozen backbone with the weights that ``model`` was built on; changed in place. It may be the model's
+            own, whose adapters are then replaced.
     """
 
     def __init__(self, model: AdapterModel, guide: AdapterGuide, backbone: nn.Module) -> None:
@@ -73,7 +74,8 @@ class HandWritten(nn.Module):
         self.reads_frames = hasattr(guide, "query")
         self.layers: list[_Layer] = []
         for path, adapted in adapted_layers(model.backbone).items():
-            layer = _Layer(backbone.get_submodule(path), adapted.scaling, self._copy(adapted, guide, path))
+            base = backbone.get_submodule(path)
+            layer = _Layer(getattr(base, "base_layer", base), adapted.scaling, self._copy(adapted, guide, path))
             backbone.set_submodule(path, layer)
             self.layers.append(layer)
         self.backbone = backbone

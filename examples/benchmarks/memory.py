@@ -37,27 +37,16 @@ def peak_in_own_process(name: str, kind: str, sizes: Sizes, device: str) -> floa
 
 def growth(name: str, kind: str, sizes: Sizes, device: str) -> float:
     """Measure in this process, which must not have done anything memory-hungry before."""
-    backbones = Backbones(kind)
-    backbone = backbones().to(device)
+    backbone = Backbones(kind)().to(device)
     batch = make_batch(sizes, backbone.config.vocab_size, device=device)
     for parameter in backbone.parameters():
         parameter.abs().max()  # weights are mapped from the file: read them all, or their pages count as growth
-    step = training_step(name, _Once(backbones, backbone), batch)
+    step = training_step(name, lambda: backbone, batch)
     start = _peak(device)
     for _ in range(_STEPS):
         with step.setting():
             step.run()
     return _peak(device) - start
-
-
-class _Once:
-    """Hands out the loaded backbone first, so that only a second copy would count twice."""
-
-    def __init__(self, backbones: Backbones, first: torch.nn.Module) -> None:
-        self._backbones, self._first = backbones, [first]
-
-    def __call__(self) -> torch.nn.Module:
-        return self._first.pop() if self._first else self._backbones()
 
 
 def _peak(device: str) -> float:

@@ -46,8 +46,8 @@ def names() -> list[str]:
     return [*peft, OURS, *(name(m) for m in METHODS for name in (hand, elbo, svi))]
 
 
-def training_step(name: str, backbones: Backbones, batch: Batch) -> Variant:
-    """Build the step called ``name``: gradients to zero, loss, backward, optimiser; it returns the loss."""
+def training_step(name: str, backbones: Callable[[], nn.Module], batch: Batch) -> Variant:
+    """Build the step called ``name`` on one backbone: gradients to zero, loss, backward, optimiser; it returns the loss."""
     if name == PEFT:
         module = PeftLoRA(backbones()).to(batch.inputs["input_ids"].device)
         return _torch_step(module, lambda: module(batch))
@@ -57,7 +57,7 @@ def training_step(name: str, backbones: Backbones, batch: Batch) -> Variant:
     model, guide = build(method, backbone, width)
     guide.to(batch.inputs["input_ids"].device)
     if name == hand(method):
-        written = HandWritten(model, guide, backbones().to(batch.inputs["input_ids"].device))
+        written = HandWritten(model, guide, backbone)
         return _torch_step(written, lambda: written(batch, KL_WEIGHT))
     if name == svi(method):
         return _svi_step(
