@@ -33,10 +33,15 @@ class KLWeight(Messenger):
     Args:
         weight: w ≥ 0; 1 is the ELBO.
         mode: see :class:`KLMode`.
+
+    Raises:
+        ConfigError: the weight is negative or NaN, or the mode unknown.
     """
 
     def __init__(self, weight: float, mode: KLMode | str = KLMode.FULL) -> None:
         super().__init__()
+        if not weight >= 0.0:
+            raise ConfigError(f"A KL weight must be at least 0; got {weight}.")
         self.weight, self.mode = weight, choice(KLMode, "kl_mode", mode)
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -133,7 +138,8 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift(value, 31)
 
 
-def _unwrap(fn: Any) -> Any:
+def base_distribution(fn: Any) -> Any:
+    """Return the elementwise distribution inside ``Independent``, mask and expansion wrappers."""
     while hasattr(fn, "base_dist") and type(fn).__name__ in (
         "Independent",
         "MaskedDistribution",
@@ -144,12 +150,12 @@ def _unwrap(fn: Any) -> Any:
 
 
 def _device(fn: Any) -> torch.device:
-    base = _unwrap(fn)
+    base = base_distribution(fn)
     return next(v.device for v in vars(base).values() if isinstance(v, Tensor))
 
 
 def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
-    base = _unwrap(fn)
+    base = base_distribution(fn)
     if type(base).__name__ == "Delta":
         return fn.mean
     try:
@@ -159,8 +165,3 @@ def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
             f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) "
             "to draw with torch's generator instead; results then depend on the batch size."
         ) from None
-
-
-def base_distribution(fn: Any) -> Any:
-    """Return the elementwise distribution inside ``Independent`` and mask wrappers."""
-    return _unwrap(fn)

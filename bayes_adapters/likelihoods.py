@@ -51,15 +51,26 @@ class Prediction:
 
     @staticmethod
     def concatenate(parts: list[Prediction]) -> Prediction:
-        """Join predictions of consecutive batches."""
-        first = parts[0]
-        joined: dict[str, Any] = {
-            name: None
-            if getattr(first, name) is None
-            else torch.cat([getattr(p, name) for p in parts], 1 if name == "samples" else 0)
-            for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples")
-        }
-        return replace(first, **joined)
+        """Join predictions of consecutive batches.
+
+        Raises:
+            DataError: no prediction, different numbers of draws, or a field (such as ``log_density``, which needs
+                targets) that only some of them have.
+        """
+        if len({p.num_samples for p in parts}) != 1:
+            raise DataError(
+                f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
+            )
+        joined: dict[str, Any] = {}
+        for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples"):
+            values = [getattr(p, name) for p in parts if getattr(p, name) is not None]
+            if values and len(values) != len(parts):
+                raise DataError(
+                    f"{len(values)} of {len(parts)} predictions to join have {name}. Do only some of the batches have "
+                    "targets? Give all of them targets, or none."
+                )
+            joined[name] = torch.cat(values, 1 if name == "samples" else 0) if values else None
+        return replace(parts[0], **joined)
 
 
 class Likelihood(nn.Module):

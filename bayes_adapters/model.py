@@ -37,7 +37,7 @@ class Pooling(StrEnum):
     MEAN = "mean"
     """Mean over real tokens."""
     CLS = "cls"
-    """The first token."""
+    """The first real token."""
     LAST = "last"
     """The last real token (causal models)."""
 
@@ -45,17 +45,16 @@ class Pooling(StrEnum):
         self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
     ) -> Float[Tensor, "rows d"]:
         """Pool ``hidden``; a mask of None means that every token is real."""
-        if self is Pooling.CLS:
-            return hidden[:, 0]
         if self is Pooling.MEAN:
             if mask is None:
                 return hidden.mean(1)
             weight = mask[..., None].to(hidden.dtype)
             return (hidden * weight).sum(1) / weight.sum(1)
+        first = self is Pooling.CLS
         if mask is None:
-            return hidden[:, -1]
-        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+            return hidden[:, 0 if first else -1]
+        place = mask.int().argmax(1) if first else mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
 
 
 class AdapterModel(nn.Module):
@@ -207,11 +206,10 @@ def check_batch(batch: Batch) -> None:
     for name, value in tensors.items():
         # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
         if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            rows = (~torch.isfinite(value)).flatten(1).any(-1).nonzero().flatten().tolist()
+            rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
             raise NonFiniteError(
                 f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
-                "silent or "
-                "corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
+                "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
             )
 
 

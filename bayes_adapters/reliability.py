@@ -55,6 +55,7 @@ class FrameDensity(nn.Module):
         self.register_buffer("tail", torch.tensor(1.0))
 
     @classmethod
+    @torch.no_grad()
     def fit(
         cls, groups: Sequence[Float[Tensor, "N d"]], held_out: Sequence[Frames], *, ridge: float = 1e-3
     ) -> FrameDensity:
@@ -65,22 +66,26 @@ class FrameDensity(nn.Module):
             held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 20 in all.
             ridge: added to each covariance's diagonal, as a share of its mean.
 
+        Returns:
+            The density, float32, on the device of the first group; all groups and contexts must be there.
+
         Raises:
-            DataError: no groups, a group with fewer than two frames, or fewer than 20 held-out contexts.
+            DataError: no groups, a group with fewer than two frames, frames that are constant, not finite or of
+                different widths, or fewer than 20 held-out contexts.
         """
         if not groups or min(len(g) for g in groups) < 2:
             raise DataError("A frame density needs at least one group, and at least two frames in each.")
-        density = cls(groups[0].shape[-1], len(groups))
+        widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})
+        if len(widths) != 1:
+            raise DataError(f"All frames must have one width; got {widths}. Were they made by different encoders?")
+        count = sum(int(frames.present.sum()) for frames in held_out)
+        if count < 20:
+            raise DataError(f"A 95 % quantile needs at least 20 held-out contexts; got {count}.")
+        density = cls(widths[0], len(groups)).to(groups[0].device)
         for k, frames in enumerate(groups):
-            mean = frames.float().mean(0)
-            covariance = torch.cov((frames.float() - mean).T)
-            covariance = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(mean))
-            density.means[k] = mean
-            density.whitening[k] = torch.linalg.cholesky(torch.linalg.inv(covariance))
+            density.means[k], density.whitening[k] = _gaussian(frames.double(), ridge, k)
         distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
-        if len(distances) < 20:
-            raise DataError(f"A 95 % quantile needs at least 20 held-out contexts; got {len(distances)}.")
-        median, limit = distances.quantile(torch.tensor([0.5, 0.95])).unbind()
+        median, limit = distances.quantile(torch.tensor([0.5, 0.95], device=distances.device)).unbind()
         density.limit.copy_(limit)
         density.tail.copy_((limit - median).clamp_min(1e-6))
         return density
@@ -89,7 +94,8 @@ class FrameDensity(nn.Module):
         """Return d(a), shape (B,), dimensionless; 0 for a missing context."""
         mask = frames.mask.float()
         count = mask.sum(-1).clamp_min(1.0)
-        values = frames.values.float()
+        # masked frames may be of any size: their square could overflow, and 0 · inf is NaN
+        values = frames.values.float().masked_fill(~frames.mask[..., None], 0.0)
         per_component = [
             (((values - mean) @ whitening).square().mean(-1) * mask).sum(-1) / count
             for mean, whitening in zip(self.means, self.whitening, strict=True)
@@ -103,6 +109,19 @@ class FrameDensity(nn.Module):
     def config(self) -> dict[str, int]:
         """Constructor arguments, as JSON."""
         return {"context_dim": self.context_dim, "components": self.components}
+
+
+def _gaussian(frames: Float[Tensor, "N d"], ridge: float, group: int) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Return the mean m and W with ``(a − m)ᵀ C⁻¹ (a − m) = |(a − m) W|²``, C the ridged covariance."""
+    mean, covariance = frames.mean(0), torch.atleast_2d(torch.cov(frames.T))
+    unit = torch.eye(len(mean), dtype=frames.dtype, device=frames.device)
+    factor, failed = torch.linalg.cholesky_ex(covariance + ridge * covariance.diagonal().mean() * unit)
+    if int(failed) or not bool(factor.isfinite().all()):
+        raise DataError(
+            f"The frames of group {group} have no usable covariance: they are all alike, or hold NaN or infinite "
+            "values. Look at these recordings; silent or corrupt ones are the usual cause."
+        )
+    return mean, torch.linalg.solve_triangular(factor, unit, upper=False).mT
 
 
 def fall_back(

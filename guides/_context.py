@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.handlers import base_distribution
+from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity, fall_back
 from bayes_adapters.sites import CoreCall
 
@@ -54,14 +58,29 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
     return frames
 
 
-def as_density(reliability: FrameDensity | Mapping[str, int] | None, context_dim: int) -> FrameDensity | None:
-    """Accept a fitted density, or the sizes of one whose tensors are about to be loaded; refuse another width."""
+def as_density(
+    reliability: FrameDensity | Mapping[str, int] | None, context_dim: int, model: AdapterModel
+) -> FrameDensity | None:
+    """Accept a fitted density, or the sizes of one whose tensors are about to be loaded.
+
+    Raises:
+        ConfigError: the density is of another width, or a prior of the model is no Gaussian to fall back to.
+    """
+    if reliability is None:
+        return None
     density = FrameDensity(**reliability) if isinstance(reliability, Mapping) else reliability
-    if density is not None and density.context_dim != context_dim:
+    if density.context_dim != context_dim:
         raise ConfigError(
             f"The frame density is {density.context_dim} wide and the guide has context_dim={context_dim}. Fit it on "
             "frames of the same encoder."
         )
+    for site in model.sites:
+        prior = base_distribution(model.prior.core(site))
+        if not isinstance(prior, torch.distributions.Normal):
+            raise ConfigError(
+                f"reliability= falls back to a Gaussian prior; the prior of {site.name!r} is {type(prior).__name__}. "
+                "Take a Normal prior, or build the guide without reliability=."
+            )
     return density
 
 
@@ -81,8 +100,17 @@ def weigh(
     return fall_back(posterior, prior, call.scratch["reliability"], fallback_scale)
 
 
-def positive(name: str, value: float | None) -> float | None:
-    """Return ``value``, or raise :class:`ConfigError` if it is neither None nor positive."""
-    if value is not None and not value > 0:
-        raise ConfigError(f"{name} is a standard deviation and must be positive, or None; got {value}.")
-    return value
+def as_scale(fallback_scale: float | None, reliability: object | None) -> float | None:
+    """Return ``fallback_scale``; raise :class:`ConfigError` if it is no scale, or nothing would ever use it."""
+    if fallback_scale is None:
+        return None
+    if not 0 < fallback_scale < math.inf:
+        raise ConfigError(
+            f"fallback_scale is a standard deviation and must be positive and finite, or None; got {fallback_scale}."
+        )
+    if reliability is None:
+        raise ConfigError(
+            f"fallback_scale={fallback_scale:g} has an effect only with reliability=, a fitted FrameDensity. Pass "
+            "one, or leave fallback_scale out."
+        )
+    return fallback_scale

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
+from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -78,8 +78,8 @@ class CrossAttention(AdapterGuide):
         self.context_dim, self.dim, self.num_heads, self.share_kv = context_dim, dim, heads, share_kv
         self.modality, self.width, self.null_context = modality, width, null_context
         self.scale = choice(ScaleTransform, "scale", scale)
-        self.reliability = as_density(reliability, context_dim)
-        self.fallback_scale = positive("fallback_scale", fallback_scale)
+        self.reliability = as_density(reliability, context_dim, model)
+        self.fallback_scale = as_scale(fallback_scale, reliability)
         keys = [site_key(s) for s in model.sites]
         kv_keys = [_SHARED] if share_kv else keys
         self.query = nn.ModuleDict({site_key(s): nn.Linear(s.rank, dim, bias=False) for s in model.sites})
@@ -112,7 +112,7 @@ class CrossAttention(AdapterGuide):
         self, key: str, frames: Frames | None, call: CoreCall
     ) -> tuple[Float[Tensor, "B H F h"], Float[Tensor, "B H F h"], Bool[Tensor, "B F"]]:
         if f"{key}.k" in call.scratch:
-            return call.scratch[f"{key}.k"], call.scratch[f"{key}.v"], call.scratch[f"{key}.mask"].bool()
+            return call.scratch[f"{key}.k"], call.scratch[f"{key}.v"], call.scratch[f"{key}.mask"]
         size, dim, keys, values, masks = call.z.shape[-3], self.dim, [], [], []
         if frames is not None:
             context = frames.values.float()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from bayes_adapters.guides._context import as_density, frames_of, positive, require_sizes, weigh
+from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -58,8 +58,8 @@ class PooledContext(AdapterGuide):
         require_sizes(context_dim=context_dim, dim=dim)
         self.context_dim, self.dim, self.modality, self.width = context_dim, dim, modality, width
         self.scale, self.null_context = choice(ScaleTransform, "scale", scale), null_context
-        self.reliability = as_density(reliability, context_dim)
-        self.fallback_scale = positive("fallback_scale", fallback_scale)
+        self.reliability = as_density(reliability, context_dim, model)
+        self.fallback_scale = as_scale(fallback_scale, reliability)
         keys = [site_key(s) for s in model.sites]
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in keys})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(dim)) for k in keys} if null_context else {})

@@ -65,8 +65,8 @@ class HandWritten(nn.Module):
     Args:
         model: with a token core per layer, N(0, 0.2²) prior, mean pooling and a Bernoulli likelihood.
         guide: ``Contextual`` or ``CrossAttention`` with one head.
-        backbone: a frozen backbone with the weights that ``model`` was built on; changed in place. It may be the model's
-            own, whose adapters are then replaced.
+        backbone: frozen, with the weights that ``model`` was built on; changed in place. It may be the model's own,
+            whose adapters are then replaced.
     """
 
     def __init__(self, model: AdapterModel, guide: AdapterGuide, backbone: nn.Module) -> None:

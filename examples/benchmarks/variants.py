@@ -47,7 +47,7 @@ def names() -> list[str]:
 
 
 def training_step(name: str, backbones: Callable[[], nn.Module], batch: Batch) -> Variant:
-    """Build the step called ``name`` on one backbone: gradients to zero, loss, backward, optimiser; it returns the loss."""
+    """Build the step ``name`` on one backbone: gradients to zero, loss, backward, optimiser; it returns the loss."""
     if name == PEFT:
         module = PeftLoRA(backbones()).to(batch.inputs["input_ids"].device)
         return _torch_step(module, lambda: module(batch))

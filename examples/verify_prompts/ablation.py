@@ -15,7 +15,7 @@ from pathlib import Path
 from bayes_adapters.records import Record, read_records, write_records
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
-from examples.verify_prompts.demo import pick_device
+from examples.verify_prompts.demo import pick_device, quiet
 from examples.verify_prompts.experiment import CORRUPTED, PLAIN, Settings, evaluate, train
 
 CONDITIONS = (
@@ -41,6 +41,7 @@ VARIANTS: dict[str, Settings] = {
 
 def main() -> int:
     """Run every variant that has no records yet."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))

@@ -12,16 +12,18 @@ import time
 from pathlib import Path
 
 import torch
+import transformers
 
 from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.files import save
 from bayes_adapters.records import Record
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
+from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.report import CONDITIONS, Prediction, write_report
 
 DEMO_METHODS = ("caliber-x", "c-lora", "lora-fusion")
-SHORT = Settings(epochs=3, samples=4, conditions=("clean", "hard", "white@-5", "missing", "ood-fr"))
+SHORT = Settings(epochs=6, samples=4, conditions=("clean", "hard", "white@-5", "missing", "ood-fr"))
 """The shortened demo: the same code path with fewer epochs, draws and conditions."""
 FULL_BAR, SHORT_BAR = 0.90, 0.65
 """The clean AUC on unseen scripts below which CALIBER-X's demo has failed."""
@@ -87,6 +89,12 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("No CUDA device is available. Use --device cpu or --device auto.")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Use --device cpu, cuda or auto."
+        ) from error
     return name
 
 
@@ -95,13 +103,19 @@ def say(message: str, started: float) -> None:
     print(f"[{time.perf_counter() - started:6.0f} s] {message}", file=sys.stderr, flush=True)
 
 
+def quiet() -> None:
+    """Switch off the progress bars of transformers: the lines printed here say what is going on."""
+    transformers.utils.logging.disable_progress_bar()
+
+
 def main() -> int:
     """Parse the command line and run."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--methods", nargs="+", default=list(DEMO_METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(DEMO_METHODS), choices=list(METHODS))
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
     try:

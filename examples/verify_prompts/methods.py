@@ -43,7 +43,7 @@ class Build:
             "context_dim": self.frame_width,
             "dim": CONTEXT_DIM,
             "reliability": self.reliability,
-            "fallback_scale": self.fallback_scale,
+            "fallback_scale": None if self.reliability is None else self.fallback_scale,
         }
 
 

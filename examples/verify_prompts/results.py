@@ -20,7 +20,7 @@ import torch
 from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, read_records, write_records
 from examples.verify_prompts.corpus import Corpus
-from examples.verify_prompts.demo import pick_device, say, setup
+from examples.verify_prompts.demo import pick_device, quiet, say, setup
 from examples.verify_prompts.experiment import Settings, evaluate, train
 from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.report import read_predictions, write_predictions, write_report
@@ -31,8 +31,10 @@ RUNS = Path("runs/results")
 
 def run_one(method: str, seed: int, settings: Settings, runs: Path) -> None:
     """Train and measure one method with one seed, and write its records and predictions."""
+    checkpoint = runs / "checkpoints" / f"{method}-{seed}"
+    checkpoint.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first epoch
     corpus = Corpus.load()
-    trained = train(corpus, method, seed, settings, checkpoint=runs / "checkpoints" / f"{method}-{seed}")
+    trained = train(corpus, method, seed, settings, checkpoint=checkpoint)
     records, predictions = evaluate(corpus, trained, settings)
     write_predictions(runs / f"{method}-{seed}.csv", predictions)
     write_records(runs / f"{method}-{seed}.json", records)
@@ -80,6 +82,7 @@ def run_grid(methods: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int
 
 def main() -> int:
     """Parse the command line and run."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1")
@@ -99,6 +102,9 @@ def main() -> int:
         seeds = range(arguments.seeds)
         failures = run_grid(arguments.methods, seeds, arguments.runs, arguments.jobs, device)
         records = gather(arguments.methods, seeds, arguments.runs, arguments.out)
+        if not records:
+            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
+            return 1
         files = [arguments.runs / f"{m}-{s}.csv" for m in arguments.methods for s in seeds]
         predictions = [row for path in files if path.is_file() for row in read_predictions(path)]
         description = setup(Corpus.load(), settings, [f"{arguments.jobs} runs at a time"], started)
