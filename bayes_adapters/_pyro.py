@@ -33,5 +33,5 @@ def register_if_captured(prefix: str, module: nn.Module) -> None:
         if stored is not parameter:
             raise RuntimeError(
                 f"Pyro's parameter store already holds another tensor named '{prefix}$$${name}', so SVI would train "
-                "that one instead of yours. Call pyro.clear_param_store() before fitting a second model with pyro.infer.SVI."
+                "that one instead of yours. Call pyro.clear_param_store() before fitting a second model with SVI."
             )

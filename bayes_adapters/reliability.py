@@ -111,7 +111,9 @@ class FrameDensity(nn.Module):
         return {"context_dim": self.context_dim, "components": self.components}
 
 
-def _gaussian(frames: Float[Tensor, "N d"], ridge: float, group: int) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+def _gaussian(
+    frames: Float[Tensor, "N d"], ridge: float, group: int
+) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     """Return the mean m and W with ``(a − m)ᵀ C⁻¹ (a − m) = |(a − m) W|²``, C the ridged covariance."""
     mean, covariance = frames.mean(0), torch.atleast_2d(torch.cov(frames.T))
     unit = torch.eye(len(mean), dtype=frames.dtype, device=frames.device)

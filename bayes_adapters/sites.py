@@ -157,7 +157,7 @@ class ForwardPass:
         if mask.shape[1] != z.shape[1]:
             raise ConfigError(
                 f"The adapted layer {site.layers[0]!r} sees {z.shape[1]} positions where attention_mask has "
-                f"{mask.shape[1]}. Adapt layers that keep the token axis, use granularity='global', or pass no attention_mask."
+                f"{mask.shape[1]}. Adapt layers that keep the token axis, use granularity='global', or pass no mask."
             )
         return mask
 

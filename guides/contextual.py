@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import CoreCall, Granularity
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity

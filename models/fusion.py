@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from bayes_adapters.models.lora import LoRA
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models.lora import LoRA
 
 
 class FusionLoRA(LoRA):

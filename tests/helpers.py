@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import StochasticCore
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -23,7 +21,9 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, Frames, adapted_layers
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.models import StochasticCore
 
 WIDTH = 16
 CONTEXT = 6

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import CrossAttention
-from bayes_adapters.models import FusionLoRA
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
+from bayes_adapters.guides import CrossAttention
+from bayes_adapters.models import FusionLoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 
 

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bayes_adapters.guides import CrossAttention, Delta
-from bayes_adapters.models import LoRA, StochasticCore
 from transformers import BertTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from bayes_adapters import Batch, Bernoulli, Gaussian, load, predict, save
@@ -24,6 +22,8 @@ from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.cli import main
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
+from bayes_adapters.guides import CrossAttention, Delta
+from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.verify import Verifier, VerifyTask, advice, claim, pick_device
 from tests.helpers import WIDTH, bert, gpt2
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention
 from torch import Tensor
 
 from bayes_adapters import Batch, Frames
 from bayes_adapters.diagnostics import collecting
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, CrossAttention
 from tests.helpers import (
     CONTEXT,
     GUIDES,

@@ -8,13 +8,13 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, Delta, MeanField
-from bayes_adapters.models import LoRA, StochasticCore
 from pyro.infer import TraceMeanField_ELBO
 from torch.nn import functional as F
 
 from bayes_adapters import ELBO, Categorical, Gaussian, KLMode, KLWeight
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, Delta, MeanField
+from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.schedules import LinearWarmup
 from tests.helpers import CASES, GUIDES, bert, core_model, fill_B, token_batch
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.models import StochasticCore
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters import ELBO, Batch, adapted_layers
+from bayes_adapters.models import StochasticCore
 from tests.helpers import GUIDES, WIDTH, core_model, token_batch
 
 Posterior = Callable[[str, Tensor], tuple[Tensor, Tensor]]

@@ -13,8 +13,6 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from torch import Tensor, nn
 
 from bayes_adapters import (
@@ -32,8 +30,10 @@ from bayes_adapters import (
     predict,
 )
 from bayes_adapters.errors import BayesAdaptersError, ConfigError, DataError, NonFiniteError, TargetError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from tests.helpers import CONTEXT, bert, core_model, token_batch, vit
 
 NAN, INF = float("nan"), float("inf")

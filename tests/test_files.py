@@ -11,8 +11,6 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,6 +33,8 @@ from bayes_adapters import (
 )
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files import describe
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.reliability import FrameDensity
 from bayes_adapters.targets import Targets

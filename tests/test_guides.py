@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, MeanField
-from bayes_adapters.models import StochasticCore
 from torch import nn
 from transformers import RobertaConfig, RobertaModel
 
 from bayes_adapters import ELBO, Bernoulli
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import Contextual, CrossAttention, MeanField
+from bayes_adapters.models import StochasticCore
 from tests.helpers import (
     CASES,
     CONTEXT,

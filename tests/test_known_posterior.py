@@ -8,11 +8,11 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from bayes_adapters.guides import Delta, MeanField
-from bayes_adapters.models import LoRA, StochasticCore
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, predict
+from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import (
     bert,
     core_model,

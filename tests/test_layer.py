@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.models import LoRA, StochasticCore
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters import Batch, Bernoulli, Categorical, adapted_layers, adapters_disabled, predict, remove, select
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
+from bayes_adapters.guides import Contextual, MeanField
 from bayes_adapters.layer import AdaptedLinear, install
 from bayes_adapters.model import Pooling
+from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.priors import zero_normal
 from tests.helpers import VOCAB, bert, core_model, fill_B, gpt2, llama, token_batch, vit, whisper
 

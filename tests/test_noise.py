@@ -9,12 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bayes_adapters.guides import MeanField
 from torch import Tensor
 
 from bayes_adapters import (
     handlers,
 )
+from bayes_adapters.guides import MeanField
 from bayes_adapters.handlers import KeyedDraws, keyed_uniform
 from tests.helpers import core_model, token_batch
 

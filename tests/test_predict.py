@@ -5,8 +5,6 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.models import StochasticCore
 from torch import Tensor
 
 from bayes_adapters import (
@@ -24,7 +22,9 @@ from bayes_adapters import (
     predict,
 )
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.handlers import KeyedDraws
+from bayes_adapters.models import StochasticCore
 from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, core_model, fill_B, llama, pad, token_batch
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.models import FusionLoRA, LoRA
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli, adapted_layers
 from bayes_adapters.errors import DataError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.models import FusionLoRA, LoRA
 from tests.helpers import CONTEXT, GUIDES, bert, core_model, token_batch
 
 STORE = pyro.get_param_store

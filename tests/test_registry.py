@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.models import LoRA, StochasticCore
 
 from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli, likelihoods, load, predict, registry, save
 from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.guides import Contextual, MeanField
+from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import bert, core_model, token_batch
 
 SOURCE = """

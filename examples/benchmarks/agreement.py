@@ -11,12 +11,12 @@ from typing import Any
 
 import pyro
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import StochasticCore
 from torch import Tensor
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Batch, Bernoulli, Granularity, predict
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import KeyedDraws, base_distribution
+from bayes_adapters.models import StochasticCore
 from bayes_adapters.sites import CORE
 from examples.benchmarks.handwritten import disagreement
 from examples.benchmarks.workload import Backbones, Sizes, fill_up_projections, make_batch

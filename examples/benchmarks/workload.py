@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta
-from bayes_adapters.models import LoRA, StochasticCore
 from torch import nn
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, Frames, adapted_layers
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.errors import MissingResourceError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta
+from bayes_adapters.models import LoRA, StochasticCore
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
 TARGETS = ("query", "value")

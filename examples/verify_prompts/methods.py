@@ -8,12 +8,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
-from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from torch import nn
 
 from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli
 from bayes_adapters.errors import unknown_name
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
+from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import FrameDensity
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64

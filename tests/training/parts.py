@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bayes_adapters.guides import Contextual
 from torch import Tensor
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch
+from bayes_adapters.guides import Contextual
 from bayes_adapters.training import FitResult, batches, fit
 from bayes_adapters.training._data import Batches
 from tests.helpers import core_model, token_batch

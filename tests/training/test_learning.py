@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta
-from bayes_adapters.models import LoRA, StochasticCore
 
 from bayes_adapters import Batch, Bernoulli, Frames, predict
+from bayes_adapters.guides import Contextual, CrossAttention, Delta
+from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.training import batches, fit
 from tests.helpers import CONTEXT, VOCAB, bert

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from bayes_adapters.guides import MeanField
 from torch.utils.data import DataLoader, Dataset
 
 from bayes_adapters import Batch, Bernoulli, Gaussian
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, NonFiniteError
+from bayes_adapters.guides import MeanField
 from bayes_adapters.training import batches, fit
 from bayes_adapters.training._data import Batches
 from tests.training.parts import WHOLE, Stopping, data, file_in, history, pair, run, same, weights

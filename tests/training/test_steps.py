@@ -8,12 +8,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.models import LoRA
 from torch import nn
 
 from bayes_adapters import ELBO, Bernoulli, Categorical, Gaussian
 from bayes_adapters.errors import ConfigError, NonFiniteError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
+from bayes_adapters.models import LoRA
 from bayes_adapters.schedules import LinearWarmup
 from tests.helpers import bert, fill_B
 from tests.training.parts import WHOLE, broken, data, history, pair, run, same, weights
