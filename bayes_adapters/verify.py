@@ -26,7 +26,7 @@ from bayes_adapters.predict import predict
 TASK = "verify_prompts"
 _MAX_TOKENS = 64  # longer scripts were cut in training
 _POSITIONS = 50  # of the speech encoder, a second
-_THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99")
+_THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99", "total_risk10")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class VerifyTask:
         max_seconds: longest recording, seconds.
         frames_per_second: rate of the frames the guide reads; divides 50.
         thresholds: ``total_q90``, ``total_q99``, ``epistemic_q90``, ``epistemic_q99``: quantiles of the uncertainty of
-            validation pairs, nats.
+            validation pairs, nats; ``total_risk10``: the largest total uncertainty up to which at most 10 % of the
+            answers to validation pairs were wrong, nats.
         calibration: whatever training measured on validation data; reported, not applied.
     """
 
@@ -107,7 +108,8 @@ class Verdict:
         probability: that the recording says the script, 0 to 1.
         total, aleatoric, epistemic: uncertainty in nats, total = aleatoric + epistemic ≤ log 2.
         words: answer and advice in two sentences.
-        trusted: whether total and epistemic uncertainty are within the 90 % quantiles of validation pairs.
+        trusted: whether total and epistemic uncertainty are within the 90 % quantiles of validation pairs, and the
+            total within the range where at most 10 % of the answers were wrong.
     """
 
     probability: float
@@ -232,9 +234,9 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
         thresholds: see :class:`VerifyTask`.
 
     Returns:
-        A sentence, and whether both parts are within their 90 % quantiles.
+        A sentence, and whether both parts are within their 90 % quantiles and the total within ``total_risk10``.
 
-    >>> limits = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05}
+    >>> limits = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}
     >>> advice(0.1, 0.01, limits)
     ('Trust it: its uncertainty is within what was seen on validation recordings.', True)
     """
@@ -250,6 +252,11 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
                     f"{order}: its {part} uncertainty, {value:.2g} nats, is above the {level} percentile of validation "
                     f"recordings ({limit:.2g}): {reason}."
                 ), False
+    if not total <= thresholds["total_risk10"]:
+        return (
+            f"Check it by ear: its total uncertainty, {total:.2g} nats, is above {thresholds['total_risk10']:.2g}, up to "
+            "which at most 10 % of the answers on validation recordings were wrong."
+        ), False
     return "Trust it: its uncertainty is within what was seen on validation recordings.", True
 
 

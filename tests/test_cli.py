@@ -27,7 +27,7 @@ from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.verify import Verifier, VerifyTask, advice, claim, pick_device
 from tests.helpers import WIDTH, bert, gpt2
 
-LIMITS = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05}
+LIMITS = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "your", "call", "is", "important", "to", "us", "one", "two"]
 
 

@@ -9,9 +9,12 @@ with the variant's name as ``method``.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, read_records, write_records
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
@@ -48,21 +51,28 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/verify_prompts_ablation.json"))
     arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    records: list[Record] = read_records(arguments.out) if arguments.out.is_file() else []
+    try:
+        run(arguments.variants, arguments.seeds, pick_device(arguments.device), arguments.out)
+    except BayesAdaptersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(variants: Sequence[str], seeds: int, device: str, out: Path) -> None:
+    """Train and measure what has no records in ``out`` yet, and write them as each variant finishes."""
+    records: list[Record] = read_records(out) if out.is_file() else []
     corpus = Corpus.load()
-    for seed in range(arguments.seeds):
-        for name in arguments.variants:
+    for seed in range(seeds):
+        for name in variants:
             if any(record.method == name and record.seed == seed for record in records):
                 continue
             settings = replace(VARIANTS[name], device=device)
             rows, _ = evaluate(corpus, train(corpus, "caliber-x", seed, settings), settings)
             records += [replace(record, method=name) for record in rows]
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_records(arguments.out, records)
+            write_records(out, records)
             clean = next(record for record in rows if record.condition == "clean")
             print(f"{name} seed {seed}: clean AUC {clean.auc:.3f}, NLL {clean.nll:.3f}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ def run_grid(methods: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int
     """Run what is not done yet, ``jobs`` processes at a time; return the number of failures."""
     runs.mkdir(parents=True, exist_ok=True)
     Corpus.load()  # what is fetched and converted once is there before processes share it
-    todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
+    todo = [(m, s) for s in seeds for m in methods if True]
     started, failures = time.perf_counter(), 0
     active: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
     while todo or active:
         while todo and len(active) < jobs:
             method, seed = todo.pop(0)
@@ -92,6 +92,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if min(arguments.jobs, arguments.seeds) < 1:
+        parser.error("--jobs and --seeds must be at least 1")
     try:
         device = pick_device(arguments.device)
         settings = Settings(device=device)

@@ -1,0 +1,306 @@
+"""The experiment on a handful of prompts: every method trains, predictions keep their order, the grid resumes."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from bayes_adapters import predict
+from bayes_adapters.backbones import speech_encoder, text_backbone
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.layer import adapted_layers
+from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.records import read_records, write_records
+from examples.verify_prompts import ablation, demo, results
+from examples.verify_prompts.corpus import Corpus, LengthBatches
+from examples.verify_prompts.dataset import MISSING, collate
+from examples.verify_prompts.experiment import (
+    PLAIN,
+    VERIFY_SAMPLES,
+    Settings,
+    Trained,
+    evaluate,
+    predict_all,
+    task_description,
+    train,
+    validation_batches,
+)
+from examples.verify_prompts.features import FrameStore
+from examples.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build
+from examples.verify_prompts.prompts import Splits, load_prompts, make_splits
+from examples.verify_prompts.report import read_predictions, write_predictions
+
+SETTINGS = Settings(
+    epochs=1,
+    batch_size=12,
+    mix={"clean": 0.5, "white@0": 0.3, MISSING: 0.2},
+    samples=3,
+    conditions=("missing", "clean", "white@0", "ood-it"),
+)
+SIZES = {"train": 12, "validation": 11, "test": 7}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Short prompts only, a few of each split, English and Italian."""
+    everything = load_prompts(("en", "it"))
+    whole = make_splits(everything, 0)
+    short = {p.key for p in everything if p.language == "en" and p.seconds < 2.0}
+    foreign = {p.key for p in everything if p.language == "it" and p.seconds < 2.0}
+    parts = {name: tuple(k for k in getattr(whole, name) if k in short & foreign)[:n] for name, n in SIZES.items()}
+    splits = Splits(parts["train"], parts["validation"], parts["test"], 0)
+    keys = {key for part in parts.values() for key in part}
+    prompts = [p for p in everything if p.key in keys]
+    encoder, root = speech_encoder(), tmp_path_factory.mktemp("frames")
+    stores = {
+        name: FrameStore(
+            [p for p in prompts if p.key in parts[name] and (p.language == "en" or name == "test")],
+            splits,
+            encoder=encoder,
+            root=root,
+        )
+        for name in parts
+    }
+    return Corpus(prompts, splits, stores, text_backbone()[1])
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Corpus) -> Trained:
+    return train(corpus, "caliber-x", 0, replace(SETTINGS, epochs=2))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
+    result = train(corpus, method, 0, SETTINGS)
+    assert len(result.history) == 1
+    assert all(math.isfinite(result.history[0][name]) for name in ("loss", "nll", "kl", "val_nll", "grad_norm"))
+    assert (result.history[0]["kl"] == 0.0) == (method in DETERMINISTIC)
+    layers = adapted_layers(result.model.backbone)
+    assert len(layers) == 12
+    assert all(bool(layer.lora_B.abs().max() > 0) for layer in layers.values())
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for its draws to show
+    prediction, order = predict_all(result, corpus.evaluation("test", "clean"), SETTINGS)
+    assert sorted(order.tolist()) == list(range(2 * SIZES["test"]))
+    assert prediction.num_samples == (1 if method in DETERMINISTIC else 3)
+    assert bool((prediction.epistemic > 1e-6).all()) == (method not in DETERMINISTIC)
+
+
+def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:
+    again, other = (train(corpus, "caliber-x", seed, replace(SETTINGS, epochs=2)) for seed in (0, 1))
+    dataset = corpus.evaluation("test", "clean")
+    found = [predict_all(t, dataset, SETTINGS)[0].probs for t in (trained, again, other)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_only_guides_that_read_frames_weigh_them(corpus: Corpus, trained: Trained) -> None:
+    assert trained.guide.reliability.components == 2  # clean and white@0; withheld audio has no frames
+    assert trained.guide.fallback_scale == 1.0
+    parts = Build(corpus.backbone(), corpus.frame_width, fallback_scale=1.0)
+    _, guide = build("caliber-g", parts)
+    assert guide.reliability is None
+    assert guide.fallback_scale is None
+    with pytest.raises(ConfigError, match=r"Unknown method 'caliber-y'.*Did you mean 'caliber-x'"):
+        build("caliber-y", parts)
+
+
+def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trained: Trained) -> None:
+    dataset = corpus.evaluation("test", "white@0")
+    prediction, order = predict_all(trained, dataset, SETTINGS)
+    assert order.tolist() != sorted(order.tolist()), "sorting by length must matter for this test to say anything"
+    singly = predict(
+        trained.model, trained.guide, [collate([dataset[i]]) for i in range(len(dataset))], num_samples=3, seed=0
+    )
+    torch.testing.assert_close(prediction.probs[order], singly.probs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prediction.epistemic[order], singly.epistemic, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(prediction.probs, singly.probs, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_batches_hold_every_pair_once(corpus: Corpus) -> None:
+    dataset = corpus.evaluation("validation", "clean")
+    seen: Counter[tuple[tuple[int, ...], float]] = Counter()
+    withheld = 0
+    for batch in validation_batches(corpus, SETTINGS):
+        for row in range(batch.size):
+            ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()]
+            seen[tuple(ids.tolist()), float(batch.targets[row])] += 1
+        present = batch.context["audio"].present
+        assert bool(present.all()) or not bool(present.any()), "a batch has one condition"
+        withheld += int((~present).sum())
+    assert seen == Counter(
+        (item.input_ids, float(item.label)) for item in map(dataset.__getitem__, range(len(dataset)))
+    )
+    assert 0 < withheld < len(dataset) / 2
+    first, second = (validation_batches(corpus, SETTINGS) for _ in range(2))
+    assert all(
+        torch.equal(a.context["audio"].values, b.context["audio"].values) for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_length_batches_hold_every_example_once(corpus: Corpus, shuffle: bool) -> None:
+    batches = LengthBatches(corpus.training(PLAIN, seed=0), 5, shuffle=shuffle)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.set_epoch(epoch)
+        orders.append([batch.ids.tolist() for batch in batches])
+        assert len(orders[-1]) == len(batches) == 5
+        assert sorted(i for rows in orders[-1] for i in rows) == list(range(24))
+    assert orders[0] == orders[2]
+    assert (orders[0] != orders[1]) or not shuffle
+
+
+@pytest.fixture(scope="module")
+def evaluated(corpus: Corpus, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run called lora-text-0, though another method's numbers are in it."""
+    folder = tmp_path_factory.mktemp("runs")
+    records, rows = evaluate(corpus, trained, SETTINGS)
+    write_records(folder / "lora-text-0.json", [replace(record, method="lora-text") for record in records])
+    write_predictions(folder / "lora-text-0.csv", [row._replace(method="lora-text") for row in rows])
+    return folder
+
+
+def test_records_and_predictions_agree(evaluated: Path, corpus: Corpus) -> None:
+    records = {r.condition: r for r in read_records(evaluated / "lora-text-0.json")}
+    rows = read_predictions(evaluated / "lora-text-0.csv")
+    assert list(records) == ["clean", "missing", "white@0", "ood-it"], "clean first: it is the reference"
+    clean = {(r.recording, r.script): r for r in rows if r.condition == "clean"}
+    assert set(clean) == {(f"en/{p.recording_key}", p.script_text) for p in corpus.pairs("test", "random")}
+    for condition, record in records.items():
+        own = [row for row in rows if row.condition == condition]
+        assert record.n == len(own) == (7 if condition == "ood-it" else 14)
+        assert record.nll == pytest.approx(
+            -sum(math.log(row.probability if row.label else 1 - row.probability) for row in own) / len(own), rel=1e-5
+        )
+        assert record.accuracy == sum((row.probability > 0.5) == bool(row.label) for row in own) / len(own)
+        assert record.epistemic == pytest.approx(sum(row.epistemic for row in own) / len(own), rel=1e-5)
+        if condition != "ood-it":
+            right, wrong = ([r.probability for r in own if r.label == label] for label in (1, 0))
+            wins = sum((a > b) + 0.5 * (a == b) for a in right for b in wrong)
+            assert record.auc == pytest.approx(wins / len(right) / len(wrong), abs=1e-6)
+        far, near = [row.epistemic for row in own], [row.epistemic for row in clean.values()]
+        if condition == "clean":
+            assert math.isnan(record.auroc_ood)
+        else:
+            wins = sum((a > b) + 0.5 * (a == b) for a in far for b in near)
+            assert record.auroc_ood == pytest.approx(wins / len(far) / len(near), abs=1e-4)
+
+
+def test_the_task_says_what_was_seen_on_validation(corpus: Corpus, trained: Trained) -> None:
+    task = task_description(corpus, trained, SETTINGS)
+    dataset = corpus.evaluation("validation", "clean")
+    prediction: Prediction = predict_all(trained, dataset, replace(SETTINGS, samples=VERIFY_SAMPLES))[0]
+    assert task["calibration"] == {"validation_pairs": 22, "samples": 32}
+    for part in ("total", "epistemic"):
+        low, high = (task["thresholds"][f"{part}_{q}"] for q in ("q90", "q99"))
+        values = getattr(prediction, part)
+        assert float(values.min()) < low < high <= float(values.max())
+        assert 1 <= int((values > low).sum()) <= 3  # 10 % of 22; equal scripts may tie
+
+
+def test_the_grid_repeats_no_finished_run_and_reports_a_crashed_one(evaluated: Path) -> None:
+    (evaluated / "checkpoints").write_text("a file where the runs want a folder")
+    before = {name: (evaluated / name).read_bytes() for name in ("lora-text-0.json", "lora-text-0.csv")}
+    out = evaluated / "all.json"
+    command = [
+        sys.executable,
+        "-m",
+        "examples.verify_prompts.results",
+        "--device",
+        "cpu",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+    ]
+    command += ["--methods", "lora-text", "c-lora", "--runs", str(evaluated), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    log = evaluated / "c-lora-0.log"
+    assert f"c-lora seed 0: FAILED, see {log}" in done.stderr
+    assert "FileExistsError" in log.read_text() or "NotADirectoryError" in log.read_text()
+    assert not (evaluated / "lora-text-0.log").exists()
+    assert before == {name: (evaluated / name).read_bytes() for name in before}
+    assert {r.method for r in read_records(out)} == {"lora-text"}
+    assert "lora-text" in (evaluated / "report.md").read_text()
+
+
+def test_nothing_finished_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.gather(["lora-text"], [0, 1], tmp_path, tmp_path / "all.json") == []
+    assert not (tmp_path / "all.json").exists()
+
+
+def test_the_ablation_repeats_no_finished_variant(evaluated: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ablation.json"
+    write_records(out, [replace(r, method="plain") for r in read_records(evaluated / "lora-text-0.json")])
+    before = out.stat().st_mtime_ns
+    ablation.run(["plain"], 1, "cpu", out)
+    assert out.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", list(ablation.VARIANTS))
+def test_every_variant_is_a_mix_that_can_be_trained_on(name: str, corpus: Corpus) -> None:
+    variant = ablation.VARIANTS[name]
+    assert len(corpus.training(variant.mix, seed=0)) == 24
+    assert variant.conditions[0] == "clean"
+    if name == "all":
+        assert replace(variant, conditions=Settings().conditions) == Settings()
+
+
+MAINS: dict[str, Callable[[], int]] = {"demo": demo.main, "results": results.main, "ablation": ablation.main}
+
+
+@pytest.mark.parametrize("name", list(MAINS))
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        pytest.param("cuda", "No CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+        ("nonsense", "The device 'nonsense' cannot be used"),
+    ],
+)
+def test_a_device_that_is_not_there(
+    name: str, device: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--device", device])
+    assert MAINS[name]() == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert "--device cpu" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("demo", ["--methods", "caliber-y"]),
+        ("results", ["--methods", "caliber-y"]),
+        ("results", ["--jobs", "0"]),
+        ("ablation", ["--variants", "caliber-y"]),
+    ],
+)
+def test_wrong_options(
+    name: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    with pytest.raises(SystemExit) as stopped:
+        MAINS[name]()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert ("invalid choice: 'caliber-y'" in error and "choose from" in error) or "--jobs and --seeds" in error
