@@ -96,6 +96,11 @@ class Batch:
             raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")
         if self.size == 0:
             raise DataError("The batch is empty (0 examples). Was a filter too strict, or a data set exhausted?")
+        if self.index is not None and (*self.index.shape, self.index.dtype) != (self.size, torch.int64):
+            raise DataError(
+                f"index must be int64 of shape (B,) = ({self.size},), each example's number in its data set; got "
+                f"{self.index.dtype} of shape {tuple(self.index.shape)}."
+            )
         mask, ids = self.token_mask, self.inputs.get("input_ids")
         if mask is not None and ids is not None and mask.shape != ids.shape:
             raise DataError(

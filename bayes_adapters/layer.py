@@ -75,7 +75,9 @@ class AdaptedLinear(nn.Module):
         if forward_pass is None:
             raise ConfigError(
                 f"The adapted layer {self.path!r} has a random core, which only exists inside a model. Call the "
-                "model, the guide or predict(); for the frozen backbone alone use `with model.adapters_disabled():`."
+                "model, the guide or predict(); for the frozen backbone alone use `with model.adapters_disabled():`. "
+                "During loss.backward() the cause is gradient checkpointing, which runs layers again on their own: "
+                "switch it off on the backbone."
             )
         if self.site.granularity is Granularity.GLOBAL:
             return forward_pass.global_core(self.path, z)

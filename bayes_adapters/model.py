@@ -208,8 +208,9 @@ def check_batch(batch: Batch) -> None:
         if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
             rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' "
-                "features; a silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
+                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
+                "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
+                "was changed."
             )
 
 

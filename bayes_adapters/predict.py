@@ -63,7 +63,8 @@ def predict(
         A :class:`Prediction` over all examples, on the model's device.
 
     Raises:
-        DataError: ``data`` holds no batch, or targets outside the likelihood's support.
+        DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
+            the likelihood's support.
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model.
     """
     if guide.model is not model:
@@ -76,6 +77,8 @@ def predict(
     offset = 0
     with torch.no_grad(), evaluating(model, guide):
         for batch in [data] if isinstance(data, Batch) else data:
+            if not isinstance(batch, Batch):
+                raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
             batch = batch.to(device)
             if batch.targets is not None:
                 model.likelihood.check(batch.targets)

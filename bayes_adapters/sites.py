@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -121,9 +121,16 @@ class ForwardPass:
     cores: Mapping[str, Tensor]
     num_sites: int
     scratch: dict[str, Tensor]
+    drawn: set[str] = field(default_factory=set)
 
     def draw(self, site: CoreSite, z: Float[Tensor, "rows *T r"]) -> Float[Tensor, "rows *T r"]:
         """Sample the cores of a local ``site`` and return E z; z has S·B rows, in the order [S, B]."""
+        if site.name in self.drawn:
+            raise ConfigError(
+                f"The backbone applies the adapted layer {site.layers[0]!r} more than once in a pass (as ALBERT shares "
+                "its layers), so its core is no single sample site. Use granularity='global', or adapt other layers."
+            )
+        self.drawn.add(site.name)
         rows, size = z.shape[0], self.batch.size
         if rows != math.prod(self.outer) * size:
             raise DataError(

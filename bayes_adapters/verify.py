@@ -254,8 +254,8 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
                 ), False
     if not total <= thresholds["total_risk10"]:
         return (
-            f"Check it by ear: its total uncertainty, {total:.2g} nats, is above {thresholds['total_risk10']:.2g}, up to "
-            "which at most 10 % of the answers on validation recordings were wrong."
+            f"Check it by ear: its total uncertainty, {total:.2g} nats, is above {thresholds['total_risk10']:.2g}; "
+            "only up to there were at most 10 % of the answers on validation recordings wrong."
         ), False
     return "Trust it: its uncertainty is within what was seen on validation recordings.", True
 

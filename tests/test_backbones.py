@@ -155,7 +155,12 @@ def test_no_hub_and_no_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_a_hub_that_does_not_answer_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setattr(_resources.urllib.request, "urlopen", lambda *_, **__: time.sleep(60))
+
+    def silent(*_: object, **__: object) -> None:
+        time.sleep(5)
+        raise TimeoutError  # the thread outlives this test: anything it does not expect would fail a later one
+
+    monkeypatch.setattr(_resources.urllib.request, "urlopen", silent)
     monkeypatch.setattr(_resources, "_PROBE_SECONDS", 0.2)
     start = time.monotonic()
     assert "no answer within 0.2 s" in str(_resources.hub_snapshot("nobody/has-this"))

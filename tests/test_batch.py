@@ -12,6 +12,7 @@ from torch import Tensor
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
 from bayes_adapters.guides import CrossAttention
+from bayes_adapters.model import Pooling
 from bayes_adapters.models import FusionLoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 
@@ -113,3 +114,18 @@ def test_frames_errors(values: Tensor, mask: Tensor, message: str) -> None:
 
 def _frames(size: int) -> Frames:
     return Frames(torch.zeros(size, 2, CONTEXT), torch.ones(size, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("index", [torch.arange(5.0), torch.arange(5).int(), torch.arange(5)[:, None]])
+def test_an_index_counts(index: Tensor) -> None:
+    batch = token_batch()
+    with pytest.raises((DataError, TypeCheckError), match="index"):
+        Batch(batch.inputs, None, batch.context, index)
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_pooling_sees_no_padding_on_either_side(pooling: Pooling) -> None:
+    hidden = torch.randn(3, 4, 2)
+    around = torch.cat([torch.full((3, 2, 2), 9.0), hidden, torch.full((3, 1, 2), 9.0)], 1)
+    mask = torch.tensor([[False] * 2 + [True] * 4 + [False]]).expand(3, 7)
+    torch.testing.assert_close(pooling(around, mask), pooling(hidden, None))

@@ -244,9 +244,10 @@ def test_debug_shows_the_traceback(home: Path) -> None:
 @pytest.mark.parametrize(
     ("total", "epistemic", "trusted", "says"),
     [
-        (0.4, 0.02, True, ["Trust it"]),
+        (0.3, 0.02, True, ["Trust it"]),
+        (0.4, 0.02, False, ["Check it by ear", "0.4 nats", "above 0.3", "10 %"]),
         (0.41, 0.02, False, ["Check it by ear", "total", "0.41 nats", "90th", "(0.4)"]),
-        (0.4, 0.03, False, ["Check it by ear", "epistemic", "0.03 nats", "90th", "(0.02)"]),
+        (0.3, 0.03, False, ["Check it by ear", "epistemic", "0.03 nats", "90th", "(0.02)"]),
         (0.7, 0.02, False, ["Do not rely", "total", "99th", "(0.6)", "open"]),
         (0.7, 0.08, False, ["Do not rely", "epistemic", "0.08 nats", "99th", "(0.05)", "unlike the training data"]),
         (math.nan, 0.0, False, ["Do not rely"]),

@@ -284,3 +284,12 @@ def test_errors() -> None:
         ELBO(model, guide)(token_batch().without_targets())
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         ELBO(model, guide)(token_batch(targets=torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0])))
+
+
+@pytest.mark.parametrize("weight", [-1e-3, math.nan])
+def test_a_kl_weight_is_not_negative(weight: float) -> None:
+    with pytest.raises(ConfigError, match="A KL weight must be at least 0"):
+        KLWeight(weight)
+    model = core_model()
+    with pytest.raises(ConfigError, match="A KL weight must be at least 0"):
+        ELBO(model, Contextual(model), kl_weight=lambda step: weight)(token_batch())

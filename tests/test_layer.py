@@ -8,16 +8,27 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AlbertConfig, AlbertModel
 from transformers.pytorch_utils import Conv1D
 
-from bayes_adapters import Batch, Bernoulli, Categorical, adapted_layers, adapters_disabled, predict, remove, select
+from bayes_adapters import (
+    ELBO,
+    Batch,
+    Bernoulli,
+    Categorical,
+    adapted_layers,
+    adapters_disabled,
+    predict,
+    remove,
+    select,
+)
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.guides import Contextual, MeanField
 from bayes_adapters.layer import AdaptedLinear, install
 from bayes_adapters.model import Pooling
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.priors import zero_normal
-from tests.helpers import VOCAB, bert, core_model, fill_B, gpt2, llama, token_batch, vit, whisper
+from tests.helpers import VOCAB, WIDTH, bert, core_model, fill_B, gpt2, llama, token_batch, vit, whisper
 
 
 @pytest.mark.parametrize(
@@ -211,3 +222,35 @@ def test_config_rebuilds_the_model() -> None:
     again = StochasticCore(bert(), Bernoulli(), **model.config())
     assert again.config() == model.config()
     assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def _albert() -> nn.Module:
+    config = AlbertConfig(
+        vocab_size=VOCAB,
+        embedding_size=8,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
+    return AlbertModel(config).eval()
+
+
+def test_a_layer_applied_twice_has_a_global_core_or_none() -> None:
+    model = StochasticCore(_albert(), Bernoulli(), rank=2)
+    with pytest.raises(ConfigError, match=r"more than once in a pass \(as ALBERT.*granularity='global'"):
+        Contextual(model)(token_batch())
+    shared = StochasticCore(_albert(), Bernoulli(), rank=2, granularity="global", num_data=50)
+    assert bool(ELBO(shared, MeanField(shared))(token_batch()).isfinite())
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_gradient_checkpointing_says_what_to_do() -> None:
+    backbone = bert()
+    backbone.gradient_checkpointing_enable()
+    model = StochasticCore(backbone.train(), Bernoulli(), rank=2)
+    guide = Contextual(model)
+    model.train()
+    with pytest.raises(ConfigError, match="gradient checkpointing, which runs layers again"):
+        ELBO(model, guide)(token_batch()).backward()

@@ -166,6 +166,17 @@ def test_config_rebuilds(likelihood: Any) -> None:
     assert type(likelihood)(**likelihood.config()).config() == likelihood.config()
 
 
+def test_concatenate_refuses_parts_that_do_not_fit() -> None:
+    def part(samples: int, density: Tensor | None) -> Prediction:
+        return Prediction(*(torch.ones(2) for _ in range(4)), samples, log_density=density)
+
+    for parts in ([part(3, torch.ones(2)), part(3, None)], [part(3, None), part(3, torch.ones(2))]):
+        with pytest.raises(DataError, match="1 of 2 predictions to join have log_density"):
+            Prediction.concatenate(parts)
+    with pytest.raises(DataError, match=r"same number of draws; got \[3, 4\]"):
+        Prediction.concatenate([part(3, None), part(4, None)])
+
+
 def test_concatenate_keeps_order_and_absent_fields() -> None:
     a, b = (summarise(Bernoulli(), outputs(1, s)) for s in (1.0, 2.0))
     joined = Prediction.concatenate([a, b])

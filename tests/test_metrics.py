@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bayes_adapters import metrics
+from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, read_records, score, write_records
 
@@ -161,16 +162,16 @@ def test_a_method_without_epistemic_uncertainty_has_exactly_none() -> None:
 
 def test_paired_bootstrap_pairs_and_groups() -> None:
     loss = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    same = metrics.paired_bootstrap(torch.mean, loss + 0.5, loss, draws=100, seed=1)
+    same = paired_bootstrap(torch.mean, loss + 0.5, loss, draws=100, seed=1)
     assert tuple(same) == pytest.approx((0.5, 0.5, 0.5))  # what both share cancels: it would not without pairs
     other = loss.flip(0)
-    single = metrics.paired_bootstrap(torch.mean, other, loss, draws=500, seed=1)
-    assert single == metrics.paired_bootstrap(torch.mean, other, loss, draws=500, seed=1)
+    single = paired_bootstrap(torch.mean, other, loss, draws=500, seed=1)
+    assert single == paired_bootstrap(torch.mean, other, loss, draws=500, seed=1)
     assert single.low < single.difference < single.high
     width = 2 * 1.96 * float((other - loss).std()) / math.sqrt(200)
     assert single.high - single.low == pytest.approx(width, rel=0.2)
     # ten copies of each example are no new evidence: by group the interval stays as wide as with one copy
-    copies = metrics.paired_bootstrap(
+    copies = paired_bootstrap(
         torch.mean, other.repeat(10), loss.repeat(10), groups=list(range(200)) * 10, draws=500, seed=1
     )
     assert copies.high - copies.low == pytest.approx(width, rel=0.2)
@@ -179,13 +180,13 @@ def test_paired_bootstrap_pairs_and_groups() -> None:
 def test_paired_bootstrap_takes_metrics_of_several_tensors() -> None:
     p, y = _draw(5)
     good = torch.where(y == 1, 0.5 + p / 2, p / 2)
-    result = metrics.paired_bootstrap(metrics.auc, (good, y), (p, y), draws=50, seed=0)
+    result = paired_bootstrap(metrics.auc, (good, y), (p, y), draws=50, seed=0)
     assert result.difference == pytest.approx(metrics.auc(good, y) - metrics.auc(p, y))
     assert 0 < result.low <= result.high <= 1
     with pytest.raises(DataError, match="same examples"):
-        metrics.paired_bootstrap(torch.mean, p, p[:-1], seed=0)
+        paired_bootstrap(torch.mean, p, p[:-1], seed=0)
     with pytest.raises(DataError, match="two examples or groups"):
-        metrics.paired_bootstrap(torch.mean, p, p, groups=["one"] * len(p), seed=0)
+        paired_bootstrap(torch.mean, p, p, groups=["one"] * len(p), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from bayes_adapters.records import Record
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
 from examples.verify_prompts.methods import METHODS
-from examples.verify_prompts.report import CONDITIONS, Prediction, write_report
+from examples.verify_prompts.predictions import Prediction
+from examples.verify_prompts.report import CONDITIONS, write_report
 
 DEMO_METHODS = ("caliber-x", "c-lora", "lora-fusion")
 SHORT = Settings(epochs=6, samples=4, conditions=("clean", "hard", "white@-5", "missing", "ood-fr"))

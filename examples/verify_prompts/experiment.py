@@ -16,10 +16,10 @@ from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.metrics import Decomposition
 from bayes_adapters.records import Record, score
 from bayes_adapters.training import fit
-from examples.verify_prompts import report
 from examples.verify_prompts.corpus import Corpus, LengthBatches
 from examples.verify_prompts.dataset import MISSING
 from examples.verify_prompts.methods import DETERMINISTIC, Build, build
+from examples.verify_prompts.predictions import Prediction as PairPrediction
 from examples.verify_prompts.report import CONDITIONS
 
 PLAIN = {"clean": 1.0}
@@ -141,10 +141,10 @@ def validation_batches(corpus: Corpus, settings: Settings) -> list[Any]:
 
 def evaluate(
     corpus: Corpus, trained: Trained, settings: Settings, split: str = "test"
-) -> tuple[list[Record], list[report.Prediction]]:
+) -> tuple[list[Record], list[PairPrediction]]:
     """Measure a trained method under each of ``settings.conditions``; ``clean`` is the in-distribution reference."""
     records: list[Record] = []
-    rows: list[report.Prediction] = []
+    rows: list[PairPrediction] = []
     reference: Decomposition | None = None
     for condition in sorted(settings.conditions, key=lambda c: c != "clean"):
         dataset = corpus.evaluation(split, condition)
@@ -163,7 +163,7 @@ def evaluate(
         for pair, probability, total, aleatoric, epistemic in columns:
             key = f"{pair.language}/{pair.recording_key}"
             row = (*names, key, pair.script_text, pair.label, probability, total, aleatoric, epistemic)
-            rows.append(report.Prediction(*row))
+            rows.append(PairPrediction(*row))
     return records, rows
 
 

@@ -5,7 +5,6 @@ Every sentence of the report is computed from the numbers it is given; none is w
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -15,14 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bayes_adapters import metrics, plots
+from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, write_records
+from examples.verify_prompts.predictions import Prediction, write_predictions
 
 METHODS = ("lora-text", "lora-fusion", "c-lora", "caliber-g", "caliber-x", "caliber-shared-kv")
 NOISES = ("white", "babble")
@@ -40,22 +40,6 @@ COLUMNS: dict[str, str] = {
     "auroc_error": "AUROC error (total)", "auroc_error_epistemic": "AUROC error (epistemic)",
     "auroc_ood": "AUROC OOD (epistemic)", "auroc_ood_total": "AUROC OOD (total)", "aurc": "AURC",
 }  # fmt: skip
-
-
-class Prediction(NamedTuple):
-    """One pair of a recording and a script: P(label = 1) and its uncertainty in nats."""
-
-    method: str
-    seed: int
-    split: str
-    condition: str
-    recording: str
-    script: str
-    label: int
-    probability: float
-    total: float
-    aleatoric: float
-    epistemic: float
 
 
 Cells = Mapping[tuple[str, str], Sequence[Record]]
@@ -118,26 +102,6 @@ def write_report(
     path = folder / "report.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
-
-
-def write_predictions(path: str | os.PathLike[str], rows: Iterable[Prediction]) -> None:
-    """Write predictions as CSV with a header, floats to nine significant digits."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Prediction._fields)
-        writer.writerows([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in rows)
-
-
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
-    """Read what :func:`write_predictions` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if tuple(next(reader, ())) != Prediction._fields:
-            raise DataError(f"The first line of {path} must be {','.join(Prediction._fields)}.")
-        return [
-            Prediction(m, int(seed), split, c, rec, script, int(label), float(p), float(t), float(a), float(e))
-            for m, seed, split, c, rec, script, label, p, t, a, e in reader
-        ]
 
 
 def _ordered(names: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -214,7 +178,7 @@ def _differences(pairs: Pairs, methods: Sequence[str], condition: str, draws: in
                 d = _auc_difference(a, b, y, scripts, draws)
             else:  # a mean over examples: score each one once, then resample the scores
                 one, two = _scores(metric, a, y), _scores(metric, b, y)
-                d = metrics.paired_bootstrap(torch.mean, one, two, groups=scripts, draws=draws, seed=0)
+                d = paired_bootstrap(torch.mean, one, two, groups=scripts, draws=draws, seed=0)
             cells.append("–" if math.isnan(d.difference) else f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
         rows.append([f"{method} − {REFERENCE}", *cells])
     return _table(["difference", "accuracy", "AUC", "NLL (nats)"], rows) if rows else []
@@ -229,13 +193,13 @@ def _scores(metric: Callable[[Tensor, Tensor], float], p: Tensor, y: Tensor) -> 
 
 def _auc_difference(
     a: Tensor, b: Tensor, y: Tensor, scripts: Sequence[str], draws: int, seed: int = 0
-) -> metrics.PairedDifference:
+) -> PairedDifference:
     """Return what paired_bootstrap does for the AUC, in one product: pairs won are counted once per pair of scripts."""
     names = {g: i for i, g in enumerate(dict.fromkeys(scripts))}
     member = torch.nn.functional.one_hot(torch.tensor([names[g] for g in scripts])).double()
     up, down = member[y == 1], member[y == 0]
     if not len(up) or not len(down):
-        return metrics.PairedDifference(math.nan, math.nan, math.nan)
+        return PairedDifference(math.nan, math.nan, math.nan)
     won = torch.zeros(len(up), len(down), dtype=torch.float64)
     for sign, p in ((0.5, a), (-0.5, b)):  # (1 + sign of the gap) / 2 is 1, ½ or 0; the ½ cancels in the difference
         for column in p.T:
@@ -246,7 +210,7 @@ def _auc_difference(
     times = times.double()
     values = ((times @ by_script) * times).sum(-1) / ((times @ up.sum(0)) * (times @ down.sum(0)))
     low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return metrics.PairedDifference(float(won.mean()), low, high)
+    return PairedDifference(float(won.mean()), low, high)
 
 
 def _matched(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[Tensor, Tensor, Tensor, list[str]] | None:

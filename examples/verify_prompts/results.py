@@ -23,7 +23,8 @@ from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.demo import pick_device, quiet, say, setup
 from examples.verify_prompts.experiment import Settings, evaluate, train
 from examples.verify_prompts.methods import METHODS
-from examples.verify_prompts.report import read_predictions, write_predictions, write_report
+from examples.verify_prompts.predictions import read_predictions, write_predictions
+from examples.verify_prompts.report import write_report
 
 RECORDS = Path("results/verify_prompts.json")
 RUNS = Path("runs/results")
@@ -59,7 +60,7 @@ def run_grid(methods: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int
     """Run what is not done yet, ``jobs`` processes at a time; return the number of failures."""
     runs.mkdir(parents=True, exist_ok=True)
     Corpus.load()  # what is fetched and converted once is there before processes share it
-    todo = [(m, s) for s in seeds for m in methods if True]
+    todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
     started, failures = time.perf_counter(), 0
     active: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ

@@ -36,8 +36,8 @@ from examples.verify_prompts.experiment import (
 )
 from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build
+from examples.verify_prompts.predictions import read_predictions, write_predictions
 from examples.verify_prompts.prompts import Splits, load_prompts, make_splits
-from examples.verify_prompts.report import read_predictions, write_predictions
 
 SETTINGS = Settings(
     epochs=1,
@@ -122,7 +122,7 @@ def test_only_guides_that_read_frames_weigh_them(corpus: Corpus, trained: Traine
         build("caliber-y", parts)
 
 
-def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trained: Trained) -> None:
+def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trained: Trained, evaluated: Path) -> None:
     dataset = corpus.evaluation("test", "white@0")
     prediction, order = predict_all(trained, dataset, SETTINGS)
     assert order.tolist() != sorted(order.tolist()), "sorting by length must matter for this test to say anything"
@@ -132,6 +132,11 @@ def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trai
     torch.testing.assert_close(prediction.probs[order], singly.probs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(prediction.epistemic[order], singly.epistemic, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(prediction.probs, singly.probs, rtol=1e-4, atol=1e-5)
+    rows = [row for row in read_predictions(evaluated / "lora-text-0.csv") if row.condition == "white@0"]
+    assert [(row.script, row.label) for row in rows] == [(pair.script_text, pair.label) for pair in dataset.pairs]
+    assert [row.probability for row in rows] == pytest.approx(singly.probs.tolist(), rel=1e-4)
+    assert [row.total for row in rows] == pytest.approx(singly.total.tolist(), rel=1e-4)
+    assert [row.epistemic for row in rows] == pytest.approx(singly.epistemic.tolist(), rel=1e-3, abs=1e-5)
 
 
 def test_validation_batches_hold_every_pair_once(corpus: Corpus) -> None:

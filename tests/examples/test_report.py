@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from bayes_adapters import metrics
+from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, read_records, score
+from examples.verify_prompts.predictions import Prediction, read_predictions, write_predictions
 from examples.verify_prompts.report import (
     COLUMNS,
     CONDITIONS,
-    Prediction,
     _auc_difference,
-    read_predictions,
-    write_predictions,
     write_report,
 )
 
@@ -189,7 +188,7 @@ def test_the_fast_auc_difference_is_the_paired_bootstrap() -> None:
     def over_seeds(p: torch.Tensor, targets: torch.Tensor) -> float:
         return (metrics.auc(p[:, 0], targets) + metrics.auc(p[:, 1], targets)) / 2
 
-    slow = metrics.paired_bootstrap(over_seeds, (a, y), (b, y), groups=scripts, draws=40, seed=3)
+    slow = paired_bootstrap(over_seeds, (a, y), (b, y), groups=scripts, draws=40, seed=3)
     assert tuple(_auc_difference(a, b, y, scripts, 40, seed=3)) == pytest.approx(tuple(slow), abs=1e-6)
 
 
