@@ -153,7 +153,8 @@ class Categorical(Likelihood):
         _integers(targets, self.num_outputs)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        return {"mean": fn.probs.sum(0), "entropy": _entropy(fn.probs).sum(0)}
+        probs = fn.probs.double()
+        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
@@ -181,8 +182,9 @@ class Bernoulli(Likelihood):
             )
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        both = torch.stack([fn.probs, torch.sigmoid(-fn.logits)], -1)
-        return {"mean": fn.probs.sum(0), "entropy": _entropy(both).sum(0)}
+        logits = fn.logits.double()
+        both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
+        return {"mean": both[..., 0].sum(0), "entropy": _entropy(both).sum(0)}
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
@@ -190,9 +192,10 @@ class Bernoulli(Likelihood):
 
 
 def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
-    # Jensen: total >= aleatoric; float rounding may put the difference below 0 by about 1e-7.
+    # Jensen: total >= aleatoric. The sums are float64, so rounding makes a difference of about 1e-15 at most.
     epistemic = (total - aleatoric).clamp_min(0.0)
-    return Prediction(mean, total, total - epistemic, epistemic, num_samples)
+    parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
+    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples)
 
 
 class _NormalLikelihood(Likelihood):

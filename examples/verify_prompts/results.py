@@ -8,16 +8,18 @@ Records go to ``results/verify_prompts.json``, predictions and the report to ``r
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.records import Record, read_records, write_records
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.demo import pick_device, quiet, say, setup
@@ -56,9 +58,30 @@ def gather(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path) 
     return records
 
 
+def claim_folder(runs: Path, settings: Settings) -> None:
+    """Write the settings into ``runs``, or check that the runs in it were made with the same ones.
+
+    Raises:
+        ConfigError: they were made with others; the differences are listed.
+    """
+    path = runs / "settings.json"
+    wanted = json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k != "device"}))
+    if not path.is_file():
+        runs.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=1) + "\n")
+        return
+    found = json.loads(path.read_text())
+    different = [f"{k}: {found.get(k)} there, {v} now" for k, v in wanted.items() if found.get(k) != v]
+    if different:
+        raise ConfigError(
+            f"The runs in {runs} were made with other settings ({'; '.join(different)}). Pass another --runs folder, "
+            "or remove that one."
+        )
+
+
 def run_grid(methods: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int, device: str) -> int:
     """Run what is not done yet, ``jobs`` processes at a time; return the number of failures."""
-    runs.mkdir(parents=True, exist_ok=True)
+    claim_folder(runs, Settings(device=device))
     Corpus.load()  # what is fetched and converted once is there before processes share it
     todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
     started, failures = time.perf_counter(), 0

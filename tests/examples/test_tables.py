@@ -6,8 +6,10 @@ import math
 
 import pytest
 
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.records import Record
+from examples.verify_prompts.experiment import Settings
+from examples.verify_prompts.results import claim_folder
 from examples.verify_prompts.tables import COLUMNS, rewrite, table
 
 
@@ -34,3 +36,10 @@ def test_rewrite_touches_only_what_is_between_the_markers() -> None:
     assert rewrite(text, "t", ["new"]) == "before\n<!-- t -->\nnew\n<!-- /t -->\nafter"
     with pytest.raises(DataError, match="0 pairs"):
         rewrite(text, "u", ["new"])
+
+
+def test_runs_of_other_settings_are_not_reused(tmp_path) -> None:
+    claim_folder(tmp_path / "runs", Settings())
+    claim_folder(tmp_path / "runs", Settings(device="cuda"))  # where it ran makes no difference
+    with pytest.raises(ConfigError, match="epochs: 20 there, 3 now"):
+        claim_folder(tmp_path / "runs", Settings(epochs=3))
