@@ -1,16 +1,16 @@
-"""How far a context lies from the contexts seen in training, and a posterior that falls back to the prior there.
+"""How far a context lies from the contexts seen in training, and a posterior that is less sure there.
 
 An amortised posterior is confident wherever its network happens to be, also on recordings unlike any it was trained
 on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior
-becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) p`` of posterior and prior: with probability 1
-− γ the network is not to be believed, and then only the prior is known. The wider what it falls back to, the more
-its draws disagree, and the larger the epistemic part where the context is far; a scale of its own can be given,
-since a prior that regularises well in training (β = 0.2) may be too narrow to say "I do not know".
+becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) f``: with probability 1 − γ the network is not to
+be believed, and then f is what is left. f is the prior, or a Gaussian as wide as one likes around the posterior's mean:
+the first forgets what was heard, the second keeps the best guess and makes its draws disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import pyro.distributions as dist
 import torch
@@ -126,21 +126,32 @@ def _gaussian(
     return mean, torch.linalg.solve_triangular(factor, unit, upper=False).mT
 
 
+class Fallback(StrEnum):
+    """What is left of a posterior whose context cannot be trusted."""
+
+    WIDEN = "widen"
+    """f = N(μ_q, s²): the mean stays, the scale grows to s."""
+    PRIOR = "prior"
+    """f = N(E_p[E], s²): the prior, or one of another scale s."""
+
+
 def fall_back(
     posterior: TorchDistributionMixin,
     prior: TorchDistributionMixin,
     weight: Float[Tensor, "B"],
     scale: float | None = None,
+    mode: Fallback = Fallback.WIDEN,
 ) -> TorchDistributionMixin:
-    """Return the Gaussian with the moments of ``γ q + (1 − γ) p``, for elementwise Gaussians q and p.
+    """Return the Gaussian with the moments of ``γ q + (1 − γ) f``, for elementwise Gaussians.
 
-    ``μ = γ μ_q + (1−γ) μ_p``, ``σ² = γ σ_q² + (1−γ) σ_p² + γ (1−γ) (μ_q − μ_p)²``.
+    ``μ = γ μ_q + (1−γ) μ_f``, ``σ² = γ σ_q² + (1−γ) s² + γ (1−γ) (μ_q − μ_f)²``.
 
     Args:
-        posterior: Gaussian, batch shape (*S, B, T), event shape (r, r).
+        posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
         prior: Gaussian that broadcasts to the posterior.
         weight: γ, shape (B,).
-        scale: standard deviation to use in place of the prior's, keeping its mean; None keeps the prior's.
+        scale: s, the standard deviation of f; None takes the prior's.
+        mode: whether μ_f is the posterior's mean or the prior's.
 
     Raises:
         ConfigError: posterior or prior is not Gaussian.
@@ -152,8 +163,8 @@ def fall_back(
             f"{type(p).__name__}. Take a Normal prior, or build the guide without reliability=."
         )
     gamma = weight[:, None, None, None]
-    loc = gamma * q.loc + (1 - gamma) * p.loc
-    p_variance = p.scale.square() if scale is None else scale**2
-    variance = gamma * q.scale.square() + (1 - gamma) * p_variance
-    variance = variance + gamma * (1 - gamma) * (q.loc - p.loc).square()
+    centre = q.loc if mode is Fallback.WIDEN else p.loc
+    variance = gamma * q.scale.square() + (1 - gamma) * (p.scale.square() if scale is None else scale**2)
+    variance = variance + gamma * (1 - gamma) * (q.loc - centre).square()
+    loc = q.loc if mode is Fallback.WIDEN else gamma * q.loc + (1 - gamma) * centre
     return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(2)

@@ -12,7 +12,7 @@ from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import FrameDensity, fall_back
+from bayes_adapters.reliability import Fallback, FrameDensity, fall_back
 from bayes_adapters.sites import CoreCall
 
 
@@ -89,15 +89,16 @@ def weigh(
     prior: TorchDistributionMixin,
     frames: Frames | None,
     reliability: FrameDensity | None,
+    fallback: Fallback,
     fallback_scale: float | None,
     call: CoreCall,
 ) -> TorchDistributionMixin:
-    """Return the posterior, fallen back to the prior as far as ``frames`` lie from the training contexts."""
+    """Return the posterior, fallen back as far as ``frames`` lie from the training contexts."""
     if reliability is None or frames is None:
         return posterior
     if "reliability" not in call.scratch:
         call.scratch["reliability"] = reliability(frames)
-    return fall_back(posterior, prior, call.scratch["reliability"], fallback_scale)
+    return fall_back(posterior, prior, call.scratch["reliability"], fallback_scale, fallback)
 
 
 def as_scale(fallback_scale: float | None, reliability: object | None) -> float | None:

@@ -18,7 +18,7 @@ from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import FrameDensity
+from bayes_adapters.reliability import Fallback, FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
 
 _SHARED = "shared"
@@ -48,9 +48,10 @@ class CrossAttention(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn the null pair; without it missing context is an error.
-        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is
-            far from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
-        fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
+        reliability: a density fitted to the training frames; the posterior is less sure where a context is far from
+            them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        fallback: ``"widen"`` keeps the posterior's mean and widens its scale, ``"prior"`` returns to the prior's mean.
+        fallback_scale: standard deviation of what it falls back to; None takes the prior's.
     """
 
     name: ClassVar[str] = "cross_attention"
@@ -69,6 +70,7 @@ class CrossAttention(AdapterGuide):
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: FrameDensity | Mapping[str, int] | None = None,
+        fallback: Fallback | str = Fallback.WIDEN,
         fallback_scale: float | None = None,
     ) -> None:
         super().__init__(model)
@@ -79,6 +81,7 @@ class CrossAttention(AdapterGuide):
         self.modality, self.width, self.null_context = modality, width, null_context
         self.scale = choice(ScaleTransform, "scale", scale)
         self.reliability = as_density(reliability, context_dim, model)
+        self.fallback = choice(Fallback, "fallback", fallback)
         self.fallback_scale = as_scale(fallback_scale, reliability)
         keys = [site_key(s) for s in model.sites]
         kv_keys = [_SHARED] if share_kv else keys
@@ -95,7 +98,7 @@ class CrossAttention(AdapterGuide):
         key = site_key(call.site)
         with fp32(call.z.device):
             posterior = self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1), prior)
-            return weigh(posterior, prior, frames, self.reliability, self.fallback_scale, call)
+            return weigh(posterior, prior, frames, self.reliability, self.fallback, self.fallback_scale, call)
 
     def _attend(self, site: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "*S B T c"]:
         *outer, size, length, _ = call.z.shape
@@ -142,6 +145,7 @@ class CrossAttention(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
+            "fallback": self.fallback.value,
             "fallback_scale": self.fallback_scale,
         }
 

@@ -16,7 +16,7 @@ from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import FrameDensity
+from bayes_adapters.reliability import Fallback, FrameDensity
 from bayes_adapters.sites import CoreCall, Granularity
 
 
@@ -33,9 +33,10 @@ class PooledContext(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn a vector (d_c) per layer that stands in for missing context; without it that is an error.
-        reliability: a density fitted to the training frames; the posterior falls back to the prior where a context is
-            far from them (see :mod:`bayes_adapters.reliability`). None trusts every context.
-        fallback_scale: standard deviation of what it falls back to, around the prior's mean; None takes the prior's.
+        reliability: a density fitted to the training frames; the posterior is less sure where a context is far from
+            them (see :mod:`bayes_adapters.reliability`). None trusts every context.
+        fallback: ``"widen"`` keeps the posterior's mean and widens its scale, ``"prior"`` returns to the prior's mean.
+        fallback_scale: standard deviation of what it falls back to; None takes the prior's.
     """
 
     name: ClassVar[str] = "pooled_context"
@@ -52,6 +53,7 @@ class PooledContext(AdapterGuide):
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: FrameDensity | Mapping[str, int] | None = None,
+        fallback: Fallback | str = Fallback.WIDEN,
         fallback_scale: float | None = None,
     ) -> None:
         super().__init__(model)
@@ -59,6 +61,7 @@ class PooledContext(AdapterGuide):
         self.context_dim, self.dim, self.modality, self.width = context_dim, dim, modality, width
         self.scale, self.null_context = choice(ScaleTransform, "scale", scale), null_context
         self.reliability = as_density(reliability, context_dim, model)
+        self.fallback = choice(Fallback, "fallback", fallback)
         self.fallback_scale = as_scale(fallback_scale, reliability)
         keys = [site_key(s) for s in model.sites]
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in keys})
@@ -73,7 +76,9 @@ class PooledContext(AdapterGuide):
         with fp32(call.z.device):
             context = self._context(key, frames, call)
             u = torch.cat([call.z, context[:, None].expand(*call.z.shape[:-1], self.dim)], -1)
-            return weigh(self.heads[key](u, prior), prior, frames, self.reliability, self.fallback_scale, call)
+            return weigh(
+                self.heads[key](u, prior), prior, frames, self.reliability, self.fallback, self.fallback_scale, call
+            )
 
     def _context(self, key: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "B c"]:
         if frames is None:
@@ -93,5 +98,6 @@ class PooledContext(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
+            "fallback": self.fallback.value,
             "fallback_scale": self.fallback_scale,
         }

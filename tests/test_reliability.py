@@ -16,7 +16,7 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, PooledContext
 from bayes_adapters.handlers import PosteriorMean, base_distribution
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import FrameDensity, fall_back
+from bayes_adapters.reliability import Fallback, FrameDensity, fall_back
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, assert_same, bert, core_model, moments, token_batch
 
@@ -172,7 +172,7 @@ def gaussians() -> tuple[Any, Any]:
 def test_falling_back_has_the_moments_of_the_mixture(scale: float | None) -> None:
     q, p = gaussians()
     gamma = torch.tensor([0.25, 0.6, 0.9])
-    found = base_distribution(fall_back(q, p, gamma, scale))
+    found = base_distribution(fall_back(q, p, gamma, scale, Fallback.PRIOR))
     wide = Normal(torch.eye(2), 0.7 if scale is None else scale)
     count, r = 200_000, rng(0)
     own = torch.randn(count, 3, 2, 2, 2, generator=r) * base_distribution(q).scale + base_distribution(q).loc
@@ -190,13 +190,25 @@ def test_falling_back_has_the_moments_of_the_mixture(scale: float | None) -> Non
 @pytest.mark.parametrize("scale", [None, 1.3])
 def test_full_trust_is_the_posterior_bit_for_bit_and_none_is_the_prior(scale: float | None) -> None:
     q, p = gaussians()
-    full = base_distribution(fall_back(q, p, torch.ones(3), scale))
+    full = base_distribution(fall_back(q, p, torch.ones(3), scale, Fallback.PRIOR))
     assert torch.equal(full.loc, base_distribution(q).loc)
     assert torch.equal(full.scale, base_distribution(q).scale)
     for gamma in (0.0, 1e-8):
-        none = base_distribution(fall_back(q, p, torch.full((3,), gamma), scale))
+        none = base_distribution(fall_back(q, p, torch.full((3,), gamma), scale, Fallback.PRIOR))
         torch.testing.assert_close(none.loc, torch.eye(2).expand(3, 2, 2, 2))
         torch.testing.assert_close(none.scale, torch.full((3, 2, 2, 2), 0.7 if scale is None else scale))
+
+
+@pytest.mark.parametrize("scale", [None, 1.3])
+def test_widening_keeps_the_mean_and_has_the_mixtures_variance(scale: float | None) -> None:
+    q, p = gaussians()
+    gamma = torch.tensor([0.0, 0.6, 1.0])
+    found, own = base_distribution(fall_back(q, p, gamma, scale)), base_distribution(q)
+    assert torch.equal(found.loc, own.loc)
+    wide = torch.full((3, 2, 2, 2), 0.7 if scale is None else scale)
+    weights = gamma[:, None, None, None]
+    torch.testing.assert_close(found.variance, weights * own.variance + (1 - weights) * wide.square())
+    assert torch.equal(found.scale[2], own.scale[2])
 
 
 def test_falling_back_needs_gaussians() -> None:
@@ -213,8 +225,26 @@ def test_falling_back_needs_gaussians() -> None:
 
 
 def guide_of(kind: str, model: AdapterModel | None = None, **options: Any) -> AdapterGuide:
-    settings = {"context_dim": CONTEXT, "dim": 4, "reliability": fitted(CONTEXT, shifts=(0.0,))} | options
+    settings = {
+        "context_dim": CONTEXT,
+        "dim": 4,
+        "reliability": fitted(CONTEXT, shifts=(0.0,)),
+        "fallback": "prior",
+    } | options
     return KINDS[kind](model or core_model(), **settings)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_widening_raises_the_epistemic_part_and_leaves_the_mean_pass_alone(kind: str) -> None:
+    model = core_model()
+    guide, batch = guide_of(kind, model, fallback="widen", fallback_scale=1.0), heard(shift=6.0)
+    far, mean = predict(model, guide, batch, num_samples=32), predict(model, guide, batch, mean_only=True)
+    guide.reliability = None
+    trusting = predict(model, guide, batch, num_samples=32)
+    present = torch.tensor([0, 1, 3, 4])
+    assert bool((far.epistemic[present] > trusting.epistemic[present]).all())
+    assert far.epistemic[2] == trusting.epistemic[2]  # missing: nothing to distrust
+    assert torch.isfinite(mean.mean).all()
 
 
 def heard(shift: float = 0.0, size: int = 5) -> Batch:

@@ -35,8 +35,10 @@ VARIANTS: dict[str, Settings] = {
     "kl-x10": replace(_PLAIN, kl_weight=1e-3),
     "kl-x0.1": replace(_PLAIN, kl_weight=1e-5),
     "wide-prior": replace(_PLAIN, prior_scale=1.0, kl_weight=1e-5),
-    "fallback-to-prior": replace(_PLAIN, reliability=True, fallback_scale=None),
-    "fallback-wide": replace(_PLAIN, reliability=True),
+    "widen": replace(_PLAIN, reliability=True),
+    "to-prior": replace(_PLAIN, reliability=True, fallback="prior", fallback_scale=None),
+    "to-wide-prior": replace(_PLAIN, reliability=True, fallback="prior"),
+    "all-to-wide-prior": Settings(fallback="prior", conditions=CONDITIONS),
     "all": Settings(conditions=CONDITIONS),
 }
 """Variant → settings; ``all`` is what the demo trains."""

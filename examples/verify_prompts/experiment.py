@@ -42,7 +42,7 @@ class Settings:
         prior_scale: β of N(0, β²).
         mix: condition → probability for training recordings; validation sees the same mix.
         reliability: fall back to the prior's mean where frames are far from the training frames.
-        fallback_scale: standard deviation of what is fallen back to; None takes the prior's.
+        fallback, fallback_scale: what is fallen back to there, and its standard deviation (None takes the prior's).
         samples: posterior draws at test.
         conditions: what is measured.
         device: torch device.
@@ -55,6 +55,7 @@ class Settings:
     prior_scale: float = 0.2
     mix: Mapping[str, float] = field(default_factory=lambda: dict(CORRUPTED))
     reliability: bool = True
+    fallback: str = "widen"
     fallback_scale: float | None = 1.0
     samples: int = 10
     conditions: Sequence[str] = CONDITIONS
@@ -98,7 +99,14 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     started = time.perf_counter()
     torch.manual_seed(seed)
     density = corpus.density(settings.mix) if settings.reliability else None
-    parts = Build(corpus.backbone(), corpus.frame_width, settings.prior_scale, density, settings.fallback_scale)
+    parts = Build(
+        corpus.backbone(),
+        corpus.frame_width,
+        prior_scale=settings.prior_scale,
+        reliability=density,
+        fallback=settings.fallback,
+        fallback_scale=settings.fallback_scale,
+    )
     model, guide = build(method, parts)
     model.to(settings.device)
     guide.to(settings.device)

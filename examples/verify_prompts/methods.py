@@ -28,13 +28,14 @@ class Build:
         frame_width: d_a of the audio frames.
         prior_scale: β of the prior N(0, β²) on the cores.
         reliability: density of the training frames, for guides that read frames; None trusts every recording.
-        fallback_scale: standard deviation of what the posterior falls back to.
+        fallback, fallback_scale: what the posterior falls back to, and its standard deviation.
     """
 
     backbone: nn.Module
     frame_width: int
     prior_scale: float = 0.2
     reliability: FrameDensity | None = None
+    fallback: str = "widen"
     fallback_scale: float | None = None
 
     def context(self) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class Build:
             "context_dim": self.frame_width,
             "dim": CONTEXT_DIM,
             "reliability": self.reliability,
+            "fallback": self.fallback,
             "fallback_scale": None if self.reliability is None else self.fallback_scale,
         }
 
