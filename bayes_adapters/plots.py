@@ -26,14 +26,15 @@ LEVELS = {"clean": "clean", "20": "20", "10": "10", "5": "5", "0": "0", "-5": "�
 PARTS = ("total", "aleatoric", "epistemic")
 
 
-def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: float = 0.5) -> Figure:
+def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: float = 0.5, least: int = 5) -> Figure:
     """Draw accuracy against confidence with the share of examples below, one panel a method.
 
     Args:
         panels: method → line (such as "clean", "noise") → (confidence, accuracy, count), each of shape (bins,), as
-            :func:`bayes_adapters.metrics.reliability_bins` returns; empty bins are skipped. The same lines in every
+            :func:`bayes_adapters.metrics.reliability_bins` returns. The same lines in every
             panel, at most seven. The title states ``ECE = sum_b n_b/N |accuracy_b - confidence_b|``.
         lowest: left end of the confidence axis: 1/C, so 0.5 for two classes.
+        least: bins of fewer examples get no point, since their accuracy is mostly chance; they count in the ECE.
 
     >>> import torch
     >>> bins = (torch.tensor([0.6, 0.9]), torch.tensor([0.5, 0.9]), torch.tensor([4, 12]))
@@ -56,7 +57,8 @@ def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: floa
             confidence, accuracy, count = (_array(v, f"panels[{name!r}][{label!r}]") for v in bins)
             full, share, width = count > 0, count / max(count.sum(), 1), 1 / len(count)
             errors.append(f"{label} {(share * np.abs(accuracy - confidence))[full].sum():.3f}")
-            top.plot(confidence[full], accuracy[full], label=label, lw=1.5, ms=4.5, **drawn[label])
+            solid = count >= least
+            top.plot(confidence[solid], accuracy[solid], label=label, lw=1.5, ms=4.5, **drawn[label])
             left = width * (np.arange(len(count)) + 0.1 + 0.8 * j / len(lines))
             low.bar(left, share, 0.8 * width / len(lines), align="edge", color=drawn[label]["color"])
         edge = math.floor(lowest * len(count)) / len(count)  # the left edge of the bin that holds ``lowest``

@@ -28,7 +28,7 @@ def _png(figure) -> bytes:  # type: ignore[no-untyped-def]
 
 
 def test_reliability_diagram_shows_the_filled_bins_and_their_error() -> None:
-    figure = plots.reliability_diagram({m: {"clean": _bins(), "noise": _bins()} for m in METHODS})
+    figure = plots.reliability_diagram({m: {"clean": _bins(), "noise": _bins()} for m in METHODS}, least=1)
     assert len(figure.axes) == 2 * len(METHODS)
     line = figure.axes[0].lines[1]
     np.testing.assert_allclose(line.get_xdata(), [0.6, 0.8, 0.9], atol=1e-6)
@@ -37,6 +37,9 @@ def test_reliability_diagram_shows_the_filled_bins_and_their_error() -> None:
     assert figure.axes[0].get_title() == f"lora-text\nECE: clean {ece:.3f}, noise {ece:.3f}"
     heights = sum(bar.get_height() for bar in figure.axes[1].patches)
     assert heights == pytest.approx(2)  # shares of both lines add up to one each
+    sparse = plots.reliability_diagram({"lora-text": {"clean": _bins()}}, least=2)
+    np.testing.assert_allclose(sparse.axes[0].lines[1].get_xdata(), [0.9], atol=1e-6)
+    assert sparse.axes[0].get_title() == f"lora-text\nECE: clean {ece:.3f}"  # what is not drawn still counts
     assert _png(figure).startswith(b"\x89PNG")
 
 

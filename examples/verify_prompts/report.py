@@ -319,7 +319,9 @@ def _figures(folder: Path, pairs: Pairs, methods: Sequence[str]) -> list[str]:
                 for c in rows if c in ("clean", "missing") or "@" in c
             }  # fmt: skip
     if reliability:
-        text = "Reliability on clean speech and, pooled, in noise, all seeds together."
+        text = (
+            "Reliability on clean speech and, pooled, in noise, all seeds together; bins of under five pairs not drawn."
+        )
         drawn["reliability"] = (plots.reliability_diagram(reliability), text)
     if curves:
         text = (
