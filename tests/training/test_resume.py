@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ SETTINGS: dict[str, Any] = {
     "validation": [WHOLE[:6]],
     "kl_weight": 0.1,
 }
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A process started in the background may ignore SIGINT; here Ctrl-C always means KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def straight(**options: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
