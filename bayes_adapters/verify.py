@@ -201,7 +201,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
         raise ConfigError(
             f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Take 'cpu', 'cuda' or 'auto'."
         ) from error

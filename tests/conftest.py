@@ -8,6 +8,7 @@ the package's search path shows it ``models/`` and ``guides/``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ if _EARLY:
 install_import_hook("bayes_adapters", "tests.instrument.checked")
 
 import pyro  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 
 import bayes_adapters  # noqa: E402
 
@@ -36,3 +38,11 @@ def _clean_slate() -> None:
     torch.manual_seed(0)
     pyro.clear_param_store()
     pyro.enable_validation(True)
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[None]:
+    """No model hub: the same files everywhere, the wheels'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        yield

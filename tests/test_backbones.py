@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,7 @@ from bayes_adapters._resources import install_once, wheel_folder
 from bayes_adapters.backbones import SPEECH_ENCODER, TEXT_BACKBONE, SpeechEncoder, locate, speech_encoder, text_backbone
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, MissingResourceError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    """The same files everywhere: the wheels'."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        yield
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from bayes_adapters.records import Record, score
 from bayes_adapters.training import fit
 from examples.verify_prompts.corpus import Corpus, LengthBatches
 from examples.verify_prompts.dataset import MISSING
-from examples.verify_prompts.methods import DETERMINISTIC, Build, build
+from examples.verify_prompts.methods import DETERMINISTIC, READS_FRAMES, Build, build
 from examples.verify_prompts.predictions import Prediction as PairPrediction
 from examples.verify_prompts.report import CONDITIONS
 
@@ -98,7 +98,8 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
-    density = corpus.density(settings.mix) if settings.reliability else None
+    weighed = settings.reliability and method in READS_FRAMES
+    density = corpus.density(settings.mix) if weighed else None
     parts = Build(
         corpus.backbone(),
         corpus.frame_width,

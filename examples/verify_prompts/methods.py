@@ -93,6 +93,9 @@ METHODS: dict[str, Callable[[Build], tuple[AdapterModel, AdapterGuide]]] = {
     "caliber-shared-kv": _caliber_shared_kv,
 }
 
+READS_FRAMES = frozenset({"caliber-g", "caliber-x", "caliber-shared-kv"})
+"""Methods whose guide reads the audio's frames, and can weigh how far they are from the training frames."""
+
 DETERMINISTIC = frozenset({"lora-text", "lora-fusion"})
 """Methods without random cores: one pass is all there is to average."""
 

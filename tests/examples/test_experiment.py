@@ -6,13 +6,12 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from bayes_adapters import predict
 from bayes_adapters.backbones import speech_encoder, text_backbone
@@ -49,11 +48,7 @@ SETTINGS = Settings(
 SIZES = {"train": 12, "validation": 11, "test": 7}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        yield
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import dataclasses
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from bayes_adapters._ctranslate2 import read_variables, whisper_from_variables
 from bayes_adapters._resources import wheel_folder
@@ -24,12 +22,7 @@ from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.pairs import WrongScripts, make_pairs, sound
 from examples.verify_prompts.prompts import Prompt, Splits, load_prompts, make_splits, normalise, words
 
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        yield
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")
