@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import ConfigError, DataError, near_matches
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Frames:
         return Frames(self.values.to(device), self.mask.to(device))
 
     def __getitem__(self, rows: slice | Tensor) -> Frames:
+        """Return the frames of the examples at ``rows``, a slice or a tensor of shape (n,)."""
+        _check_rows(rows, "frames")
         return Frames(self.values[rows], self.mask[rows])
 
 
@@ -140,7 +142,15 @@ class Batch:
         )
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
-        """Return the examples at ``rows`` with the index they have in this batch's data set."""
+        """Return the examples at ``rows`` with the index they have in this batch's data set.
+
+        Args:
+            rows: a slice, or a tensor of shape (n,): int64 row numbers, or a bool mask of the rows.
+
+        Raises:
+            DataError: ``rows`` is one row's number, or something else, or chooses no row.
+        """
+        _check_rows(rows, "batch")
         return Batch(
             {k: v[rows] for k, v in self.inputs.items()},
             None if self.targets is None else self.targets[rows],
@@ -155,3 +165,45 @@ class Batch:
     def without_targets(self) -> Batch:
         """Return the batch as it is at prediction time."""
         return replace(self, targets=None)
+
+
+def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, reader: str) -> Frames | None:
+    """Return the frames of ``modality``, or None where there is no context at all.
+
+    Args:
+        context: modality → frames.
+        modality: the one that is read.
+        context_dim: the width d_a its frames must have.
+        reader: what reads them, for the errors: ``"guide"`` or ``"model"``.
+
+    Raises:
+        ConfigError: there is context, but none of this modality.
+        DataError: the frames are of another width.
+    """
+    frames = context.get(modality)
+    if frames is None:
+        if context:
+            given = sorted(context)
+            raise ConfigError(
+                f"The {reader} reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}"
+            )
+        return None
+    if frames.values.shape[-1] != context_dim:
+        raise DataError(
+            f"The context {modality!r} is {frames.values.shape[-1]} wide; the {reader} was built with "
+            f"context_dim={context_dim}. Were the frames made by another encoder?"
+        )
+    return frames
+
+
+def _check_rows(rows: object, what: str) -> None:
+    if isinstance(rows, slice) or (isinstance(rows, Tensor) and rows.dim() == 1):
+        return
+    number = rows if isinstance(rows, int) else 0
+    given = f"the {type(rows).__name__} {rows}" if isinstance(rows, int) else f"a {type(rows).__name__}"
+    if isinstance(rows, Tensor):
+        given = f"a tensor of shape {tuple(rows.shape)}"
+    raise DataError(
+        f"Examples are chosen by a slice or by a tensor of shape (n,), row numbers or a bool mask; got {given}. For "
+        f"one example take {what}[{number}:{number + 1 or ''}] or {what}[torch.tensor([{number}])]."
+    )

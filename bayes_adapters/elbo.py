@@ -28,7 +28,7 @@ from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import KLMode, KLWeight, base_distribution
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
-from bayes_adapters.sites import CORE, CoreCall, Granularity
+from bayes_adapters.sites import SITE, Granularity, SiteCall
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,13 @@ def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
     out: dict[str, tuple[float, float, float]] = {}
     nodes: dict[str, Any] = trace.nodes
     for name, site in nodes.items():
-        call: CoreCall | None = site["infer"].get(CORE) if site["type"] == "sample" else None
+        call: SiteCall | None = site["infer"].get(SITE) if site["type"] == "sample" else None
         scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
         if call is None or scale is None:
             continue
         scale = scale.detach()
         if call.site.granularity is Granularity.TOKEN and call.token_mask is not None:
-            scale = scale.expand(site["fn"].shape())[..., call.token_mask, :, :]
+            single = (slice(None),) * len(call.site.event)
+            scale = scale.expand(site["fn"].shape())[(..., call.token_mask, *single)]
         out[name] = (float(scale.mean()), float(scale.min()), float(scale.max()))
     return out

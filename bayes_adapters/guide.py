@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import CORE, CoreCall, CoreSite, Granularity
+from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 
 
 class AdapterGuide(GuideMessenger, nn.Module):
-    """Base of all guides. A subclass has, in this order: ``name``, ``serves``, ``__init__``, ``posterior``, ``config``.
+    """Base of all guides.
+
+    A subclass has, in this order: ``name``, ``serves``, ``parts``, ``__init__``, ``posterior``, ``config``.
 
     Args:
-        model: the model whose core sites the guide infers. It is not registered as a submodule.
+        model: the model whose sites the guide infers. It is not registered as a submodule.
 
     Raises:
         ConfigError: the model has a site this guide cannot serve, or none at all.
@@ -32,35 +34,49 @@ class AdapterGuide(GuideMessenger, nn.Module):
     """The registered name, as written into saved adapters."""
     serves: ClassVar[frozenset[Granularity]]
     """The granularities this guide can infer."""
+    parts: ClassVar[frozenset[Part]] = frozenset({Part.CORE})
+    """The parts of an adapter this guide can infer."""
     needs_sites: ClassVar[bool] = True
-    """Whether a model without random cores is refused; False only where that means maximum likelihood."""
+    """Whether a model without random parts is refused; False only where that means maximum likelihood."""
 
     def __init__(self, model: AdapterModel) -> None:
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
         if self.needs_sites and not model.sites:
             raise ConfigError(
-                f"{type(self).__name__} has nothing to infer: the cores of this {type(model).__name__} are fixed to "
-                "I. Take a model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
+                f"{type(self).__name__} has nothing to infer: nothing in this {type(model).__name__} is random. Take a "
+                "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
             )
-        unserved = [site for site in model.sites if site.granularity not in self.serves]
-        if unserved:
+        for site in model.sites:
+            self._require_served(site)
+
+    def _require_served(self, site: Site) -> None:
+        if site.granularity not in self.serves:
             raise ConfigError(
-                f"{type(self).__name__} cannot infer {unserved[0].name!r}, which is "
-                f"{unserved[0].granularity.value}; it serves "
+                f"{type(self).__name__} cannot infer {site.name!r}, which is {site.granularity.value}; it serves "
                 f"{', '.join(sorted(g.value for g in self.serves))}. Build the model with another granularity=, or "
                 "take a guide that serves it (MeanField and Delta serve all)."
             )
+        if site.part not in self.parts:
+            raise ConfigError(
+                f"{type(self).__name__} cannot infer {site.name!r}, which is a {site.part.value}; it serves "
+                f"{', '.join(sorted(part.value for part in self.parts))}. "
+                + (
+                    "A keep mask is inferred by MCDropout."
+                    if site.part is Part.MASK
+                    else "MeanField and Delta serve every real-valued part."
+                )
+            )
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """Return q over the cores of one site.
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        """Return q over the draws of one site.
 
         Args:
             call: the site, its feature (*S, B, T, r), masks and context.
-            prior: the prior of one core, event shape (r, r).
+            prior: the prior of one draw, event shape ``call.site.event``.
 
         Returns:
-            A distribution of event shape (r, r) whose batch shape broadcasts to (L,) for a global site, (*S, B, T) for
+            A distribution of that event shape whose batch shape broadcasts to (L,) for a global site, (*S, B, T) for
             a token and (*S, B, 1) for a sequence site; its parameters are float32.
         """
         raise NotImplementedError
@@ -76,26 +92,29 @@ class AdapterGuide(GuideMessenger, nn.Module):
         return samples
 
     def get_posterior(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """Leave sites that are not cores (an unobserved ``obs``) to their prior."""
+        """Leave sites that are not an adapter's (an unobserved ``obs``) to their prior."""
         return prior
 
     def _pyro_sample(self, msg: Any) -> None:
-        call: CoreCall | None = msg["infer"].get(CORE)
+        call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or msg["is_observed"]:
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        core = self.posterior(call, self.model.prior.core(call.site))  # type: ignore[attr-defined]
-        shape = _core_batch_shape(call)
-        posterior = call.site.wrap(core if core.batch_shape == shape else core.expand(shape), call.token_mask)
+        single = self.posterior(call, self.model.prior.of(call.site))  # type: ignore[attr-defined]
+        shape = _batch_shape(call)
+        single = single if single.batch_shape == shape else single.expand(shape)
+        if call.feature is None:
+            call.scratch["mean"] = single.mean
+        posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
 
 
-def _core_batch_shape(call: CoreCall) -> tuple[int, ...]:
+def _batch_shape(call: SiteCall) -> tuple[int, ...]:
     return (len(call.site.layers),) if call.feature is None else tuple(call.feature.shape[:-1])
 
 
-def site_key(site: CoreSite) -> str:
+def site_key(site: Site) -> str:
     """A site's name as a key of ``nn.ModuleDict`` or ``nn.ParameterDict``, which allow no dots."""
     return site.name.replace(".", "-")

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.sites import CORE, CoreCall, Granularity
+from bayes_adapters.sites import SITE, Granularity, SiteCall
 
 
 class KLMode(StrEnum):
@@ -45,7 +45,7 @@ class KLWeight(Messenger):
         self.weight, self.mode = weight, choice(KLMode, "kl_mode", mode)
 
     def _pyro_sample(self, msg: Any) -> None:
-        call: CoreCall | None = msg["infer"].get(CORE)
+        call: SiteCall | None = msg["infer"].get(SITE)
         if call is None:
             return
         scale: Any = self.weight
@@ -58,7 +58,7 @@ class PosteriorMean(Messenger):
     """Set every core to the mean of its distribution: one deterministic pass."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["infer"].get(CORE) is not None and msg["value"] is None:
+        if not msg["is_observed"] and msg["infer"].get(SITE) is not None and msg["value"] is None:
             msg["value"] = msg["fn"].mean
 
 
@@ -88,7 +88,7 @@ class KeyedDraws(Messenger):
         self.seed, self.samples, self.examples = seed, samples, examples
 
     def _pyro_sample(self, msg: Any) -> None:
-        call: CoreCall | None = msg["infer"].get(CORE)
+        call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or msg["is_observed"] or msg["value"] is not None:
             return
         shape = msg["fn"].shape()
@@ -158,6 +158,8 @@ def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
     base = base_distribution(fn)
     if type(base).__name__ == "Delta":
         return fn.mean
+    if isinstance(base, torch.distributions.Bernoulli):
+        return (uniform < base.probs).to(uniform.dtype)
     try:
         return base.icdf(uniform)
     except NotImplementedError:

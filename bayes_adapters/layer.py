@@ -12,23 +12,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.sites import CoreSite, Granularity, current_pass
-from bayes_adapters.targets import dimensions
+from bayes_adapters.forward_pass import ForwardPass, current_pass
+from bayes_adapters.sites import Granularity, Part, Site
+from bayes_adapters.targets import linear_size
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer plus a low-rank update whose core is fixed or random.
+    """A frozen linear layer plus a low-rank update, any part of which may be random.
 
-    Formula: ``h = base_layer(x) + (alpha / r) · B E A dropout(x)``. The base weight is never read, so any layer that
-    maps (…, d_in) to (…, d_out) can be a base. ``A`` is Kaiming-uniform, ``B`` zero: at construction h = base_layer(x).
+    Formula: ``h = base_layer(x) + (alpha / r) · B E A (m ⊙ dropout(x)) / E[m]``. The base weight is never read, so any
+    layer that maps (…, d_in) to (…, d_out) can be a base. What is not random: A is a parameter, Kaiming-uniform; B is a
+    parameter, zero, so that at construction h = base_layer(x); E = I; m = 1. A random part is drawn from its site while
+    the model runs, and the layer holds no parameter for it.
 
     Args:
         base_layer: ``torch.nn.Linear`` or transformers' ``Conv1D``; it is frozen.
         rank: r ≥ 1.
         alpha: the scale's numerator.
-        path: the base layer's path in the backbone, which names the layer in errors and finds its global core.
+        path: the base layer's path in the backbone, which names the layer in errors and finds its weights.
         dropout: probability of zeroing an entry of the adapter's input while training.
-        site: the core's sample site; None means E = I (plain LoRA).
+        sites: the sample site of each random part; none means plain LoRA.
+        flipout: while training, give each example its own signs of A's deviation from its posterior mean: ``A_b = M +
+            (A − M) ∘ s_b r_bᵀ``, s and r of ±1 (Wen et al. 2018, arXiv 1803.04386). Each example's A_b has the same
+            distribution as A if that is symmetric about M; examples share one noise matrix but are decorrelated, and
+            all tokens of an example see one function.
     """
 
     def __init__(
@@ -39,24 +46,21 @@ class AdaptedLinear(nn.Module):
         *,
         path: str = "",
         dropout: float = 0.0,
-        site: CoreSite | None = None,
+        sites: Sequence[Site] = (),
+        flipout: bool = False,
     ) -> None:
         super().__init__()
-        size = dimensions(base_layer)
-        if size is None:
-            raise ConfigError(
-                f"Cannot adapt a {type(base_layer).__name__}; allowed: torch.nn.Linear, transformers Conv1D."
-            )
+        size = linear_size(base_layer)
         check_options(rank, alpha, dropout)
         self.base_layer = base_layer.requires_grad_(False)
         device = next(base_layer.parameters()).device
-        self.lora_A = nn.Parameter(torch.empty(rank, size[0], device=device))
-        self.lora_B = nn.Parameter(torch.zeros(size[1], rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.path = path
+        self.sites = {site.part: site for site in sites}
+        self.lora_A = None if Part.A in self.sites else nn.Parameter(kaiming(rank, size[0]).to(device))
+        self.lora_B = None if Part.B in self.sites else nn.Parameter(torch.zeros(size[1], rank, device=device))
+        self.path, self.rank = path, rank
         self.scaling = alpha / rank
         self.dropout = nn.Dropout(dropout)
-        self.site = site
+        self.flipout = flipout
         self.enabled = True
 
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
@@ -64,29 +68,96 @@ class AdaptedLinear(nn.Module):
         out = self.base_layer(x)
         if not self.enabled:
             return out
-        z = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)
-        delta = F.linear(self._apply_core(z).to(self.lora_B.dtype), self.lora_B)
+        z = self._down(self._mask(self.dropout(x)))
+        delta = self._up(self._core(z))
         return out + (self.scaling * delta).to(out.dtype)
 
-    def _apply_core(self, z: Tensor) -> Tensor:
-        if self.site is None:
-            return z
+    def _mask(self, x: Tensor) -> Tensor:
+        site = self.sites.get(Part.MASK)
+        if site is None:
+            return x
+        forward_pass = self._pass()
+        kept = forward_pass.prior.of(site).mean
+        if site.granularity is Granularity.GLOBAL:
+            mask = forward_pass.weights[Part.MASK, self.path].value / kept[self._place(site)]
+            return (x.reshape(*mask.shape[:-2], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
+        mask = forward_pass.draw(site, x) / kept
+        return (x.reshape(x.shape[0], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
+
+    def _down(self, x: Tensor) -> Tensor:
+        if self.lora_A is not None:
+            return F.linear(x.to(self.lora_A.dtype), self.lora_A)
+        weight = self._pass().weights[Part.A, self.path]
+        if not (self.flipout and self.training) or weight.mean is None:
+            return matmul(x, weight.value)
+        signs = [_signs(x, x.shape[-1]), _signs(x, self.rank)]
+        deviation = matmul(x.to(weight.value.dtype) * signs[0], weight.value - weight.mean)
+        return matmul(x, weight.mean) + signs[1] * deviation
+
+    def _core(self, z: Tensor) -> Tensor:
+        for part in (Part.CORE, Part.DIAGONAL):
+            site = self.sites.get(part)
+            if site is None:
+                continue
+            forward_pass = self._pass()
+            if site.granularity is Granularity.GLOBAL:
+                value = forward_pass.weights[part, self.path].value
+                return matmul(z, value) if part is Part.CORE else _scale(z, value)
+            value = forward_pass.draw(site, z)
+            flat = z.reshape(z.shape[0], -1, self.rank)
+            if part is Part.CORE:
+                return (value * flat[..., None, :]).sum(-1).reshape(z.shape)
+            return (value * flat).reshape(z.shape)
+        return z
+
+    def _up(self, z: Tensor) -> Tensor:
+        if self.lora_B is not None:
+            return F.linear(z.to(self.lora_B.dtype), self.lora_B)
+        return matmul(z, self._pass().weights[Part.B, self.path].value)
+
+    def _place(self, site: Site) -> int:
+        return site.layers.index(self.path)
+
+    def _pass(self) -> ForwardPass:
         forward_pass = current_pass()
         if forward_pass is None:
             raise ConfigError(
-                f"The adapted layer {self.path!r} has a random core, which only exists inside a model. Call the "
-                "model, the guide or predict(); for the frozen backbone alone use `with model.adapters_disabled():`. "
-                "During loss.backward() the cause is gradient checkpointing, which runs layers again on their own: "
-                "switch it off on the backbone."
+                f"The adapted layer {self.path!r} has a random {'/'.join(p.value for p in self.sites)}, which only "
+                "exists inside a model. Call the model, the guide or predict(); for the frozen backbone alone use "
+                "`with model.adapters_disabled():`. During loss.backward() the cause is gradient checkpointing, which "
+                "runs layers again on their own: switch it off on the backbone."
             )
-        if self.site.granularity is Granularity.GLOBAL:
-            return forward_pass.global_core(self.path, z)
-        return forward_pass.draw(self.site, z)
+        return forward_pass
 
     def extra_repr(self) -> str:
-        """Show rank, scaling and core."""
-        core = "I" if self.site is None else self.site.granularity.value
-        return f"rank={self.lora_A.shape[0]}, scaling={self.scaling:g}, core={core}"
+        """Show rank, scaling and what is random."""
+        random = ", ".join(f"{part.value} {site.granularity.value}" for part, site in self.sites.items())
+        return f"rank={self.rank}, scaling={self.scaling:g}, core=I{', random: ' + random if random else ''}"
+
+
+def kaiming(rank: int, d_in: int) -> Float[Tensor, "r d_in"]:
+    """Return a fresh A: Kaiming-uniform with a = √5, that is U(±1/√d_in), from torch's generator."""
+    return nn.init.kaiming_uniform_(torch.empty(rank, d_in), a=math.sqrt(5))
+
+
+def matmul(x: Float[Tensor, "rows *T k"], weight: Float[Tensor, "*S n k"]) -> Float[Tensor, "rows *T n"]:
+    """Return ``x Wᵀ``; with samples of W, the rows of x are S·B in the order [S, B]."""
+    samples = weight.reshape(-1, *weight.shape[-2:])
+    x = x.to(weight.dtype)
+    if samples.shape[0] == 1:
+        return F.linear(x, samples[0])
+    flat = x.reshape(samples.shape[0], -1, x.shape[-1])
+    return torch.matmul(flat, samples.mT).reshape(*x.shape[:-1], weight.shape[-2])
+
+
+def _scale(z: Tensor, weight: Float[Tensor, "*S r"]) -> Tensor:
+    samples = weight.reshape(-1, 1, weight.shape[-1])
+    return (z.reshape(samples.shape[0], -1, z.shape[-1]) * samples).reshape(z.shape)
+
+
+def _signs(x: Float[Tensor, "rows *T d"], width: int) -> Tensor:
+    shape = (x.shape[0], *[1] * (x.dim() - 2), width)
+    return 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
 
 
 def check_options(rank: int, alpha: float, dropout: float) -> None:
@@ -106,7 +177,8 @@ def install(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
-    sites: Mapping[str, CoreSite] | None = None,
+    sites: Mapping[str, Sequence[Site]] | None = None,
+    flipout: bool = False,
 ) -> dict[str, AdaptedLinear]:
     """Freeze ``backbone`` and put an :class:`AdaptedLinear` in the place of each layer in ``paths``.
 
@@ -116,7 +188,8 @@ def install(
         rank: r of every adapter.
         alpha: the scale's numerator; ``h = base(x) + alpha / rank · B E A x``.
         dropout: dropout probability on the adapters' input.
-        sites: the core's sample site for each path; a path without one has E = I.
+        sites: the sample sites of each path's random parts; a path without any is plain LoRA.
+        flipout: see :class:`AdaptedLinear`.
 
     Returns:
         Path → adapted layer, in the order of ``paths``.
@@ -129,9 +202,9 @@ def install(
     backbone.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
     for path in paths:
-        site = None if sites is None else sites.get(path)
+        own = () if sites is None else sites.get(path, ())
         base = backbone.get_submodule(path)
-        layers[path] = AdaptedLinear(base, rank, alpha, path=path, dropout=dropout, site=site)
+        layers[path] = AdaptedLinear(base, rank, alpha, path=path, dropout=dropout, sites=own, flipout=flipout)
         backbone.set_submodule(path, layers[path])
         layers[path].train(base.training)
     return layers

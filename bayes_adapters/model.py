@@ -10,6 +10,7 @@ stated once, here, so every ELBO, hand-written or stock, is in nats per datum an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
@@ -24,11 +25,19 @@ from torch import Tensor, nn
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, NonFiniteError, choice
-from bayes_adapters.layer import adapters_disabled, check_options, install, require_unadapted, restored_on_error
+from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
+from bayes_adapters.layer import (
+    adapters_disabled,
+    check_options,
+    install,
+    kaiming,
+    require_unadapted,
+    restored_on_error,
+)
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
-from bayes_adapters.sites import CORE, CoreCall, CoreSite, ForwardPass, Granularity, outer_shape, running
-from bayes_adapters.targets import Targets, select
+from bayes_adapters.sites import Granularity, Part, Site, build_sites
+from bayes_adapters.targets import Targets, linear_size, select
 
 
 class Pooling(StrEnum):
@@ -60,8 +69,9 @@ class Pooling(StrEnum):
 class AdapterModel(nn.Module):
     """A frozen backbone with low-rank adapters, a head and a likelihood, as a Pyro model: ``model(batch)``.
 
-    Sample sites: one per core (see :class:`bayes_adapters.sites.CoreSite`) and ``obs`` (the targets). The backbone is
-    a plain module; Pyro never sees its parameters.
+    Sample sites: those of the random parts (see :class:`bayes_adapters.sites.Site`) and ``obs`` (the targets). The
+    backbone is a plain module; Pyro never sees its parameters. A structure is a subclass that says which parts are
+    random and under which prior; nothing random is plain LoRA.
 
     Args:
         backbone: a Hugging Face model whose output has ``last_hidden_state`` (rows, T, d) and whose config names its
@@ -71,10 +81,13 @@ class AdapterModel(nn.Module):
         rank: r.
         alpha: the scale is ``alpha / rank``.
         dropout: dropout probability on the adapters' input while training.
-        granularity: for what one draw of a core is shared; None means that cores are not random (E = I).
-        prior: prior of the cores, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
+        parts: which tensors of the adapters are random.
+        granularity: for what one draw is shared; needed if anything is random.
+        prior: prior of the random parts, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
         pooling: how hidden states become one vector per example.
-        num_data: N, the size of the data set; needed by global cores only.
+        num_data: N, the size of the data set; needed by global parts only.
+        grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
+        flipout: see :class:`bayes_adapters.layer.AdaptedLinear`; for a random A.
 
     Raises:
         TargetError: the targets match nothing.
@@ -92,10 +105,13 @@ class AdapterModel(nn.Module):
         rank: int = 8,
         alpha: float = 16.0,
         dropout: float = 0.0,
+        parts: Sequence[Part] = (),
         granularity: Granularity | str | None = None,
         prior: PriorLike | None = None,
         pooling: Pooling | str = Pooling.MEAN,
         num_data: int | None = None,
+        grouped: bool = True,
+        flipout: bool = False,
     ) -> None:
         super().__init__()
         self.pooling = choice(Pooling, "pooling", pooling)
@@ -103,12 +119,13 @@ class AdapterModel(nn.Module):
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         if self.granularity is Granularity.GLOBAL and (num_data is None or num_data < 1):
             raise ConfigError(
-                "Global cores have one KL per data set, so the model must know its size: pass "
+                "Global sites have one KL per data set, so the model must know its size: pass "
                 "num_data=len(training set)."
             )
-        if self.granularity is None and prior is not None:
+        if not parts and prior is not None:
             raise ConfigError(
-                "A prior was given but the cores are fixed to I; pass granularity='token', 'sequence' or 'global'."
+                f"A prior was given but nothing in {type(self).__name__} is random; take a structure with random "
+                "parts, such as StochasticCore."
             )
         check_options(rank, alpha, dropout)
         if not isinstance(likelihood, Likelihood):
@@ -119,11 +136,15 @@ class AdapterModel(nn.Module):
         require_unadapted(backbone)
         width = _width(backbone)
         paths = select(backbone, targets)
-        self.sites = _sites(paths, rank, self.granularity)
+        self.sites: list[Site] = []
+        if parts and self.granularity is not None:
+            sizes = {path: (rank, *linear_size(backbone.get_submodule(path))) for path in paths}
+            self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        by_path = {path: site for site in self.sites for path in site.layers}
+        own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
-            self.layers = list(install(backbone, paths, rank=rank, alpha=alpha, dropout=dropout, sites=by_path))
+            options = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
+            self.layers = list(install(backbone, paths, sites=own, **options))
             self.backbone = backbone
             self.likelihood = likelihood
             self.head = self.build_head(width)
@@ -155,28 +176,33 @@ class AdapterModel(nn.Module):
             self.likelihood.check(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
-        folds = 1
-        for size in outer:
-            folds *= size
-        forward_pass = ForwardPass(batch, outer, self.prior, self._draw_global(batch), len(self.sites), {})
+        weights = draw_weights(self.sites, self.prior, batch, self.num_data)
+        forward_pass = ForwardPass(batch, outer, self.prior, weights, len(self.sites), {})
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
             with running(forward_pass):
-                hidden = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()}).last_hidden_state
-            mask = batch.token_mask
-            features = self.pooling(hidden, None if mask is None else fold(mask, folds))
+                features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch).reshape(*outer, batch.size, -1)
             pyro.sample("obs", self.likelihood.distribution(outputs), obs=batch.targets)
         return outputs
 
-    def _draw_global(self, batch: Batch) -> dict[str, Tensor]:
-        cores: dict[str, Tensor] = {}
-        for site in self.sites:
-            if site.granularity is Granularity.GLOBAL and self.num_data is not None:
-                infer: Any = {CORE: CoreCall(site, None, None, batch.context, len(self.sites), {})}
-                with poutine.scale(scale=1.0 / self.num_data):
-                    value = pyro.sample(site.name, site.wrap(self.prior.core(site), None), infer=infer)
-                cores |= {path: value[..., i, :, :] for i, path in enumerate(site.layers)}
-        return cores
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
+        """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
+        hidden = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()}).last_hidden_state
+        mask = batch.token_mask
+        return self.pooling(hidden, None if mask is None else fold(mask, folds))
+
+    def start(self, site: Site) -> Tensor:
+        """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.
+
+        A: Kaiming-uniform, as in plain LoRA. B: U(±0.001), for exact zeros would make every dropout rate infinite.
+        Everything else: a draw from the prior; E = 0 together with B = 0 would give exactly zero gradients.
+        """
+        device = next(self.parameters()).device
+        if site.part is Part.A:
+            return torch.stack([kaiming(*site.event) for _ in site.layers]).reshape(site.shape).to(device)
+        if site.part is Part.B:
+            return torch.empty(site.shape, device=device).uniform_(-1e-3, 1e-3)
+        return self.prior.of(site).sample().clone()
 
     def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
         """A context in which the backbone is the frozen one."""
@@ -193,9 +219,7 @@ class AdapterModel(nn.Module):
             "rank": self.rank,
             "alpha": self.alpha,
             "dropout": self.dropout,
-            "granularity": None if self.granularity is None else self.granularity.value,
             "pooling": self.pooling.value,
-            "num_data": self.num_data,
         }
 
 
@@ -228,11 +252,3 @@ def _width(backbone: nn.Module) -> int:
     raise ConfigError(
         f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
     )
-
-
-def _sites(paths: Sequence[str], rank: int, granularity: Granularity | None) -> list[CoreSite]:
-    if granularity is None:
-        return []
-    if granularity is Granularity.GLOBAL:
-        return [CoreSite("core.global", tuple(paths), rank, granularity)]
-    return [CoreSite(f"core.{path}", (path,), rank, granularity) for path in paths]

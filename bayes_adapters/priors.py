@@ -1,4 +1,4 @@
-"""Priors over the core E of an adapter.
+"""Priors over the random parts of an adapter, the core E above all.
 
 A prior is given as any Pyro distribution, as a dictionary from site pattern to distribution, or as
 ``callable(name, shape)``. The default is ``N(0, 0.2²)`` on every entry of E, the choice of C-LoRA.
@@ -19,10 +19,11 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError, near_matches
 
 if TYPE_CHECKING:
-    from bayes_adapters.sites import CoreSite
+    from bayes_adapters.sites import Site
 
 PriorLike = (
     TorchDistributionMixin
@@ -46,34 +47,35 @@ def identity_normal(rank: int, scale: float = 0.2) -> TorchDistributionMixin:
 
 
 class Prior(nn.Module):
-    """The resolved prior: one distribution over an r×r core for each site.
+    """The resolved prior: one distribution over a single draw for each site.
 
     A module, so that the distributions' tensors follow the model to its device; they are buffers, never trained.
 
     Args:
         spec: a distribution whose batch and event shape broadcast to the site's shape; or pattern → distribution, where
             a pattern is a site name with ``*`` wildcards and the first match wins; or ``callable(name, shape)``.
-        sites: the model's core sites.
+        sites: the model's sites.
 
     Raises:
         ConfigError: a pattern matches no site, a site has no prior, or a shape does not broadcast.
     """
 
-    def __init__(self, spec: PriorLike, sites: Sequence[CoreSite]) -> None:
+    def __init__(self, spec: PriorLike, sites: Sequence[Site]) -> None:
         super().__init__()
         self._families: dict[str, tuple[str, int, dict[str, str]]] = {}
+        self._whole = {site.name: len(site.event) for site in sites}
         for i, (site, prior) in enumerate(zip(sites, _resolve(spec, sites), strict=True)):
             family, parameters, event_dim = _expand(prior, site)
             names = {key: f"site{i}_{key}" for key in parameters}
             for key, value in parameters.items():
                 self.register_buffer(names[key], value, persistent=False)
-            self._families[site.name] = (family, 2 - event_dim, names)
+            self._families[site.name] = (family, len(site.event) - event_dim, names)
 
-    def core(self, site: CoreSite) -> TorchDistributionMixin:
-        """Return the prior of one core of ``site``: batch shape () or (L,) for global sites, event shape (r, r)."""
+    def of(self, site: Site) -> TorchDistributionMixin:
+        """Return the prior of one draw of ``site``: batch shape () or, for global sites, (L,); its event shape."""
         family, reinterpreted, names = self._families[site.name]
         parameters = {key: getattr(self, buffer) for key, buffer in names.items()}
-        prior: TorchDistributionMixin = getattr(dist, family)(**parameters, validate_args=False).to_event(reinterpreted)
+        prior: TorchDistributionMixin = _family(family)(**parameters, validate_args=False).to_event(reinterpreted)
         return prior
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Prior(nn.Module):
                 "family": family,
                 # a number stands for a constant matrix only where every entry has its own scalar parameter
                 "parameters": {
-                    key: _compact(getattr(self, b)) if reinterpreted == 2 else getattr(self, b).tolist()
+                    key: _compact(getattr(self, b)) if reinterpreted == self._whole[site] else getattr(self, b).tolist()
                     for key, b in names.items()
                 },
             }
@@ -93,19 +95,22 @@ class Prior(nn.Module):
 
 def from_json(spec: Mapping[str, Any]) -> dict[str, TorchDistributionMixin]:
     """Rebuild the dictionary form of a prior from :meth:`Prior.to_json`."""
-    return {
-        site: getattr(dist, entry["family"])(**{k: torch.tensor(v) for k, v in entry["parameters"].items()})
-        for site, entry in spec.items()
-    }
+    out: dict[str, TorchDistributionMixin] = {}
+    for site, entry in spec.items():
+        family = _family(entry["family"])
+        if family is None:
+            raise ConfigError(f"There is no distribution {entry['family']!r}, the prior of {site!r}.")
+        out[site] = family(**{k: torch.tensor(v) for k, v in entry["parameters"].items()})
+    return out
 
 
-def _resolve(spec: PriorLike, sites: Sequence[CoreSite]) -> list[TorchDistributionMixin]:
+def _resolve(spec: PriorLike, sites: Sequence[Site]) -> list[TorchDistributionMixin]:
     if isinstance(spec, Mapping):
         names = [site.name for site in sites]
         for pattern in spec:
             if not fnmatch.filter(names, pattern):
                 raise ConfigError(
-                    f"The prior's key {pattern!r} matches no core site.{near_matches(pattern, names)} "
+                    f"The prior's key {pattern!r} matches no site.{near_matches(pattern, names)} "
                     f"Sites: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}."
                 )
         chosen: dict[str, Any] = {}
@@ -134,27 +139,28 @@ def _resolve(spec: PriorLike, sites: Sequence[CoreSite]) -> list[TorchDistributi
     return list(chosen.values())
 
 
-def _expand(prior: TorchDistributionMixin, site: CoreSite) -> tuple[str, dict[str, Tensor], int]:
+def _expand(prior: TorchDistributionMixin, site: Site) -> tuple[str, dict[str, Tensor], int]:
     """Expand a prior to its site's shape; return its family's name, its parameters and its own event dimensions."""
     base: Any = prior
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
     family, event_dim = type(base).__name__, base.event_dim
-    if event_dim > 2 or not hasattr(dist, family):
+    if event_dim > len(site.event) or _family(family) is None:
         raise ConfigError(
-            f"The prior {family} of {site.name!r} cannot be a prior over r×r matrices: take one of pyro.distributions."
+            f"The prior {family} of {site.name!r} cannot be a prior over tensors of shape {site.event}: take one of "
+            "pyro.distributions."
         )
     try:
         expanded = base.expand(site.shape[: len(site.shape) - event_dim])
         names = [n for n in base.arg_constraints if n in vars(expanded)] or list(base.arg_constraints)
         parameters = {n: torch.as_tensor(getattr(expanded, n)).detach().clone() for n in names}
-        rebuilt = getattr(dist, family)(**parameters)
+        rebuilt = _family(family)(**parameters)
         if rebuilt.batch_shape + rebuilt.event_shape != torch.Size(site.shape):
             raise ValueError(f"its shape is {tuple(base.batch_shape + base.event_shape)}")
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(
             f"The prior {family} of {site.name!r} does not fit the site's shape {site.shape}: {error}. "
-            "Give a scalar distribution, or one over r×r matrices."
+            "Give a scalar distribution, or one of that shape."
         ) from error
     return family, parameters, event_dim
 
@@ -163,3 +169,8 @@ def _compact(value: Tensor) -> Any:
     """A nested list, or one number when all entries are equal."""
     flat = value.flatten()
     return flat[0].item() if bool((flat == flat[0]).all()) else value.tolist()
+
+
+def _family(name: str) -> Any:
+    """The distribution class of this name, from Pyro or from this library; None if there is none."""
+    return LogUniform if name == LogUniform.__name__ else getattr(dist, name, None)

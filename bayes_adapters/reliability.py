@@ -9,8 +9,10 @@ the first forgets what was heard, the second keeps the best guess and makes its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +21,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, choice
 from bayes_adapters.handlers import base_distribution
 
 
@@ -27,9 +29,11 @@ class FrameDensity(nn.Module):
     """K Gaussians over single frames, one for each kind of training context (clean, noisy, …).
 
     Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
-    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` and ``tail`` are the 95 % quantile of d on held-out contexts
+    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` and ``tail`` are a quantile (95 %) of d on held-out contexts
     and its distance to their median, so about 95 % of contexts like those of training keep γ = 1. A missing context has
     γ = 1: what it means is learned, through the guide's null context.
+
+    The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 
     The distance to a class-conditional Gaussian is the out-of-distribution score of Lee et al. 2018 (arXiv 1807.03888);
     here the classes are kinds of recording. Nothing is trained by gradients: the tensors are buffers.
@@ -57,35 +61,62 @@ class FrameDensity(nn.Module):
     @classmethod
     @torch.no_grad()
     def fit(
-        cls, groups: Sequence[Float[Tensor, "N d"]], held_out: Sequence[Frames], *, ridge: float = 1e-3
+        cls,
+        groups: Sequence[Float[Tensor, "_ d"]],
+        held_out: Sequence[Frames],
+        *,
+        ridge: float = 1e-3,
+        quantile: float = 0.95,
     ) -> FrameDensity:
         """Estimate one Gaussian per group of frames, and the limit on held-out contexts.
 
         Args:
-            groups: for each kind of training context, its frames, shape (N_k, d), N_k ≥ 2.
-            held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 20 in all.
+            groups: for each kind of training context, its frames, shape (N_k, d), N_k > d: fewer span no covariance,
+                and the ridge alone would say how far is far.
+            held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 1 / (1 − quantile).
             ridge: added to each covariance's diagonal, as a share of its mean.
+            quantile: the share of contexts like ``held_out`` that keep γ = 1, above 0.5 and below 1. A higher one
+                distrusts fewer familiar contexts, and unfamiliar ones later.
 
         Returns:
             The density, float32, on the device of the first group; all groups and contexts must be there.
 
         Raises:
-            DataError: no groups, a group with fewer than two frames, frames that are constant, not finite or of
-                different widths, or fewer than 20 held-out contexts.
+            ConfigError: ``quantile`` is out of range.
+            DataError: no groups, a group with too few frames, frames that are constant, not finite or of different
+                widths, or too few held-out contexts.
         """
-        if not groups or min(len(g) for g in groups) < 2:
-            raise DataError("A frame density needs at least one group, and at least two frames in each.")
+        if not 0.5 < quantile < 1:
+            raise ConfigError(f"quantile is a share of held-out contexts, between 0.5 and 1; got {quantile}.")
+        if not groups:
+            raise DataError("A frame density needs at least one group of training frames; got none.")
         widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})
         if len(widths) != 1:
             raise DataError(f"All frames must have one width; got {widths}. Were they made by different encoders?")
-        count = sum(int(frames.present.sum()) for frames in held_out)
-        if count < 20:
-            raise DataError(f"A 95 % quantile needs at least 20 held-out contexts; got {count}.")
+        for k, frames in enumerate(groups):
+            if len(frames) <= widths[0]:
+                raise DataError(
+                    f"Group {k} has {len(frames)} frame{'s' * (len(frames) != 1)} of width {widths[0]}; a covariance "
+                    f"needs at least {widths[0] + 1} (one more than the width). Are these the frames of a few "
+                    "recordings only, or pooled to one a recording? Take more recordings or all their frames, join "
+                    "kinds of recording into one group, or do without reliability=."
+                )
+        count, needed = sum(int(frames.present.sum()) for frames in held_out), math.ceil(round(1 / (1 - quantile), 6))
+        if count < needed:
+            raise DataError(
+                f"The quantile {quantile:g} needs at least {needed} held-out contexts; got {count}. Hold out more "
+                "examples, or take a lower quantile."
+            )
         density = cls(widths[0], len(groups)).to(groups[0].device)
         for k, frames in enumerate(groups):
             density.means[k], density.whitening[k] = _gaussian(frames.double(), ridge, k)
         distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
-        median, limit = distances.quantile(torch.tensor([0.5, 0.95], device=distances.device)).unbind()
+        if not bool(distances.isfinite().all()):
+            raise DataError(
+                f"{int((~distances.isfinite()).sum())} of {count} held-out contexts have no finite distance: they hold "
+                "NaN, infinite or huge values. Look at these recordings; silent or corrupt ones are the usual cause."
+            )
+        median, limit = distances.quantile(torch.tensor([0.5, quantile], device=distances.device)).unbind()
         density.limit.copy_(limit)
         density.tail.copy_((limit - median).clamp_min(1e-6))
         return density
@@ -103,7 +134,16 @@ class FrameDensity(nn.Module):
         return torch.stack(per_component).amin(0)
 
     def forward(self, frames: Frames) -> Float[Tensor, "B"]:
-        """Return γ(a), shape (B,), in (0, 1]."""
+        """Return γ(a), shape (B,), in [0, 1]; it is 0 where the exponential underflows.
+
+        Raises:
+            ConfigError: the density is not fitted.
+        """
+        if bool(self.limit.isinf()):
+            raise ConfigError(
+                "The frame density is not fitted, so it would trust every context. Make it with FrameDensity.fit, or "
+                "load an adapter that was saved with one."
+            )
         return torch.exp(-(self.distance(frames) - self.limit).clamp_min(0.0) / self.tail)
 
     def config(self) -> dict[str, int]:
@@ -168,3 +208,80 @@ def fall_back(
     variance = variance + gamma * (1 - gamma) * (q.loc - centre).square()
     loc = q.loc if mode is Fallback.WIDEN else gamma * q.loc + (1 - gamma) * centre
     return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(2)
+
+
+class Reliability(nn.Module):
+    """Makes a guide less sure of contexts unlike those of training; guides that read context take ``reliability=``.
+
+    Formula: ``q ← N(moments of γ q + (1 − γ) f)`` with γ = ``density(frames)``; :func:`fall_back` writes them out.
+
+    Args:
+        density: fitted to the training contexts of the guide's modality.
+        fallback: ``"widen"``, f = N(μ_q, s²), or ``"prior"``, f = N(E_p[E], s²); see :class:`Fallback`.
+        scale: s, a standard deviation; None takes the prior's.
+
+    Raises:
+        ConfigError: ``density`` is no :class:`FrameDensity`, ``fallback`` is unknown, or ``scale`` no scale.
+
+    >>> Reliability(FrameDensity(context_dim=3, components=1), "prior", scale=1.0).config()
+    {'density': {'context_dim': 3, 'components': 1}, 'fallback': 'prior', 'scale': 1.0}
+    """
+
+    def __init__(
+        self, density: FrameDensity, fallback: Fallback | str = Fallback.WIDEN, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(density, FrameDensity):
+            raise ConfigError(
+                f"density must be a FrameDensity; got a {type(density).__name__}. Make one with FrameDensity.fit; a "
+                "configuration goes to Reliability.from_config."
+            )
+        if scale is not None and not 0 < scale < math.inf:
+            raise ConfigError(f"scale is a standard deviation and must be positive and finite, or None; got {scale}.")
+        self.density, self.fallback, self.scale = density, choice(Fallback, "fallback", fallback), scale
+
+    def forward(
+        self,
+        posterior: TorchDistributionMixin,
+        prior: TorchDistributionMixin,
+        frames: Frames | None,
+        scratch: dict[str, Tensor],
+    ) -> TorchDistributionMixin:
+        """Return ``posterior``, fallen back as far as each example's frames lie from the training contexts.
+
+        Args:
+            posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
+            prior: Gaussian that broadcasts to the posterior.
+            frames: the B contexts; None where the whole batch has none, and nothing is changed.
+            scratch: lives as long as a forward pass: its sites share γ, which is computed once.
+
+        Raises:
+            ConfigError: the density is not fitted, or a distribution is not Gaussian.
+        """
+        if frames is None:
+            return posterior
+        key = f"reliability-{id(self)}"
+        if key not in scratch:
+            scratch[key] = self.density(frames)
+        return fall_back(posterior, prior, scratch[key], self.scale, self.fallback)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_config` needs, as JSON; the density's tensors are saved with the guide's."""
+        return {"density": self.density.config(), "fallback": self.fallback.value, "scale": self.scale}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Reliability:
+        """Build what :meth:`config` describes, with an unfitted density whose tensors are loaded next.
+
+        Raises:
+            ConfigError: an entry is missing, surplus, or out of range.
+        """
+        density: Any = config.get("density")
+        known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
+        if not known or density.keys() != {"context_dim", "components"}:
+            raise ConfigError(
+                "A reliability's configuration has density (context_dim, components), fallback and scale, as "
+                f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
+                "Reliability(FrameDensity.fit(...))."
+            )
+        return cls(FrameDensity(**density), config["fallback"], config["scale"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bayes_adapters.errors import TargetError, near_matches
+from bayes_adapters.errors import ConfigError, TargetError, near_matches
 
 ALL_LINEAR = "all-linear"
 
@@ -47,6 +47,18 @@ def dimensions(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     return None
+
+
+def linear_size(module: nn.Module) -> tuple[int, int]:
+    """Return (in_features, out_features) of a layer that can be adapted.
+
+    Raises:
+        ConfigError: it is no such layer.
+    """
+    size = dimensions(module)
+    if size is None:
+        raise ConfigError(f"Cannot adapt a {type(module).__name__}; allowed: torch.nn.Linear, transformers Conv1D.")
+    return size
 
 
 def _matches(path: str, pattern: str | Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
-from bayes_adapters.batch import Batch
+from bayes_adapters.batch import Batch, Frames
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
 from bayes_adapters.files import load, load_task
 from bayes_adapters.guide import AdapterGuide
@@ -24,7 +24,6 @@ from bayes_adapters.model import AdapterModel
 from bayes_adapters.predict import predict
 
 TASK = "verify_prompts"
-_MAX_TOKENS = 64  # longer scripts were cut in training
 _POSITIONS = 50  # of the speech encoder, a second
 _THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99", "total_risk10")
 
@@ -38,6 +37,7 @@ class VerifyTask:
         speech_encoder: name or folder, for :func:`bayes_adapters.backbones.speech_encoder`.
         max_seconds: longest recording, seconds.
         frames_per_second: rate of the frames the guide reads; divides 50.
+        max_tokens: longest script in tokens; longer ones were cut in training.
         thresholds: ``total_q90``, ``total_q99``, ``epistemic_q90``, ``epistemic_q99``: quantiles of the uncertainty of
             validation pairs, nats; ``total_risk10``: the largest total uncertainty up to which at most 10 % of the
             answers to validation pairs were wrong, nats.
@@ -48,6 +48,7 @@ class VerifyTask:
     speech_encoder: str
     max_seconds: float
     frames_per_second: int
+    max_tokens: int
     thresholds: dict[str, float]
     calibration: dict[str, Any]
 
@@ -71,6 +72,7 @@ class VerifyTask:
             "speech_encoder": isinstance(task.get("speech_encoder"), str),
             "max_seconds": _is_positive(task.get("max_seconds")),
             "frames_per_second": task.get("frames_per_second") in (1, 2, 5, 10, 25, 50),
+            "max_tokens": isinstance(task.get("max_tokens"), int) and _is_positive(task.get("max_tokens")),
             "calibration": isinstance(task.get("calibration", {}), dict),
         } | {f"thresholds.{name}": _is_positive(given.get(name), zero=True) for name in _THRESHOLDS}
         wrong = [name for name, fine in right.items() if not fine]
@@ -84,6 +86,7 @@ class VerifyTask:
             task["speech_encoder"],
             float(task["max_seconds"]),
             int(task["frames_per_second"]),
+            task["max_tokens"],
             {name: float(given[name]) for name in _THRESHOLDS},
             dict(task.get("calibration", {})),
         )
@@ -165,7 +168,7 @@ class Verifier:
 
         Args:
             recording: an audio file of at most ``task.max_seconds``.
-            script: the text it should say.
+            script: the text it should say, of at most ``task.max_tokens`` tokens and what the tokenizer allows.
             samples: posterior draws S.
             seed: of the draws; the same seed gives the same answer.
 
@@ -175,20 +178,32 @@ class Verifier:
         """
         wave = self.task.check(recording, script)
         tokens = self.tokenizer(script, return_tensors="pt")
-        count = tokens["input_ids"].shape[1]
-        if count > _MAX_TOKENS:
+        count, limit = tokens["input_ids"].shape[1], min(self.task.max_tokens, self.tokenizer.model_max_length)
+        if count > limit:
             raise DataError(
-                f"The script is too long: {count} tokens, at most {_MAX_TOKENS} are allowed. Cut script and recording."
+                f"The script is too long: {count} tokens, at most {limit} are allowed. Cut script and recording."
             )
         frames = self.encoder([wave], pool=_POSITIONS // self.task.frames_per_second)
         inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        batch = Batch(inputs, context={"audio": frames.to(inputs["input_ids"].device)})
+        frames = Frames(as_stored(frames.values).float(), frames.mask).to(inputs["input_ids"].device)
+        batch = Batch(inputs, context={"audio": frames})
         answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed)
         probability, total, epistemic = (float(v[0]) for v in (answer.probs, answer.total, answer.epistemic))
         sentence, trusted = advice(total, epistemic, self.task.thresholds)
         return Verdict(
             probability, total, float(answer.aleatoric[0]), epistemic, f"{claim(probability)} {sentence}", trusted
         )
+
+
+def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """Round frames to float16, as training read them from its cache: what is verified is what was trained on.
+
+    >>> as_stored(torch.tensor([0.1])).float()
+    tensor([0.1000])
+    >>> as_stored(torch.tensor([0.1])).float().item() == torch.tensor(0.1).item()
+    False
+    """
+    return values.half()
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,10 +1,11 @@
 """Guides: one posterior family a file.
 
-Each has ``name``, ``serves``, ``__init__``, ``posterior``, ``config``, in that order.
+Each has ``name``, ``serves``, ``parts``, ``__init__``, ``posterior``, ``config``, in that order.
 """
 
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention
 from bayes_adapters.guides.delta import Delta as Delta
+from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
 from bayes_adapters.guides.mean_field import MeanField as MeanField
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.batch import Frames, find_frames
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import Fallback, FrameDensity, fall_back
-from bayes_adapters.sites import CoreCall
+from bayes_adapters.reliability import Reliability
+from bayes_adapters.sites import SiteCall
 
 
 def require_sizes(**sizes: int) -> None:
@@ -23,20 +22,16 @@ def require_sizes(**sizes: int) -> None:
             raise ConfigError(f"{name} must be at least 1; got {value}.")
 
 
-def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:
+def frames_of(call: SiteCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:
     """Return the call's frames of ``modality``, or None where the whole batch lacks them.
 
     Raises:
+        ConfigError: the call has other modalities only.
         DataError: frames of another width; or context missing for the batch or an example while the guide has no null
             context to stand in for it.
     """
-    frames = call.context.get(modality)
+    frames = find_frames(call.context, modality, context_dim, "guide")
     if frames is None:
-        if call.context:
-            given = sorted(call.context)
-            raise ConfigError(
-                f"The guide reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}"
-            )
         if not null_context:
             raise DataError(
                 f"The batch has no context {modality!r} and the guide was built with null_context=False. Pass "
@@ -44,11 +39,6 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
                 "null_context=True."
             )
         return None
-    if frames.values.shape[-1] != context_dim:
-        raise DataError(
-            f"The context {modality!r} is {frames.values.shape[-1]} wide; the guide was built with "
-            f"context_dim={context_dim}. Were the frames made by another encoder?"
-        )
     if not null_context and not bool(frames.present.all()):
         rows = (~frames.present).nonzero().flatten().tolist()
         raise DataError(
@@ -58,60 +48,34 @@ def frames_of(call: CoreCall, modality: str, context_dim: int, null_context: boo
     return frames
 
 
-def as_density(
-    reliability: FrameDensity | Mapping[str, int] | None, context_dim: int, model: AdapterModel
-) -> FrameDensity | None:
-    """Accept a fitted density, or the sizes of one whose tensors are about to be loaded.
+def as_reliability(
+    reliability: Reliability | Mapping[str, Any] | None, context_dim: int, model: AdapterModel
+) -> Reliability | None:
+    """Accept a reliability, or the configuration of one whose density's tensors are about to be loaded.
 
     Raises:
-        ConfigError: the density is of another width, or a prior of the model is no Gaussian to fall back to.
+        ConfigError: it is neither, its density is of another width, or a prior of the model is no Gaussian to fall
+            back to.
     """
     if reliability is None:
         return None
-    density = FrameDensity(**reliability) if isinstance(reliability, Mapping) else reliability
-    if density.context_dim != context_dim:
+    if isinstance(reliability, Mapping):
+        reliability = Reliability.from_config(reliability)
+    if not isinstance(reliability, Reliability):
         raise ConfigError(
-            f"The frame density is {density.context_dim} wide and the guide has context_dim={context_dim}. Fit it on "
-            "frames of the same encoder."
+            f"reliability must be a Reliability or None; got a {type(reliability).__name__}. Fit a density and pass "
+            "reliability=Reliability(density)."
+        )
+    if reliability.density.context_dim != context_dim:
+        raise ConfigError(
+            f"The frame density is {reliability.density.context_dim} wide and the guide has context_dim={context_dim}. "
+            "Fit it on frames of the same encoder."
         )
     for site in model.sites:
-        prior = base_distribution(model.prior.core(site))
+        prior = base_distribution(model.prior.of(site))
         if not isinstance(prior, torch.distributions.Normal):
             raise ConfigError(
                 f"reliability= falls back to a Gaussian prior; the prior of {site.name!r} is {type(prior).__name__}. "
                 "Take a Normal prior, or build the guide without reliability=."
             )
-    return density
-
-
-def weigh(
-    posterior: TorchDistributionMixin,
-    prior: TorchDistributionMixin,
-    frames: Frames | None,
-    reliability: FrameDensity | None,
-    fallback: Fallback,
-    fallback_scale: float | None,
-    call: CoreCall,
-) -> TorchDistributionMixin:
-    """Return the posterior, fallen back as far as ``frames`` lie from the training contexts."""
-    if reliability is None or frames is None:
-        return posterior
-    if "reliability" not in call.scratch:
-        call.scratch["reliability"] = reliability(frames)
-    return fall_back(posterior, prior, call.scratch["reliability"], fallback_scale, fallback)
-
-
-def as_scale(fallback_scale: float | None, reliability: object | None) -> float | None:
-    """Return ``fallback_scale``; raise :class:`ConfigError` if it is no scale, or nothing would ever use it."""
-    if fallback_scale is None:
-        return None
-    if not 0 < fallback_scale < math.inf:
-        raise ConfigError(
-            f"fallback_scale is a standard deviation and must be positive and finite, or None; got {fallback_scale}."
-        )
-    if reliability is None:
-        raise ConfigError(
-            f"fallback_scale={fallback_scale:g} has an effect only with reliability=, a fitted FrameDensity. Pass "
-            "one, or leave fallback_scale out."
-        )
-    return fallback_scale
+    return reliability

@@ -11,7 +11,7 @@ from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import CoreCall, Granularity
+from bayes_adapters.sites import Granularity, SiteCall
 
 
 class Contextual(AdapterGuide):
@@ -35,7 +35,7 @@ class Contextual(AdapterGuide):
         self.width, self.scale = width, choice(ScaleTransform, "scale", scale)
         self.heads = nn.ModuleDict({site_key(s): PosteriorHead(s.rank, s.rank, width, self.scale) for s in model.sites})
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         with fp32(call.z.device):
             return self.heads[site_key(call.site)](call.z, prior)
 

@@ -15,11 +15,11 @@ from bayes_adapters.batch import Frames
 from bayes_adapters.diagnostics import record
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
+from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import Fallback, FrameDensity
-from bayes_adapters.sites import CoreCall, Granularity
+from bayes_adapters.reliability import Reliability
+from bayes_adapters.sites import Granularity, SiteCall
 
 _SHARED = "shared"
 
@@ -48,10 +48,8 @@ class CrossAttention(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn the null pair; without it missing context is an error.
-        reliability: a density fitted to the training frames; the posterior is less sure where a context is far from
-            them (see :mod:`bayes_adapters.reliability`). None trusts every context.
-        fallback: ``"widen"`` keeps the posterior's mean and widens its scale, ``"prior"`` returns to the prior's mean.
-        fallback_scale: standard deviation of what it falls back to; None takes the prior's.
+        reliability: makes the posterior less sure where a context is far from those of training (see
+            :class:`bayes_adapters.reliability.Reliability`). None trusts every context.
     """
 
     name: ClassVar[str] = "cross_attention"
@@ -69,9 +67,7 @@ class CrossAttention(AdapterGuide):
         width: int = 64,
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
-        reliability: FrameDensity | Mapping[str, int] | None = None,
-        fallback: Fallback | str = Fallback.WIDEN,
-        fallback_scale: float | None = None,
+        reliability: Reliability | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model)
         require_sizes(context_dim=context_dim, dim=dim, heads=heads)
@@ -80,9 +76,7 @@ class CrossAttention(AdapterGuide):
         self.context_dim, self.dim, self.num_heads, self.share_kv = context_dim, dim, heads, share_kv
         self.modality, self.width, self.null_context = modality, width, null_context
         self.scale = choice(ScaleTransform, "scale", scale)
-        self.reliability = as_density(reliability, context_dim, model)
-        self.fallback = choice(Fallback, "fallback", fallback)
-        self.fallback_scale = as_scale(fallback_scale, reliability)
+        self.reliability = as_reliability(reliability, context_dim, model)
         keys = [site_key(s) for s in model.sites]
         kv_keys = [_SHARED] if share_kv else keys
         self.query = nn.ModuleDict({site_key(s): nn.Linear(s.rank, dim, bias=False) for s in model.sites})
@@ -93,14 +87,14 @@ class CrossAttention(AdapterGuide):
             {site_key(s): PosteriorHead(s.rank + dim, s.rank, width, self.scale) for s in model.sites}
         )
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         frames = frames_of(call, self.modality, self.context_dim, self.null_context)
         key = site_key(call.site)
         with fp32(call.z.device):
             posterior = self.heads[key](torch.cat([call.z, self._attend(key, frames, call)], -1), prior)
-            return weigh(posterior, prior, frames, self.reliability, self.fallback, self.fallback_scale, call)
+            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.scratch)
 
-    def _attend(self, site: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "*S B T c"]:
+    def _attend(self, site: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         *outer, size, length, _ = call.z.shape
         keys, values, mask = self._keys_values(_SHARED if self.share_kv else site, frames, call)
         query = self.query[site](call.z).reshape(-1, size, length, self.dim)
@@ -112,7 +106,7 @@ class CrossAttention(AdapterGuide):
         return out.reshape(*outer, size, length, self.dim)
 
     def _keys_values(
-        self, key: str, frames: Frames | None, call: CoreCall
+        self, key: str, frames: Frames | None, call: SiteCall
     ) -> tuple[Float[Tensor, "B H F h"], Float[Tensor, "B H F h"], Bool[Tensor, "B F"]]:
         if f"{key}.k" in call.scratch:
             return call.scratch[f"{key}.k"], call.scratch[f"{key}.v"], call.scratch[f"{key}.mask"]
@@ -145,8 +139,6 @@ class CrossAttention(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
-            "fallback": self.fallback.value,
-            "fallback_scale": self.fallback_scale,
         }
 
 

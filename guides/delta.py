@@ -10,7 +10,7 @@ from torch import nn
 
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import CoreCall, Granularity
+from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
 
 
 class Delta(AdapterGuide):
@@ -25,16 +25,15 @@ class Delta(AdapterGuide):
 
     name: ClassVar[str] = "delta"
     serves: ClassVar[frozenset[Granularity]] = frozenset(Granularity)
+    parts: ClassVar[frozenset[Part]] = REAL
     needs_sites: ClassVar[bool] = False
 
     def __init__(self, model: AdapterModel) -> None:
         super().__init__(model)
-        self.loc = nn.ParameterDict(
-            {site_key(s): nn.Parameter(model.prior.core(s).sample().clone()) for s in model.sites}
-        )
+        self.loc = nn.ParameterDict({site_key(s): nn.Parameter(model.start(s)) for s in model.sites})
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        return dist.Delta(self.loc[site_key(call.site)], event_dim=2)
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        return dist.Delta(self.loc[site_key(call.site)], event_dim=len(call.site.event))
 
     def config(self) -> dict[str, Any]:
         return {}

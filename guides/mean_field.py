@@ -1,49 +1,103 @@
-"""``MeanField``: an input-free Gaussian over each layer's core (weights, or the fixed-E control of C-LoRA)."""
+"""``MeanField``: an input-free Gaussian over a part of each layer's adapter (weights, or the fixed-E control)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import nn
+from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import CoreCall, Granularity
+from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
+
+
+class ScaleParameter(StrEnum):
+    """How the free number ρ of an entry becomes its standard deviation."""
+
+    LOG = "log"
+    """σ = exp(ρ)."""
+    ROOT = "root"
+    """σ = ρ², as in BLoB's code."""
+
+    def scale(self, rho: Tensor) -> Tensor:
+        """Return σ."""
+        return rho.exp() if self is ScaleParameter.LOG else rho.square()
+
+    def rho(self, scale: Tensor) -> Tensor:
+        """Return the (non-negative) ρ of σ."""
+        return scale.log() if self is ScaleParameter.LOG else scale.sqrt()
 
 
 class MeanField(AdapterGuide):
-    """``q(E_l) = Π_ij N(μ_lij, exp(log_scale_lij)²)`` with free μ and log_scale.
+    """``q(W) = Π_i N(μ_i, σ_i²)`` over every entry of every site, with free μ and σ.
 
-    Global sites: a posterior over weights, one draw a pass. Local sites: the fixed-E ("FE") control of C-LoRA, table 4:
-    each token draws its own core from the same q. μ starts at a draw from the prior (torch's generator).
+    Global sites: a posterior over weights, one draw a pass: BLoB where A is random, ScalaBL where the core's diagonal
+    is. Local cores: the fixed-E ("FE") control of C-LoRA, table 4: each token draws its own core from the same q. Where
+    μ starts is the model's to say (``AdapterModel.start``).
 
     Args:
-        model: any model with core sites.
-        init_scale: initial standard deviation of every entry.
+        model: any model with real-valued sites.
+        init_scale: initial standard deviation of every entry; a pair (low, high) draws √σ uniformly between the roots.
+        parameter: ``"log"`` or ``"root"``: what is trained in the place of σ.
+        positive_mean: train log μ rather than μ (ScalaBL); the start must then be positive.
     """
 
     name: ClassVar[str] = "mean_field"
     serves: ClassVar[frozenset[Granularity]] = frozenset(Granularity)
+    parts: ClassVar[frozenset[Part]] = REAL
 
-    def __init__(self, model: AdapterModel, *, init_scale: float = 0.1) -> None:
+    def __init__(
+        self,
+        model: AdapterModel,
+        *,
+        init_scale: float | Sequence[float] = 0.1,
+        parameter: ScaleParameter | str = ScaleParameter.LOG,
+        positive_mean: bool = False,
+    ) -> None:
         super().__init__(model)
-        if not 0 < init_scale < math.inf:
-            raise ConfigError(f"init_scale is a standard deviation and must be positive and finite; got {init_scale}.")
-        self.init_scale = init_scale
-        start = {site_key(s): model.prior.core(s).sample().clone() for s in model.sites}
-        self.loc = nn.ParameterDict({key: nn.Parameter(value) for key, value in start.items()})
-        self.log_scale = nn.ParameterDict(
-            {key: nn.Parameter(torch.full_like(value, math.log(init_scale))) for key, value in start.items()}
-        )
+        low, high = _interval(init_scale)
+        self.init_scale = init_scale if isinstance(init_scale, int | float) else (low, high)
+        self.parameter = choice(ScaleParameter, "parameter", parameter)
+        self.positive_mean = positive_mean
+        self.loc = nn.ParameterDict()
+        self.rho = nn.ParameterDict()
+        for site in model.sites:
+            start = model.start(site)
+            if positive_mean and not bool((start > 0).all()):
+                raise ConfigError(
+                    f"positive_mean=True trains log μ, but the start of {site.name!r} has entries ≤ 0. It is meant for "
+                    "DiagonalCore, whose diagonal starts at singular values."
+                )
+            root = torch.empty_like(start).uniform_(math.sqrt(low), math.sqrt(high))
+            self.loc[site_key(site)] = nn.Parameter(start.log() if positive_mean else start)
+            self.rho[site_key(site)] = nn.Parameter(self.parameter.rho(root.square()))
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
-        return dist.Normal(self.loc[key], self.log_scale[key].exp(), validate_args=False).to_event(2)
+        loc = self.loc[key].exp() if self.positive_mean else self.loc[key]
+        scale = self.parameter.scale(self.rho[key])
+        return dist.Normal(loc, scale, validate_args=False).to_event(len(call.site.event))
 
     def config(self) -> dict[str, Any]:
-        return {"init_scale": self.init_scale}
+        return {
+            "init_scale": self.init_scale,
+            "parameter": self.parameter.value,
+            "positive_mean": self.positive_mean,
+        }
+
+
+def _interval(init_scale: float | Sequence[float]) -> tuple[float, float]:
+    ends = [init_scale] * 2 if isinstance(init_scale, int | float) else list(init_scale)
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
+        raise ConfigError(
+            f"init_scale is a standard deviation and must be positive and finite, or a pair low ≤ high; got "
+            f"{init_scale}."
+        )
+    return ends[0], ends[1]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import choice
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._context import as_density, as_scale, frames_of, require_sizes, weigh
+from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.reliability import Fallback, FrameDensity
-from bayes_adapters.sites import CoreCall, Granularity
+from bayes_adapters.reliability import Reliability
+from bayes_adapters.sites import Granularity, SiteCall
 
 
 class PooledContext(AdapterGuide):
@@ -33,10 +33,8 @@ class PooledContext(AdapterGuide):
         width: hidden units of the posterior network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
         null_context: learn a vector (d_c) per layer that stands in for missing context; without it that is an error.
-        reliability: a density fitted to the training frames; the posterior is less sure where a context is far from
-            them (see :mod:`bayes_adapters.reliability`). None trusts every context.
-        fallback: ``"widen"`` keeps the posterior's mean and widens its scale, ``"prior"`` returns to the prior's mean.
-        fallback_scale: standard deviation of what it falls back to; None takes the prior's.
+        reliability: makes the posterior less sure where a context is far from those of training (see
+            :class:`bayes_adapters.reliability.Reliability`). None trusts every context.
     """
 
     name: ClassVar[str] = "pooled_context"
@@ -52,17 +50,13 @@ class PooledContext(AdapterGuide):
         width: int = 64,
         scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
-        reliability: FrameDensity | Mapping[str, int] | None = None,
-        fallback: Fallback | str = Fallback.WIDEN,
-        fallback_scale: float | None = None,
+        reliability: Reliability | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model)
         require_sizes(context_dim=context_dim, dim=dim)
         self.context_dim, self.dim, self.modality, self.width = context_dim, dim, modality, width
         self.scale, self.null_context = choice(ScaleTransform, "scale", scale), null_context
-        self.reliability = as_density(reliability, context_dim, model)
-        self.fallback = choice(Fallback, "fallback", fallback)
-        self.fallback_scale = as_scale(fallback_scale, reliability)
+        self.reliability = as_reliability(reliability, context_dim, model)
         keys = [site_key(s) for s in model.sites]
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in keys})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(dim)) for k in keys} if null_context else {})
@@ -70,17 +64,16 @@ class PooledContext(AdapterGuide):
             {site_key(s): PosteriorHead(s.rank + dim, s.rank, width, self.scale) for s in model.sites}
         )
 
-    def posterior(self, call: CoreCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         frames = frames_of(call, self.modality, self.context_dim, self.null_context)
         key = site_key(call.site)
         with fp32(call.z.device):
             context = self._context(key, frames, call)
             u = torch.cat([call.z, context[:, None].expand(*call.z.shape[:-1], self.dim)], -1)
-            return weigh(
-                self.heads[key](u, prior), prior, frames, self.reliability, self.fallback, self.fallback_scale, call
-            )
+            posterior = self.heads[key](u, prior)
+            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.scratch)
 
-    def _context(self, key: str, frames: Frames | None, call: CoreCall) -> Float[Tensor, "B c"]:
+    def _context(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "B c"]:
         if frames is None:
             return self.null[key].expand(call.z.shape[-3], self.dim)
         pooled = call.scratch.get("pooled")
@@ -98,6 +91,4 @@ class PooledContext(AdapterGuide):
             "scale": self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
-            "fallback": self.fallback.value,
-            "fallback_scale": self.fallback_scale,
         }

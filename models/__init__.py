@@ -3,6 +3,9 @@
 A model says structure, prior and likelihood; a guide says how cores are inferred.
 """
 
+from bayes_adapters.models.adapter_dropout import AdapterDropout as AdapterDropout
+from bayes_adapters.models.diagonal_core import DiagonalCore as DiagonalCore
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
 from bayes_adapters.models.lora import LoRA as LoRA
 from bayes_adapters.models.stochastic_core import StochasticCore as StochasticCore
+from bayes_adapters.models.stochastic_down import StochasticDown as StochasticDown

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.batch import Batch, find_frames
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.lora import LoRA
 
@@ -54,21 +54,10 @@ class FusionLoRA(LoRA):
         )
 
     def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
-        frames = batch.context.get(self.modality)
+        frames = find_frames(batch.context, self.modality, self.context_dim, "model")
         if frames is None:
-            if batch.context:
-                given = sorted(batch.context)
-                raise ConfigError(
-                    f"The model reads the modality {self.modality!r}; the batch has "
-                    f"{given}.{near_matches(self.modality, given)}"
-                )
             context = self.null.expand(batch.size, self.context_dim)
         else:
-            if frames.values.shape[-1] != self.context_dim:
-                raise DataError(
-                    f"The context {self.modality!r} is {frames.values.shape[-1]} wide; the model was built with "
-                    f"context_dim={self.context_dim}. Were the frames made by another encoder?"
-                )
             context = torch.where(frames.present[:, None], frames.mean(), self.null)
         context = context.repeat(features.shape[0] // batch.size, 1)
         return self.head(torch.cat([features.to(context.dtype), context], -1))

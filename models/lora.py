@@ -18,15 +18,10 @@ class LoRA(AdapterModel):
     Args:
         backbone: see :class:`AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        **options: the options of :class:`AdapterModel` other than ``granularity`` and ``prior``.
+        **options: the options of :class:`AdapterModel` that do not concern random parts.
     """
 
     structure: ClassVar[str] = "lora"
 
     def __init__(self, backbone: nn.Module, likelihood: Likelihood, **options: Any) -> None:
         super().__init__(backbone, likelihood, **options)
-
-    def config(self) -> dict[str, Any]:
-        config = super().config()
-        del config["granularity"], config["num_data"]
-        return config

@@ -9,7 +9,7 @@ from torch import nn
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike
-from bayes_adapters.sites import Granularity
+from bayes_adapters.sites import Granularity, Part
 
 
 class StochasticCore(AdapterModel):
@@ -36,4 +36,7 @@ class StochasticCore(AdapterModel):
         prior: PriorLike | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(backbone, likelihood, granularity=granularity, prior=prior, **options)
+        super().__init__(backbone, likelihood, parts=[Part.CORE], granularity=granularity, prior=prior, **options)
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"granularity": self.granularity, "num_data": self.num_data}

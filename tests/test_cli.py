@@ -17,14 +17,14 @@ import soundfile
 import torch
 from transformers import BertTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from bayes_adapters import Batch, Bernoulli, Gaussian, load, predict, save
+from bayes_adapters import Batch, Bernoulli, Frames, Gaussian, load, predict, save
 from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.cli import main
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, Delta
 from bayes_adapters.models import LoRA, StochasticCore
-from bayes_adapters.verify import Verifier, VerifyTask, advice, claim, pick_device
+from bayes_adapters.verify import Verifier, VerifyTask, advice, as_stored, claim, pick_device
 from tests.helpers import WIDTH, bert, gpt2
 
 LIMITS = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}
@@ -72,6 +72,7 @@ def task(home: Path) -> dict[str, Any]:
         "speech_encoder": str(home / "speech"),
         "max_seconds": 2.0,
         "frames_per_second": 25,
+        "max_tokens": 16,
         "thresholds": LIMITS,
         "calibration": {"ece": 0.02},
     }
@@ -135,8 +136,11 @@ def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
     assert frames.values.shape == (1, 25, WIDTH)
     tokens = tokenizer("your call", return_tensors="pt")
     inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    expected = predict(model, guide, Batch(inputs, context={"audio": frames}), num_samples=5, seed=0)
-    assert verdict["probability"] == float(expected.probs)
+    kept = Frames(frames.values.half().float(), frames.mask)  # training read them from a float16 cache
+    raw, expected = (
+        predict(model, guide, Batch(inputs, context={"audio": f}), num_samples=5, seed=0) for f in (frames, kept)
+    )
+    assert verdict["probability"] == float(expected.probs) != float(raw.probs)
     assert verdict["epistemic"] == float(expected.epistemic) > 0
     assert verdict["total"] == float(expected.total)
     assert math.isclose(verdict["total"], verdict["aleatoric"] + verdict["epistemic"], abs_tol=1e-6)
@@ -176,11 +180,29 @@ def test_the_recording_and_the_script_matter(home: Path) -> None:
         ("long.wav", "one", ["too long", "at most 2 s"]),
         ("good.wav", "", ["script ''", "no word"]),
         ("good.wav", "  ?!", ["no word"]),
-        ("good.wav", "one " * 80, ["too long: 82 tokens", "at most 64"]),
+        ("good.wav", "one " * 15, ["too long: 17 tokens", "at most 16"]),
     ],
 )
 def test_a_pair_that_cannot_be_verified(home: Path, run: Run, recording: str, script: str, says: list[str]) -> None:
     check_refusal(run("verify", home / recording, script, "--adapter", home / "adapter"), *says)
+
+
+def test_a_script_may_be_as_long_as_task_and_tokenizer_allow(home: Path) -> None:
+    verifier = Verifier.from_directory(home / "adapter", "cpu")
+    assert 0 < verifier.verify(home / "good.wav", "one " * 14, samples=1).probability < 1
+    verifier.tokenizer.model_max_length = 9
+    verifier.verify(home / "good.wav", "one " * 7, samples=1)
+    with pytest.raises(DataError, match="too long: 10 tokens, at most 9"):
+        verifier.verify(home / "good.wav", "one " * 8, samples=1)
+
+
+def test_frames_are_rounded_as_they_are_stored() -> None:
+    values = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    kept = as_stored(values)
+    assert kept.dtype == torch.float16
+    assert not torch.equal(kept.float(), values)
+    torch.testing.assert_close(kept.float(), values, rtol=2**-11, atol=1e-6)
+    assert torch.equal(as_stored(kept.float()), kept)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +228,9 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda f: edit(f, lambda t: t.update(task="sentiment")), ["'sentiment'", "not for 'verify_prompts'"]),
         (lambda f: edit(f, lambda t: t["thresholds"].pop("total_q90")), ["thresholds.total_q90"]),
         (lambda f: edit(f, lambda t: t.update(max_seconds=-1, frames_per_second=7)), ["max_seconds, frames_"]),
+        (lambda f: edit(f, lambda t: t.pop("max_tokens")), ["misstates max_tokens"]),
+        (lambda f: edit(f, lambda t: t.update(max_tokens=2.5)), ["misstates max_tokens"]),
+        (lambda f: edit(f, lambda t: t.update(max_tokens=0)), ["misstates max_tokens"]),
         (lambda f: edit(f, lambda t: t.update(text_backbone=str(f.parent / "gone"))), ["no model folder", "gone"]),
     ],
 )

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters import Batch, Frames
+from bayes_adapters import Batch, Bernoulli, Frames
+from bayes_adapters.batch import find_frames
 from bayes_adapters.diagnostics import collecting
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, CrossAttention
+from bayes_adapters.guides import Contextual, CrossAttention, PooledContext
+from bayes_adapters.models import FusionLoRA
 from tests.helpers import (
     CONTEXT,
     GUIDES,
     assert_same,
+    bert,
     core_model,
     differ,
     moments,
@@ -100,6 +103,28 @@ def test_context_errors() -> None:
         CrossAttention(core_model(), context_dim=7, dim=4)(batch)
     with pytest.raises(ConfigError, match=r"reads the modality 'audoi'.*Did you mean 'audio'"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
+
+
+def test_guides_and_the_fused_model_find_frames_by_the_same_rule() -> None:
+    """What the rule says of a batch is what each reader says of it, word for word."""
+    batch = token_batch()
+    frames = batch.context["audio"]
+    assert find_frames(batch.context, "audio", CONTEXT, "guide") is frames
+    assert find_frames({}, "audio", CONTEXT, "guide") is None
+    readers = [
+        (CrossAttention(core_model(), context_dim=CONTEXT, dim=4), "guide"),
+        (PooledContext(core_model(), context_dim=CONTEXT, dim=4), "guide"),
+        (FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT), "model"),
+    ]
+    narrow = Frames(frames.values[..., :2], frames.mask)
+    for context in ({"audi": frames}, {"audio": narrow}, {"audio": narrow, "video": frames}):
+        for run, reader in readers:
+            with pytest.raises((ConfigError, DataError)) as expected:
+                find_frames(context, "audio", CONTEXT, reader)
+            with pytest.raises(expected.type) as found:
+                run(Batch(batch.inputs, batch.targets, context))
+            assert str(found.value) == str(expected.value)
+            assert f"The {reader} " in str(found.value) or f"the {reader} " in str(found.value)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

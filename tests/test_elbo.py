@@ -74,7 +74,7 @@ def _fixed(model: StochasticCore, mu: float, sigma: float) -> MeanField:
     with torch.no_grad():
         for key in guide.loc:
             guide.loc[key].fill_(mu)
-            guide.log_scale[key].fill_(math.log(sigma))
+            guide.rho[key].fill_(math.log(sigma))
     return guide
 
 

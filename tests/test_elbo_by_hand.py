@@ -98,7 +98,7 @@ def _posterior(name: str, model: StochasticCore, guide: Any, batch: Batch) -> Po
     def mean_field(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
         key = f"core.{path}".replace(".", "-")
         shape = (*z.shape[:-1], model.rank, model.rank)
-        return guide.loc[key].expand(shape), guide.log_scale[key].exp().expand(shape)
+        return guide.loc[key].expand(shape), guide.rho[key].exp().expand(shape)
 
     return {"contextual": contextual, "pooled_context": pooled, "mean_field": mean_field}.get(name, cross)
 

@@ -34,6 +34,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, 
 from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.reliability import FrameDensity, Reliability
 from tests.helpers import CONTEXT, bert, core_model, token_batch, vit
 
 NAN, INF = float("nan"), float("inf")
@@ -79,7 +80,7 @@ MODEL_OPTIONS: dict[str, tuple[dict[str, Any], type[BayesAdaptersError], list[st
     "prior of nothing": (
         {"prior": {"core.*.qery": dist.Normal(0.0, 1.0), "*": dist.Normal(0.0, 1.0)}},
         ConfigError,
-        ["'core.*.qery' matches no core site", "Sites: core.encoder.layer.0"],
+        ["'core.*.qery' matches no site", "Sites: core.encoder.layer.0"],
     ),
     "prior of half": ({"prior": {"*query": dist.Normal(0.0, 1.0)}}, ConfigError, ["self.value'", "pattern '*'"]),
     "prior too wide": ({"prior": dist.Normal(torch.zeros(5, 5), 1.0)}, ConfigError, ["(3, 3)", "scalar distribution"]),
@@ -248,14 +249,42 @@ BATCHES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "too few numbers": (lambda: Batch({"input_ids": IDS}, index=torch.arange(3)), ["same number", "'index': 3"]),
     "one number": (lambda: Batch({"input_ids": torch.tensor(3)}), ["inputs['input_ids']", "without dimensions"]),
+    "one row": (lambda: Batch({"input_ids": IDS})[2], ["got the int 2", "a slice", "batch[2:3]", "torch.tensor([2])"]),
+    "the last row": (
+        lambda: Batch({"input_ids": IDS})[-1],
+        ["the int -1", "batch[-1:] or batch[torch.tensor([-1])]"],
+    ),
+    "a row's number in a tensor": (
+        lambda: Batch({"input_ids": IDS})[torch.tensor(2)],
+        ["of shape ()", "(n,)"],
+    ),
+    "rows of a table": (lambda: Batch({"input_ids": IDS})[torch.ones(4, 6).bool()], ["shape (4, 6)", "(n,)"]),
+    "rows in a list": (lambda: Batch({"input_ids": IDS})[[0, 2]], ["got a list"]),  # type: ignore[index]
+    "one row's frames": (lambda: Frames(FRAMES, TRUE)[2], ["got the int 2", "frames[2:3]"]),  # type: ignore[index]
+    "loop over rows": (lambda: list(Batch({"input_ids": IDS})), ["got the int 0", "slice"]),  # type: ignore[call-overload]
     "lists": (lambda: Batch({"input_ids": [[1, 2]]}), ["inputs['input_ids']", "a list"]),  # type: ignore[dict-item]
 }
 
 
+UNTYPED: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "a density for a reliability": (
+        lambda: CrossAttention(core_model(), context_dim=CONTEXT, reliability=FrameDensity(CONTEXT, 1)),  # type: ignore
+        ["a FrameDensity", "reliability=Reliability(density)"],
+    ),
+    "yes for a reliability": (
+        lambda: PooledContext(core_model(), context_dim=CONTEXT, reliability=True),  # type: ignore
+        ["a bool", "reliability=Reliability(density)"],
+    ),
+    "a config for a density": (
+        lambda: Reliability({"context_dim": 3, "components": 1}),  # type: ignore
+        ["a dict", "FrameDensity.fit", "Reliability.from_config"],
+    ),
+}
+
 _PLAIN = """
 import json, runpy
-answers = {}
-for case, (make, _) in runpy.run_path("tests/test_errors.py")["BATCHES"].items():
+answers, cases = {}, runpy.run_path("tests/test_errors.py")
+for case, (make, _) in (cases["BATCHES"] | cases["UNTYPED"]).items():
     try:
         answers[case] = ["no error", repr(make())]
     except Exception as error:
@@ -277,6 +306,14 @@ def test_a_batch_that_cannot_be(case: str, answers: dict[str, list[str]]) -> Non
     kind, message = answers[case]
     assert kind == "DataError", message
     for phrase in BATCHES[case][1]:
+        assert phrase in message
+
+
+@pytest.mark.parametrize("case", UNTYPED)
+def test_an_argument_of_another_type(case: str, answers: dict[str, list[str]]) -> None:
+    kind, message = answers[case]
+    assert kind == "ConfigError", message
+    for phrase in UNTYPED[case][1]:
         assert phrase in message
 
 

@@ -36,7 +36,7 @@ from bayes_adapters.files import describe
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.priors import identity_normal
-from bayes_adapters.reliability import FrameDensity
+from bayes_adapters.reliability import FrameDensity, Reliability
 from bayes_adapters.targets import Targets
 from tests.helpers import CONTEXT, bert, gpt2, token_batch, vit, whisper
 
@@ -90,8 +90,8 @@ def check_round_trip(saved: Pair, fresh: nn.Module, batch: Batch, folder: Path) 
         assert (a is None and b is None) or torch.equal(a, b), name
     assert again.prior.to_json() == model.prior.to_json()
     for site in model.sites:
-        assert type(again.prior.core(site)) is type(model.prior.core(site))
-        assert torch.equal(again.prior.core(site).mean, model.prior.core(site).mean.float())
+        assert type(again.prior.of(site)) is type(model.prior.of(site))
+        assert torch.equal(again.prior.of(site).mean, model.prior.of(site).mean.float())
     trained = {"model." + k: v for k, v in model.trainable_parameters().items()}
     assert trained.keys() <= load_file(folder / "adapter.safetensors").keys()
     return again, guide_again
@@ -122,7 +122,8 @@ def test_a_frame_density_comes_back_with_its_prior(guide: Any, dtype: torch.dtyp
     frames = token_batch().context["audio"]
     density = FrameDensity.fit([torch.randn(60, CONTEXT), torch.randn(60, CONTEXT) - 1], [frames] * 10)
     density.limit.mul_(0.3)
-    model, guide = pair(guide=guide, context_dim=CONTEXT, reliability=density, prior=dist.Normal(0.3, 0.7))
+    reliability = Reliability(density, "prior", 0.4)
+    model, guide = pair(guide=guide, context_dim=CONTEXT, reliability=reliability, prior=dist.Normal(0.3, 0.7))
     assert (density(frames)[frames.present] < 0.99).all()
     model.to(dtype)
     check_round_trip((model, guide), bert().to(dtype), token_batch().without_targets(), tmp_path)

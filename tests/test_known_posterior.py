@@ -83,7 +83,7 @@ def test_mean_field_recovers_a_known_gaussian_posterior(rank: int) -> None:
     key = "core-global"
     torch.testing.assert_close(guide.loc[key].flatten().detach(), mean, rtol=0.0, atol=0.02)
     torch.testing.assert_close(
-        guide.log_scale[key].exp().flatten().detach(), precision.diagonal() ** -0.5, rtol=0.03, atol=0.0
+        guide.rho[key].exp().flatten().detach(), precision.diagonal() ** -0.5, rtol=0.03, atol=0.0
     )
 
 

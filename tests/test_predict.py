@@ -144,7 +144,7 @@ def test_mean_only_is_one_pass_at_the_posterior_mean() -> None:
     assert found.num_samples == 1
     assert found.epistemic.max() < 1e-6
     with torch.no_grad():
-        guide.log_scale["core-global"].fill_(-40.0)
+        guide.rho["core-global"].fill_(-40.0)
     same(found, predict(model, guide, batch, num_samples=2))
 
 

@@ -11,16 +11,16 @@ import torch
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.priors import Prior, from_json, identity_normal, zero_normal
-from bayes_adapters.sites import CoreSite, Granularity
+from bayes_adapters.sites import Granularity, Part, Site
 
-A = CoreSite("core.a.query", ("a.query",), 3, Granularity.TOKEN)
-B = CoreSite("core.b.value", ("b.value",), 3, Granularity.SEQUENCE)
-G = CoreSite("core.global", ("a.query", "b.value"), 3, Granularity.GLOBAL)
+A = Site("core.a.query", Part.CORE, ("a.query",), (3, 3), Granularity.TOKEN)
+B = Site("core.b.value", Part.CORE, ("b.value",), (3, 3), Granularity.SEQUENCE)
+G = Site("core.global", Part.CORE, ("a.query", "b.value"), (3, 3), Granularity.GLOBAL)
 X = torch.randn(3, 3)
 
 
-def log_prob(prior: Prior, site: CoreSite, value: torch.Tensor = X) -> torch.Tensor:
-    core = prior.core(site)
+def log_prob(prior: Prior, site: Site, value: torch.Tensor = X) -> torch.Tensor:
+    core = prior.of(site)
     assert core.event_shape == (3, 3)
     assert core.batch_shape == ((2,) if site is G else ())
     return core.log_prob(value)
@@ -53,7 +53,7 @@ FORMS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("name", list(FORMS))
 @pytest.mark.parametrize("site", [A, B, G], ids=["token", "sequence", "global"])
-def test_density(name: str, site: CoreSite) -> None:
+def test_density(name: str, site: Site) -> None:
     spec, expected = FORMS[name]
     found = log_prob(Prior(spec, [site]), site)
     torch.testing.assert_close(found, expected(X).expand(found.shape), rtol=1e-5, atol=1e-5)
@@ -61,7 +61,7 @@ def test_density(name: str, site: CoreSite) -> None:
 
 @pytest.mark.parametrize("name", list(FORMS))
 @pytest.mark.parametrize("site", [A, G], ids=["token", "global"])
-def test_json_round_trip(name: str, site: CoreSite) -> None:
+def test_json_round_trip(name: str, site: Site) -> None:
     prior = Prior(FORMS[name][0], [site])
     text = json.dumps(prior.to_json())
     again = Prior(from_json(json.loads(text)), [site])
@@ -71,8 +71,8 @@ def test_json_round_trip(name: str, site: CoreSite) -> None:
 
 def test_patterns_first_match_wins() -> None:
     prior = Prior({"*.value": zero_normal(1.0), "core.a.*": zero_normal(2.0), "*": zero_normal(3.0)}, [A, B])
-    assert prior.core(A).stddev.unique().tolist() == [2.0]
-    assert prior.core(B).stddev.unique().tolist() == [1.0]
+    assert prior.of(A).stddev.unique().tolist() == [2.0]
+    assert prior.of(B).stddev.unique().tolist() == [1.0]
 
 
 def test_callable_sees_name_and_shape() -> None:
@@ -84,13 +84,13 @@ def test_callable_sees_name_and_shape() -> None:
 
     prior = Prior(build, [A, G])
     assert seen == {"core.a.query": (3, 3), "core.global": (2, 3, 3)}
-    assert prior.core(G).stddev.unique().item() == pytest.approx(0.1)
+    assert prior.of(G).stddev.unique().item() == pytest.approx(0.1)
 
 
 def test_a_global_prior_may_differ_between_layers() -> None:
     loc = torch.tensor([1.0, 5.0])[:, None, None].expand(2, 3, 3)
     prior = Prior(dist.Normal(loc, 1.0), [G])
-    assert prior.core(G).mean[:, 0, 0].tolist() == [1.0, 5.0]
+    assert prior.of(G).mean[:, 0, 0].tolist() == [1.0, 5.0]
 
 
 def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
@@ -107,7 +107,7 @@ def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
     [
         (
             {"core.a.qery": zero_normal(), "*": zero_normal()},
-            r"'core.a.qery' matches no core site. Did you mean 'core.a.query'",
+            r"'core.a.qery' matches no site. Did you mean 'core.a.query'",
         ),
         ({"core.a.*": zero_normal()}, r"No key of the prior matches the site 'core.b.value'"),
         (dist.Normal(torch.zeros(4, 4), 1.0), r"does not fit the site's shape \(3, 3\)"),

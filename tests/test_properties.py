@@ -190,7 +190,7 @@ def test_kl_of_any_two_gaussians(rank: int, m: float, s: float, prior_m: float, 
     with torch.no_grad():
         for key in guide.loc:
             guide.loc[key].fill_(m)
-            guide.log_scale[key].fill_(torch.tensor(s).log())
+            guide.rho[key].fill_(torch.tensor(s).log())
     batch = Batch({"input_ids": torch.ones(3, 2, dtype=torch.long)}, torch.zeros(3))
     exact = torch.distributions.kl_divergence(
         torch.distributions.Normal(m, s), torch.distributions.Normal(prior_m, prior_s)

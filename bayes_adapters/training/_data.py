@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
@@ -170,14 +171,44 @@ def own_generators(data: Any) -> Sequence[torch.Generator]:
     return [g for g in found if isinstance(g, torch.Generator)]
 
 
+def count(data: Any) -> int | None:
+    """Return the number of batches an epoch has, or None where nobody knows."""
+    return len(data) if _has_len(data) else None
+
+
 def describe(data: Any) -> dict[str, Any]:
-    """Return what must be the same for a run to be continued, as JSON."""
-    out: dict[str, Any] = {"batches": len(data) if _has_len(data) else None}
+    """Return what must be the same for a run to be continued, as JSON.
+
+    Beside what is known of the library's own classes and a DataLoader, that is whatever ``identity()`` says of the data
+    and of the data set behind them, where they have that method.
+
+    Raises:
+        ConfigError: an identity is no dictionary, or holds something else than JSON.
+    """
+    out: dict[str, Any] = {"batches": count(data)}
     if isinstance(data, Batches):
         out |= {"examples": data.examples, "batch_size": data.batch_size, "shuffle": data.shuffle, "seed": data.seed}
     if isinstance(data, DataLoader):
         out |= {"batch_size": data.batch_size}
-    return out
+    parts = {"identity": data}
+    if isinstance(data, (Batches, DataLoader)):
+        parts["dataset"] = data.dataset
+    return out | {name: _identity(part) for name, part in parts.items() if callable(getattr(part, "identity", None))}
+
+
+def _identity(part: Any) -> dict[str, Any]:
+    found = part.identity()
+    try:
+        fine = isinstance(found, dict) and bool(json.dumps(found, allow_nan=False))
+        reason = f"it is a {type(found).__name__}"
+    except (TypeError, ValueError) as error:
+        fine, reason = False, str(error)
+    if not fine:
+        raise ConfigError(
+            f"{type(part).__name__}.identity() must return a dictionary of JSON, which checkpoints can hold: {reason}. "
+            "Use strings, finite numbers, lists and dicts; of large things, a checksum."
+        )
+    return dict(found)
 
 
 def _has_len(data: Any) -> bool:

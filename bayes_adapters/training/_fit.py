@@ -97,7 +97,10 @@ def fit(
         model: the model.
         guide: the guide made for it, on the same device.
         data: what can be read once an epoch: a list of :class:`Batch`, :func:`batches`, a DataLoader that yields Batch.
-            ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with 0, 1, … where it exists.
+            ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with 0, 1, … where it exists. What
+            ``identity()`` of it or its data set returns, a dictionary of JSON (size, seed, checksum, …, the same in
+            every epoch), must be the same for a run to be continued; without it only the number of batches and what
+            batches() and a DataLoader know are compared.
         epochs: passes over the data.
         max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
             with validation.
@@ -185,7 +188,7 @@ def fit(
     if resume:
         loop.resume()
     state = loop.state
-    total = _data.describe(data)["batches"]
+    total = _data.count(data)
     with closing(
         reporters(progress, epochs, total, None if tensorboard is None else Path(tensorboard), state.step)
     ) as report:

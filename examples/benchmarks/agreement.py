@@ -17,7 +17,7 @@ from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Batch, Bernoulli, G
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import KeyedDraws, base_distribution
 from bayes_adapters.models import StochasticCore
-from bayes_adapters.sites import CORE
+from bayes_adapters.sites import SITE
 from examples.benchmarks.handwritten import disagreement
 from examples.benchmarks.workload import Backbones, Sizes, fill_up_projections, make_batch
 
@@ -131,7 +131,7 @@ def _not_float32(guide: AdapterGuide) -> list[str]:
     wrong = []
     nodes: Any = guide.trace.nodes
     for name, site in nodes.items():
-        if site["type"] != "sample" or (CORE not in site["infer"] and name != "obs"):
+        if site["type"] != "sample" or (SITE not in site["infer"] and name != "obs"):
             continue
         base = base_distribution(site["fn"])
         parts = {k: v for k, v in vars(base).items() if isinstance(v, Tensor) and v.is_floating_point()}

@@ -115,6 +115,11 @@ class LengthBatches:
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued; see :func:`bayes_adapters.training.fit`."""
+        own = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        return own | {"dataset": self.dataset.identity()}
+
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 

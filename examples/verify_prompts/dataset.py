@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -84,7 +86,7 @@ class PairDataset(Dataset[Item]):
             )
         if not self.pairs:
             raise DataError("The data set has no pairs. Is the split empty, or were the foreign prompts not loaded?")
-        self._store, self._tokenizer, self._max_tokens = store, tokenizer, max_tokens
+        self._store, self._tokenizer, self.max_tokens = store, tokenizer, max_tokens
         self._draws, self._hard, self._seed, self._epoch = draws, hard, seed, 0
         self._tokens: dict[str, tuple[int, ...]] = {}
         self._right = {(pair.language, pair.recording_key): pair.script_text for pair in self.pairs if pair.label == 1}
@@ -104,7 +106,7 @@ class PairDataset(Dataset[Item]):
             conditions=conditions,
             draws=self._draws,
             seed=self._seed,
-            max_tokens=self._max_tokens,
+            max_tokens=self.max_tokens,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -126,6 +128,20 @@ class PairDataset(Dataset[Item]):
             pair = Pair(pair.recording_key, pair.language, script, 0, kind)
         return pair, condition, draw
 
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides what the items are, but the epoch: a checkpointed run refuses to go on with other."""
+        pairs = hashlib.sha256(json.dumps([astuple(pair) for pair in self.pairs]).encode()).hexdigest()
+        return {
+            "examples": len(self),
+            "pairs": pairs[:16],
+            "conditions": self._conditions,
+            "draws": self._draws,
+            "fresh": self._wrong is not None,
+            "hard": self._hard,
+            "seed": self._seed,
+            "max_tokens": self.max_tokens,
+        }
+
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < len(self.pairs):
             raise IndexError(f"The data set has {len(self.pairs)} pairs; there is no number {index}.")
@@ -138,7 +154,7 @@ class PairDataset(Dataset[Item]):
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if text not in self._tokens:
-            self._tokens[text] = tuple(self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"])
+            self._tokens[text] = tuple(self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"])
         return self._tokens[text]
 
 

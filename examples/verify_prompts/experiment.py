@@ -13,8 +13,9 @@ import torch
 
 from bayes_adapters import AdapterGuide, AdapterModel, predict
 from bayes_adapters.likelihoods import Prediction
-from bayes_adapters.metrics import Decomposition
+from bayes_adapters.metrics import Decomposition, correct
 from bayes_adapters.records import Record, score
+from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
 from examples.verify_prompts.corpus import Corpus, LengthBatches
 from examples.verify_prompts.dataset import MISSING
@@ -98,16 +99,10 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
-    weighed = settings.reliability and method in READS_FRAMES
-    density = corpus.density(settings.mix) if weighed else None
-    parts = Build(
-        corpus.backbone(),
-        corpus.frame_width,
-        prior_scale=settings.prior_scale,
-        reliability=density,
-        fallback=settings.fallback,
-        fallback_scale=settings.fallback_scale,
-    )
+    reliability = None
+    if settings.reliability and method in READS_FRAMES:
+        reliability = Reliability(corpus.density(settings.mix), settings.fallback, settings.fallback_scale)
+    parts = Build(corpus.backbone(), corpus.frame_width, prior_scale=settings.prior_scale, reliability=reliability)
     model, guide = build(method, parts)
     model.to(settings.device)
     guide.to(settings.device)
@@ -193,7 +188,9 @@ def _to_cpu(prediction: Prediction) -> Prediction:
 def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> dict[str, Any]:
     """What ``bayes-adapters verify`` needs beside the adapter: encoders, and uncertainty seen on validation pairs."""
     clean = corpus.evaluation("validation", "clean")
-    prediction, _ = predict_all(trained, clean, replace(settings, samples=VERIFY_SAMPLES))
+    prediction, order = predict_all(trained, clean, replace(settings, samples=VERIFY_SAMPLES))
+    labels = torch.tensor([pair.label for pair in clean.pairs])
+    wrong = ~correct(prediction.probs[order], labels)
     quantiles = torch.tensor([0.9, 0.99])
     total, epistemic = prediction.total.quantile(quantiles), prediction.epistemic.quantile(quantiles)
     return {
@@ -202,11 +199,27 @@ def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> di
         "speech_encoder": "openai/whisper-tiny.en",
         "max_seconds": 5.0,
         "frames_per_second": 25,
+        "max_tokens": clean.max_tokens,
         "calibration": {"validation_pairs": len(clean.pairs), "samples": VERIFY_SAMPLES},
         "thresholds": {
             "total_q90": float(total[0]),
             "total_q99": float(total[1]),
             "epistemic_q90": float(epistemic[0]),
             "epistemic_q99": float(epistemic[1]),
+            "total_risk10": risk_limit(prediction.total[order], wrong, 0.1),
         },
     }
+
+
+def risk_limit(uncertainty: torch.Tensor, wrong: torch.Tensor, rate: float) -> float:
+    """Return the largest u such that at most ``rate`` of the answers of uncertainty ≤ u are wrong; 0 where none is.
+
+    Args:
+        uncertainty: shape (N,), ≥ 0.
+        wrong: shape (N,), bool.
+        rate: of errors, 0 to 1.
+    """
+    limits = uncertainty.unique()
+    kept = uncertainty <= limits[:, None]
+    allowed = (kept & wrong).sum(-1).double() / kept.sum(-1) <= rate
+    return float(limits[allowed].max()) if bool(allowed.any()) else 0.0

@@ -30,6 +30,7 @@ from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import SpeechEncoder, cache_folder, speech_encoder
 from bayes_adapters.corruption import Condition, corrupt
 from bayes_adapters.errors import DataError, near_matches
+from bayes_adapters.verify import as_stored
 from examples.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
 
 FORMAT = 1
@@ -190,7 +191,7 @@ class FrameStore:
         for keys in _chunks(sorted(self._prompts[language]), self._batch_size):
             frames = self._encoder([self.corrupted(language, condition, key, draw) for key in keys], pool=POOL)
             for key, values, mask in zip(keys, frames.values, frames.mask, strict=True):
-                piece = values[mask].half().cpu()
+                piece = as_stored(values[mask]).cpu()
                 rows[key] = (end, end + len(piece))
                 end += len(piece)
                 pieces.append(piece)

@@ -14,7 +14,7 @@ from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
 from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
-from bayes_adapters.reliability import FrameDensity
+from bayes_adapters.reliability import Reliability
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
 
@@ -27,26 +27,17 @@ class Build:
         backbone: the frozen text encoder; changed in place.
         frame_width: d_a of the audio frames.
         prior_scale: β of the prior N(0, β²) on the cores.
-        reliability: density of the training frames, for guides that read frames; None trusts every recording.
-        fallback, fallback_scale: what the posterior falls back to, and its standard deviation.
+        reliability: of guides that read frames, with the density of the training frames; None trusts every recording.
     """
 
     backbone: nn.Module
     frame_width: int
     prior_scale: float = 0.2
-    reliability: FrameDensity | None = None
-    fallback: str = "widen"
-    fallback_scale: float | None = None
+    reliability: Reliability | None = None
 
     def context(self) -> dict[str, Any]:
         """Options of the guides that read frames."""
-        return {
-            "context_dim": self.frame_width,
-            "dim": CONTEXT_DIM,
-            "reliability": self.reliability,
-            "fallback": self.fallback,
-            "fallback_scale": None if self.reliability is None else self.fallback_scale,
-        }
+        return {"context_dim": self.frame_width, "dim": CONTEXT_DIM, "reliability": self.reliability}
 
 
 def _random_core(build: Build) -> StochasticCore:

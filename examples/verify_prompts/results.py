@@ -8,21 +8,18 @@ Records go to ``results/verify_prompts.json``, predictions and the report to ``r
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
-from bayes_adapters.records import Record, read_records, write_records
+from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.records import write_records
+from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 from examples.verify_prompts.corpus import Corpus
-from examples.verify_prompts.demo import pick_device, quiet, say, setup
+from examples.verify_prompts.demo import pick_device, quiet, setup
 from examples.verify_prompts.experiment import Settings, evaluate, train
 from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.predictions import read_predictions, write_predictions
@@ -43,81 +40,12 @@ def run_one(method: str, seed: int, settings: Settings, runs: Path) -> None:
     write_records(runs / f"{method}-{seed}.json", records)
 
 
-def gather(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path) -> list[Record]:
-    """Collect the finished runs into one file of records."""
-    records = [
-        record
-        for method in methods
-        for seed in seeds
-        if (path := runs / f"{method}-{seed}.json").is_file()
-        for record in read_records(path)
-    ]
-    if records:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_records(out, records)
-    return records
-
-
-def claim_folder(runs: Path, settings: Settings) -> None:
-    """Write the settings into ``runs``, or check that the runs in it were made with the same ones.
-
-    Raises:
-        ConfigError: they were made with others; the differences are listed.
-    """
-    path = runs / "settings.json"
-    wanted = json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k != "device"}))
-    if not path.is_file():
-        runs.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=1) + "\n")
-        return
-    found = json.loads(path.read_text())
-    different = [f"{k}: {found.get(k)} there, {v} now" for k, v in wanted.items() if found.get(k) != v]
-    if different:
-        raise ConfigError(
-            f"The runs in {runs} were made with other settings ({'; '.join(different)}). Pass another --runs folder, "
-            "or remove that one."
-        )
-
-
-def run_grid(methods: Sequence[str], seeds: Sequence[int], runs: Path, jobs: int, device: str) -> int:
-    """Run what is not done yet, ``jobs`` processes at a time; return the number of failures."""
-    claim_folder(runs, Settings(device=device))
-    Corpus.load()  # what is fetched and converted once is there before processes share it
-    todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
-    started, failures = time.perf_counter(), 0
-    active: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
-    while todo or active:
-        while todo and len(active) < jobs:
-            method, seed = todo.pop(0)
-            command = [sys.executable, "-m", "examples.verify_prompts.results", "--one", method, str(seed)]
-            with (runs / f"{method}-{seed}.log").open("wb") as log:
-                arguments = [*command, "--device", device, "--runs", str(runs)]
-                process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-            active[process] = (method, seed)
-        time.sleep(1)
-        for process in [p for p in active if p.poll() is not None]:
-            method, seed = active.pop(process)
-            failures += process.returncode != 0
-            state = "done" if process.returncode == 0 else f"FAILED, see {runs / f'{method}-{seed}.log'}"
-            say(f"{method} seed {seed}: {state}; {len(todo) + len(active)} to go", started)
-    return failures
-
-
 def main() -> int:
     """Parse the command line and run."""
     quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--runs", type=Path, default=RUNS)
-    parser.add_argument("--out", type=Path, default=RECORDS)
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if min(arguments.jobs, arguments.seeds) < 1:
-        parser.error("--jobs and --seeds must be at least 1")
+    grid_arguments(parser, list(METHODS), seeds=5, runs=RUNS, out=RECORDS)
+    arguments = parse_grid(parser)
     try:
         device = pick_device(arguments.device)
         settings = Settings(device=device)
@@ -126,7 +54,16 @@ def main() -> int:
             return 0
         started = time.perf_counter()
         seeds = range(arguments.seeds)
-        failures = run_grid(arguments.methods, seeds, arguments.runs, arguments.jobs, device)
+        claim_folder(arguments.runs, settings)
+        Corpus.load()  # what is fetched and converted once is there before processes share it
+        failures = run_grid(
+            "examples.verify_prompts.results",
+            arguments.methods,
+            seeds,
+            arguments.runs,
+            jobs=arguments.jobs,
+            arguments=["--device", device, "--runs", str(arguments.runs)],
+        )
         records = gather(arguments.methods, seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)

@@ -7,15 +7,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, read_records
+from examples.comparison import mean_of, mean_table, rewrite, short
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "clean AUC": ("clean", "auc"),
@@ -41,47 +38,14 @@ def table(records: Sequence[Record], columns: dict[str, tuple[str, str]], first:
         columns: heading → (condition, metric); columns that nothing was measured for are left out.
         first: heading of the column of methods.
     """
-    cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    foreign: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
-        cells[record.method, record.condition].append(record)
-    methods = list(dict.fromkeys(record.method for record in records))
-    shown = {h: (c, m) for h, (c, m) in columns.items() if any((method, c) in cells for method in methods)}
-    rows = [[first, "seeds", *shown, "foreign speech told apart: es / fr / it / ru"]]
-    rows.append(["---"] * len(rows[0]))
-    for method in methods:
-        seeds = len(cells[method, "clean"])
-        values = [_cell([getattr(r, metric) for r in cells[method, c]]) for c, metric in shown.values()]
-        foreign = [_mean([r.auroc_ood for r in cells[method, f"ood-{language}"]]) for language in LANGUAGES]
-        rows.append([method, str(seeds), *values, " / ".join(_short(value) for value in foreign)])
-    return ["| " + " | ".join(row) + " |" for row in rows]
+        foreign[record.method, record.condition].append(record.auroc_ood)
 
+    def told_apart(method: str) -> str:
+        return " / ".join(short(mean_of(foreign[method, f"ood-{language}"])) for language in LANGUAGES)
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else math.nan
-
-
-def _short(value: float, digits: int = 2) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("0.", ".", 1)
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {_short(stdev(values), 3)}" if len(values) > 1 and all(map(math.isfinite, values)) else ""
-    return _short(_mean(values), 3) + spread
-
-
-def rewrite(text: str, name: str, lines: Sequence[str]) -> str:
-    """Put ``lines`` between the markers ``<!-- name -->`` and ``<!-- /name -->`` of ``text``.
-
-    Raises:
-        DataError: the markers are not there, once each.
-    """
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    body = "\n".join(lines) + "\n"
-    replaced, count = pattern.subn(lambda m: m.group(1) + body + m.group(2), text)
-    if count != 1:
-        raise DataError(f"The text has {count} pairs of markers <!-- {name} --> … <!-- /{name} -->; it needs one.")
-    return replaced
+    return mean_table(records, columns, first, last={"foreign speech told apart: es / fr / it / ru": told_apart})
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,16 +10,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bayes_adapters import predict
+from bayes_adapters import predict, save
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.layer import adapted_layers
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.records import read_records, write_records
+from bayes_adapters.verify import VerifyTask
 from examples.verify_prompts import ablation, demo, results
 from examples.verify_prompts.corpus import Corpus, LengthBatches
 from examples.verify_prompts.dataset import MISSING, collate
@@ -29,6 +32,7 @@ from examples.verify_prompts.experiment import (
     Trained,
     evaluate,
     predict_all,
+    risk_limit,
     task_description,
     train,
     validation_batches,
@@ -56,7 +60,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Short prompts only, a few of each split, English and Italian."""
     everything = load_prompts(("en", "it"))
     whole = make_splits(everything, 0)
-    short = {p.key for p in everything if p.language == "en" and p.seconds < 2.0}
+    # twelve recordings of a second and more have more frames than a frame has numbers, as their density needs
+    short = {p.key for p in everything if p.language == "en" and 1.0 <= p.seconds < 2.0}
     foreign = {p.key for p in everything if p.language == "it" and p.seconds < 2.0}
     parts = {name: tuple(k for k in getattr(whole, name) if k in short & foreign)[:n] for name, n in SIZES.items()}
     splits = Splits(parts["train"], parts["validation"], parts["test"], 0)
@@ -107,12 +112,11 @@ def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) ->
 
 
 def test_only_guides_that_read_frames_weigh_them(corpus: Corpus, trained: Trained) -> None:
-    assert trained.guide.reliability.components == 2  # clean and white@0; withheld audio has no frames
-    assert trained.guide.fallback_scale == 1.0
-    parts = Build(corpus.backbone(), corpus.frame_width, fallback_scale=1.0)
+    assert trained.guide.reliability.density.components == 2  # clean and white@0; withheld audio has no frames
+    assert (trained.guide.reliability.fallback, trained.guide.reliability.scale) == ("widen", 1.0)
+    parts = Build(corpus.backbone(), corpus.frame_width)
     _, guide = build("caliber-g", parts)
     assert guide.reliability is None
-    assert guide.fallback_scale is None
     with pytest.raises(ConfigError, match=r"Unknown method 'caliber-y'.*Did you mean 'caliber-x'"):
         build("caliber-y", parts)
 
@@ -168,6 +172,39 @@ def test_length_batches_hold_every_example_once(corpus: Corpus, shuffle: bool) -
     assert (orders[0] != orders[1]) or not shuffle
 
 
+def test_length_batches_say_what_they_are(corpus: Corpus) -> None:
+    mix = {"clean": 0.5, MISSING: 0.5}
+
+    def identity(size: int = 5, shuffle: bool = True, seed: int = 0, **options: Any) -> dict[str, Any]:
+        training = corpus.training(**({"mix": mix, "seed": 0} | options))
+        return LengthBatches(training, size, shuffle=shuffle, seed=seed).identity()
+
+    base = identity()
+    assert identity() == json.loads(json.dumps(base)) == base
+    assert (base["batch_size"], base["shuffle"], base["seed"]) == (5, True, 0)
+    assert (base["dataset"]["examples"], base["dataset"]["conditions"], base["dataset"]["seed"]) == (24, mix, 0)
+    others = [
+        identity(6), identity(shuffle=False), identity(seed=1), identity(mix=PLAIN), identity(hard=0.5),
+        LengthBatches(corpus.training(mix, seed=1), 5, shuffle=True).identity(),
+        LengthBatches(corpus.evaluation("validation", "clean"), 5, shuffle=True).identity(),
+    ]  # fmt: skip
+    dataset = corpus.training(mix, seed=0)
+    dataset.pairs[0], dataset.pairs[2] = dataset.pairs[2], dataset.pairs[0]
+    others.append(LengthBatches(dataset, 5, shuffle=True).identity())
+    assert all(other != base for other in others)
+    later = LengthBatches(corpus.training(mix, seed=0), 5, shuffle=True)
+    later.set_epoch(3)
+    assert later.identity() == base, "an interrupted run is at a later epoch"
+
+
+def test_a_run_is_not_continued_on_other_data(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, "lora-text", 0, SETTINGS, tmp_path)
+    assert len(train(corpus, "lora-text", 0, SETTINGS, tmp_path).history) == 1
+    changed = replace(SETTINGS, mix={"clean": 0.6, "white@0": 0.2, MISSING: 0.2})
+    with pytest.raises(ConfigError, match=r"data\.identity\.dataset\.conditions\.clean: the checkpoint has 0\.5"):
+        train(corpus, "lora-text", 0, changed, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def evaluated(corpus: Corpus, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run called lora-text-0, though another method's numbers are in it."""
@@ -209,11 +246,34 @@ def test_the_task_says_what_was_seen_on_validation(corpus: Corpus, trained: Trai
     dataset = corpus.evaluation("validation", "clean")
     prediction: Prediction = predict_all(trained, dataset, replace(SETTINGS, samples=VERIFY_SAMPLES))[0]
     assert task["calibration"] == {"validation_pairs": 22, "samples": 32}
+    assert task["max_tokens"] == corpus.training(PLAIN, seed=0).max_tokens == 64
     for part in ("total", "epistemic"):
         low, high = (task["thresholds"][f"{part}_{q}"] for q in ("q90", "q99"))
         values = getattr(prediction, part)
         assert float(values.min()) < low < high <= float(values.max())
         assert 1 <= int((values > low).sum()) <= 3  # 10 % of 22; equal scripts may tie
+
+
+def test_verify_can_read_the_task(corpus: Corpus, trained: Trained, tmp_path: Path) -> None:
+    save(tmp_path, trained.model, trained.guide, task=task_description(corpus, trained, SETTINGS))
+    task = VerifyTask.from_directory(tmp_path)
+    assert (task.max_tokens, task.frames_per_second) == (64, 25)
+
+
+@pytest.mark.parametrize(
+    ("total", "wrong", "limit"),
+    [
+        ([0.1, 0.2, 0.3], [0, 0, 0], 0.3),
+        ([0.3, 0.1, 0.2], [1, 0, 0], 0.2),
+        ([0.1, 0.2], [1, 0], 0.0),  # even the most certain answer is wrong
+        ([0.05 * i for i in range(1, 21)], [0] * 8 + [1] + [0] * 10 + [1], 1.0),  # the last two are 1 of 19 and 2 of 20
+        ([0.05 * i for i in range(1, 21)], [0] * 8 + [1] * 2 + [0] * 10, 1.0),
+        ([0.2] * 10, [1] + [0] * 9, 0.2),
+        ([0.1, 0.2, 0.2], [0, 0, 1], 0.1),  # a tie is within the limit as a whole or not at all
+    ],
+)
+def test_the_range_in_which_few_answers_are_wrong(total: list[float], wrong: list[int], limit: float) -> None:
+    assert risk_limit(torch.tensor(total), torch.tensor(wrong).bool(), 0.1) == pytest.approx(limit)
 
 
 def test_the_grid_repeats_no_finished_run_and_reports_a_crashed_one(evaluated: Path) -> None:

@@ -16,6 +16,7 @@ from bayes_adapters._resources import wheel_folder
 from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.verify import as_stored
 from examples.verify_prompts import debian, features, prompts
 from examples.verify_prompts.dataset import PairDataset, collate
 from examples.verify_prompts.features import FrameStore
@@ -148,6 +149,7 @@ def test_frames_are_the_encoders(few: list[Prompt], store: FrameStore, encoder: 
         assert frames.dtype == torch.float32
         assert len(frames) == -(-round(prompt.seconds * 16_000) // 640)
         torch.testing.assert_close(frames, direct, atol=0.02, rtol=2e-3)
+        assert torch.equal(frames, as_stored(frames).float()), "training and verify read the same precision"
 
 
 def test_frames_are_reused_and_never_stale(

@@ -15,13 +15,9 @@ from bayes_adapters import metrics
 from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, read_records, score
+from examples.verify_prompts.comparisons import auc_difference
 from examples.verify_prompts.predictions import Prediction, read_predictions, write_predictions
-from examples.verify_prompts.report import (
-    COLUMNS,
-    CONDITIONS,
-    _auc_difference,
-    write_report,
-)
+from examples.verify_prompts.report import COLUMNS, CONDITIONS, write_report
 
 pytest.importorskip("matplotlib")
 PARTS = metrics.Decomposition._fields
@@ -189,7 +185,7 @@ def test_the_fast_auc_difference_is_the_paired_bootstrap() -> None:
         return (metrics.auc(p[:, 0], targets) + metrics.auc(p[:, 1], targets)) / 2
 
     slow = paired_bootstrap(over_seeds, (a, y), (b, y), groups=scripts, draws=40, seed=3)
-    assert tuple(_auc_difference(a, b, y, scripts, 40, seed=3)) == pytest.approx(tuple(slow), abs=1e-6)
+    assert tuple(auc_difference(a, b, y, scripts, 40, seed=3)) == pytest.approx(tuple(slow), abs=1e-6)
 
 
 def test_a_foreign_csv_is_refused(tmp_path: Path) -> None:

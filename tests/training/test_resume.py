@@ -258,6 +258,63 @@ def test_other_runs_are_refused_with_their_differences(tmp_path: Path) -> None:
     assert "data.batches: the checkpoint has 6, this run 5" in refused(*pair(), fewer)
 
 
+class _Known(list):  # type: ignore[type-arg]
+    """Batches that say what they are."""
+
+    def __init__(self, identity: Any) -> None:
+        super().__init__([WHOLE[:4], WHOLE[4:8]])
+        self._identity = identity
+
+    def identity(self) -> Any:
+        return self._identity
+
+
+class _KnownItems(_Items):
+    """A data set that says what it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def _loader(name: str) -> Any:
+    return DataLoader(_KnownItems(name), batch_size=4, collate_fn=_join)
+
+
+def _batches(name: str) -> Any:
+    return batches(_KnownItems(name), 4, _join)
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda name: _Known({"name": name, "mix": {"clean": 0.5}}), "data.identity.name"),
+        (_loader, "data.dataset.name"),
+        (_batches, "data.dataset.name"),
+    ],
+)
+def test_data_that_say_what_they_are_are_recognised(make: Any, where: str, tmp_path: Path) -> None:
+    run(*pair(), make("old"), checkpoint=tmp_path, epochs=1)
+    assert run(*pair(), make("old"), checkpoint=tmp_path, epochs=2).history[-1]["epoch"] == 1
+    with pytest.raises(ConfigError, match=f"{where}: the checkpoint has 'old', this run 'new'"):
+        run(*pair(), make("new"), checkpoint=tmp_path, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("identity", "says"),
+    [(["a"], "list"), (3, "int"), ({"x": {1, 2}}, "set"), ({"x": float("nan")}, "float"), ({"x": WHOLE}, "Batch")],
+)
+def test_an_identity_that_is_no_json_is_refused_at_the_start(identity: Any, says: str, tmp_path: Path) -> None:
+    model, guide = pair()
+    before = weights(model, guide)
+    with pytest.raises(ConfigError, match=rf"_Known\.identity\(\) .*{says}"):
+        run(model, guide, _Known(identity), checkpoint=tmp_path)
+    assert same(weights(model, guide), before)
+    assert run(model, guide, _Known(identity), epochs=1).steps == 2, "without a checkpoint nobody asks"
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     run(*pair(), checkpoint=tmp_path, epochs=1)
     whole = file_in(tmp_path).read_bytes()

@@ -185,7 +185,7 @@ def test_a_non_finite_loss_changes_nothing(accumulate: int) -> None:
 def test_the_bad_step_and_an_infinite_kl_are_named() -> None:
     model, guide = pair(MeanField)
     with torch.no_grad():
-        next(iter(guide.log_scale.values())).fill_(200.0)
+        next(iter(guide.rho.values())).fill_(200.0)
     before = weights(model, guide)
     with pytest.raises(NonFiniteError, match=r"Step 0: .*kl = (inf|nan)"):
         run(model, guide)

@@ -1,0 +1,155 @@
+"""One forward pass of a model: the state that adapted layers see while it runs, and how they draw local sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+from jaxtyping import Bool, Float
+from pyro.poutine.runtime import get_plates
+from torch import Tensor
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.priors import Prior
+from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One global draw for one layer.
+
+    Args:
+        value: shape (*event) or (*S, 1, *event).
+        mean: the posterior's mean, shape (*event), where a guide drew ``value``; None under the prior.
+        scale: its standard deviation, shape (*event), where the guide asks for local reparametrisation; ``value`` is
+            then the mean.
+    """
+
+    value: Tensor
+    mean: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """The state of one forward pass of a model, visible to adapted layers while it runs.
+
+    Args:
+        batch: what the model was called with.
+        outer: sizes of the sample plates around the model, outermost first.
+        prior: of every site.
+        weights: (part, layer path) → global draw.
+        num_sites: number of sites of the model.
+        scratch: shared by the guide's calls.
+        drawn: names of the local sites drawn so far.
+    """
+
+    batch: Batch
+    outer: tuple[int, ...]
+    prior: Prior
+    weights: Mapping[tuple[Part, str], Weight]
+    num_sites: int
+    scratch: dict[str, Tensor]
+    drawn: set[str] = field(default_factory=set)
+
+    def draw(self, site: Site, feature: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows n *event"]:
+        """Sample a local ``site``, one draw for each real token, or one an example (n = 1).
+
+        Args:
+            site: a token or sequence site.
+            feature: what the draw acts on, S·B rows in the order [S, B].
+
+        Raises:
+            ConfigError: the layer ran twice in this pass, or does not keep the token axis.
+            DataError: another number of rows than examples × samples.
+        """
+        if site.name in self.drawn:
+            raise ConfigError(
+                f"The backbone applies the adapted layer {site.layers[0]!r} more than once in a pass (as ALBERT shares "
+                "its layers), so its core is no single sample site. Use granularity='global', or adapt other layers."
+            )
+        self.drawn.add(site.name)
+        rows, size = feature.shape[0], self.batch.size
+        if rows != math.prod(self.outer) * size:
+            raise DataError(
+                f"The adapted layer {site.layers[0]!r} received {rows} rows where the batch has {size} examples and "
+                f"{math.prod(self.outer)} samples. Does the backbone merge or split examples before this layer?"
+            )
+        mask = self._mask_for(site, feature)
+        feature = feature.reshape(*self.outer, size, -1, feature.shape[-1]).float()
+        if site.granularity is Granularity.SEQUENCE:
+            feature = _masked_mean(feature, mask)
+            mask = None
+        call = SiteCall(site, feature, mask, self.batch.context, self.num_sites, self.scratch)
+        infer: Any = {SITE: call}
+        prior = site.wrap(self.prior.of(site).expand(feature.shape[:-1]), mask)
+        value = pyro.sample(site.name, prior, infer=infer)
+        return value.reshape(rows, -1, *site.event)
+
+    def _mask_for(self, site: Site, feature: Tensor) -> Bool[Tensor, "B T"] | None:
+        mask = self.batch.token_mask
+        if mask is None or feature.dim() == 2:
+            return None
+        if mask.shape[1] != feature.shape[1]:
+            raise ConfigError(
+                f"The adapted layer {site.layers[0]!r} sees {feature.shape[1]} positions where attention_mask has "
+                f"{mask.shape[1]}. Adapt layers that keep the token axis, use granularity='global', or pass no mask."
+            )
+        return mask
+
+
+def draw_weights(sites: list[Site], prior: Prior, batch: Batch, num_data: int | None) -> dict[tuple[Part, str], Weight]:
+    """Sample every global site, before the backbone runs; each has one KL per data set of ``num_data`` examples."""
+    weights: dict[tuple[Part, str], Weight] = {}
+    for site in sites:
+        if site.granularity is not Granularity.GLOBAL or num_data is None:
+            continue
+        call = SiteCall(site, None, None, batch.context, len(sites), {})
+        infer: Any = {SITE: call}
+        with pyro.poutine.scale(scale=1.0 / num_data):
+            value = pyro.sample(site.name, site.wrap(prior.of(site), None), infer=infer)
+        place = value.dim() - len(site.shape)
+        mean, scale = call.scratch.get("mean"), call.scratch.get("scale")
+        for i, path in enumerate(site.layers):
+            weights[site.part, path] = Weight(
+                value.select(place, i), None if mean is None else mean[i], None if scale is None else scale[i]
+            )
+    return weights
+
+
+def _masked_mean(feature: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return feature.mean(-2, keepdim=True)
+    weight = mask[..., None].to(feature.dtype)
+    return (feature * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True)
+
+
+def outer_shape(inner: int = 1) -> tuple[int, ...]:
+    """Sizes of the vectorised plates around the model, outermost first; ``inner`` dims belong to the model."""
+    frames = {f.dim: f.size for f in get_plates() if f.dim is not None and f.dim < -inner}
+    depth = max((-d for d in frames), default=inner)
+    return tuple(frames.get(d, 1) for d in range(-depth, -inner))
+
+
+_current: ContextVar[ForwardPass | None] = ContextVar("bayes_adapters_forward_pass", default=None)
+
+
+def current_pass() -> ForwardPass | None:
+    """The forward pass that is running in this thread, or None."""
+    return _current.get()
+
+
+@contextmanager
+def running(forward_pass: ForwardPass) -> Iterator[ForwardPass]:
+    """Make ``forward_pass`` the current one while the backbone runs."""
+    token = _current.set(forward_pass)
+    try:
+        yield forward_pass
+    finally:
+        _current.reset(token)

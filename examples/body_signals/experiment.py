@@ -1,0 +1,79 @@
+"""Measure a fitted method on unseen people, with every set of streams withheld.
+
+Conditions: ``all``; ``without-k`` for k = 1 … 4, each metric averaged over all sets of k withheld streams (5, 10, 10
+and 5 of them, equal weights; ``n`` is the number of windows, not of windows times sets); and by name
+``without-EDA`` (one stream withheld) and ``only-EDA`` (all others withheld).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from bayes_adapters.errors import DataError
+from bayes_adapters.metrics import Decomposition, decompose
+from bayes_adapters.records import Record, score
+from examples.body_signals.data import MODALITIES
+from examples.body_signals.methods import Fitted
+from examples.body_signals.task import Task
+
+CONDITIONS = (
+    "all",
+    *(f"without-{k}" for k in range(1, len(MODALITIES))),
+    *(f"without-{name}" for name in MODALITIES),
+    *(f"only-{name}" for name in MODALITIES),
+)
+
+
+def evaluate(fitted: Fitted, task: Task, method: str, seed: int, split: str = "test") -> list[Record]:
+    """Return the records of all conditions.
+
+    ``auroc_ood`` compares a condition's epistemic uncertainty with that of the same windows when nothing is withheld.
+    ``seconds`` is the time from cached frames to probabilities.
+    """
+    labels = task.signals[split].labels
+    reference: Decomposition | None = None
+    by_set: dict[tuple[str, ...], Record] = {}
+    for k in range(len(MODALITIES)):
+        for withheld in itertools.combinations(MODALITIES, k):
+            present = [name for name in MODALITIES if name not in withheld]
+            started = time.perf_counter()
+            draws = fitted.draws(split, present)
+            seconds = time.perf_counter() - started
+            uncertainty = decompose(draws)
+            names = (method, seed, split, "+".join(withheld))
+            numbers = {"samples": len(draws), "seconds": seconds}
+            by_set[withheld] = score(*names, draws.mean(0), labels, uncertainty, reference=reference, **numbers)
+            reference = uncertainty if k == 0 else reference
+    return [_condition(name, by_set) for name in CONDITIONS]
+
+
+def _condition(name: str, by_set: dict[tuple[str, ...], Record]) -> Record:
+    if name == "all":
+        return replace(by_set[()], condition=name)
+    kind, _, what = name.partition("-")
+    if what.isdigit():
+        return replace(average([r for withheld, r in by_set.items() if len(withheld) == int(what)]), condition=name)
+    withheld = tuple(m for m in MODALITIES if (m == what) == (kind == "without"))
+    return replace(by_set[withheld], condition=name)
+
+
+def average(records: Sequence[Record]) -> Record:
+    """Return the record whose every metric is the mean over ``records``, leaving out those where it is not defined.
+
+    Raises:
+        DataError: no record, or records of different methods, seeds, splits, sizes or numbers of draws.
+    """
+    kinds = {(r.method, r.seed, r.split, r.n, r.samples) for r in records}
+    if len(kinds) != 1:
+        raise DataError(f"Records to average must be of one method, seed, split and size; got {sorted(kinds)[:4]}.")
+    means: dict[str, float] = {}
+    for field in fields(Record):
+        values = [getattr(r, field.name) for r in records]
+        if isinstance(values[0], float):
+            defined = [v for v in values if not math.isnan(v)]
+            means[field.name] = math.fsum(defined) / len(defined) if defined else math.nan
+    return replace(records[0], **means)  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""All methods over several seeds; each run is written as it finishes, and a second call continues.
+
+    python -m examples.body_signals.results --data windows.npz --seeds 5 --jobs 2
+
+A seed is a fold of people and the initialisation of the encoders: seeds 0 … 4 test every person once. Encoders are
+pre-trained first, once a seed. Records go to ``results/body_signals.json``, single runs to ``runs/body_signals/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.records import Record, write_records
+from examples.body_signals.data import default_path, load
+from examples.body_signals.experiment import CONDITIONS, evaluate
+from examples.body_signals.grid import claim_folder, gather, run_commands
+from examples.body_signals.methods import METHODS, fit
+from examples.body_signals.task import Settings, Task
+
+RECORDS = Path("results/body_signals.json")
+RUNS = Path("runs/body_signals")
+PRETRAIN = "pretrain"
+
+
+def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) -> None:
+    """Fit and measure one method with one seed and write its records; ``pretrain`` fills the cache and writes the fold."""
+    task = Task.load(data, seed, settings)
+    if method == PRETRAIN:
+        (runs / f"fold-{seed}.json").write_text(task.fold.to_json() + "\n")
+        return
+    write_records(runs / f"{method}-{seed}.json", evaluate(fit(method, task, settings), task, method, seed))
+
+
+def run_grid(
+    methods: Sequence[str], seeds: Sequence[int], settings: Settings, data: Path, runs: Path, jobs: int
+) -> int:
+    """Run what is not done yet; return the number of failures."""
+    load(data)  # a file that cannot be used is one error here, not one a run
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    claim_folder(runs, asdict(settings) | {"data": digest})
+    todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
+    started = time.perf_counter()
+
+    def report(line: str) -> None:
+        print(f"[{time.perf_counter() - started:6.0f} s] {line}", flush=True)
+
+    def commands(wanted: Sequence[tuple[str, int]]) -> dict[str, list[str]]:
+        module, options = "examples.body_signals.results", ["--data", str(data), "--runs", str(runs)]
+        return {f"{m}-{s}": [module, "--one", m, str(s), *options] for m, s in wanted}
+
+    failures = run_commands(commands([(PRETRAIN, s) for s in dict.fromkeys(s for _, s in todo)]), runs, jobs, report)
+    return failures or run_commands(commands(todo), runs, jobs, report)
+
+
+def summary(records: Sequence[Record]) -> list[str]:
+    """Return lines ``method condition seeds AUC NLL ECE`` of means over seeds, in the order of methods and conditions."""
+    lines = [f"{'method':14} {'condition':13} seeds   AUC   NLL   ECE"]
+    for method in dict.fromkeys(r.method for r in records):
+        for condition in CONDITIONS:
+            own = [r for r in records if (r.method, r.condition) == (method, condition)]
+            if own:
+                means = [fmean(getattr(r, metric) for r in own) for metric in ("auc", "nll", "ece")]
+                lines.append(f"{method:14} {condition:13} {len(own):5} " + " ".join(f"{v:5.3f}" for v in means))
+    return lines
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help=f"file of windows; default: {'body_signals/windows.npz'} in the cache")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if min(arguments.jobs, arguments.seeds) < 1:
+        parser.error("--jobs and --seeds must be at least 1")
+    try:
+        data = arguments.data or default_path()
+        settings = Settings()
+        if arguments.one:
+            run_one(arguments.one[0], int(arguments.one[1]), settings, data, arguments.runs)
+            return 0
+        seeds = range(arguments.seeds)
+        failures = run_grid(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
+        names = [f"{m}-{s}" for m in arguments.methods for s in seeds]
+        records = gather(names, arguments.runs, arguments.out)
+        if not records:
+            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
+            return 1
+        print("\n".join(summary(records)))
+    except BayesAdaptersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    else:
+        return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    raise SystemExit(main())

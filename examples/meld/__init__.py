@@ -1,0 +1,1 @@
+"""Sentiment of utterances (MELD, text only): every method of the library on the same small task."""

@@ -1,0 +1,202 @@
+"""All methods over several seeds on MELD. Each run is written as it finishes; a second call continues.
+
+    python -m examples.meld.results --data FOLDER --seeds 3 --jobs 2
+
+Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--readme README.md`` also
+puts the two tables between the markers ``meld`` and ``meld_differences`` of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import metrics
+from bayes_adapters.backbones import text_backbone
+from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.records import write_records
+from examples.comparison import Metric, difference_table, mean_table, paired_differences, rewrite
+from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
+from examples.meld.data import Meld, voice_prompts
+from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
+from examples.meld.methods import METHODS
+from examples.meld.records import Row, read_results, read_rows, write_rows
+from examples.verify_prompts.demo import pick_device, quiet
+
+RECORDS, RUNS = Path("results/meld.json"), Path("runs/meld")
+REFERENCE = "lora"
+COLUMNS: dict[str, tuple[str, str]] = {
+    "accuracy": (CLEAN, "accuracy"),
+    "NLL": (CLEAN, "nll"),
+    "Brier": (CLEAN, "brier"),
+    "ECE": (CLEAN, "ece"),
+    "AUROC error": (CLEAN, "auroc_error"),
+    "AURC": (CLEAN, "aurc"),
+    "AUROC prompts (epistemic)": (OOD, "auroc_ood"),
+    "AUROC prompts (total)": (OOD, "auroc_ood_total"),
+    "ranks": (CLEAN, "ranks_kept"),
+    "training, s": (CLEAN, "train_seconds"),
+}
+"""Heading → condition and metric. NLL in nats; three classes in equal shares have 1.099."""
+
+
+def backbone() -> nn.Module:
+    """Return a fresh text encoder, without dropout: the only noise in training is the method's."""
+    model, _ = text_backbone()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def run_one(name: str, seed: int, data: Meld, settings: Settings, runs: Path) -> None:
+    """Train and measure one method with one seed, and write its predictions, then its records."""
+    checkpoint = runs / "checkpoints" / f"{name}-{seed}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    task = Task.make(data, voice_prompts(), text_backbone()[1], backbone, settings, seed)
+    results, rows = run(task, name, seed, settings, checkpoint)
+    write_rows(runs / f"{name}-{seed}.csv", rows)
+    write_records(runs / f"{name}-{seed}.json", results)
+
+
+def _probs(rows: Tensor) -> Tensor:
+    return rows[:, 1:4]
+
+
+def _labels(rows: Tensor) -> Tensor:
+    return rows[:, 0].long()
+
+
+def _right(rows: Tensor) -> Tensor:
+    return metrics.correct(_probs(rows), _labels(rows)).double()
+
+
+def _nll(rows: Tensor) -> Tensor:
+    return -_probs(rows).gather(1, _labels(rows)[:, None])[:, 0].clamp(min=1e-7).log()
+
+
+def _brier(rows: Tensor) -> Tensor:
+    return (_probs(rows) - nn.functional.one_hot(_labels(rows), 3)).square().sum(-1)
+
+
+ON_TEST: dict[str, Metric] = {
+    "accuracy": _right,
+    "NLL": _nll,
+    "Brier": _brier,
+    "ECE": lambda rows: metrics.ece(_probs(rows), _labels(rows)),
+    "AUROC error": lambda rows: metrics.auroc(rows[:, 4], 1 - _right(rows)),
+}
+"""Metric of rows (label, three probabilities, total, epistemic) of test utterances."""
+WITH_PROMPTS: dict[str, Metric] = {
+    "AUROC prompts (epistemic)": lambda rows: metrics.auroc(rows[:, 5], _labels(rows) < 0),
+    "AUROC prompts (total)": lambda rows: metrics.auroc(rows[:, 4], _labels(rows) < 0),
+}
+"""The same of rows of test utterances and prompts together; a prompt's label is -1."""
+
+
+def differences(rows: Sequence[Row], draws: int = 500) -> dict[str, dict[str, PairedDifference]]:
+    """Return each method minus LoRA on the pooled predictions, with intervals from resampling whole dialogues."""
+    outputs: dict[bool, Any] = {pooled: defaultdict(lambda: defaultdict(dict)) for pooled in (False, True)}
+    for r in rows:
+        for pooled in (False, True) if r.condition == CLEAN else (True,):
+            numbers = (float(r.label), r.p_negative, r.p_neutral, r.p_positive, r.total, r.epistemic)
+            outputs[pooled][r.method][r.seed][r.key, r.group] = numbers
+    group: Callable[[Any], Any] = lambda key: key[1]  # noqa: E731
+    parts = [
+        paired_differences(outputs[pooled], REFERENCE, chosen, group=group, draws=draws)
+        for pooled, chosen in ((False, ON_TEST), (True, WITH_PROMPTS))
+    ]
+    return {m: parts[0][m] | parts[1][m] for m in parts[0]}
+
+
+def report(setup: Sequence[str], tables: dict[str, list[str]], path: Path) -> None:
+    """Write the tables and what was run as Markdown."""
+    lines = ["# MELD: sentiment of utterances", "", *setup, ""]
+    for table in tables.values():
+        lines += [*table, ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def describe(data: Meld, settings: Settings, seeds: int) -> list[str]:
+    """Say what was run."""
+    sizes = {name: len(part) for name, part in data.splits.items()}
+    known = {u.text.lower() for u in data.splits["train"]}
+    test = data.dialogues("test", settings.test_size)
+    share = sum(u.text.lower() in known for u in test) / len(test)
+    return [
+        f"* Official splits, {sizes['train']} / {sizes['dev']} / {sizes['test']} utterances; {len(data.dropped)} left "
+        "out of training because the same moment is in a later split.",
+        f"* Of these {settings.train_size or sizes['train']} for training (drawn by seed), "
+        f"{settings.dev_size or sizes['dev']} to choose the epoch, {len(test)} test utterances in whole dialogues; "
+        f'{share:.0%} of the test utterances are word for word among all training utterances ("What?").',
+        f"* {settings.epochs} epochs, batches of {settings.batch_size}, AdamW {settings.lr:g}; r = {settings.rank}, "
+        f"α = {settings.alpha:g} on query and value of all layers of a frozen MiniLM; {settings.samples} draws, "
+        f"ensembles of {settings.members}; {seeds} seeds.",
+        "* Out of distribution: the English scripts of telephone prompts. Differences are method − LoRA with 95 % "
+        "intervals from resampling dialogues: they reflect the choice of test dialogues, not of training seeds.",
+    ]
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    quiet()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    grid_arguments(parser, [FROZEN, *METHODS], seeds=3, runs=RUNS, out=RECORDS)
+    parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
+    parser.add_argument("--train-size", type=int, default=Settings.train_size, help="0 is all")
+    parser.add_argument("--test-size", type=int, default=Settings.test_size, help="0 is all")
+    parser.add_argument("--readme", type=Path, help="a file with the markers meld and meld_differences")
+    arguments = parse_grid(parser)
+    try:
+        settings = Settings(
+            device=pick_device(arguments.device),
+            train_size=arguments.train_size or None,
+            test_size=arguments.test_size or None,
+        )
+        data = Meld.load(arguments.data)
+        if arguments.one:
+            run_one(arguments.one[0], int(arguments.one[1]), data, settings, arguments.runs)
+            return 0
+        return _grid(arguments, data, settings)
+    except BayesAdaptersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _grid(arguments: argparse.Namespace, data: Meld, settings: Settings) -> int:
+    runs, methods, seeds = arguments.runs, arguments.methods, range(arguments.seeds)
+    claim_folder(runs, settings, data=data.digest)
+    voice_prompts()  # fetched once, before processes share them
+    passed = ["--device", settings.device, "--runs", str(runs), "--data", str(arguments.data)]
+    passed += ["--train-size", str(arguments.train_size), "--test-size", str(arguments.test_size)]
+    failures = run_grid("examples.meld.results", methods, seeds, runs, jobs=arguments.jobs, arguments=passed)
+    results = gather(methods, seeds, runs, arguments.out, read_results)
+    if not results:
+        print(f"error: no run has finished; see the logs in {runs}", file=sys.stderr)
+        return 1
+    tables = {"meld": mean_table(results, COLUMNS, "method")}
+    paths = [path for m in methods for s in seeds if (path := runs / f"{m}-{s}.csv").is_file()]
+    rows = [row for path in paths for row in read_rows(path)]
+    if {REFERENCE} < {row.method for row in rows}:
+        tables["meld_differences"] = difference_table(differences(rows), REFERENCE)
+    report(describe(data, settings, len(seeds)), tables, runs / "report.md")
+    if arguments.readme:
+        text = arguments.readme.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = rewrite(text, name, table)
+        arguments.readme.write_text(text, encoding="utf-8")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    raise SystemExit(main())

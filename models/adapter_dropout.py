@@ -1,0 +1,59 @@
+"""LoRA whose adapters' inputs are randomly masked: the model of BayesLoRA (June 2025)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.priors import PriorLike
+from bayes_adapters.sites import Granularity, Part
+
+
+class AdapterDropout(AdapterModel):
+    """``h = W₀ x + (α/r) B A (m ⊙ x) / (1 − p)``, ``m_i ~ Bernoulli(1 − p)``.
+
+    Source: BayesLoRA, arXiv 2506.22809 v1, and its released notebooks (p = 0.15, r = 64).
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        drop: p, in (0, 1).
+        granularity: ``"token"``: independent masks, as the paper; ``"sequence"``: one mask an example; ``"global"``:
+            one mask a draw, so that a draw is one function of all inputs.
+        prior: Bernoulli keep masks of other probabilities, by site; None means ``drop`` everywhere.
+        **options: further options of :class:`AdapterModel`.
+    """
+
+    structure: ClassVar[str] = "adapter_dropout"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        drop: float = 0.15,
+        granularity: Granularity | str = Granularity.TOKEN,
+        prior: PriorLike | None = None,
+        **options: Any,
+    ) -> None:
+        if not 0.0 < drop < 1.0:
+            raise ConfigError(f"drop is the probability of masking an input and must lie in (0, 1); got {drop}.")
+        self.drop = drop
+        super().__init__(
+            backbone,
+            likelihood,
+            parts=[Part.MASK],
+            granularity=granularity,
+            prior=dist.Bernoulli(probs=torch.tensor(1.0 - drop)) if prior is None else prior,
+            num_data=1,  # the KL of a mask is 0, so the size of the data set has no effect
+            **options,
+        )
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"drop": self.drop, "granularity": self.granularity}

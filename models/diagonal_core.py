@@ -1,0 +1,64 @@
+"""LoRA with a random diagonal core: the model of ScalaBL."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters.layer import adapted_layers
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.priors import PriorLike, zero_normal
+from bayes_adapters.sites import Granularity, Part, Site
+
+
+class DiagonalCore(AdapterModel):
+    """``h = W₀ x + (α/r) B diag(s) A x``, ``s ~ prior``, r numbers a layer.
+
+    Start: ``Z = U diag(s₀) V`` is the singular value decomposition of a fresh Kaiming-uniform A; A = V and the guide's
+    location is s₀.
+
+    Source: ScalaBL, arXiv 2506.21408 (prior N(0, I)).
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        num_data: N, the size of the data set.
+        prior: of s, see :mod:`bayes_adapters.priors`; None means N(0, 1).
+        **options: further options of :class:`AdapterModel`.
+    """
+
+    structure: ClassVar[str] = "diagonal_core"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        num_data: int,
+        prior: PriorLike | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            backbone,
+            likelihood,
+            parts=[Part.DIAGONAL],
+            granularity=Granularity.GLOBAL,
+            prior=zero_normal(1.0) if prior is None else prior,
+            num_data=num_data,
+            **options,
+        )
+        self._singular: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for path, layer in adapted_layers(self.backbone).items():
+                if layer.lora_A is not None:
+                    _, self._singular[path], right = torch.linalg.svd(layer.lora_A, full_matrices=False)
+                    layer.lora_A.copy_(right)
+
+    def start(self, site: Site) -> Tensor:
+        return torch.stack([self._singular[path] for path in site.layers]).clone()
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"num_data": self.num_data}
