@@ -60,7 +60,10 @@ def paired_differences(
         if method == reference or not seeds:
             continue
         keys = _common([*(said[s] for s in seeds), *(outputs[reference][s] for s in seeds)])
-        both = [torch.tensor([[o[s][k] for s in seeds] for k in keys]).double() for o in (said, outputs[reference])]
+        both = [
+            torch.tensor([[o[s][k] for s in seeds] for k in keys], dtype=torch.float64)
+            for o in (said, outputs[reference])
+        ]
         groups = [group(key) for key in keys]
         found[method] = {
             name: _difference(metric, both[0], both[1], groups, draws, seed) for name, metric in metrics.items()

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, Frames, adapted_layers
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.guides import Amortised, Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.handlers import PosteriorMean
 from bayes_adapters.models import StochasticCore
 
@@ -149,6 +149,7 @@ GUIDES: dict[str, Callable[..., Any]] = {
     "cross_attention": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, heads=2),
     "shared_kv": lambda m: CrossAttention(m, context_dim=CONTEXT, dim=4, share_kv=True),
     "pooled_context": lambda m: PooledContext(m, context_dim=CONTEXT, dim=4),
+    "projected": lambda m: Amortised(m, context="global_shared_heads", context_dim=CONTEXT, dim=4),
     "mean_field": MeanField,
     "delta": Delta,
 }

@@ -33,7 +33,7 @@ CONTEXT_GUIDES = ["cross_attention", "shared_kv", "pooled_context"]
 def with_null(name: str, **options: Any) -> Any:
     guide = GUIDES[name](core_model(**options))
     with torch.no_grad():
-        for p in guide.null.values():
+        for p in guide.reader.null.values():
             p.normal_()
     return guide
 
@@ -134,7 +134,7 @@ def test_silenced_attention_is_contextual_with_a_constant_context(heads: int) ->
     cross = CrossAttention(model, context_dim=CONTEXT, dim=4, heads=heads)
     plain = Contextual(model)
     with torch.no_grad():
-        for p in [*cross.key.parameters(), *cross.value.parameters()]:
+        for p in [*cross.reader.key.parameters(), *cross.reader.value.parameters()]:
             p.zero_()
         for key, head in plain.heads.items():
             wide = cross.heads[key].net
@@ -149,9 +149,9 @@ def test_attention_picks_the_frame_it_is_pointed_at() -> None:
     model = core_model()
     guide = CrossAttention(model, context_dim=2, dim=2, null_context=False)
     with torch.no_grad():
-        for site in guide.query:
-            guide.query[site].weight.zero_()
-            guide.key[site].weight.zero_()
+        for site in guide.reader.query:
+            guide.reader.query[site].weight.zero_()
+            guide.reader.key[site].weight.zero_()
     values = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]]).expand(2, 3, 2)
     mask = torch.tensor([[True, True, False]]).expand(2, 3)
     batch = Batch(token_batch(2).inputs, None, {"audio": Frames(values, mask)})
@@ -165,12 +165,12 @@ def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> Non
     shared = CrossAttention(model, context_dim=CONTEXT, dim=4, share_kv=True)
     own = CrossAttention(model, context_dim=CONTEXT, dim=4)
     with torch.no_grad():
-        for key in own.key:
-            own.key[key].load_state_dict(shared.key["shared"].state_dict())
-            own.value[key].load_state_dict(shared.value["shared"].state_dict())
-            own.query[key].load_state_dict(shared.query[key].state_dict())
+        for key in own.reader.key:
+            own.reader.key[key].load_state_dict(shared.reader.key["shared"].state_dict())
+            own.reader.value[key].load_state_dict(shared.reader.value["shared"].state_dict())
+            own.reader.query[key].load_state_dict(shared.reader.query[key].state_dict())
             own.heads[key].load_state_dict(shared.heads[key].state_dict())
     calls: list[int] = []
-    shared.key["shared"].register_forward_hook(lambda *_: calls.append(1))
+    shared.reader.key["shared"].register_forward_hook(lambda *_: calls.append(1))
     assert_same(moments(shared, token_batch()), moments(own, token_batch()))
     assert len(calls) == 1

@@ -73,12 +73,12 @@ def _posterior(name: str, model: StochasticCore, guide: Any, batch: Batch) -> Po
     def cross(path: str, z: Tensor) -> tuple[Tensor, Tensor]:
         key = f"core.{path}".replace(".", "-")
         kv = "shared" if guide.share_kv else key
-        query, out = z @ guide.query[key].weight.T, []
+        query, out = z @ guide.reader.query[key].weight.T, []
         width = guide.dim // guide.num_heads
         for b in range(batch.size):
             real = frames.values[b, frames.mask[b]]
-            k = torch.cat([real @ guide.key[kv].weight.T, guide.null[kv][:1]])
-            v = torch.cat([real @ guide.value[kv].weight.T, guide.null[kv][1:]])
+            k = torch.cat([real @ guide.reader.key[kv].weight.T, guide.reader.null[kv][:1]])
+            v = torch.cat([real @ guide.reader.value[kv].weight.T, guide.reader.null[kv][1:]])
             pieces = []
             for h in range(guide.num_heads):
                 part = slice(h * width, (h + 1) * width)
@@ -91,7 +91,7 @@ def _posterior(name: str, model: StochasticCore, guide: Any, batch: Batch) -> Po
         rows = []
         for b in range(batch.size):
             real = frames.values[b, frames.mask[b]]
-            rows.append(real.mean(0) @ guide.value[key].weight.T if len(real) else guide.null[key])
+            rows.append(real.mean(0) @ guide.reader.value[key].weight.T if len(real) else guide.reader.null[key])
         context = torch.stack(rows)[:, None].expand(*z.shape[:-1], guide.dim)
         return _head(guide.heads[key], torch.cat([z, context], -1), model.rank)
 

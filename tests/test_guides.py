@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaModel
 
-from bayes_adapters import ELBO, Bernoulli
+from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guides import Contextual, CrossAttention, MeanField
+from bayes_adapters.guides import Amortised, Contextual, CrossAttention, MeanField, PooledContext
 from bayes_adapters.models import StochasticCore
 from tests.helpers import (
     CASES,
     CONTEXT,
     GUIDES,
+    assert_same,
     core_model,
     loc_scale,
     moments,
@@ -139,11 +140,26 @@ def _roberta(layers: int, width: int) -> nn.Module:
         return RobertaModel(config)
 
 
+_BASE = {
+    "c": 213_504,
+    "co64": 460_864,
+    "co8": 233_672,
+    "x64": 2_683_392,
+    "s64": 422_400,
+    "x8": 522_240,
+    "s8": 239_616,
+}
+
+
+def _coco(model: AdapterModel, **options: Any) -> Amortised:
+    return Amortised(model, context="global_shared_heads", context_dim=768, null_context=False, **options)
+
+
 @pytest.mark.parametrize(
     ("layers", "width", "lora", "counts"),
     [
-        (12, 768, 294_912, {"c": 213_504, "x64": 2_683_392, "s64": 422_400, "x8": 522_240, "s8": 239_616}),
-        (24, 1024, 786_432, {"c": 427_008, "x64": 5_366_784, "s64": 746_496}),
+        (12, 768, 294_912, _BASE),
+        (24, 1024, 786_432, {"c": 427_008, "co64": 872_512, "x64": 5_366_784, "s64": 746_496}),
     ],
 )
 def test_parameter_counts_of_roberta(layers: int, width: int, lora: int, counts: dict[str, int]) -> None:
@@ -152,6 +168,8 @@ def test_parameter_counts_of_roberta(layers: int, width: int, lora: int, counts:
     assert sum(p.numel() for n, p in model.trainable_parameters().items() if "lora_" in n) == lora
     built = {
         "c": lambda: Contextual(model),
+        "co64": lambda: _coco(model),
+        "co8": lambda: _coco(model, dim=8),
         "x64": lambda: CrossAttention(model, context_dim=768, null_context=False),
         "s64": lambda: CrossAttention(model, context_dim=768, null_context=False, share_kv=True),
         "x8": lambda: CrossAttention(model, context_dim=768, dim=8, null_context=False),
@@ -166,3 +184,63 @@ def test_null_context_adds_one_pair_per_key_value_projection() -> None:
 
     assert count() - count(null_context=False) == 4 * 2 * 4
     assert count(share_kv=True) - count(share_kv=True, null_context=False) == 2 * 4
+
+
+# ---- one class for every context ----
+
+
+@pytest.mark.parametrize(
+    ("options", "named", "own"),
+    [
+        ({"context": "none"}, Contextual, {}),
+        ({"context": "global"}, PooledContext, {"dim": 4}),
+        ({"context": "cross_attention", "heads": 2}, CrossAttention, {"dim": 4, "heads": 2}),
+        ({"context": "cross_attention", "kv_sharing": "shared"}, CrossAttention, {"dim": 4, "share_kv": True}),
+    ],
+)
+def test_named_guides_are_the_amortised_guide_with_the_context_fixed(
+    options: dict[str, Any], named: type[AdapterGuide], own: dict[str, Any]
+) -> None:
+    model = core_model()
+    read = {} if options["context"] == "none" else {"context_dim": CONTEXT}
+    torch.manual_seed(1)
+    general = Amortised(model, **options, **read, **({"dim": 4} if read else {}))
+    torch.manual_seed(1)
+    special = named(model, **own, **read)  # type: ignore[call-arg]
+    assert_same(moments(general, token_batch()), moments(special, token_batch()))
+    assert {n: p.shape for n, p in general.named_parameters()} == {n: p.shape for n, p in special.named_parameters()}
+
+
+def test_coco_lora_projects_the_pooled_audio_once_and_adapts_it_in_each_layer() -> None:
+    model, batch = core_model(), token_batch()
+    guide = Amortised(model, context="global_shared_heads", context_dim=CONTEXT, dim=4)
+    calls: list[int] = []
+    guide.reader.projection.register_forward_hook(lambda *_: calls.append(1))
+    found = moments(guide, batch)
+    assert len(calls) == 1
+    z = guide.trace.nodes[model.sites[0].name]["infer"]["site"].z
+    frames = batch.context["audio"]
+    rows = torch.stack(
+        [
+            guide.reader.projection(v[m].mean(0)) if m.any() else guide.reader.null["shared"]
+            for v, m in zip(frames.values, frames.mask, strict=True)
+        ]
+    )
+    key = model.sites[0].name.replace(".", "-")
+    u = torch.cat([z, guide.reader.layers[key](rows)[:, None].expand(*z.shape[:-1], 4)], -1)
+    mean = guide.heads[key].net(u)[..., :9].unflatten(-1, (3, 3))
+    torch.testing.assert_close(found[model.sites[0].name][0], mean.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"context": "none", "context_dim": 3}, "context='none' and context_dim=3 do not fit"),
+        ({"context": "global"}, "needs context_dim"),
+        ({"context": "globl", "context_dim": 3}, "Unknown context 'globl'.*Did you mean 'global'"),
+        ({"context": "global_shared_heads", "context_dim": 3, "kv_sharing": "shared"}, "kv_sharing='shared' has no"),
+    ],
+)
+def test_contexts_that_do_not_fit(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Amortised(core_model(), **options)

@@ -145,7 +145,7 @@ def test_a_missing_folder_says_where_to_get_it(tmp_path: Path) -> None:
     ("before", "after", "message"),
     [
         ("positive", "happy", r"Line \d+ of .*dev_sent_emo.csv has the sentiment 'happy'; allowed: negative, neutral"),
-        ("Sentiment", "sentiment", r"no column 'Sentiment'. Did you mean 'sentiment'\?"),
+        ("Sentiment", "sentiment", r"no column 'Sentiment'. Did you mean 'sentiment'"),
         ("joy,", "", r"Line \d+ of .* has too few fields"),
     ],
 )
@@ -162,7 +162,7 @@ def test_more_damaged_files(tmp_path: Path) -> None:
     one = dialogue("dev", 0, [("joy", "positive")])
     with pytest.raises(DataError, match="utterance 0 of dialogue 0 comes twice"):
         Meld.load(write(tmp_path, dev=[*one, *one]))
-    with pytest.raises(DataError, match="Line 2 of .* has an empty utterance"):
+    with pytest.raises(DataError, match=r"Line 2 of .* has an empty utterance"):
         Meld.load(write(tmp_path, dev=[one[0] | {"Utterance": "  "}]))
     path = write(tmp_path) / "dev_sent_emo.csv"
     whole = path.read_text(encoding="utf-8-sig")
@@ -186,7 +186,9 @@ def test_a_dialogue_in_two_splits_is_refused(tmp_path: Path) -> None:
 def test_a_moment_that_two_splits_share_stays_in_the_later_one(tmp_path: Path) -> None:
     rows = rows_of("test")
     shared = [row for row in rows if row["Dialogue_ID"] == "5"][1] | {"Dialogue_ID": "50", "EndTime": "0:7"}
-    found = Meld.load(write(tmp_path, train=[*rows_of("train"), shared], dev=[*rows_of("dev"), shared]))
+    found = Meld.load(
+        write(tmp_path, train=[*rows_of("train"), shared], dev=[*rows_of("dev"), shared | {"EndTime": "0:8"}])
+    )
     assert set(found.dropped) == {"train/50/1", "dev/50/1"}
     assert len(found.splits["test"]) == len(rows)
     assert not {u.key for part in found.splits.values() for u in part} & set(found.dropped)
@@ -198,7 +200,7 @@ def test_subsets(meld: Meld) -> None:
     assert len({u.key for u in first}) == 40
     assert {u.key for u in first} != {u.key for u in other}
     assert meld.sample("train", None, 3) == list(meld.splits["train"])
-    with pytest.raises(ConfigError, match="has .* utterances; cannot draw 4000"):
+    with pytest.raises(ConfigError, match=r"has .* utterances; cannot draw 4000"):
         meld.sample("train", 4000, 0)
     part = meld.dialogues("test", 15)
     groups = {u.group for u in part}
@@ -320,7 +322,7 @@ def test_an_ensemble_averages_members_of_different_seeds(task: Task) -> None:
 
 
 def test_lora_learns_and_a_seed_repeats(task: Task) -> None:
-    settings = replace(SETTINGS, epochs=8, lr=2e-2)
+    settings = replace(SETTINGS, epochs=20, lr=3e-2)
     records, rows = run(task, "lora", 0, settings)
     assert records[0].accuracy > 0.85
     assert run(task, "lora", 0, settings)[1] == rows

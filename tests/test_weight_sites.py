@@ -133,7 +133,8 @@ def test_every_other_dropout_stays_off_while_sampling() -> None:
     draws = predict(model, guide, token_batch(), num_samples=6, return_samples=True).samples
     assert draws is not None
     assert torch.equal(draws[0], draws[1])
-    assert model.training and model.backbone.training, "modes are restored"
+    assert model.training, "modes are restored"
+    assert model.backbone.training
     draws = predict(fill_B(model), guide, token_batch(), num_samples=6, return_samples=True).samples
     assert draws is not None
     assert (draws.std(0) > 1e-4).all()

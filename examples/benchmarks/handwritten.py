@@ -88,8 +88,8 @@ class HandWritten(nn.Module):
         weights = {"A": adapted.lora_A, "B": adapted.lora_B, "w1": first.weight, "b1": first.bias}
         weights |= {"w2": second.weight, "b2": second.bias}
         if self.reads_frames:
-            weights |= {"query": guide.query[key].weight, "key": guide.key[key].weight}
-            weights |= {"value": guide.value[key].weight, "null": guide.null[key]}
+            weights |= {"query": guide.reader.query[key].weight, "key": guide.reader.key[key].weight}
+            weights |= {"value": guide.reader.value[key].weight, "null": guide.reader.null[key]}
         return weights
 
     def forward(self, batch: Batch, kl_weight: float) -> Tensor:

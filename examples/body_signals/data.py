@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Signals:
         return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool))
 
     def standardised(self) -> Signals:
-        """Return ``clip((x - mean_p) / std_p, ±6)``, the mean and deviation over all of person p's samples of a channel.
+        """Return ``clip((x - mean_p) / std_p, ±6)``: mean and deviation over all of person p's samples of a channel.
 
         No label is used. A person's level against their own average stays; differences between people go.
 
@@ -140,7 +141,7 @@ def load(path: Path | None = None) -> Signals:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a NumPy .npz file without pickled objects: {error}") from error
     return _checked(arrays, path)
 
@@ -201,7 +202,7 @@ class Fold:
     def from_json(cls, text: str) -> Fold:
         """Read what :meth:`to_json` wrote."""
         fields = json.loads(text)
-        return cls(*(tuple(fields[name]) for name in ("train", "validation", "test")), fields["seed"])
+        return cls(tuple(fields["train"]), tuple(fields["validation"]), tuple(fields["test"]), fields["seed"])
 
 
 def make_fold(people: Sequence[int], seed: int, *, folds: int = 5, validation: int = 5) -> Fold:
@@ -234,5 +235,5 @@ def make_fold(people: Sequence[int], seed: int, *, folds: int = 5, validation: i
     test = order[seed % folds :: folds]
     others = [person for person in order if person not in test]
     random.Random(f"validation/{seed}").shuffle(others)
-    parts = (others[validation:], others[:validation], test)
-    return Fold(*(tuple(sorted(part)) for part in parts), seed)
+    train, chosen = others[validation:], others[:validation]
+    return Fold(tuple(sorted(train)), tuple(sorted(chosen)), tuple(sorted(test)), seed)

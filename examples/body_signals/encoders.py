@@ -90,7 +90,9 @@ class SignalEncoder(nn.Module):
             )
         return signal.reshape(rows, samples // rate, self.patch_size)
 
-    def forward(self, signal: Float[Tensor, "B S C"], attention_mask: Int[Tensor, "B P"] | None = None) -> BaseModelOutput:
+    def forward(
+        self, signal: Float[Tensor, "B S C"], attention_mask: Int[Tensor, "B P"] | None = None
+    ) -> BaseModelOutput:
         """Encode samples, shape (B, S, channels); ``attention_mask`` (B, P) is 0 at seconds that do not count.
 
         Returns:
@@ -105,6 +107,7 @@ class SignalEncoder(nn.Module):
 
     def encode(self, frames: Frames) -> Frames:
         """Map samples (B, S, channels) to seconds (B, P, d); a second is real when all of its samples are."""
+        self.patches(frames.values)  # refuses what has no whole seconds
         mask: Bool[Tensor, "B P"] = frames.mask.reshape(len(frames.mask), -1, self.modality.rate).all(-1)
         absent = ~mask.any(-1, keepdim=True)
         hidden = self(frames.values, (mask | absent).long()).last_hidden_state  # attention over nothing is undefined

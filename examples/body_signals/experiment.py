@@ -45,8 +45,10 @@ def evaluate(fitted: Fitted, task: Task, method: str, seed: int, split: str = "t
             seconds = time.perf_counter() - started
             uncertainty = decompose(draws)
             names = (method, seed, split, "+".join(withheld))
-            numbers = {"samples": len(draws), "seconds": seconds}
-            by_set[withheld] = score(*names, draws.mean(0), labels, uncertainty, reference=reference, **numbers)
+            probs, samples = draws.mean(0), len(draws)
+            by_set[withheld] = score(
+                *names, probs, labels, uncertainty, reference=reference, samples=samples, seconds=seconds
+            )
             reference = uncertainty if k == 0 else reference
     return [_condition(name, by_set) for name in CONDITIONS]
 

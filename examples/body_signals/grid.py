@@ -44,9 +44,7 @@ def claim_folder(runs: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def run_commands(
-    commands: Mapping[str, Sequence[str]], runs: Path, jobs: int, report: Callable[[str], None]
-) -> int:
+def run_commands(commands: Mapping[str, Sequence[str]], runs: Path, jobs: int, report: Callable[[str], None]) -> int:
     """Run each ``python -m …`` command, ``jobs`` at a time, its output in ``runs/<name>.log``; return the failures."""
     todo, failures = dict(commands), 0
     active: dict[subprocess.Popen[bytes], str] = {}

@@ -88,7 +88,9 @@ def pretrain(encoder: SignalEncoder, values: Tensor, settings: PretrainSettings,
         NonFiniteError: the loss is NaN or infinite.
     """
     if not 0 < settings.hidden < 1 or min(settings.span, settings.epochs, settings.batch_size) < 1:
-        raise ConfigError(f"hidden must lie between 0 and 1, span, epochs and batch_size be at least 1; got {settings}.")
+        raise ConfigError(
+            f"hidden must lie between 0 and 1; span, epochs and batch_size must be at least 1; got {settings}."
+        )
     seconds = values.shape[1] // encoder.modality.rate
     if settings.span >= seconds:
         raise ConfigError(f"Runs of {settings.span} hidden seconds leave nothing of {seconds}; shorten span.")
@@ -184,5 +186,3 @@ def losses_of(path: Path) -> list[float]:
     """Return the losses of pre-training that are kept in an encoder's file."""
     with safe_open(path, framework="pt") as file:
         return list(json.loads(file.metadata()["losses"]))
-
-

@@ -52,8 +52,10 @@ def fit_probe(
     """Fit one probe for each ``l2`` and return that of the lowest held-out NLL (the largest l2 on a tie).
 
     Args:
-        features, labels: training windows, shapes (N, d) and (N,).
-        held_out, held_out_labels: validation windows, shapes (M, d) and (M,).
+        features: of the training windows, shape (N, d).
+        labels: theirs, shape (N,), 0 or 1.
+        held_out: features of the validation windows, shape (M, d).
+        held_out_labels: theirs, shape (M,).
         l2: weights to try.
 
     Raises:

@@ -34,7 +34,7 @@ PRETRAIN = "pretrain"
 
 
 def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) -> None:
-    """Fit and measure one method with one seed and write its records; ``pretrain`` fills the cache and writes the fold."""
+    """Fit and measure one method with one seed; ``pretrain`` instead fills the cache and writes the fold."""
     task = Task.load(data, seed, settings)
     if method == PRETRAIN:
         (runs / f"fold-{seed}.json").write_text(task.fold.to_json() + "\n")
@@ -64,7 +64,7 @@ def run_grid(
 
 
 def summary(records: Sequence[Record]) -> list[str]:
-    """Return lines ``method condition seeds AUC NLL ECE`` of means over seeds, in the order of methods and conditions."""
+    """Return lines ``method condition seeds AUC NLL ECE``: means over seeds, in the order of the records."""
     lines = [f"{'method':14} {'condition':13} seeds   AUC   NLL   ECE"]
     for method in dict.fromkeys(r.method for r in records):
         for condition in CONDITIONS:
@@ -78,7 +78,7 @@ def summary(records: Sequence[Record]) -> list[str]:
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=f"file of windows; default: {'body_signals/windows.npz'} in the cache")
+    parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

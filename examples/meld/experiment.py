@@ -55,7 +55,7 @@ class Settings:
     test_size: int | None = 1000
     epochs: int = 3
     batch_size: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
     rank: int = 8
     alpha: float = 16.0
     prior_scale: float = 0.2

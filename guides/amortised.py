@@ -1,0 +1,156 @@
+"""``Amortised``: the core's posterior is a network's answer to the text feature and a context (CoCo-LoRA, CALIBER)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import nn
+
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
+from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.reliability import Reliability
+from bayes_adapters.sites import Granularity, SiteCall
+
+
+class Context(StrEnum):
+    """What the posterior is conditioned on beside the layer's own feature."""
+
+    NONE = "none"
+    """Nothing: C-LoRA."""
+    GLOBAL_SHARED_HEADS = "global_shared_heads"
+    """The pooled context, projected once for the network and adapted by a linear map a layer: CoCo-LoRA."""
+    GLOBAL = "global"
+    """The pooled context, projected in each layer: CALIBER-G."""
+    CROSS_ATTENTION = "cross_attention"
+    """Frames that each token attends over: CALIBER-X."""
+
+
+class KVSharing(StrEnum):
+    """Whether layers share the projections of the context."""
+
+    PER_MODULE = "per_module"
+    """Each layer has its own."""
+    SHARED = "shared"
+    """One for the whole network: CALIBER's shared-KV branch."""
+
+
+class Amortised(AdapterGuide):
+    """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, one network (μ, g) a layer.
+
+    c_t is what ``context`` says (see :class:`Context`). :class:`Contextual`, :class:`PooledContext` and
+    :class:`CrossAttention` are this guide with the context fixed.
+
+    Source: C-LoRA, arXiv 2505.17773 (network, f); CoCo-LoRA, arXiv 2604.16615, and CALIBER, arXiv 2604.16657, whose
+    equations are not public: their forms are reconstructions on C-LoRA.
+
+    Args:
+        model: a model with token or sequence cores.
+        context: see :class:`Context`.
+        context_dim: d_a, width of the context's frames; none with ``context="none"``.
+        dim: d_c, width of what is read from the context.
+        heads: H of the attention; must divide ``dim``.
+        kv_sharing: see :class:`KVSharing`; for ``global`` and ``cross_attention``.
+        modality: the key of the frames in ``Batch.context``.
+        width: hidden units of the posterior network.
+        scale: f, ``"sigmoid_squared"`` or ``"softplus"``.
+        null_context: learn what stands in for missing context; without it that is an error.
+        reliability: makes the posterior less sure where a context is far from those of training (see
+            :class:`bayes_adapters.reliability.Reliability`). None trusts every context.
+
+    Raises:
+        ConfigError: a size below 1, heads that do not divide ``dim``, an option without effect, or a site that cannot
+            be served.
+    """
+
+    name: ClassVar[str] = "amortised"
+    serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.TOKEN, Granularity.SEQUENCE})
+
+    def __init__(
+        self,
+        model: AdapterModel,
+        *,
+        context: Context | str = Context.CROSS_ATTENTION,
+        context_dim: int | None = None,
+        dim: int = 64,
+        heads: int = 1,
+        kv_sharing: KVSharing | str = KVSharing.PER_MODULE,
+        modality: str = "audio",
+        width: int = 64,
+        scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
+        null_context: bool = True,
+        reliability: Reliability | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.context, self.kv_sharing = choice(Context, "context", context), choice(KVSharing, "kv_sharing", kv_sharing)
+        self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, modality
+        self.width, self.scale, self.null_context = width, choice(ScaleTransform, "scale", scale), null_context
+        self._check()
+        self.reliability = None if context_dim is None else as_reliability(reliability, context_dim, model)
+        ranks = {site_key(site): site.rank for site in model.sites}
+        self.reader = self._reader(ranks)
+        extra = 0 if self.reader is None else dim
+        self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
+
+    def _check(self) -> None:
+        require_sizes(dim=self.dim, heads=self.num_heads)
+        if (self.context is Context.NONE) != (self.context_dim is None):
+            raise ConfigError(
+                f"context={self.context.value!r} and context_dim={self.context_dim} do not fit: with 'none' there are "
+                "no frames and no width; every other context needs context_dim, the width of its frames."
+            )
+        if self.context_dim is not None:
+            require_sizes(context_dim=self.context_dim)
+        if self.dim % self.num_heads:
+            raise ConfigError(f"heads must divide dim; got heads={self.num_heads}, dim={self.dim}.")
+        shareable = self.context in (Context.GLOBAL, Context.CROSS_ATTENTION)
+        if self.kv_sharing is KVSharing.SHARED and not shareable:
+            raise ConfigError(
+                f"kv_sharing='shared' has no effect with context={self.context.value!r}; it is for 'global' and "
+                "'cross_attention'."
+            )
+
+    def _reader(self, ranks: dict[str, int]) -> nn.Module | None:
+        shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context
+        if self.context_dim is None:
+            return None
+        if self.context is Context.CROSS_ATTENTION:
+            return AttentionReader(ranks, self.context_dim, self.dim, self.num_heads, shared, null)
+        if self.context is Context.GLOBAL:
+            return PooledReader(list(ranks), self.context_dim, self.dim, shared, null)
+        return ProjectedReader(list(ranks), self.context_dim, self.dim, null)
+
+    def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        key = site_key(call.site)
+        with fp32(call.z.device):
+            if self.reader is None or self.context_dim is None:
+                return self.heads[key](call.z, prior)
+            frames = frames_of(call, self.modality, self.context_dim, self.null_context)
+            posterior = self.heads[key](torch.cat([call.z, self.reader(key, frames, call)], -1), prior)
+            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.scratch)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "context": self.context.value,
+            "context_dim": self.context_dim,
+            "dim": self.dim,
+            "heads": self.num_heads,
+            "kv_sharing": self.kv_sharing.value,
+            "modality": self.modality,
+            "width": self.width,
+            "scale": self.scale.value,
+            "null_context": self.null_context,
+            "reliability": None if self.reliability is None else self.reliability.config(),
+        }
+
+
+def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return ``config`` without what a subclass has fixed."""
+    return {key: value for key, value in config.items() if key not in names}
