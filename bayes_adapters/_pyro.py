@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pyro
 from pyro.poutine import runtime
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import nn
 
@@ -35,3 +36,9 @@ def register_if_captured(prefix: str, module: nn.Module) -> None:
                 f"Pyro's parameter store already holds another tensor named '{prefix}$$${name}', so SVI would train "
                 "that one instead of yours. Call pyro.clear_param_store() before fitting a second model with SVI."
             )
+
+
+def is_traced() -> bool:
+    """Whether a handler outside the guide records sample statements, as in every one of Pyro's ELBOs."""
+    handlers = [handler for handler in runtime._PYRO_STACK if isinstance(handler, TraceMessenger)]
+    return any(not isinstance(handler, GuideMessenger) for handler in handlers)

@@ -151,7 +151,7 @@ def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
     for name, site in nodes.items():
         call: SiteCall | None = site["infer"].get(SITE) if site["type"] == "sample" else None
         scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
-        if call is None or scale is None:
+        if call is None or scale is None or not scale.numel():
             continue
         scale = scale.detach()
         if call.site.granularity is Granularity.TOKEN and call.token_mask is not None:

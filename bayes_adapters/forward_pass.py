@@ -116,6 +116,8 @@ def draw_weights(sites: list[Site], prior: Prior, batch: Batch, num_data: int | 
             value = pyro.sample(site.name, site.wrap(prior.of(site), None), infer=infer)
         place = value.dim() - len(site.shape)
         mean, scale = call.scratch.get("mean"), call.scratch.get("scale")
+        if value is not call.scratch.get("draw"):
+            scale = None  # the value was conditioned on: there is nothing random left to integrate over
         for i, path in enumerate(site.layers):
             weights[site.part, path] = Weight(
                 value.select(place, i), None if mean is None else mean[i], None if scale is None else scale[i]

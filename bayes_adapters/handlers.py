@@ -58,7 +58,11 @@ class PosteriorMean(Messenger):
     """Set every core to the mean of its distribution: one deterministic pass."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["infer"].get(SITE) is not None and msg["value"] is None:
+        call: SiteCall | None = msg["infer"].get(SITE)
+        if call is None or msg["is_observed"]:
+            return
+        call.scratch.pop("scale", None)  # no local reparametrisation either
+        if msg["value"] is None:
             msg["value"] = msg["fn"].mean
 
 

@@ -29,6 +29,8 @@ class AdaptedLinear(nn.Module):
         base_layer: ``torch.nn.Linear`` or transformers' ``Conv1D``; it is frozen.
         rank: r ≥ 1.
         alpha: the scale's numerator.
+        kept: ranks that pruning has left, 0 … r; the scale stays ``alpha / rank``. None means all. A layer without any
+            is its base layer.
         path: the base layer's path in the backbone, which names the layer in errors and finds its weights.
         dropout: probability of zeroing an entry of the adapter's input while training.
         sites: the sample site of each random part; none means plain LoRA.
@@ -44,6 +46,7 @@ class AdaptedLinear(nn.Module):
         rank: int,
         alpha: float,
         *,
+        kept: int | None = None,
         path: str = "",
         dropout: float = 0.0,
         sites: Sequence[Site] = (),
@@ -53,11 +56,11 @@ class AdaptedLinear(nn.Module):
         size = linear_size(base_layer)
         check_options(rank, alpha, dropout)
         self.base_layer = base_layer.requires_grad_(False)
+        self.path, self.rank = path, rank if kept is None else kept
         device = next(base_layer.parameters()).device
         self.sites = {site.part: site for site in sites}
-        self.lora_A = None if Part.A in self.sites else nn.Parameter(kaiming(rank, size[0]).to(device))
-        self.lora_B = None if Part.B in self.sites else nn.Parameter(torch.zeros(size[1], rank, device=device))
-        self.path, self.rank = path, rank
+        self.lora_A = None if Part.A in self.sites else nn.Parameter(kaiming(self.rank, size[0]).to(device))
+        self.lora_B = None if Part.B in self.sites else nn.Parameter(torch.zeros(size[1], self.rank, device=device))
         self.scaling = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.flipout = flipout
@@ -66,10 +69,10 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype."""
         out = self.base_layer(x)
-        if not self.enabled:
+        if not self.enabled or self.rank == 0:
             return out
-        z = self._down(self._mask(self.dropout(x)))
-        delta = self._up(self._core(z))
+        x = self.dropout(x)
+        delta = self._moments(x) if self._has_moments() else self._up(self._core(self._down(self._mask(x))))
         return out + (self.scaling * delta).to(out.dtype)
 
     def _mask(self, x: Tensor) -> Tensor:
@@ -115,6 +118,34 @@ class AdaptedLinear(nn.Module):
             return F.linear(z.to(self.lora_B.dtype), self.lora_B)
         return matmul(z, self._pass().weights[Part.B, self.path].value)
 
+    def _has_moments(self) -> bool:
+        weights = [self._pass().weights.get((part, self.path)) for part in (Part.A, Part.B) if part in self.sites]
+        return any(weight is not None and weight.scale is not None for weight in weights)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        """Draw ``B A x`` from the Gaussian that has its mean and variance, with noise of its own for every token.
+
+        ``m_s = M_A x``, ``v_s = S_A² x²``, ``mean = M_B m_s``, ``var = (M_B² + S_B²) v_s + S_B² m_s²`` for independent
+        Gaussian entries; squares are elementwise. B A x itself is not Gaussian, and one draw of it has correlated
+        outputs; neither is true of what this returns.
+        """
+        (mean_a, variance_a), (mean_b, variance_b) = self._gaussian(Part.A), self._gaussian(Part.B)
+        x = x.to(mean_a.dtype)
+        inner, spread = F.linear(x, mean_a), F.linear(x.square(), variance_a)
+        variance = F.linear(spread, mean_b.square() + variance_b) + F.linear(inner.square(), variance_b)
+        mean = F.linear(inner, mean_b)
+        # The square root has no slope at 0, where an input is 0 or both scales underflow.
+        return mean + torch.randn_like(mean) * variance.clamp_min(1e-20).sqrt()
+
+    def _gaussian(self, part: Part) -> tuple[Tensor, Tensor]:
+        parameter = self.lora_A if part is Part.A else self.lora_B
+        if parameter is not None:
+            return parameter, torch.zeros_like(parameter)
+        weight = self._pass().weights[part, self.path]
+        if weight.mean is None or weight.scale is None:
+            return weight.value, torch.zeros_like(weight.value)
+        return weight.mean, weight.scale.square()
+
     def _place(self, site: Site) -> int:
         return site.layers.index(self.path)
 
@@ -137,7 +168,8 @@ class AdaptedLinear(nn.Module):
 
 def kaiming(rank: int, d_in: int) -> Float[Tensor, "r d_in"]:
     """Return a fresh A: Kaiming-uniform with a = √5, that is U(±1/√d_in), from torch's generator."""
-    return nn.init.kaiming_uniform_(torch.empty(rank, d_in), a=math.sqrt(5))
+    empty = torch.empty(rank, d_in)
+    return nn.init.kaiming_uniform_(empty, a=math.sqrt(5)) if rank else empty
 
 
 def matmul(x: Float[Tensor, "rows *T k"], weight: Float[Tensor, "*S n k"]) -> Float[Tensor, "rows *T n"]:
@@ -177,6 +209,7 @@ def install(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
+    ranks: Mapping[str, int] | None = None,
     sites: Mapping[str, Sequence[Site]] | None = None,
     flipout: bool = False,
 ) -> dict[str, AdaptedLinear]:
@@ -188,6 +221,7 @@ def install(
         rank: r of every adapter.
         alpha: the scale's numerator; ``h = base(x) + alpha / rank · B E A x``.
         dropout: dropout probability on the adapters' input.
+        ranks: path → ranks that pruning has left; a path without an entry has all.
         sites: the sample sites of each path's random parts; a path without any is plain LoRA.
         flipout: see :class:`AdaptedLinear`.
 
@@ -204,7 +238,10 @@ def install(
     for path in paths:
         own = () if sites is None else sites.get(path, ())
         base = backbone.get_submodule(path)
-        layers[path] = AdaptedLinear(base, rank, alpha, path=path, dropout=dropout, sites=own, flipout=flipout)
+        kept = None if ranks is None else ranks.get(path)
+        layers[path] = AdaptedLinear(
+            base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own, flipout=flipout
+        )
         backbone.set_submodule(path, layers[path])
         layers[path].train(base.training)
     return layers

@@ -11,7 +11,7 @@ stated once, here, so every ELBO, hand-written or stock, is in nats per datum an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, NonFiniteError, choice
+from bayes_adapters.errors import ConfigError, NonFiniteError, choice, near_matches
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
+    adapted_layers,
     adapters_disabled,
     check_options,
     install,
@@ -80,6 +81,7 @@ class AdapterModel(nn.Module):
         targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`.
         rank: r.
         alpha: the scale is ``alpha / rank``.
+        ranks: path of an adapted layer → ranks that pruning has left there, 0 … r; the scale stays ``alpha / rank``.
         dropout: dropout probability on the adapters' input while training.
         parts: which tensors of the adapters are random.
         granularity: for what one draw is shared; needed if anything is random.
@@ -104,6 +106,7 @@ class AdapterModel(nn.Module):
         targets: Targets | str | Sequence[str] = ("query", "value"),
         rank: int = 8,
         alpha: float = 16.0,
+        ranks: Mapping[str, int] | None = None,
         dropout: float = 0.0,
         parts: Sequence[Part] = (),
         granularity: Granularity | str | None = None,
@@ -136,15 +139,16 @@ class AdapterModel(nn.Module):
         require_unadapted(backbone)
         width = _width(backbone)
         paths = select(backbone, targets)
+        left = dict.fromkeys(paths, rank) | _checked_ranks(ranks or {}, paths, rank)
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
-            sizes = {path: (rank, *linear_size(backbone.get_submodule(path))) for path in paths}
+            sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
             options = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
-            self.layers = list(install(backbone, paths, sites=own, **options))
+            self.layers = list(install(backbone, paths, ranks=left, sites=own, **options))
             self.backbone = backbone
             self.likelihood = likelihood
             self.head = self.build_head(width)
@@ -204,6 +208,11 @@ class AdapterModel(nn.Module):
             return torch.empty(site.shape, device=device).uniform_(-1e-3, 1e-3)
         return self.prior.of(site).sample().clone()
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Path → ranks of each adapted layer: r, or what pruning has left."""
+        return {path: layer.rank for path, layer in adapted_layers(self.backbone).items()}
+
     def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
         """A context in which the backbone is the frozen one."""
         return adapters_disabled(self.backbone)
@@ -213,14 +222,29 @@ class AdapterModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON, targets resolved to module paths."""
-        return {
+        """Constructor arguments as JSON, targets resolved to module paths; ``ranks`` where some were pruned."""
+        pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
+        options = {
             "targets": list(self.layers),
             "rank": self.rank,
             "alpha": self.alpha,
             "dropout": self.dropout,
             "pooling": self.pooling.value,
         }
+        return options | {"ranks": pruned} if pruned else options
+
+
+def _checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
+    unknown = [path for path in ranks if path not in paths]
+    wrong = [f"{path!r}: {left}" for path, left in ranks.items() if not (isinstance(left, int) and 0 <= left <= rank)]
+    if unknown:
+        raise ConfigError(
+            f"ranks names {unknown[0]!r}, which is no adapted layer.{near_matches(unknown[0], paths)} It maps paths of "
+            f"adapted layers to ranks; there are {len(paths)}, the first is {paths[0]!r}."
+        )
+    if wrong:
+        raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")
+    return ranks
 
 
 def check_batch(batch: Batch) -> None:

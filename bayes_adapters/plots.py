@@ -167,7 +167,53 @@ def uncertainty_by_condition(
     return figure
 
 
-def _grid(entries: Mapping[str, Any], function: str) -> tuple[Figure, int]:
+def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
+    """Draw how many ranks each adapted layer has: a row a kind of layer, a column a block of the network.
+
+    Args:
+        ranks: path of an adapted layer → its ranks, as ``model.ranks`` and a record of pruning have them. The last
+            number in a path is its block; a path without one gets the column "–".
+        rank: r before pruning, where the colours end.
+
+    >>> figure = ranks_by_layer({"layer.0.query": 3, "layer.1.query": 0, "head": 8}, 8)
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['3', '0', '8']
+    """
+    figure, _ = _grid(ranks, "ranks_by_layer", "adapted layer")
+    places = {path: _block(path) for path in ranks}
+    blocks = sorted({block for _, block in places.values()}, key=lambda b: (b is None, b or 0))
+    kinds = list(dict.fromkeys(kind for kind, _ in places.values()))
+    values = np.full((len(kinds), len(blocks)), np.nan)
+    for path, (kind, block) in places.items():
+        values[kinds.index(kind), blocks.index(block)] = ranks[path]
+    figure.set_size_inches(2.6 + 0.075 * max(map(len, kinds)) + 0.42 * len(blocks), 1.3 + 0.42 * len(kinds))
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=rank, aspect="equal")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if value > 0.6 * rank else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8.5)
+    axes.set_xticks(range(len(blocks)), ["–" if block is None else str(block) for block in blocks])
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_xlabel("block")
+    total = sum(ranks.values())
+    axes.set_title(f"{total} of {rank * len(ranks)} ranks left in {len(ranks)} layers", fontsize=10, loc="left")
+    axes.tick_params(labelsize=9, length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="ranks", shrink=0.9, pad=0.02)
+    return figure
+
+
+def _block(path: str) -> tuple[str, int | None]:
+    """Split a layer's path into its kind and the number of its block."""
+    parts = path.split(".")
+    places = [i for i, part in enumerate(parts) if part.isdecimal()]
+    if not places:
+        return path, None
+    return ".".join(parts[places[-1] + 1 :]) or path, int(parts[places[-1]])
+
+
+def _grid(entries: Mapping[str, Any], function: str, what: str = "method") -> tuple[Figure, int]:
     """Check that matplotlib and something to draw exist; return an empty figure and a number of columns."""
     try:
         from matplotlib.figure import Figure
@@ -176,7 +222,7 @@ def _grid(entries: Mapping[str, Any], function: str) -> tuple[Figure, int]:
             'Figures need matplotlib, which is not installed. Fix: pip install "bayes-adapters[demo]"'
         ) from error
     if not entries:
-        raise DataError(f"{function} needs at least one method; got none. Were all predictions filtered out?")
+        raise DataError(f"{function} needs at least one {what}; got none. Were all of them filtered out?")
     return Figure(layout="constrained", dpi=200), min(3, len(entries))
 
 

@@ -78,6 +78,21 @@ class Prior(nn.Module):
         prior: TorchDistributionMixin = _family(family)(**parameters, validate_args=False).to_event(reinterpreted)
         return prior
 
+    def require_elementwise(self, site: Site) -> None:
+        """Raise :class:`ConfigError` if the prior ties a site's entries, so that a part of it is no prior by itself."""
+        family, reinterpreted, _ = self._families[site.name]
+        if reinterpreted != self._whole[site.name]:
+            raise ConfigError(
+                f"The prior {family} of {site.name!r} ties entries together, so no rank can be taken out of it. Take "
+                "an elementwise prior, such as LogUniform or Normal."
+            )
+
+    def select(self, site: Site, axis: int, index: Tensor) -> None:
+        """Keep only the entries ``index`` of an elementwise prior along ``axis`` of the site's shape."""
+        for buffer in self._families[site.name][2].values():
+            value = getattr(self, buffer)
+            setattr(self, buffer, value.index_select(axis, index.to(value.device)))
+
     def to_json(self) -> dict[str, Any]:
         """Describe the prior of each site as family and parameters (nested lists), enough to build it again."""
         return {
@@ -166,8 +181,10 @@ def _expand(prior: TorchDistributionMixin, site: Site) -> tuple[str, dict[str, T
 
 
 def _compact(value: Tensor) -> Any:
-    """A nested list, or one number when all entries are equal."""
+    """A nested list, or one number when all entries are equal; 1 for none, as it is in every parameter's range."""
     flat = value.flatten()
+    if not len(flat):
+        return 1.0
     return flat[0].item() if bool((flat == flat[0]).all()) else value.tolist()
 
 

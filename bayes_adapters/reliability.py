@@ -29,9 +29,10 @@ class FrameDensity(nn.Module):
     """K Gaussians over single frames, one for each kind of training context (clean, noisy, …).
 
     Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
-    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` and ``tail`` are a quantile (95 %) of d on held-out contexts
-    and its distance to their median, so about 95 % of contexts like those of training keep γ = 1. A missing context has
-    γ = 1: what it means is learned, through the guide's null context.
+    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` is a quantile (95 %) of d on held-out contexts, so that
+    about 95 % of contexts like those of training keep γ = 1; ``tail`` is the distance of that quantile (of the 95 % one,
+    where a lower limit is asked for) to the median. A missing context has γ = 1: what it means is learned, through the
+    guide's null context.
 
     The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 
@@ -73,7 +74,8 @@ class FrameDensity(nn.Module):
         Args:
             groups: for each kind of training context, its frames, shape (N_k, d), N_k > d: fewer span no covariance,
                 and the ridge alone would say how far is far.
-            held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 1 / (1 − quantile).
+            held_out: contexts of the same kinds, of examples that are not in ``groups``; at least 20, or
+                1 / (1 − quantile) if that is more.
             ridge: added to each covariance's diagonal, as a share of its mean.
             quantile: the share of contexts like ``held_out`` that keep γ = 1, above 0.5 and below 1. A higher one
                 distrusts fewer familiar contexts, and unfamiliar ones later.
@@ -101,11 +103,11 @@ class FrameDensity(nn.Module):
                     "recordings only, or pooled to one a recording? Take more recordings or all their frames, join "
                     "kinds of recording into one group, or do without reliability=."
                 )
-        count, needed = sum(int(frames.present.sum()) for frames in held_out), math.ceil(round(1 / (1 - quantile), 6))
+        far = max(quantile, 0.95)
+        count, needed = sum(int(frames.present.sum()) for frames in held_out), math.ceil(round(1 / (1 - far), 6))
         if count < needed:
             raise DataError(
-                f"The quantile {quantile:g} needs at least {needed} held-out contexts; got {count}. Hold out more "
-                "examples, or take a lower quantile."
+                f"The quantile {far:g} needs at least {needed} held-out contexts; got {count}. Hold out more examples."
             )
         density = cls(widths[0], len(groups)).to(groups[0].device)
         for k, frames in enumerate(groups):
@@ -116,9 +118,10 @@ class FrameDensity(nn.Module):
                 f"{int((~distances.isfinite()).sum())} of {count} held-out contexts have no finite distance: they hold "
                 "NaN, infinite or huge values. Look at these recordings; silent or corrupt ones are the usual cause."
             )
-        median, limit = distances.quantile(torch.tensor([0.5, quantile], device=distances.device)).unbind()
+        levels = torch.tensor([0.5, quantile, far], device=distances.device)
+        median, limit, edge = distances.quantile(levels).unbind()
         density.limit.copy_(limit)
-        density.tail.copy_((limit - median).clamp_min(1e-6))
+        density.tail.copy_((edge - median).clamp_min(1e-6))
         return density
 
     def distance(self, frames: Frames) -> Float[Tensor, "B"]:

@@ -9,3 +9,4 @@ from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
 from bayes_adapters.models.lora import LoRA as LoRA
 from bayes_adapters.models.stochastic_core import StochasticCore as StochasticCore
 from bayes_adapters.models.stochastic_down import StochasticDown as StochasticDown
+from bayes_adapters.models.stochastic_factors import StochasticFactors as StochasticFactors

@@ -83,7 +83,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_ins() -> None:
-    assert {"fusion_lora", "lora", "stochastic_core", "stochastic_down"} <= set(registry.names("model"))
+    models = {"fusion_lora", "lora", "stochastic_core", "stochastic_down", "stochastic_factors"}
+    assert models <= set(registry.names("model"))
     assert {"delta", "mean_field", "contextual", "pooled_context", "cross_attention"} <= set(registry.names("guide"))
     assert registry.find("model", "lora") is LoRA
     assert registry.find("guide", "contextual") is Contextual

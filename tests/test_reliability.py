@@ -119,11 +119,11 @@ def test_the_limit_lets_the_wanted_share_of_contexts_like_those_of_training_pass
     wanted = 0.95 if quantile is None else quantile
     assert abs(share - wanted) <= (0.03 if quantile is None else 0.06)  # 400 held-out contexts: ±1 % and ±2 %
     distances = density.distance(fresh)
-    assert float(distances.median()) == pytest.approx(float(density.limit - density.tail), rel=0.1)
+    assert float(distances.median()) == pytest.approx(float(distances.quantile(0.95) - density.tail), rel=0.1)
     assert float(distances.mean()) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("quantile", "needed"), [(0.95, 20), (0.9, 10), (0.75, 4), (0.99, 100)])
+@pytest.mark.parametrize(("quantile", "needed"), [(0.95, 20), (0.75, 20), (0.99, 100)])
 def test_a_quantile_needs_enough_held_out_contexts(quantile: float, needed: int) -> None:
     assert bool(FrameDensity.fit([cloud(30, 0)], [contexts(needed, 1)], quantile=quantile).limit.isfinite())
     with pytest.raises(DataError, match=f"needs at least {needed} held-out contexts; got {needed - 1}"):

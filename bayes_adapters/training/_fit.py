@@ -21,7 +21,7 @@ from bayes_adapters.handlers import KLMode
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
-from bayes_adapters.training._loop import Loop, Settings
+from bayes_adapters.training._loop import Loop, OnStep, Settings
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
 from bayes_adapters.training._state import copy_into
@@ -83,6 +83,7 @@ def fit(
     tensorboard: str | os.PathLike[str] | None = None,
     autocast: torch.dtype | None = None,
     log_every: int = 10,
+    on_step: OnStep | None = None,
 ) -> FitResult:
     """Minimise the negative ELBO per datum over the trainable parameters of model and guide, in place.
 
@@ -129,6 +130,11 @@ def fit(
         autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
         log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the
             first on; TensorBoard gets these steps.
+        on_step: ``(step, model, guide, optimizer)``, called after each optimiser step, ``step`` counting from 1; such
+            as :class:`bayes_adapters.pruning.PruneSchedule`. It may take out ranks; the best epoch is then looked for
+            among those after the last removal. It should depend on its arguments and ``state_dict()`` only, which, with
+            ``load_state_dict()``, is kept in checkpoints where it exists. A run that took out ranks is continued by the
+            model and guide it began with.
 
     Returns:
         A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),
@@ -183,8 +189,8 @@ def fit(
         autocast=autocast,
         log_every=log_every,
     )
-    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, settings)
-    loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, settings, config)
+    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, settings, on_step)
+    loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
     if resume:
         loop.resume()
     state = loop.state
@@ -232,7 +238,12 @@ def _monitored(monitor: str | None, patience: int | None, validation: bool, eval
 
 
 def _config(
-    elbo: ELBO, optimizer: torch.optim.Optimizer, scheduler: Any, data: Any, settings: Settings
+    elbo: ELBO,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    data: Any,
+    settings: Settings,
+    on_step: OnStep | None,
 ) -> dict[str, Any]:
     """What must be the same for a run to be continued."""
     model, guide = elbo.model, elbo.guide
@@ -249,6 +260,7 @@ def _config(
         "optimizer": _optimizer.describe(optimizer),
         "scheduler": None if scheduler is None else type(scheduler).__qualname__,
         "kl_weight": _name(elbo.kl_weight),
+        "on_step": None if on_step is None else _name(on_step),
         "kl_mode": elbo.kl_mode.value,
         "num_particles": elbo.num_particles,
         "data": _data.describe(data),
@@ -257,7 +269,7 @@ def _config(
     }
 
 
-def _name(schedule: KLSchedule) -> str:
+def _name(schedule: KLSchedule | OnStep) -> str:
     if dataclasses.is_dataclass(schedule):
         return repr(schedule)
     return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bayes_adapters._ranks import shrink
 from bayes_adapters.batch import Batch
 from bayes_adapters.diagnostics import collecting
 from bayes_adapters.elbo import ELBO, ElboTerms
@@ -26,6 +27,9 @@ from bayes_adapters.training._interrupt import uninterrupted
 from bayes_adapters.training._progress import Position, Reporter
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._state import RunState, copy_into
+
+OnStep = Callable[[int, Any, Any, torch.optim.Optimizer], None]
+"""(step, model, guide, optimizer) → None"""
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,32 @@ class Loop:
         data: Iterable[Batch],
         validation: Iterable[Batch] | None,
         evaluate: Callable[[Any, Any], Mapping[str, float]] | None,
+        on_step: OnStep | None,
         settings: Settings,
         config: dict[str, Any],
     ) -> None:
         self.elbo, self.optimizer, self.scheduler = elbo, optimizer, scheduler
         self.data, self.validation, self.evaluate = data, validation, evaluate
-        self.settings, self.config = settings, config
+        self.on_step, self.settings, self.config = on_step, settings, config
         self.model: AdapterModel = elbo.model
         self.guide: AdapterGuide = elbo.guide
         self.parameters = _optimizer.trainable(self.model, self.guide)
-        self.tensors = _trained_tensors(self.model, self.guide, self.parameters)
         self.device = next(self.model.parameters()).device
         devices = {p.device for module in (self.model, self.guide) for p in module.parameters()}
         self.generators = Generators(devices, _data.own_generators(data))
         self.state = RunState()
         self.first_batches = 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything the run changes: parameters, and buffers (running means, say) outside the frozen backbone.
+
+        With ``on_step`` also the prior's tensors, which shrink with the ranks.
+        """
+        frozen = ("backbone.",) if self.on_step is not None else ("backbone.", "prior.")
+        tensors: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
+        tensors |= {f"model.{name}": b for name, b in self.model.named_buffers() if not name.startswith(frozen)}
+        return tensors | {f"guide.{name}": b for name, b in self.guide.named_buffers()}
 
     def resume(self) -> None:
         """Take over the checkpoint's state, if there is one."""
@@ -79,6 +94,10 @@ class Loop:
             return
         content = _checkpoint.load(self.settings.directory, self.config)
         if content is not None:
+            if self.on_step is not None:
+                shrink(self.model, self.guide, content["ranks"])
+                if hasattr(self.on_step, "load_state_dict"):
+                    self.on_step.load_state_dict(content["on_step"])
             copy_into(self.tensors, content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
             if self.scheduler is not None:
@@ -94,6 +113,9 @@ class Loop:
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "run": vars(self.state),
             }
+            if self.on_step is not None:
+                state = getattr(self.on_step, "state_dict", dict)()
+                content |= {"ranks": self.model.ranks, "on_step": state}
             _checkpoint.save(self.settings.directory, self.config, content)
 
     def run(self, report: Reporter) -> None:
@@ -199,6 +221,8 @@ class Loop:
             if self.scheduler is not None:
                 self.scheduler.step()
             state.step += 1
+            if self.on_step is not None:
+                self.on_step(state.step, self.model, self.guide, self.optimizer)
             state.batches += len(group)
             state.records.append(record)
             state.seconds += time.perf_counter() - started
@@ -240,6 +264,8 @@ class Loop:
         state, monitor = self.state, self.settings.monitor
         if monitor is None:
             return
+        if state.best is not None and _shapes(state.best) != _shapes(self.tensors):
+            state.best, state.best_epoch, state.best_value, state.stale = None, None, None, 0  # ranks were taken out
         _log.check_monitor(monitor, log)
         sign = -1.0 if self.settings.maximise else 1.0
         value = log[monitor]
@@ -254,13 +280,8 @@ def _detached(terms: ElboTerms) -> ElboTerms:
     return ElboTerms(terms.loss.detach(), terms.nll.detach(), terms.kl.detach(), terms.kl_weight, terms.scales)
 
 
-def _trained_tensors(
-    model: AdapterModel, guide: AdapterGuide, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    """Everything a run changes: parameters, and buffers (running means, say) outside the frozen backbone."""
-    tensors: dict[str, Tensor] = {name: p.data for name, p in parameters.items()}
-    tensors |= {f"model.{name}": b for name, b in model.named_buffers() if not name.startswith(("backbone.", "prior."))}
-    return tensors | {f"guide.{name}": b for name, b in guide.named_buffers()}
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @contextmanager

@@ -268,7 +268,8 @@ def _score(
         samples=len(probs),
         seconds=seconds,
     )
-    return record if labelled else replace(record, **dict.fromkeys(_NEEDS_LABELS, math.nan))
+    undefined: dict[str, Any] = dict.fromkeys(_NEEDS_LABELS, math.nan)
+    return record if labelled else replace(record, **undefined)
 
 
 def _rows(

@@ -75,4 +75,5 @@ def read_results(path: str | os.PathLike[str]) -> list[Result]:
     names = {f.name for f in fields(Result)}
     if not isinstance(rows, list) or any(not isinstance(row, dict) or set(row) != names for row in rows):
         raise DataError(f"{path} does not hold records of this benchmark. Was it made by another version?")
-    return [Result(**{k: math.nan if v is None else v for k, v in row.items()}) for row in rows]
+    filled: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+    return [Result(**row) for row in filled]

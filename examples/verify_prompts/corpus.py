@@ -85,13 +85,13 @@ class Corpus:
         store = self.stores["train"]
         return PairDataset(pairs, store, self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
 
-    def density(self, mix: Mapping[str, float]) -> FrameDensity:
+    def density(self, mix: Mapping[str, float], quantile: float) -> FrameDensity:
         """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation."""
         conditions = [condition for condition in mix if condition != MISSING]
         train, validation = self.stores["train"], self.stores["validation"]
         groups = [torch.cat([train.get("en", c, key) for key in self.splits.train]) for c in conditions]
         held_out = [_frames([validation.get("en", c, key) for key in self.splits.validation]) for c in conditions]
-        return FrameDensity.fit(groups, held_out)
+        return FrameDensity.fit(groups, held_out, quantile=quantile)
 
 
 def _frames(recordings: Sequence[torch.Tensor]) -> Frames:

@@ -44,6 +44,7 @@ class Settings:
         mix: condition → probability for training recordings; validation sees the same mix.
         reliability: fall back to the prior's mean where frames are far from the training frames.
         fallback, fallback_scale: what is fallen back to there, and its standard deviation (None takes the prior's).
+        quantile: share of recordings like those of training that are trusted fully.
         samples: posterior draws at test.
         conditions: what is measured.
         device: torch device.
@@ -58,6 +59,7 @@ class Settings:
     reliability: bool = True
     fallback: str = "widen"
     fallback_scale: float | None = 1.0
+    quantile: float = 0.8
     samples: int = 10
     conditions: Sequence[str] = CONDITIONS
     device: str = "cpu"
@@ -101,7 +103,9 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     torch.manual_seed(seed)
     reliability = None
     if settings.reliability and method in READS_FRAMES:
-        reliability = Reliability(corpus.density(settings.mix), settings.fallback, settings.fallback_scale)
+        reliability = Reliability(
+            corpus.density(settings.mix, settings.quantile), settings.fallback, settings.fallback_scale
+        )
     parts = Build(corpus.backbone(), corpus.frame_width, prior_scale=settings.prior_scale, reliability=reliability)
     model, guide = build(method, parts)
     model.to(settings.device)

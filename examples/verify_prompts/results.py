@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bayes_adapters.errors import BayesAdaptersError
-from bayes_adapters.records import write_records
+from bayes_adapters.records import Record, write_records
 from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.demo import pick_device, quiet, setup
@@ -64,7 +64,7 @@ def main() -> int:
             jobs=arguments.jobs,
             arguments=["--device", device, "--runs", str(arguments.runs)],
         )
-        records = gather(arguments.methods, seeds, arguments.runs, arguments.out)
+        records: list[Record] = gather(arguments.methods, seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1

@@ -37,7 +37,8 @@ if method == "both":  # both runs of the pair must be there at the same time
     else:
         raise SystemExit("alone")
 if method != "silent":
-    record = dict.fromkeys(FIELDS, 0.5) | {"method": method, "seed": seed, "split": "test", "condition": "clean"}
+    names = {"method": method, "seed": seed, "split": "test", "condition": "clean", "n": 4, "samples": 1}
+    record = dict.fromkeys(FIELDS, 0.5) | names
     (runs / f"{method}-{seed}.json").write_text(json.dumps([record]))
 """.replace("FIELDS", repr([f.name for f in fields(Record)]))
 

@@ -1,0 +1,111 @@
+"""Plain LoRA out of a Bayesian adapter: the posterior's means, and nothing random."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import registry
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.files import fingerprint
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.layer import AdaptedLinear, adapted_layers
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
+from bayes_adapters.targets import Targets
+
+
+@torch.no_grad()
+def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, drop_zero: bool = False) -> AdapterModel:
+    """Build the plain LoRA ``h = W₀ x + (α/r) B̄ A̅ x`` whose output is the model's at its posterior mean.
+
+    B̄ = E_q[B] and A̅ = E_q[E] E_q[A]; what is not random is copied. The scale stays α/r with the model's first r, also
+    where pruning left fewer ranks; layers without any are left out.
+
+    Args:
+        model: its random parts, if any, are weights: A, B, the core or its diagonal, one draw for the whole data set.
+        guide: made for it.
+        backbone: a second copy of the same frozen backbone, without adapters; the new model is built on it.
+        drop_zero: take out ranks whose row of A̅ or column of B̄ is exactly zero, which changes no output.
+
+    Returns:
+        A :class:`bayes_adapters.models.LoRA` in eval mode, on the backbone's device, with copies of head and
+        likelihood. Its guide is ``Delta(lora)``.
+
+    Raises:
+        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one; the
+            backbone is another one or has adapters; no rank is left in any layer.
+    """
+    if guide.model is not model:
+        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    for site in model.sites:
+        if site.granularity is not Granularity.GLOBAL or site.part not in REAL:
+            raise ConfigError(
+                f"{site.name!r} is drawn anew for each input or is a mask, so its mean is no weight of a plain LoRA. "
+                "Only adapters with random weights (A, B, or a global core) can be exported."
+            )
+    if type(model).outputs is not AdapterModel.outputs or type(model).build_head is not AdapterModel.build_head:
+        raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
+    if fingerprint(backbone) != fingerprint(model.backbone):
+        raise ConfigError(
+            "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "
+            "weights differ. Load the same checkpoint, in the same dtype."
+        )
+    factors = _factors(model, guide)
+    if drop_zero:
+        factors = {path: _without_zeros(*pair) for path, pair in factors.items()}
+    factors = {path: pair for path, pair in factors.items() if len(pair[0])}
+    if not factors:
+        raise ConfigError(
+            "No rank is left in any layer, so there is no adapter to export: the model is the frozen backbone and the "
+            "head model.head."
+        )
+    devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+        lora: AdapterModel = registry.find("model", "lora")(
+            backbone,
+            copy.deepcopy(model.likelihood),
+            targets=Targets("|".join(path.replace(".", r"\.") for path in factors)),
+            rank=model.rank,
+            alpha=model.alpha,
+            ranks={path: len(pair[0]) for path, pair in factors.items()},
+            dropout=model.dropout,
+            pooling=model.pooling,
+        )
+    for path, layer in adapted_layers(backbone).items():
+        for parameter, value in zip((layer.lora_A, layer.lora_B), factors[path], strict=True):
+            if parameter is not None:
+                parameter.data = value.detach().to(parameter.device, copy=True).contiguous()
+    for name, parameter in lora.head.named_parameters():
+        parameter.data = model.head.get_parameter(name).detach().to(parameter.device, copy=True)
+    return lora.to(next(backbone.parameters()).device).eval()
+
+
+def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer path → A̅ (r, d_in) and B̄ (d_out, r)."""
+    means: dict[tuple[Part, str], Tensor] = {}
+    for site in model.sites:
+        call = SiteCall(site, None, None, {}, len(model.sites), {})
+        mean = guide.posterior(call, model.prior.of(site)).mean.expand(site.shape)
+        means |= {(site.part, path): mean[i] for i, path in enumerate(site.layers)}
+
+    def factor(layer: AdaptedLinear, part: Part) -> Tensor:
+        parameter = layer.lora_A if part is Part.A else layer.lora_B
+        return means[part, layer.path] if parameter is None else parameter
+
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, layer in adapted_layers(model.backbone).items():
+        down, up = factor(layer, Part.A), factor(layer, Part.B)
+        if (Part.CORE, path) in means:
+            down = means[Part.CORE, path] @ down
+        elif (Part.DIAGONAL, path) in means:
+            down = means[Part.DIAGONAL, path][:, None] * down
+        found[path] = (down, up)
+    return found
+
+
+def _without_zeros(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    keep = (down != 0).any(1) & (up != 0).any(0)
+    return down[keep], up[:, keep]

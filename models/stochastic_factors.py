@@ -1,0 +1,55 @@
+"""LoRA with random A and B: the model of BayesLoRA's rank-wise variational dropout (January 2026)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from bayes_adapters.distributions import LogUniform
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.priors import PriorLike
+from bayes_adapters.sites import Granularity, Part
+
+
+class StochasticFactors(AdapterModel):
+    """``h = W₀ x + (α/r) B A x``, ``A_ij ~ prior``, ``B_ki ~ prior``, one site for each factor of each layer.
+
+    A layer may lose ranks, see :func:`bayes_adapters.pruning.prune`; the scale stays α/r with the r given here. The
+    default prior ``p(w) ∝ 1/|w|`` has no draws, so the model runs under a guide only.
+
+    Source: BayesLoRA, arXiv 2506.22809 v3.
+
+    Args:
+        backbone: see :class:`AdapterModel`.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        num_data: N, the size of the data set.
+        prior: of A and B, see :mod:`bayes_adapters.priors`; None means :class:`LogUniform`.
+        **options: further options of :class:`AdapterModel`.
+    """
+
+    structure: ClassVar[str] = "stochastic_factors"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        num_data: int,
+        prior: PriorLike | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            backbone,
+            likelihood,
+            parts=[Part.A, Part.B],
+            granularity=Granularity.GLOBAL,
+            prior=LogUniform() if prior is None else prior,
+            num_data=num_data,
+            grouped=False,
+            **options,
+        )
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"num_data": self.num_data}
