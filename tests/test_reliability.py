@@ -119,7 +119,7 @@ def test_the_limit_lets_the_wanted_share_of_contexts_like_those_of_training_pass
     wanted = 0.95 if quantile is None else quantile
     assert abs(share - wanted) <= (0.03 if quantile is None else 0.06)  # 400 held-out contexts: ±1 % and ±2 %
     distances = density.distance(fresh)
-    assert float(distances.median()) == pytest.approx(float(distances.quantile(0.95) - density.tail), rel=0.1)
+    assert float(distances.median()) == pytest.approx(float(fitted().limit - density.tail), rel=0.1)
     assert float(distances.mean()) == pytest.approx(1.0, abs=0.1)
 
 
