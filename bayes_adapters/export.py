@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,16 @@ from bayes_adapters.targets import Targets
 
 @torch.no_grad()
 def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, drop_zero: bool = False) -> AdapterModel:
-    """Build the plain LoRA ``h = W₀ x + (α/r) B̄ A̅ x`` whose output is the model's at its posterior mean.
+    """Build the plain LoRA ``h = W₀ x + (α/r) B' A' x`` whose output is the model's at its posterior mean.
 
-    B̄ = E_q[B] and A̅ = E_q[E] E_q[A]; what is not random is copied. The scale stays α/r with the model's first r, also
+    B' = E_q[B] and A' = E_q[E] E_q[A]; what is not random is copied. The scale stays α/r with the model's first r, also
     where pruning left fewer ranks; layers without any are left out.
 
     Args:
         model: its random parts, if any, are weights: A, B, the core or its diagonal, one draw for the whole data set.
         guide: made for it.
         backbone: a second copy of the same frozen backbone, without adapters; the new model is built on it.
-        drop_zero: take out ranks whose row of A̅ or column of B̄ is exactly zero, which changes no output.
+        drop_zero: take out ranks whose row of A' or column of B' is exactly zero, which changes no output.
 
     Returns:
         A :class:`bayes_adapters.models.LoRA` in eval mode, on the backbone's device, with copies of head and
@@ -67,7 +68,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         lora: AdapterModel = registry.find("model", "lora")(
             backbone,
             copy.deepcopy(model.likelihood),
-            targets=Targets("|".join(path.replace(".", r"\.") for path in factors)),
+            targets=Targets("|".join(re.escape(path) for path in factors)),
             rank=model.rank,
             alpha=model.alpha,
             ranks={path: len(pair[0]) for path, pair in factors.items()},
@@ -84,7 +85,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer path → A̅ (r, d_in) and B̄ (d_out, r)."""
+    """Layer path → A' (r, d_in) and B' (d_out, r)."""
     means: dict[tuple[Part, str], Tensor] = {}
     for site in model.sites:
         call = SiteCall(site, None, None, {}, len(model.sites), {})

@@ -58,12 +58,15 @@ class ForwardPass:
     scratch: dict[str, Tensor]
     drawn: set[str] = field(default_factory=set)
 
-    def draw(self, site: Site, feature: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows n *event"]:
+    def draw(
+        self, site: Site, feature: Float[Tensor, "rows *T k"], *, tokens: bool = True
+    ) -> Float[Tensor, "rows n *event"]:
         """Sample a local ``site``, one draw for each real token, or one an example (n = 1).
 
         Args:
             site: a token or sequence site.
-            feature: what the draw acts on, S·B rows in the order [S, B].
+            feature: what the draw acts on, or depends on, S·B rows in the order [S, B].
+            tokens: whether the feature's second axis is that of the batch's tokens.
 
         Raises:
             ConfigError: the layer ran twice in this pass, or does not keep the token axis.
@@ -81,7 +84,7 @@ class ForwardPass:
                 f"The adapted layer {site.layers[0]!r} received {rows} rows where the batch has {size} examples and "
                 f"{math.prod(self.outer)} samples. Does the backbone merge or split examples before this layer?"
             )
-        mask = self._mask_for(site, feature)
+        mask = self._mask_for(site, feature) if tokens else None
         feature = feature.reshape(*self.outer, size, -1, feature.shape[-1]).float()
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)

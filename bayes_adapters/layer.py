@@ -64,16 +64,21 @@ class AdaptedLinear(nn.Module):
         self.scaling = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.flipout = flipout
+        self.inter = nn.ModuleDict()
         self.enabled = True
 
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype."""
         out = self.base_layer(x)
-        if not self.enabled or self.rank == 0:
+        if not self.enabled:
             return out
         x = self.dropout(x)
-        delta = self._moments(x) if self._has_moments() else self._up(self._core(self._down(self._mask(x))))
-        return out + (self.scaling * delta).to(out.dtype)
+        if self.rank > 0:
+            delta = self._moments(x) if self._has_moments() else self._up(self._core(self._down(self._mask(x))))
+            out = out + (self.scaling * delta).to(out.dtype)
+        for path in self.inter.values():
+            out = out + path(x).to(out.dtype)
+        return out
 
     def _mask(self, x: Tensor) -> Tensor:
         site = self.sites.get(Part.MASK)

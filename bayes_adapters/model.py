@@ -137,7 +137,7 @@ class AdapterModel(nn.Module):
                 f"{likelihood!r}."
             )
         require_unadapted(backbone)
-        width = _width(backbone)
+        width = self.feature_width(backbone)
         paths = select(backbone, targets)
         left = dict.fromkeys(paths, rank) | _checked_ranks(ranks or {}, paths, rank)
         self.sites: list[Site] = []
@@ -153,6 +153,10 @@ class AdapterModel(nn.Module):
             self.likelihood = likelihood
             self.head = self.build_head(width)
             self.to(next(backbone.parameters()).device)
+
+    def feature_width(self, backbone: nn.Module) -> int:
+        """Return d, the width of what :meth:`encode` returns."""
+        return hidden_width(backbone)
 
     def build_head(self, width: int) -> nn.Module:
         """Build the trainable map from pooled features (rows, d) to the likelihood's outputs (rows, K)."""
@@ -207,6 +211,14 @@ class AdapterModel(nn.Module):
         if site.part is Part.B:
             return torch.empty(site.shape, device=device).uniform_(-1e-3, 1e-3)
         return self.prior.of(site).sample().clone()
+
+    def descriptor_width(self, site: Site) -> int:
+        """Return the width of the descriptor that conditions the inter-modal core ``site``.
+
+        Raises:
+            ConfigError: it is no such core.
+        """
+        raise ConfigError(f"The site {site.name!r} of this {type(self).__name__} is conditioned on no other modality.")
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -267,7 +279,8 @@ def fold(value: Tensor, samples: int) -> Tensor:
     return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
 
 
-def _width(backbone: nn.Module) -> int:
+def hidden_width(backbone: nn.Module) -> int:
+    """Return the width of a Hugging Face model's hidden states, from its config."""
     config = getattr(backbone, "config", None)
     for name in ("hidden_size", "d_model", "n_embd"):
         width = getattr(config, name, None)

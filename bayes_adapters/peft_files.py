@@ -53,9 +53,9 @@ def from_peft(
     scale is lora_alpha / √r, so that the model's alpha is lora_alpha · √r.
 
     Of a head that was trained along (``modules_to_save``) nothing is taken over unless it is one linear layer of the
-    right shape that computes the same here: transformers' ``score``, which reads the last real token, or the head
-    written by :func:`to_peft`. Other heads read what a plain backbone does not give (a pooler's output, for example). A
-    warning says what was left behind; the model's head is then a fresh one to be trained.
+    right shape that computes the same here: transformers' bias-free ``score``, which reads the last real token, or the
+    head written by :func:`to_peft`. Other heads read what a plain backbone does not give (a pooler's output, for
+    example). A warning says what was left behind; the model's head is then a fresh one to be trained.
 
     Args:
         directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -104,17 +104,18 @@ def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: 
     own = _own_head(folder)
     tensors, pooling = _foreign_head(others) if own is None else own
     given = others if tensors is None else tensors
-    fits = tensors is not None and tensors["weight"].shape == model.head.weight.shape
+    shape = tuple(model.head.weight.shape)
+    fits = tensors is not None and tuple(tensors["weight"].shape) == shape
     if wanted and not fits:
         raise ConfigError(
-            f"head=True, but {str(folder)!r} has no single linear head of shape {tuple(model.head.weight.shape)}: it has "
+            f"head=True, but {str(folder)!r} has no single linear head of shape {shape}: it has "
             f"{_shapes(given)}. Take another likelihood, or head=None."
         )
     if tensors is None or not fits or (pooling is None and not wanted):
         if given:
             warnings.warn(
                 f"The head in {str(folder)!r} ({_shapes(given)}) was not taken over: it is not known to be one linear "
-                f"layer of shape {tuple(model.head.weight.shape)} on the last hidden states. The model has a fresh head: "
+                f"layer of shape {shape} on the last hidden states. The model has a fresh head: "
                 "train it, or see from_peft(..., head=).",
                 stacklevel=3,
             )
@@ -225,7 +226,8 @@ def _foreign_head(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | Non
     found = {name.rpartition(".")[2]: value for name, value in others.items()}
     if len(modules) != 1 or "weight" not in found or not set(found) <= {"weight", "bias"} or found["weight"].dim() != 2:
         return None, None
-    return found, Pooling.LAST if modules == {"score"} else None
+    # With a bias, `score` is the head of transformers' token classification, which reads every token.
+    return found, Pooling.LAST if modules == {"score"} and "bias" not in found else None
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:

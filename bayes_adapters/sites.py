@@ -35,6 +35,8 @@ class Part(StrEnum):
     """B, shape (d_out, r)."""
     MASK = "mask"
     """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
+    CROSS = "cross"
+    """Φ, the core of a path between modalities, shape (r_C, r_C); see :class:`bayes_adapters.inter_path.InterPath`."""
 
     def event(self, rank: int, d_in: int, d_out: int) -> tuple[int, ...]:
         """Return the shape of one draw for a layer of these sizes."""
@@ -44,11 +46,12 @@ class Part(StrEnum):
             Part.A: (rank, d_in),
             Part.B: (d_out, rank),
             Part.MASK: (d_in,),
+            Part.CROSS: (rank, rank),
         }
         return shapes[self]
 
 
-REAL = frozenset({Part.CORE, Part.DIAGONAL, Part.A, Part.B})
+REAL = frozenset({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS})
 """Every part but the mask."""
 
 
@@ -73,6 +76,7 @@ class Site:
         layers: module paths of the adapted layers the site serves (one, unless the site is global).
         event: shape of one draw, see :class:`Part`.
         granularity: see :class:`Granularity`.
+        source: for the core of a path between modalities, the modality at its other end.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Site:
     layers: tuple[str, ...]
     event: tuple[int, ...]
     granularity: Granularity
+    source: str = ""
 
     @property
     def rank(self) -> int:
@@ -117,8 +122,8 @@ class SiteCall:
     Args:
         site: the site.
         feature: what the drawn tensor acts on: this layer's low-rank feature z = A x, shape (*S, B, T, r), for a core;
-            the layer's input, shape (*S, B, T, d_in), for a mask; the paired descriptor, shape (*S, B, 1, d_c), where a
-            layer passes one. Sequence sites get its mean over real tokens, shape (*S, B, 1, k). None for global sites.
+            the layer's input, shape (*S, B, T, d_in), for a mask; the other modality's descriptor, shape (*S, B, 1,
+            d_c), for the core of a path between modalities. Sequence sites get its mean over real tokens, shape (*S, B, 1, k). None for global sites.
             ``*S`` are the sizes of sample plates around the model.
         token_mask: shape (B, T), or None where there is no padding, as in sequence and global sites.
         context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.

@@ -4,6 +4,7 @@ A model says structure, prior and likelihood; a guide says how cores are inferre
 """
 
 from bayes_adapters.models.adapter_dropout import AdapterDropout as AdapterDropout
+from bayes_adapters.models.cola import CoLA as CoLA
 from bayes_adapters.models.diagonal_core import DiagonalCore as DiagonalCore
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
 from bayes_adapters.models.lora import LoRA as LoRA
