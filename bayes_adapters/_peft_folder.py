@@ -55,14 +55,35 @@ class Settings:
     """What is read from the configuration.
 
     Args:
-        rank: r, the same for every layer.
-        scaling: what B A x is multiplied by: lora_alpha / r, or lora_alpha / √r with rslora.
+        rank: r, of every layer that ``ranks`` does not name.
+        alpha: lora_alpha, of every layer that ``alphas`` does not name.
+        ranks: pattern of paths → r.
+        alphas: pattern of paths → lora_alpha.
+        rslora: whether B A x is multiplied by lora_alpha / √r rather than lora_alpha / r.
         dropout: probability of zeroing an entry of the adapters' input while training.
     """
 
     rank: int
-    scaling: float
+    alpha: float
+    ranks: dict[str, Any]
+    alphas: dict[str, Any]
+    rslora: bool
     dropout: float
+
+    def of(self, path: str) -> tuple[int, float]:
+        """Return r and the scale of the layer ``path``, its path in the model that was trained."""
+        rank, alpha = _lookup(self.ranks, path, self.rank), _lookup(self.alphas, path, self.alpha)
+        if not (_number(rank) and _number(alpha)) or rank != int(rank) or rank < 1 or alpha <= 0:
+            raise AdapterFileError(
+                f"The layer {path!r} has r={rank!r} and lora_alpha={alpha!r}; a whole r ≥ 1 and a positive alpha are "
+                "needed. Copy or save the adapter again."
+            )
+        return int(rank), alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _lookup(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    """Return what the first pattern that matches the end of ``path`` maps to, as PEFT does."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
 def read_config(path: Path) -> Settings:
@@ -86,23 +107,26 @@ def read_config(path: Path) -> Settings:
             f"{str(path)!r} has the peft_type {kind!r}; these adapters are LoRA only. Other kinds (ADALORA, LOHA, "
             "LOKR, IA3, …) are no product B A of fixed rank beside a frozen layer."
         )
-    rank, alpha, dropout = about.get("r"), about.get("lora_alpha"), about.get("lora_dropout", 0.0)
-    if not (_number(rank) and _number(alpha) and _number(dropout)) or rank != int(rank) or rank < 1 or alpha <= 0:
-        raise AdapterFileError(
-            f"{str(path)!r} has r={rank!r}, lora_alpha={alpha!r}, lora_dropout={dropout!r}; a whole r ≥ 1, a positive "
-            "alpha and a number are needed. Copy or save the adapter again."
-        )
-    unlike = _inexpressible(about, rank, alpha)
+    unlike = _inexpressible(about)
     if unlike:
         raise AdapterFileError(
-            f"{str(path)!r} describes more than plain LoRA: {'; '.join(unlike)}. These adapters add s · B A x of one "
-            "rank and scale to frozen linear layers. Train with plain settings, or convert the adapter with PEFT."
+            f"{str(path)!r} describes more than plain LoRA: {'; '.join(unlike)}. These adapters add s · B A x to frozen "
+            "linear layers and nothing else. Train with plain settings, or convert the adapter with PEFT."
         )
-    scaling = alpha / math.sqrt(rank) if about.get("use_rslora") else alpha / rank
-    return Settings(int(rank), scaling, float(dropout))
+    dropout = about.get("lora_dropout", 0.0)
+    patterns = [about.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not _number(dropout) or not all(isinstance(pattern, dict) for pattern in patterns):
+        raise AdapterFileError(
+            f"{str(path)!r} has lora_dropout={dropout!r}, rank_pattern={patterns[0]!r}, alpha_pattern={patterns[1]!r}; a "
+            "number and two dictionaries are needed. Copy or save the adapter again."
+        )
+    settings = Settings(about.get("r"), about.get("lora_alpha"), *patterns, bool(about.get("use_rslora")), dropout)
+    settings.of("")
+    return settings
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a safetensors file, or raise :class:`AdapterFileError`."""
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
         raise AdapterFileError(
@@ -164,8 +188,12 @@ def find_prefix(folder: Path, paths: list[str], backbone: nn.Module) -> str:
     )
 
 
-def check_shapes(folder: Path, placed: Mapping[str, tuple[Tensor, Tensor]], backbone: nn.Module, rank: int) -> None:
+def check_shapes(
+    folder: Path, placed: Mapping[str, tuple[Tensor, Tensor]], backbone: nn.Module, ranks: Mapping[str, int]
+) -> None:
+    """Raise :class:`AdapterFileError` unless every A is (r, d_in) and every B (d_out, r)."""
     for path, (down, up) in placed.items():
+        rank = ranks[path]
         d_in, d_out = dimensions(backbone.get_submodule(path)) or (0, 0)
         given, wanted = (tuple(down.shape), tuple(up.shape)), ((rank, d_in), (d_out, rank))
         if given != wanted:
@@ -176,6 +204,7 @@ def check_shapes(folder: Path, placed: Mapping[str, tuple[Tensor, Tensor]], back
 
 
 def check_others(folder: Path, others: Mapping[str, Tensor], prefix: str, backbone: nn.Module) -> None:
+    """Raise :class:`AdapterFileError` if a tensor that is no adapter's belongs to the backbone."""
     modules = {path for path, _ in backbone.named_modules() if path}
     inside = [n for n in others if n.startswith(prefix) and n[len(prefix) :].rsplit(".", 1)[0] in modules]
     if inside:
@@ -185,11 +214,8 @@ def check_others(folder: Path, others: Mapping[str, Tensor], prefix: str, backbo
         )
 
 
-def _inexpressible(about: dict[str, Any], rank: float, alpha: float) -> list[str]:
+def _inexpressible(about: dict[str, Any]) -> list[str]:
     found = []
-    for key, common in (("rank_pattern", rank), ("alpha_pattern", alpha)):
-        if any(value != common for value in (about.get(key) or {}).values()):
-            found.append(f"{key} differs by layer")
     if about.get("bias", "none") != "none":
         found.append(f"bias={about['bias']!r} trains biases of the backbone")
     start = about.get("init_lora_weights", True)

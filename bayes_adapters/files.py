@@ -231,7 +231,7 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     options = dict(about["model"]["config"])
     paths = options.pop("targets")
     # One pattern of whole paths: as suffixes, "proj" would match "block.proj" too.
-    options["targets"] = Targets("|".join(re.escape(path) for path in paths))
+    options["targets"] = Targets("|".join(re.escape(path) for path in paths)) if paths else None
     if about["prior"]:
         options["prior"] = priors.from_json(about["prior"])
     model = make_model(backbone, likelihood, **options)

@@ -11,8 +11,9 @@ stated once, here, so every ELBO, hand-written or stock, is in nats per datum an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
-from bayes_adapters.batch import Batch
+from bayes_adapters.batch import Batch, Frames
 from bayes_adapters.errors import ConfigError, NonFiniteError, choice, near_matches
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
@@ -78,7 +79,8 @@ class AdapterModel(nn.Module):
         backbone: a Hugging Face model whose output has ``last_hidden_state`` (rows, T, d) and whose config names its
             width ``hidden_size`` (or ``d_model``). It is frozen and changed in place; ``remove(backbone)`` undoes it.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`.
+        targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`; None adapts
+            none, for structures that do something else.
         rank: r.
         alpha: the scale is ``alpha / rank``.
         ranks: path of an adapted layer → ranks that pruning has left there, 0 … r; the scale stays ``alpha / rank``.
@@ -103,7 +105,7 @@ class AdapterModel(nn.Module):
         backbone: nn.Module,
         likelihood: Likelihood,
         *,
-        targets: Targets | str | Sequence[str] = ("query", "value"),
+        targets: Targets | str | Sequence[str] | None = ("query", "value"),
         rank: int = 8,
         alpha: float = 16.0,
         ranks: Mapping[str, int] | None = None,
@@ -138,7 +140,7 @@ class AdapterModel(nn.Module):
             )
         require_unadapted(backbone)
         width = self.feature_width(backbone)
-        paths = select(backbone, targets)
+        paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | _checked_ranks(ranks or {}, paths, rank)
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
@@ -225,6 +227,25 @@ class AdapterModel(nn.Module):
         """Path → ranks of each adapted layer: r, or what pruning has left."""
         return {path: layer.rank for path, layer in adapted_layers(self.backbone).items()}
 
+    def withholdable(self, batch: Batch) -> list[str]:
+        """Name the modalities of ``batch`` that :meth:`withhold` can take away: those of its context.
+
+        The backbone's own inputs are none of them: without its text, say, there is nothing to run.
+        """
+        return list(batch.context)
+
+    def withhold(self, batch: Batch, *modalities: str) -> Batch:
+        """Return ``batch`` as it is for examples that lack ``modalities``: all of their frames are masked.
+
+        They are masked rather than left out, so that whoever reads one of them does not take it for misspelled.
+
+        Raises:
+            ConfigError: a name is none of :meth:`withholdable`.
+        """
+        require_withholdable(modalities, self.withholdable(batch))
+        masked = {name: Frames(f.values, torch.zeros_like(f.mask)) for name, f in batch.context.items()}
+        return replace(batch, context={n: masked[n] if n in modalities else f for n, f in batch.context.items()})
+
     def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
         """A context in which the backbone is the frozen one."""
         return adapters_disabled(self.backbone)
@@ -257,6 +278,16 @@ def _checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) ->
     if wrong:
         raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")
     return ranks
+
+
+def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for the first of ``names`` that cannot be withheld."""
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(
+                f"There is no modality {name!r} to withhold.{near_matches(name, allowed)} Of this model and batch can "
+                f"be withheld: {', '.join(allowed) or 'none'}. The own inputs of a model's only backbone cannot be."
+            )
 
 
 def check_batch(batch: Batch) -> None:

@@ -7,6 +7,7 @@ Such a folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` wi
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -48,7 +49,7 @@ def from_peft(
 ) -> LoRA:
     """Build a :class:`~bayes_adapters.models.LoRA` with the adapters of a PEFT folder.
 
-    Rank, scale, dropout and layers come from the folder. Adapters trained inside a model with a head have a prefix in
+    Ranks, scale, dropout and layers come from the folder. Adapters trained inside a model with a head have a prefix in
     their paths (``bert.encoder…``): it is found by comparing them with the backbone's layers. With ``use_rslora`` the
     scale is lora_alpha / √r, so that the model's alpha is lora_alpha · √r.
 
@@ -71,12 +72,12 @@ def from_peft(
 
     Raises:
         AdapterFileError: the folder is no LoRA, damaged, for another backbone, or of a kind that these adapters cannot
-            express (DoRA, ranks or alphas that differ by layer, trained biases, …).
+            express (DoRA, scales that differ by layer, trained biases, …).
         ConfigError: the backbone has adapters; an option is read from the folder; ``head=True`` and there is none.
     """
     folder = Path(directory)
     settings = read_config(folder / CONFIG)
-    own = sorted({"targets", "rank", "alpha"} & set(options))
+    own = sorted({"targets", "rank", "ranks", "alpha"} & set(options))
     if own:
         raise ConfigError(f"{', '.join(own)} of a PEFT adapter are read from its folder; leave them out.")
     require_unadapted(backbone)
@@ -84,11 +85,14 @@ def from_peft(
     factors, others = split(folder, tensors)
     prefix = find_prefix(folder, list(factors), backbone)
     placed = {path.removeprefix(prefix): pair for path, pair in factors.items()}
-    check_shapes(folder, placed, backbone, settings.rank)
+    layout = {path.removeprefix(prefix): settings.of(path) for path in factors}
+    ranks = {path: rank for path, (rank, _) in layout.items()}
+    check_shapes(folder, placed, backbone, ranks)
+    scaling = _common_scaling(folder, {path: scale for path, (_, scale) in layout.items()})
     check_others(folder, others, prefix, backbone)
     with restored_on_error(backbone):
         options["targets"] = Targets("|".join(re.escape(path) for path in placed))
-        options |= {"rank": settings.rank, "alpha": settings.scaling * settings.rank}
+        options |= {"rank": max(ranks.values()), "alpha": scaling * max(ranks.values()), "ranks": ranks}
         model = LoRA(backbone, likelihood, **{"dropout": settings.dropout, **options})
         with torch.no_grad():
             for path, layer in adapted_layers(backbone).items():
@@ -97,6 +101,18 @@ def from_peft(
         if head is not False:
             _take_head(model, folder, others, bool(head), "pooling" in options)
     return model.eval()
+
+
+def _common_scaling(folder: Path, scales: Mapping[str, float]) -> float:
+    common = next(iter(scales.values()))
+    other = [path for path, scale in scales.items() if not math.isclose(scale, common, rel_tol=1e-9)]
+    if other:
+        raise AdapterFileError(
+            f"The adapters in {str(folder)!r} differ in their scale: {common:g} for {next(iter(scales))!r} and "
+            f"{scales[other[0]]:g} for {other[0]!r} (rank_pattern, alpha_pattern). Here one scale serves all layers; fold "
+            "the difference into B, or train without these patterns."
+        )
+    return common
 
 
 @torch.no_grad()
@@ -133,8 +149,7 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
 
     Args:
         directory: made when absent; an adapter there is replaced, a folder of other things is refused.
-        model: a model without random parts, such as LoRA. Ranks and scales may differ by layer; layers of rank 0 are
-            left out.
+        model: a model without random parts, such as LoRA. Ranks may differ by layer; layers of rank 0 are left out.
 
     Raises:
         ConfigError: part of the adapters is random (export its mean as a LoRA first), or every layer has rank 0.
@@ -145,9 +160,10 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
     """
     folder = Path(directory)
     layers = {path: layer for path, layer in adapted_layers(model.backbone).items() if layer.rank > 0}
-    random = [site.name for site in model.sites]
-    if random or not layers:
-        what = f"{random[0]!r} is random" if random else "no layer has a rank above 0"
+    odd = [f"{site.name!r} is random" for site in model.sites]
+    odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
+    if odd or not layers:
+        what = odd[0] if odd else "no layer has a rank above 0"
         raise ConfigError(
             f"A PEFT folder holds one A and one B for each layer; here {what}. Write the posterior mean as a LoRA, or "
             "use bayes_adapters.save, which keeps the whole posterior."

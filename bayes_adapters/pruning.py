@@ -74,8 +74,9 @@ def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False)
         model: A and B random, one site a layer, as in StochasticFactors.
         guide: Gaussian over them, such as RankWise.
         gauge_fix: score the means ``c_i M_i`` and ``L_i / c_i``, ``c_i = sqrt(‖L_i‖ / ‖M_i‖)``, which have one norm and
-            the same product. Variances of single entries are rescaled with them, which leaves the score as it is; a
-            variance that A and B share is not, as in the paper's code. Nothing is changed in the guide.
+            the same product; variances of single entries are rescaled with them, one that A and B share is not, as in
+            the paper's code. The two medians move by opposite amounts, so the score changes only where a squared mean
+            is near the 1e-8. Nothing is changed in the guide.
 
     Raises:
         ConfigError: the model has other random parts, or the posterior is not Gaussian.

@@ -37,9 +37,11 @@ class Part(StrEnum):
     """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
     CROSS = "cross"
     """Φ, the core of a path between modalities, shape (r_C, r_C); see :class:`bayes_adapters.inter_path.InterPath`."""
+    FACTOR = "factor"
+    """A factor of a multiplicative fusion, of any shape; see :class:`bayes_adapters.models.Wander`."""
 
     def event(self, rank: int, d_in: int, d_out: int) -> tuple[int, ...]:
-        """Return the shape of one draw for a layer of these sizes."""
+        """Return the shape of one draw for a layer of these sizes; a fusion's factors belong to no layer."""
         shapes: dict[Part, tuple[int, ...]] = {
             Part.CORE: (rank, rank),
             Part.DIAGONAL: (rank,),
@@ -51,7 +53,7 @@ class Part(StrEnum):
         return shapes[self]
 
 
-REAL = frozenset({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS})
+REAL = frozenset({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS, Part.FACTOR})
 """Every part but the mask."""
 
 
@@ -91,10 +93,11 @@ class Site:
         """R of the layers served.
 
         Raises:
-            ConfigError: the part has no rank (a mask).
+            ConfigError: the part has no rank (a mask, or a fusion's factor).
         """
-        if self.part is Part.MASK:
-            raise ConfigError(f"The site {self.name!r} is a mask over a layer's input; it has no rank.")
+        if self.part in (Part.MASK, Part.FACTOR):
+            kind = "a mask over a layer's input" if self.part is Part.MASK else "a factor of a fusion"
+            raise ConfigError(f"The site {self.name!r} is {kind}; it has no rank.")
         return self.event[-1 if self.part is Part.B else 0]
 
     @property
@@ -121,10 +124,10 @@ class SiteCall:
 
     Args:
         site: the site.
-        feature: what the drawn tensor acts on: this layer's low-rank feature z = A x, shape (*S, B, T, r), for a core;
-            the layer's input, shape (*S, B, T, d_in), for a mask; the other modality's descriptor, shape (*S, B, 1,
-            d_c), for the core of a path between modalities. Sequence sites get its mean over real tokens, shape (*S, B, 1, k). None for global sites.
-            ``*S`` are the sizes of sample plates around the model.
+        feature: what the drawn tensor acts or depends on: this layer's low-rank feature z = A x, shape (*S, B, T, r),
+            for a core; the layer's input, shape (*S, B, T, d_in), for a mask; the other modality's descriptor, shape
+            (*S, B, 1, d_c), for the core of a path between modalities. Sequence sites get its mean over real tokens,
+            shape (*S, B, 1, k). None for global sites. ``*S`` are the sizes of sample plates around the model.
         token_mask: shape (B, T), or None where there is no padding, as in sequence and global sites.
         context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.
         num_sites: number of sites of the model.

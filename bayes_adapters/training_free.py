@@ -111,8 +111,7 @@ def bayesianise(
         batches = _label(batches, plain, model)
     factors = _factors(model, guide, batches[0])
     with _free_backbone(model, copy) as backbone:
-        new = _structure(backbone, model, count)
-        posterior = TrainingFree(new, scale=low).eval()
+        new, posterior = _pair(backbone, model, count, low)
         nulls = _rotate_into(new, posterior, factors)
 
         def value(scale: float | None) -> float:
@@ -146,6 +145,8 @@ def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Ten
     (True, True)
     """
     up = B.detach().double()
+    if up.numel() == 0:
+        return A.detach(), B.detach()
     _, singular, right = torch.linalg.svd(up, full_matrices=up.shape[0] < up.shape[1])  # right has all r rows
     up = up @ right.mT
     null = torch.ones(up.shape[1], dtype=torch.bool, device=up.device)
@@ -232,16 +233,16 @@ def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str
     return {path: (downs[path].detach(), layer.lora_B.detach()) for path, layer in layers.items()}
 
 
-def _structure(backbone: nn.Module, model: AdapterModel, count: int) -> StochasticDown:
+def _pair(backbone: nn.Module, model: AdapterModel, count: int, scale: float) -> tuple[StochasticDown, TrainingFree]:
     old = model.config()
-    options = {name: old[name] for name in ("rank", "alpha", "dropout", "pooling")}
+    options = {name: old[name] for name in ("rank", "alpha", "dropout", "pooling", "ranks") if name in old}
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
     devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
         likelihood = copying.deepcopy(model.likelihood)
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)
-    return new.eval()
+        return new.eval(), TrainingFree(new, scale=scale).eval()
 
 
 @torch.no_grad()

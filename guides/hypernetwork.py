@@ -41,9 +41,9 @@ class Hypernetwork(AdapterGuide):
     With ``scale=None`` q(Φ | x̄) is a point mass: CoLA. With a scale transform it is the Gaussian ``N(Φ, f(W_s h)²)``
     elementwise, h the normalised hidden vector: Bayesian CoLA, which no paper has. The prior is the model's.
 
-    W_down is (d_c/γ, d_c), W_up (r², d_c/γ); linear layers start as torch's do, both layer norms (eps 1e-6) at gain 1 and
-    bias 0, so at the start each Φ has mean 0 and standard deviation 1 over its entries. Φ spans at most about d_c/γ + 2
-    dimensions over the inputs, however large r² is.
+    W_down is (d_c/γ, d_c), W_up (r², d_c/γ). Linear layers start as torch's do, both layer norms (eps 1e-6) at gain 1
+    and bias 0: at the start each Φ has mean 0 and standard deviation 1 over its entries. Over the inputs Φ spans
+    about d_c/γ + 2 dimensions at most, however large r² is.
 
     Source: Suharitdamrong et al. 2026, CoLA, arXiv 2604.03314, and its released code; ``kron`` from its ablation.
 

@@ -86,7 +86,7 @@ class TrainingFree(AdapterGuide):
         """
         layers = adapted_layers(self.model.backbone)  # type: ignore[attr-defined]
         for site in self.model.sites:  # type: ignore[attr-defined]
-            for place, path in enumerate(site.layers):
+            for place, path in enumerate(site.layers if site.rank else ()):
                 up = layers[path].lora_B.double()
                 singular = torch.linalg.vector_norm(up, dim=0)
                 product = up.mT @ up

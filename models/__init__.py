@@ -5,9 +5,11 @@ A model says structure, prior and likelihood; a guide says how cores are inferre
 
 from bayes_adapters.models.adapter_dropout import AdapterDropout as AdapterDropout
 from bayes_adapters.models.cola import CoLA as CoLA
+from bayes_adapters.models.concat_lora import ConcatLoRA as ConcatLoRA
 from bayes_adapters.models.diagonal_core import DiagonalCore as DiagonalCore
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
 from bayes_adapters.models.lora import LoRA as LoRA
 from bayes_adapters.models.stochastic_core import StochasticCore as StochasticCore
 from bayes_adapters.models.stochastic_down import StochasticDown as StochasticDown
 from bayes_adapters.models.stochastic_factors import StochasticFactors as StochasticFactors
+from bayes_adapters.models.wander import Wander as Wander

@@ -117,7 +117,7 @@ def test_parameters_of_the_papers_models() -> None:
         return model, Hypernetwork(model)
 
     model, guide = build(12, 512)
-    null = count(model.null)
+    null = count(model.null, model.null_descriptor)
     adapters = count(model.backbone) + count(guide)
     assert adapters == 17_826_192
     assert count(model.head) == 801_821
@@ -202,7 +202,7 @@ def test_descriptors_are_the_pooled_streams_of_the_other_encoder() -> None:
         "mean": words.mean(1),
         "cls": words[:, 0],
     }.items():
-        model = cola(nets, descriptor={"text": kind, "audio": "mean"})
+        model = cola(nets, streams={"text": kind, "audio": "mean"})
         seen = _streams(model, data)
         first = {name: f"cross.{name}.{model.blocks[name][0].query}" for name in nets}
         torch.testing.assert_close(seen[first["audio"]], text, rtol=1e-5, atol=1e-6)
@@ -360,7 +360,7 @@ def test_three_encoders_have_a_path_from_each_partner() -> None:
 def test_missing_for_the_batch_is_missing_for_every_example() -> None:
     model, data = cola(), batch()
     with torch.no_grad():
-        for null in model.null.values():
+        for null in [*model.null.values(), *model.null_descriptor.values()]:
             null.normal_()
     guide = Hypernetwork(model, gamma=4)
     text = {k: v for k, v in data.inputs.items() if k.startswith("text.")}
@@ -378,10 +378,10 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "says"),
     [
-        (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"two or more encoders.*ModuleDict"),
+        (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"at least 2 different encoders.*ModuleDict"),
         (lambda: cola(encoders(3, 2)), ConfigError, "needs equal depths; got 3 and 2"),
         (lambda: cola(share="A", cross_rank=2), ConfigError, "share='A' needs cross_rank = rank; got 2 and 3"),
-        (lambda: cola(descriptor={"text": "cls"}), ConfigError, "descriptor must name every encoder"),
+        (lambda: cola(streams={"text": "cls"}), ConfigError, "streams must name every encoder"),
         (lambda: cola(schedule="progresive"), ConfigError, "Did you mean 'progressive'"),
         (lambda: cola(blocks={"video": []}), ConfigError, "blocks names 'video'"),
         (lambda: Hypernetwork(cola(), gamma=64), ConfigError, "between 1 and the descriptor's width 16; got 64"),

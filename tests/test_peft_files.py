@@ -116,18 +116,32 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     assert from_peft(tmp_path, bert(), Categorical(3), pooling="mean").pooling.value == "mean"
 
 
-def test_layers_of_different_rank_and_scale(tmp_path: Path) -> None:
-    model = fill_B(LoRA(bert(), Bernoulli(), rank=3)).eval()
-    layers = adapted_layers(model.backbone)
-    first, second = list(layers.values())[:2]
-    with torch.no_grad():
-        first.lora_A.data, first.lora_B.data, first.rank = first.lora_A[:1], first.lora_B[:, :1], 1
-        second.scaling = 0.25
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_that_differ_by_layer(rslora: bool, tmp_path: Path) -> None:
+    """One scale for all: alpha goes with the rank, or with its root."""
+    alphas = {"value": 5 * (1 / 3) ** (0.5 if rslora else 1)}
+    theirs = trained(bert(), settings("bert", rank_pattern={"value": 1}, alpha_pattern=alphas, use_rslora=rslora))
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = from_peft(tmp_path / "theirs", bert(), Bernoulli())
+    assert {path.rsplit(".")[-1]: rank for path, rank in model.ranks.items()} == {"query": 3, "value": 1, "dense": 3}
+    torch.testing.assert_close(hidden(model.backbone), hidden(theirs), rtol=0, atol=1e-6)
+    to_peft(tmp_path / "ours", model)
+    again = peft.PeftModel.from_pretrained(bert(), tmp_path / "ours").eval()
+    torch.testing.assert_close(hidden(again), hidden(theirs), rtol=0, atol=1e-6)
+    assert from_peft(tmp_path / "ours", bert(), Bernoulli()).config() == model.config()
+
+
+def test_a_pruned_layer_is_left_out(tmp_path: Path) -> None:
+    gone, short = "encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value"
+    model = fill_B(LoRA(bert(), Bernoulli(), rank=3, ranks={gone: 0, short: 2})).eval()
     to_peft(tmp_path, model)
     theirs = peft.PeftModel.from_pretrained(bert(), tmp_path).eval()
     torch.testing.assert_close(hidden(theirs), hidden(model.backbone), rtol=0, atol=1e-6)
-    with pytest.raises(AdapterFileError, match="rank_pattern differs by layer; alpha_pattern differs by layer"):
-        from_peft(tmp_path, bert(), Bernoulli())
+    again = from_peft(tmp_path, bert(), Bernoulli())
+    assert again.ranks == {path: rank for path, rank in model.ranks.items() if rank > 0}
+    nothing = LoRA(bert(), Bernoulli(), rank=3, ranks=dict.fromkeys(model.layers, 0))
+    with pytest.raises(ConfigError, match="no layer has a rank above 0"):
+        to_peft(tmp_path / "nothing", nothing)
 
 
 def test_a_layer_whose_path_ends_anothers(tmp_path: Path) -> None:
@@ -234,8 +248,8 @@ def test_adapters_inside_a_model_with_a_head_find_the_plain_backbone(tmp_path: P
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora=True"),
-    "rank pattern": ({"rank_pattern": {"query": 2}}, "rank_pattern differs by layer"),
-    "alpha pattern": ({"alpha_pattern": {"query": 2}}, "alpha_pattern differs by layer"),
+    "rank pattern": ({"rank_pattern": {"query": 2}}, "differ in their scale: 2.5 for .* and 1.66667 for"),
+    "alpha pattern": ({"alpha_pattern": {"query": 2}}, "differ in their scale: 0.666667 for .* and 1.66667 for"),
     "bias": ({"bias": "lora_only"}, "bias='lora_only' trains biases"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' may have changed the base weights"),
 }
@@ -286,7 +300,8 @@ def _drop(tensors: dict[str, Tensor]) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json' cannot be read"),
     "config cut": (lambda f: (f / "adapter_config.json").write_text('{"peft'), "is not JSON"),
-    "rank 0": (lambda f: edit(f, r=0), "a whole r ≥ 1, a positive alpha"),
+    "rank 0": (lambda f: edit(f, r=0), "a whole r ≥ 1 and a positive alpha"),
+    "pattern a list": (lambda f: edit(f, rank_pattern=["query"]), "two dictionaries are needed"),
     "alpha text": (lambda f: edit(f, lora_alpha="five"), "lora_alpha='five'"),
     "lora bias": (lambda f: edit(f, lora_bias=True), "lora_bias=True"),
     "unknown option": (lambda f: edit(f, use_quantum=True), "use_quantum=True"),

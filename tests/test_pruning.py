@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, Bernoulli, Gaussian, adapted_layers, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, adapted_layers, load, predict, save
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
 from bayes_adapters.export import to_lora
 from bayes_adapters.guides import Contextual, Delta, MeanField, RankWise
@@ -97,12 +97,12 @@ def test_gauge_fixing_scores_equal_norms_and_changes_nothing_else() -> None:
     before = copy.deepcopy(guide.state_dict())
     fixed = scores(model, guide, gauge_fix=True)
     assert all(torch.equal(before[name], value) for name, value in guide.state_dict().items())
-    with torch.no_grad():  # the same product B A in another gauge: only gauge-fixed scores do not see it
-        guide.loc[key("A", 1)].mul_(100.0)
-        guide.loc[key("B", 1)].div_(100.0)
+    with torch.no_grad():  # the same product B A in another gauge, in which B is near the formula's 1e-8
+        guide.loc[key("A", 1)].mul_(3000.0)
+        guide.loc[key("B", 1)].div_(3000.0)
     again = scores(model, guide, gauge_fix=True)[LAYERS[1]]
     torch.testing.assert_close(again, fixed[LAYERS[1]], rtol=0, atol=1e-3)
-    assert (scores(model, guide)[LAYERS[1]] - fixed[LAYERS[1]]).abs().max() > 0.01
+    assert (scores(model, guide)[LAYERS[1]] - fixed[LAYERS[1]]).abs().max() > 0.1
 
 
 def test_gauge_fixing_leaves_scores_of_untied_variances() -> None:
@@ -250,7 +250,10 @@ def test_an_optimiser_whose_state_cannot_be_cut_is_refused_before_anything_chang
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: StochasticDown(bert(), Bernoulli(), rank=3, num_data=50), "one site a layer; StochasticDown has A.glo"),
+        (
+            lambda: StochasticDown(bert(), Bernoulli(), rank=3, num_data=50),
+            "one site a layer; StochasticDown has A.glo",
+        ),
         (lambda: StochasticCore(bert(), Bernoulli(), rank=3), "StochasticCore has core"),
         (lambda: StochasticFactors(bert(), Bernoulli(), rank=3, num_data=9), "MeanField does not say which"),
     ],
@@ -263,7 +266,7 @@ def test_models_and_guides_without_ranks_to_take_out(build: Any, says: str) -> N
 
 def test_a_point_estimate_has_no_scores() -> None:
     model = StochasticFactors(bert(), Bernoulli(), rank=3, num_data=9)
-    with pytest.raises(ConfigError, match="Gaussian posterior; that of .* is a Delta"):
+    with pytest.raises(ConfigError, match=r"Gaussian posterior; that of .* is a Delta"):
         scores(model, Delta(model))
 
 
@@ -291,7 +294,9 @@ def schedule(**options: Any) -> PruneSchedule:
 
 
 def weights(model: Any, guide: Any) -> dict[str, Tensor]:
-    found = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"guide.{k}": v for k, v in guide.state_dict().items()}
+    found = {f"model.{k}": v for k, v in model.state_dict().items()} | {
+        f"guide.{k}": v for k, v in guide.state_dict().items()
+    }
     return {k: v.detach().clone() for k, v in found.items()}
 
 
@@ -320,14 +325,10 @@ def test_without_a_warm_up_a_run_stops_rather_than_lose_its_adapter() -> None:
 
 @pytest.mark.parametrize("stop", [5, 8, 9, 14])
 @pytest.mark.parametrize("options", [{}, {"tie": False, "local_reparametrisation": True}])
-def test_an_interrupted_run_with_pruning_continues_bit_exactly(stop: int, options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupted_run_with_pruning_continues_bit_exactly(
+    stop: int, options: dict[str, Any], tmp_path: Path
+) -> None:
     """Stopped before, at and after removals: weights, history, records and the noise are those of an unstopped run."""
-
-    class Stopping(PruneSchedule):
-        def __call__(self, step: int, *args: Any) -> None:
-            super().__call__(step, *args)
-            if step == stop:
-                raise KeyboardInterrupt
 
     common = {"validation": [WHOLE[:6]], "num_samples": 3}
     model, guide = pair(**options)
@@ -338,7 +339,6 @@ def test_an_interrupted_run_with_pruning_continues_bit_exactly(stop: int, option
 
     model, guide = pair(**options)
     config = {"threshold": 1.0, "start": 8, "every": 4}
-    Stopping.__qualname__ = PruneSchedule.__qualname__
     with pytest.raises(KeyboardInterrupt):
         interrupted(model, guide, stop, tmp_path, on_step=PruneSchedule(**config), **common)
     model, guide = pair(**options)
@@ -388,7 +388,7 @@ def test_a_checkpoint_holds_a_prior_that_differs_by_rank(tmp_path: Path) -> None
         guide = RankWise(model, init_log_variance=-4.0)
         with torch.no_grad():
             for name, loc in guide.loc.items():
-                loc[:, 0] if name.startswith("A") else loc.normal_(0, 0.5)
+                loc.mul_(1.0 if name.startswith("A") else 500.0)
             guide.loc[key("A", 0)][0, 0].mul_(1e-4)
             guide.loc[key("B", 0)][0, :, 0].mul_(1e-4)
         return model, guide
@@ -412,22 +412,21 @@ def test_the_best_epoch_is_one_after_the_last_removal() -> None:
     assert (result.best_epoch, result.best_value) == (2, 4.0), "epoch 0 was better, with ranks that are gone"
 
 
-def test_the_scores_fall_for_ranks_the_data_need_and_rise_for_others() -> None:
-    """y depends on x through a rank-1 update: with the log-uniform prior the other ranks' dropout rates grow."""
+def test_training_leaves_the_one_rank_that_the_data_need() -> None:
+    """y depends on x through a rank-1 update: under the log-uniform prior the other ranks' dropout rates grow."""
     torch.manual_seed(0)
-    model = StochasticFactors(Linear(), Gaussian(math.log(0.1)), targets=["query"], rank=4, alpha=4.0, num_data=256)
+    model = StochasticFactors(Linear(), Gaussian(math.log(0.3)), targets=["query"], rank=4, alpha=4.0, num_data=256)
     model.head.requires_grad_(False)
     model.likelihood.requires_grad_(False)
-    guide = RankWise(model, init_log_variance=-6.0)
+    guide = RankWise(model, init_log_variance=-6.0, local_reparametrisation=True)
     x = torch.randn(256, 1, 4)
     with torch.no_grad():
         y = model.head(model.backbone.query.base_layer(x)[:, 0])[:, 0] + x[:, 0] @ torch.tensor([1.0, -2.0, 0.5, 1.5])
-    from bayes_adapters import Batch
-
     batch = Batch({"x": x}, y)
-    plan = PruneSchedule(threshold=2.0, start=300, every=100)
-    fit(model, guide, [batch], epochs=600, optimizer=lambda p: torch.optim.Adam(p, lr=0.02), progress=False, on_step=plan)
-    assert 1 <= model.ranks["query"] < 4
+    plan = PruneSchedule(threshold=2.0, start=400, every=50)
+    adam = lambda p: torch.optim.Adam(p, lr=0.05)  # noqa: E731
+    fit(model, guide, [batch] * 50, epochs=16, optimizer=adam, kl_weight=3.0, progress=False, on_step=plan)
+    assert model.ranks == {"query": 1}
     error = (predict(model, guide, batch, mean_only=True).mean - y).square().mean().sqrt()
     assert error < 0.2
 

@@ -88,7 +88,7 @@ def test_where_means_and_variances_start() -> None:
 
 
 def test_row_i_of_A_and_column_i_of_B_share_a_variance() -> None:
-    model, guide = pair()
+    _, guide = pair()
     with torch.no_grad():
         guide.log_variance[LAYERS[1].replace(".", "-")].copy_(torch.tensor([-2.0, 5.0, -30.0]))
         guide(token_batch())
@@ -105,12 +105,12 @@ def test_a_start_outside_the_clamp_is_refused(init: float) -> None:
 
 
 def test_other_parts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="RankWise cannot infer 'core.*it serves A, B"):
+    with pytest.raises(ConfigError, match=r"RankWise cannot infer 'core.*it serves A, B"):
         RankWise(StochasticCore(bert(), Bernoulli(), granularity="global", num_data=5))
 
 
 def test_the_model_alone_says_that_its_prior_has_no_draws() -> None:
-    with pytest.raises(ConfigError, match="improper and has no draws.*RankWise"):
+    with pytest.raises(ConfigError, match=r"improper and has no draws.*RankWise"):
         pair()[0](token_batch())
 
 
@@ -119,7 +119,8 @@ def test_the_model_alone_says_that_its_prior_has_no_draws() -> None:
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize(
-    ("alpha", "kl"), [(1e-4, 5.240976), (0.01, 2.938956), (0.1, 1.723453), (1, 0.431239), (10, 0.050822), (1e3, 5.03e-4)]
+    ("alpha", "kl"),
+    [(1e-4, 5.240976), (0.01, 2.938956), (0.1, 1.723453), (1, 0.431239), (10, 0.050822), (1e3, 5.03e-4)],
 )
 def test_kl_of_variational_dropout_once_per_data_set(alpha: float, kl: float, local: bool) -> None:
     model, guide = pair(local_reparametrisation=local)
@@ -167,7 +168,9 @@ def test_the_elbo_by_hand(local: bool) -> None:
     logit = (hidden.mean(1) @ model.head.weight.T + model.head.bias)[:, 0]
     nll = F.softplus(-(2 * batch.targets - 1) * logit).mean()
     kl = 0.0
-    for value, i in [(M[i, j], i) for i in range(2) for j in range(4)] + [(L[k, i], i) for k in range(3) for i in range(2)]:
+    for value, i in [(M[i, j], i) for i in range(2) for j in range(4)] + [
+        (L[k, i], i) for k in range(3) for i in range(2)
+    ]:
         log_alpha = math.log(sigma[i] ** 2 / (value**2 + 1e-8))
         inside = 1.87320 + 1.48695 * log_alpha
         kl += 0.63576 - 0.63576 / (1 + math.exp(-inside)) + 0.5 * math.log(1 + math.exp(-log_alpha))
@@ -180,7 +183,10 @@ def test_the_elbo_by_hand(local: bool) -> None:
 
 
 def _layer(A: Weight, B: Weight) -> tuple[AdaptedLinear, ForwardPass]:
-    sites = [Site("A.l", Part.A, ("l",), (2, 5), Granularity.GLOBAL), Site("B.l", Part.B, ("l",), (3, 2), Granularity.GLOBAL)]
+    sites = [
+        Site("A.l", Part.A, ("l",), (2, 5), Granularity.GLOBAL),
+        Site("B.l", Part.B, ("l",), (3, 2), Granularity.GLOBAL),
+    ]
     base = nn.Linear(5, 3, bias=False)
     nn.init.zeros_(base.weight)
     state = ForwardPass(

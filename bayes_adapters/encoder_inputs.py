@@ -1,0 +1,92 @@
+"""Inputs of a model with several encoders: ``<encoder>.<argument>`` in one flat batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.model import fold
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """What each encoder of a batch is called with; an encoder that is not in ``calls`` is missing for the whole batch.
+
+    Args:
+        calls: encoder → keyword arguments, rows S·B in the order [S, B].
+        masks: encoder → shape (rows, T), True where a position is real.
+        present: encoder → shape (rows,), True where the example has this modality; encoders left out have it always.
+        rows: S·B.
+    """
+
+    calls: dict[str, dict[str, Tensor]]
+    masks: dict[str, Bool[Tensor, "rows T"]]
+    present: dict[str, Bool[Tensor, "rows"]]
+    rows: int
+
+    @classmethod
+    def split(cls, batch: Batch, encoders: Iterable[str], folds: int) -> EncoderInputs:
+        """Sort ``batch.inputs`` by encoder and repeat every row ``folds`` times.
+
+        ``<encoder>.attention_mask`` is passed on and also serves pooling, unless ``<encoder>.token_mask`` (B, T), which
+        only serves pooling, is there. ``<encoder>.present`` (B,) marks examples that lack a modality; their inputs may
+        hold anything finite.
+
+        Raises:
+            DataError: an input of no encoder, or no inputs at all.
+        """
+        names = list(encoders)
+        inputs = cls({}, {}, {}, batch.size * folds)
+        for key, value in batch.inputs.items():
+            name, _, argument = key.partition(".")
+            if name not in names or not argument:
+                raise DataError(
+                    f"The input {key!r} belongs to no encoder; inputs are named <encoder>.<argument>, for example "
+                    f"{names[0]}.input_ids.{near_matches(name, names)} Encoders: {', '.join(names)}."
+                )
+            folded = fold(value, folds)
+            if argument == "present":
+                inputs.present[name] = folded.bool()
+            elif argument == "token_mask":
+                inputs.masks[name] = folded.bool()
+            else:
+                inputs.calls.setdefault(name, {})[argument] = folded
+                if argument == "attention_mask" and f"{name}.token_mask" not in batch.inputs:
+                    inputs.masks[name] = folded.bool()
+        if not inputs.calls:
+            raise DataError(f"The batch has inputs of none of the encoders {names}.")
+        return inputs
+
+    def mask_of(self, name: str, stream: Float[Tensor, "rows T d"]) -> Bool[Tensor, "rows T"] | None:
+        """Return the mask of ``name``, checked against a stream of hidden states.
+
+        Raises:
+            DataError: they differ in length.
+        """
+        mask = self.masks.get(name)
+        if mask is not None and mask.shape != stream.shape[:2]:
+            raise DataError(
+                f"The mask of {name!r} has shape {tuple(mask.shape)} and its hidden states {tuple(stream.shape[:2])}. "
+                f"If the encoder changes the length, pass a mask of the new length as {name}.token_mask."
+            )
+        return mask
+
+
+def require_encoders(backbone: nn.Module, least: int, what: str) -> nn.ModuleDict:
+    """Return ``backbone`` if it is a dictionary of at least ``least`` different modules.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(backbone, nn.ModuleDict) and len({id(m) for m in backbone.values()}) >= least:
+        return backbone
+    held = f" of {len(backbone)} modules" if isinstance(backbone, nn.ModuleDict) else ""
+    raise ConfigError(
+        f"{what} needs at least {least} different encoders: pass backbone=nn.ModuleDict({{'text': ..., 'audio': "
+        f"...}}); got {type(backbone).__name__}{held}."
+    )

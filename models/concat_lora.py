@@ -1,0 +1,124 @@
+"""Several encoders, each with plain LoRA, whose pooled outputs are concatenated for the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel, Pooling, hidden_width
+from bayes_adapters.targets import ALL_LINEAR
+
+
+class StreamPooling(StrEnum):
+    """How a stream of hidden states (rows, T, d) becomes one vector an example."""
+
+    CLS = "cls"
+    """The first position."""
+    MEAN = "mean"
+    """The mean over all positions, padding included."""
+    MASKED_MEAN = "masked_mean"
+    """The mean over real positions."""
+
+    def __call__(
+        self, stream: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
+    ) -> Float[Tensor, "rows d"]:
+        """Pool; a mask of None means that every position is real."""
+        if self is StreamPooling.CLS:
+            return stream[:, 0]
+        return Pooling.MEAN(stream, mask if self is StreamPooling.MASKED_MEAN else None)
+
+
+class ConcatLoRA(AdapterModel):
+    """``f = W [pool(h¹) ; … ; pool(h^M)]``, every encoder adapted by plain LoRA; the encoders do not see each other.
+
+    A batch's inputs are named ``<encoder>.<argument>``, as in ``text.input_ids`` (see
+    :class:`bayes_adapters.encoder_inputs.EncoderInputs`). A modality that is missing, for the batch or for an example,
+    has a learned null vector in the place of its pooled output.
+
+    Args:
+        backbone: an ``nn.ModuleDict`` of encoders that return ``last_hidden_state``; changed in place.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        streams: encoder → :class:`StreamPooling`, or one for all.
+        head_width: hidden units of a second linear layer before the outputs; None means one layer.
+        **options: options of :class:`AdapterModel` that do not concern random parts; ``targets`` defaults to every
+            linear layer.
+    """
+
+    structure: ClassVar[str] = "concat_lora"
+    least: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        streams: Mapping[str, StreamPooling | str] | StreamPooling | str = StreamPooling.MASKED_MEAN,
+        head_width: int | None = None,
+        **options: Any,
+    ) -> None:
+        encoders = require_encoders(backbone, self.least, type(self).__name__)
+        self.head_width, self.streams = head_width, _read_streams(streams, encoders)
+        super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
+        device = next(self.backbone.parameters()).device
+        self.null = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(hidden_width(m), device=device)) for name, m in encoders.items()}
+        )
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the encoders."""
+        return list(self.streams)
+
+    def feature_width(self, backbone: nn.Module) -> int:
+        return sum(hidden_width(encoder) for encoder in backbone.children())
+
+    def build_head(self, width: int) -> nn.Module:
+        outputs = self.likelihood.num_outputs
+        if self.head_width is None:
+            return nn.Linear(width, outputs)
+        return nn.Sequential(nn.Linear(width, self.head_width), nn.Linear(self.head_width, outputs))
+
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
+        inputs = EncoderInputs.split(batch, self.modalities, folds)
+        hidden = self.run_encoders(inputs)
+        features: list[Tensor] = []
+        for name, pooling in self.streams.items():
+            null = self.null[name].expand(inputs.rows, -1)
+            if name in hidden:
+                pooled = pooling(hidden[name], inputs.mask_of(name, hidden[name])).float()
+                null = (
+                    pooled if name not in inputs.present else torch.where(inputs.present[name][:, None], pooled, null)
+                )
+            features.append(null)
+        return torch.cat(features, -1)
+
+    def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
+        """Return the last hidden states of every encoder that has inputs."""
+        return {
+            name: self.backbone.get_submodule(name)(**call).last_hidden_state for name, call in inputs.calls.items()
+        }
+
+    def config(self) -> dict[str, Any]:
+        streams = {name: pooling.value for name, pooling in self.streams.items()}
+        return super().config() | {"streams": streams, "head_width": self.head_width}
+
+
+def _read_streams(
+    streams: Mapping[str, StreamPooling | str] | StreamPooling | str, encoders: nn.ModuleDict
+) -> dict[str, StreamPooling]:
+    if isinstance(streams, str):
+        return dict.fromkeys(encoders, choice(StreamPooling, "stream pooling", streams))
+    if set(streams) != set(encoders):
+        raise ConfigError(
+            f"streams must name every encoder, {sorted(encoders)}, or be one pooling; got {sorted(streams)}."
+        )
+    return {name: choice(StreamPooling, "stream pooling", streams[name]) for name in encoders}

@@ -1,0 +1,213 @@
+"""Multiplicative low-rank fusion of any number of modalities behind frozen encoders (Wander)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bayes_adapters import lockstep
+from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.blocks import Blocks, Stage, describe_blocks
+from bayes_adapters.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
+from bayes_adapters.cp_fusion import cp_fusion_pooled, cp_fusion_residual
+from bayes_adapters.encoder_inputs import EncoderInputs
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.forward_pass import current_pass
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.lockstep import Tap
+from bayes_adapters.model import hidden_width
+from bayes_adapters.models.concat_lora import ConcatLoRA
+from bayes_adapters.priors import Prior, PriorLike
+from bayes_adapters.sites import Granularity, Part, Site
+
+
+class Wander(ConcatLoRA):
+    """``f = W mean_r( residual + g ∘ Π_m Z_m )`` over M ≥ 2 frozen encoders, of sequences of any length.
+
+    The fusion is that of :mod:`bayes_adapters.cp_fusion`, whose formulas hold here. Its factors F_m (R, r, d) and G_m
+    (R, L_m, r) are global sample sites, ``factor.feature.<encoder>`` and ``factor.token.<encoder>`` (after every layer:
+    with the depth before the encoder's name), one KL per data set. The paper's Wander is the guide ``Delta`` with KL
+    weight 0; ``MeanField`` gives a Bayesian Wander, which no paper has. Everything else (W_m, b_m, the gate g, what
+    stands in for a missing modality, the head) is deterministic. The gate starts at 0: at construction the fusion
+    returns its residual, and its other tensors get gradient from the second step on.
+
+    Source: Guo et al., AAAI 2025, arXiv 2412.08979, as its released code computes it; masks, lengths that vary, missing
+    modalities, normalisation, the gate, fusion after every layer and random factors are this library's.
+
+    Args:
+        backbone: an ``nn.ModuleDict`` of two or more encoders that return ``last_hidden_state``; frozen.
+        likelihood: see :mod:`bayes_adapters.likelihoods`.
+        num_data: N, the size of the data set.
+        lengths: encoder → L_m, rows of its token factor: about as many as its sequences have tokens, or fewer.
+        fusion_rank: r.
+        terms: R, terms of the CP decomposition.
+        cp: ``"sum_of_products"`` or ``"product_of_sums"`` (as released).
+        every_layer: fuse after every block rather than once after the last layer. Every encoder then needs the same
+            depth and width, and the head sees the mean of each encoder's tokens; otherwise it sees the mean of the r
+            fused ones.
+        width: project every encoder's output to this width first; None needs encoders of one width.
+        normalise: divide each Z_m by its root mean square, which keeps a product of many in range.
+        prior: of the factors; None means Gaussians of mean 0 and the standard deviation at which each factor starts,
+            1/√(r R) for F_m and 1/√(L_m R) for G_m.
+        blocks: encoder → its :class:`Blocks`, for encoders that ``describe_blocks`` does not know.
+        targets: linear layers to adapt by plain LoRA as well; None adapts none, as the paper.
+        **options: ``rank``, ``alpha``, ``streams`` and ``head_width`` of :class:`ConcatLoRA`.
+
+    Raises:
+        ConfigError: fewer than two encoders, unequal widths or depths, a length missing, or a size below 1.
+    """
+
+    structure: ClassVar[str] = "wander"
+    least: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        likelihood: Likelihood,
+        *,
+        num_data: int,
+        lengths: Mapping[str, int],
+        fusion_rank: int = 16,
+        terms: int = 4,
+        cp: CP | str = CP.SUM_OF_PRODUCTS,
+        every_layer: bool = False,
+        width: int | None = None,
+        normalise: bool = True,
+        prior: PriorLike | None = None,
+        blocks: Mapping[str, Blocks] | None = None,
+        targets: Any = None,
+        **options: Any,
+    ) -> None:
+        placement = Placement.RESIDUAL if every_layer else Placement.POOLED
+        self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
+        self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
+        self.fusion_rank, self.terms = fusion_rank, terms
+        super().__init__(backbone, likelihood, targets=targets, **options)
+        self.num_data = num_data
+        if not every_layer:  # what stands in for a missing modality is a factor, not a feature
+            self.null = nn.ParameterDict()
+        widths = {name: hidden_width(encoder) for name, encoder in self.backbone.named_children()}
+        self._check(widths)
+        size = width or next(iter(widths.values()))
+        self.blocks = {n: (blocks or {}).get(n) or describe_blocks(m) for n, m in self._tapped()}
+        depths = sorted({len(own) for own in self.blocks.values()})
+        if len(depths) > 1:
+            raise ConfigError(f"Fusion after every layer needs encoders of one depth; got {depths}.")
+        self.depths = range(depths[0]) if every_layer else range(1)
+        self.project = nn.ModuleDict({name: nn.Linear(w, size) for name, w in widths.items()} if width else {})
+        self.down, self.bias, self.absent = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for depth in self.depths:
+            for name in widths:
+                key, bound = self._key(depth, name, "-"), 1 / math.sqrt(size)
+                self.down[key] = nn.Parameter(torch.empty(fusion_rank, size).uniform_(-bound, bound))
+                self.bias[key] = nn.Parameter(torch.empty(fusion_rank).uniform_(-bound, bound))
+                self.absent[key] = nn.Parameter(torch.ones(size))
+        rows = len(widths) if every_layer else 1
+        self.gate = nn.ParameterList([torch.zeros(rows, size) for _ in self.depths])
+        self.sites += [site for depth in self.depths for name in widths for site in self._sites(depth, name, size)]
+        self.prior = Prior(self._start_normal if prior is None else prior, self.sites)
+        self.to(next(self.backbone.parameters()).device)
+
+    def _check(self, widths: Mapping[str, int]) -> None:
+        if set(self.lengths) != set(widths):
+            raise ConfigError(f"lengths must name every encoder, {sorted(widths)}; got {sorted(self.lengths)}.")
+        sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data or 0}
+        for what, value in (sizes | {f"lengths[{n!r}]": v for n, v in self.lengths.items()}).items():
+            if value < 1:
+                raise ConfigError(f"{what} must be a whole number of at least 1; got {value}.")
+        if self.width is None and len(set(widths.values())) > 1:
+            raise ConfigError(f"The encoders' widths differ, {dict(widths)}: pass width= to project them to one.")
+        if self.width is not None and self.every_layer:
+            raise ConfigError("Fusion after every layer adds to the encoders' own streams; it takes no width=.")
+
+    def _tapped(self) -> list[tuple[str, nn.Module]]:
+        return list(self.backbone.named_children()) if self.every_layer else []
+
+    def _key(self, depth: int, name: str, separator: str) -> str:
+        return f"{depth}{separator}{name}" if self.every_layer else name
+
+    def _sites(self, depth: int, name: str, size: int) -> list[Site]:
+        key = self._key(depth, name, ".")
+        shapes = {
+            f"feature.{key}": (self.terms, self.fusion_rank, size),
+            f"token.{key}": (self.terms, self.lengths[name], self.fusion_rank),
+        }
+        return [Site(f"factor.{k}", Part.FACTOR, (k,), shape, Granularity.GLOBAL) for k, shape in shapes.items()]
+
+    def _start_normal(self, _name: str, shape: tuple[int, ...]) -> Any:
+        # F_m has shape (1, R, r, d), G_m (1, R, L_m, r): both sum over the product of the two sizes in the middle
+        return dist.Normal(torch.tensor(0.0), torch.tensor(1 / math.sqrt(shape[1] * shape[2])))
+
+    def feature_width(self, backbone: nn.Module) -> int:
+        if self.every_layer:
+            return super().feature_width(backbone)
+        return self.width or hidden_width(next(iter(backbone.children())))
+
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
+        if self.every_layer:
+            return super().encode(batch, folds)
+        inputs = EncoderInputs.split(batch, self.modalities, folds)
+        frames = {name: self._frames(name, value, inputs) for name, value in self.run_encoders(inputs).items()}
+        projected = {n: Frames(self.project[n](f.values), f.mask) if self.project else f for n, f in frames.items()}
+        return cp_fusion_pooled(projected, self._factors(0), self.rule).values.float().mean(1)
+
+    def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
+        if not self.every_layer:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(self.layers)):
+                return super().run_encoders(inputs)
+
+        def exchange(step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+            frames = {name: self._frames(name, stream, inputs) for name, stream in streams.items()}
+            fused = cp_fusion_residual(frames, self._factors(step), self.rule)
+            return {name: value.values for name, value in fused.items()}
+
+        encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
+        taps: dict[str, list[Tap]] = {
+            name: [block.tap(Stage.OUTPUT, depth) for depth, block in enumerate(self.blocks[name])] for name in encoders
+        }
+        outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
+        return {name: output.last_hidden_state for name, output in outputs.items()}
+
+    def _frames(self, name: str, stream: Tensor, inputs: EncoderInputs) -> Frames:
+        """The real tokens of one modality; those of an example that lacks it are all masked."""
+        mask: Bool[Tensor, "rows T"] | None = inputs.mask_of(name, stream)
+        if mask is None:
+            mask = torch.ones(stream.shape[:2], dtype=torch.bool, device=stream.device)
+        if name in inputs.present:
+            mask = mask & inputs.present[name][:, None]
+        return Frames(stream, mask)
+
+    def _factors(self, depth: int) -> FusionFactors:
+        forward_pass = current_pass()
+        if forward_pass is None:
+            raise ConfigError(
+                "Wander's factors are drawn inside the model only; call the model, the guide or predict()."
+            )
+        modalities = {}
+        for name in self.modalities:
+            key, place = self._key(depth, name, "-"), self._key(depth, name, ".")
+            drawn = []
+            for what in ("feature", "token"):
+                value = forward_pass.weights[Part.FACTOR, f"{what}.{place}"].value
+                # (*S, 1, *event): the 1 is the place of the data plate
+                drawn.append(value.squeeze(-4) if value.dim() > 3 else value)
+            modalities[name] = ModalityFactors(self.down[key], self.bias[key], *drawn, self.absent[key])
+        return FusionFactors(modalities, self.gate[depth])
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {
+            "num_data": self.num_data,
+            "lengths": self.lengths,
+            "fusion_rank": self.fusion_rank,
+            "terms": self.terms,
+            "cp": str(self.rule.cp),
+            "every_layer": self.every_layer,
+            "width": self.width,
+            "normalise": self.rule.normalise,
+        }

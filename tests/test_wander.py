@@ -1,0 +1,261 @@
+"""Wander as a Pyro model: frozen encoders, fusion after the last or every layer, factors that may be random."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, load, predict, save
+from bayes_adapters.batch import Frames
+from bayes_adapters.cp_factors import FusionFactors, ModalityFactors
+from bayes_adapters.cp_fusion import cp_fusion_pooled
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.folding import fold
+from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
+from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.models import ConcatLoRA, Wander
+from tests.helpers import WIDTH, bert, vit, whisper
+
+LENGTHS = {"text": 5, "audio": 6}
+
+
+def encoders(text: int = 2, audio: int = 2) -> nn.ModuleDict:
+    return nn.ModuleDict({"text": bert(text), "audio": whisper(audio)})
+
+
+def batch(size: int = 4, **more: Tensor) -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.ones(size, 7, dtype=torch.long)
+    mask[1, 3:] = 0
+    inputs = {
+        "text.input_ids": torch.randint(0, 40, (size, 7), generator=rng),
+        "text.attention_mask": mask,
+        "audio.input_features": torch.randn(size, 8, 20, generator=rng),
+    }
+    return Batch(inputs | more, torch.randint(0, 2, (size,), generator=rng).float())
+
+
+def wander(backbone: nn.ModuleDict | None = None, *, opened: bool = True, **options: Any) -> Wander:
+    settings = {"num_data": 50, "lengths": LENGTHS, "fusion_rank": 3, "terms": 2} | options
+    torch.manual_seed(1)
+    model = Wander(backbone or encoders(), Bernoulli(), **settings)
+    if opened:
+        with torch.no_grad():
+            for gate in model.gate:
+                gate.fill_(0.5)
+    return model
+
+
+def logits(guide: Any, data: Batch) -> Tensor:
+    with torch.no_grad():
+        guide(data)
+    return guide.trace.nodes["obs"]["fn"].logits
+
+
+def test_sites_and_the_standard_deviation_at_which_they_start() -> None:
+    model = wander(fusion_rank=8, terms=4)
+    shapes = {site.name: site.shape for site in model.sites}
+    assert shapes == {
+        "factor.feature.text": (1, 4, 8, WIDTH),
+        "factor.token.text": (1, 4, 5, 8),
+        "factor.feature.audio": (1, 4, 8, WIDTH),
+        "factor.token.audio": (1, 4, 6, 8),
+    }
+    scales = {s.name: model.prior.of(s).stddev.unique().item() for s in model.sites}
+    assert scales["factor.feature.text"] == pytest.approx(1 / math.sqrt(32))
+    assert scales["factor.token.audio"] == pytest.approx(1 / math.sqrt(24))
+    guide = Delta(model)
+    assert guide.loc["factor-feature-text"].std().item() == pytest.approx(1 / math.sqrt(32), rel=0.15)
+
+
+def test_the_fusion_is_that_of_the_pure_function() -> None:
+    model, data = wander(), batch()
+    guide = Delta(model)
+    with torch.no_grad():
+        text = model.backbone["text"](data.inputs["text.input_ids"], data.inputs["text.attention_mask"])
+        audio = model.backbone["audio"](data.inputs["audio.input_features"])
+        frames = {
+            "text": Frames(text.last_hidden_state, data.inputs["text.attention_mask"].bool()),
+            "audio": Frames(audio.last_hidden_state, torch.ones(4, 10, dtype=torch.bool)),
+        }
+        factors = {
+            name: ModalityFactors(
+                model.down[name],
+                model.bias[name],
+                guide.loc[f"factor-feature-{name}"][0],
+                guide.loc[f"factor-token-{name}"][0],
+                model.absent[name],
+            )
+            for name in frames
+        }
+        fused = cp_fusion_pooled(frames, FusionFactors(factors, model.gate[0]), model.rule).values
+        expected = model.head(fused.mean(1))[:, 0]
+    torch.testing.assert_close(logits(guide, data), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_at_the_start_every_layer_is_the_frozen_encoders() -> None:
+    nets, data = encoders(), batch()
+    plain = ConcatLoRA(nets, Bernoulli(), targets=None)
+    model = wander(nets, opened=False, every_layer=True)
+    plain.head.load_state_dict(model.head.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(logits(Delta(model), data), plain(data)[:, 0], rtol=1e-5, atol=1e-6)
+        before = logits(Delta(model), data)
+        for gate in model.gate:
+            gate.fill_(0.5)
+    assert not torch.allclose(before, logits(Delta(model), data))
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_frozen_stays_frozen_and_every_tensor_learns_from_the_second_step(every_layer: bool) -> None:
+    model, data = wander(opened=False, every_layer=every_layer), batch()
+    frozen = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    guide = Delta(model)
+    elbo = ELBO(model, guide, kl_weight=0.0)
+    parameters = {**model.trainable_parameters(), **{f"guide.{n}": p for n, p in guide.named_parameters()}}
+    optimizer = torch.optim.SGD(list(parameters.values()), lr=0.5)
+    for step in range(2):
+        optimizer.zero_grad()
+        elbo(data).backward()
+        moving = {n for n, p in parameters.items() if p.grad is not None and p.grad.abs().max() > 0}
+        if step == 0:
+            assert not any(n.startswith(("guide.", "down", "bias")) for n in moving), "the gate is closed"
+        optimizer.step()
+    assert {n for n in parameters if n not in moving and not n.startswith(("absent", "null"))} == set()
+    assert all(torch.equal(p, frozen[n]) for n, p in model.backbone.named_parameters())
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+@pytest.mark.parametrize("cp", ["product_of_sums", "sum_of_products"])
+@pytest.mark.parametrize("guide_class", [Delta, MeanField])
+def test_trains_predicts_and_survives_a_file(every_layer: bool, cp: str, guide_class: Any, tmp_path: Path) -> None:
+    model, data = wander(every_layer=every_layer, cp=cp), batch()
+    guide = guide_class(model)
+    elbo = ELBO(model, guide, kl_weight=1e-3)
+    optimizer = torch.optim.Adam([*model.trainable_parameters().values(), *guide.parameters()], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = elbo(data)
+        loss.backward()
+        optimizer.step()
+        assert math.isfinite(loss.item())
+    first = predict(model, guide, data.without_targets(), num_samples=3, return_samples=True)
+    assert bool((first.epistemic > 1e-9).any()) == (guide_class is MeanField)
+    cut = predict(model, guide, [data[:1], data[1:]], num_samples=3, chunk_size=2, return_samples=True)
+    torch.testing.assert_close(first.samples, cut.samples, rtol=1e-4, atol=1e-5)
+    save(tmp_path / "a", model, guide)
+    again = predict(*load(tmp_path / "a", encoders()), data.without_targets(), num_samples=3, return_samples=True)
+    torch.testing.assert_close(again.samples, first.samples, rtol=1e-6, atol=1e-7)
+
+
+def test_kl_counts_once_per_data_set() -> None:
+    model = wander(prior={"*": torch_normal(0.2)})
+    guide = MeanField(model, init_scale=0.25)
+    with torch.no_grad():
+        for loc in guide.loc.values():
+            loc.fill_(0.1)
+    entries = sum(math.prod(site.shape) for site in model.sites)
+    assert ELBO(model, guide).terms(batch()).kl.item() == pytest.approx(0.18310645 * entries / 50, rel=1e-4)
+
+
+def torch_normal(scale: float) -> Any:
+    import pyro.distributions as dist
+
+    return dist.Normal(torch.tensor(0.0), torch.tensor(scale))
+
+
+@pytest.mark.parametrize("every_layer", [False, True])
+def test_padding_and_missing_modalities(every_layer: bool) -> None:
+    model, data = wander(every_layer=every_layer), batch()
+    with torch.no_grad():
+        for null in [*model.absent.values(), *model.null.values()]:
+            null.normal_()
+    guide = Delta(model)
+    longer = dict(data.inputs)
+    longer["text.input_ids"] = torch.cat([data.inputs["text.input_ids"], torch.full((4, 3), 17)], 1)
+    longer["text.attention_mask"] = torch.cat([data.inputs["text.attention_mask"], torch.zeros(4, 3).long()], 1)
+    torch.testing.assert_close(logits(guide, Batch(longer)), logits(guide, data), rtol=1e-4, atol=1e-5)
+    text = Batch({k: v for k, v in data.inputs.items() if k.startswith("text.")})
+    flagged = Batch(data.inputs | {"audio.present": torch.zeros(4)})
+    torch.testing.assert_close(logits(guide, text), logits(guide, flagged), rtol=1e-5, atol=1e-6)
+    some = logits(guide, Batch(data.inputs | {"audio.present": torch.tensor([1, 0, 1, 1])}))
+    torch.testing.assert_close(some[1], logits(guide, text)[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some[[0, 2, 3]], logits(guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits(guide, text), logits(guide, data))
+
+
+def test_widths_that_differ_are_projected() -> None:
+    nets = nn.ModuleDict({"text": bert(), "audio": whisper(), "image": vit()})
+    model = wander(nets, width=8, lengths=LENGTHS | {"image": 4})
+    pixels = {"image.pixel_values": torch.randn(4, 3, 16, 16)}
+    assert torch.isfinite(logits(Delta(model), batch(**pixels))).all()
+    assert model.sites[0].event[-1] == 8
+
+
+@pytest.mark.parametrize("guide_class", [Delta, MeanField])
+def test_folding_keeps_the_function_and_drops_parameters(guide_class: Any) -> None:
+    model, data = wander(cp="product_of_sums", terms=4), batch()
+    guide = guide_class(model)
+    small, folded = fold(model, guide)
+    with PosteriorMean():
+        torch.testing.assert_close(logits(folded, data), logits(guide, data), rtol=1e-4, atol=1e-5)
+    entries = 3 * (2 * 3 * WIDTH + 3 * (5 + 6))
+    saved = sum(p.numel() for p in guide.parameters()) - sum(p.numel() for p in folded.parameters())
+    assert saved == entries * (2 if guide_class is MeanField else 1)
+    if guide_class is MeanField:
+        spread = predict(model, guide, data, num_samples=400, return_samples=True).samples
+        again = predict(small, folded, data, num_samples=400, return_samples=True).samples
+        assert spread is not None
+        assert again is not None
+        torch.testing.assert_close(spread.std(0), again.std(0), rtol=0.25, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "says"),
+    [
+        (lambda: wander(nn.ModuleDict({"text": bert()})), ConfigError, "at least 2 different encoders"),
+        (lambda: wander(lengths={"text": 3}), ConfigError, "lengths must name every encoder"),
+        (lambda: wander(lengths={"text": 3, "audio": 0}), ConfigError, r"lengths\['audio'\] must be"),
+        (lambda: wander(terms=0), ConfigError, "terms must be"),
+        (lambda: wander(encoders(2, 1), every_layer=True), ConfigError, "encoders of one depth"),
+        (lambda: wander(every_layer=True, width=8), ConfigError, "takes no width="),
+        (lambda: wander(cp="sum"), ConfigError, "sum_of_products"),
+        (lambda: Contextual(wander()), ConfigError, "Contextual cannot infer 'factor"),
+        (lambda: MCDropout(wander()), ConfigError, "which is a factor"),
+        (lambda: fold(wander(), Delta(wander())), ConfigError, "does not fold: its R products"),
+        (lambda: wander()(Batch({"input_ids": torch.ones(2, 3).long()})), DataError, "belongs to no encoder"),
+    ],
+)
+def test_errors(build: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        build()
+
+
+# plain LoRA in every encoder
+
+
+def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
+    nets, data = encoders(), batch()
+    model = ConcatLoRA(nets, Bernoulli(), rank=2, head_width=5)
+    assert {p.split(".")[0] for p in model.layers} == {"text", "audio"}
+    assert model.head[0].in_features == 2 * WIDTH
+    guide = Delta(model)
+    whole = logits(guide, data)
+    half = logits(guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))
+    assert not torch.allclose(whole, half)
+    predict(model, guide, data)
+
+
+def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
+    model = ConcatLoRA(encoders(), Bernoulli(), rank=2, streams={"text": "cls", "audio": "mean"})
+    guide = Delta(model)
+    save(tmp_path / "a", model, guide)
+    nets = encoders()
+    loaded = load(tmp_path / "a", nets)
+    assert torch.equal(logits(loaded[1], batch()), logits(guide, batch()))
+    assert adapted_layers(nets)
