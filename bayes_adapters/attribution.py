@@ -2,19 +2,22 @@
 
 Let H(S) be an uncertainty of one example, in nats, when the modalities S are given and the others are missing, as the
 model defines missing; H is the entropy of the averaged predictive (total), the average entropy of a draw's predictive
-(aleatoric), or their difference (epistemic). With P all modalities in question:
+(aleatoric), or their difference (epistemic). With P the M modalities in question, and P∖m all of them but m::
 
-* ``withhold``: ``change_m = H(P) − H(P \\ {m})``, what m does on top of all others;
-* ``shapley``: ``change_m = Σ_{S ⊆ P \\ {m}} |S|! (M − |S| − 1)! / M! · [H(S ∪ {m}) − H(S)]``, its average over all orders
-  in which the M modalities could be given. The changes add up to ``H(P) − H(∅)``.
+    withhold    change_m = H(P) − H(P∖m)
+    shapley     change_m = Σ_{S ⊆ P∖m} |S|! (M − |S| − 1)! / M! · [ H(S ∪ {m}) − H(S) ]
 
-Negative: m removes uncertainty. All three changes are of one kind, so total = aleatoric + epistemic holds for them too.
-Every subset is predicted once, with the same posterior draws, so a modality that the model does not read has a change
-of exactly 0, and no difference is due to other noise.
+Negative: m removes uncertainty. ``withhold`` is what m does on top of all others; ``shapley`` is the average over all
+orders in which the modalities could be given one after another, and adds up to ``H(P) − H(∅)``. With one modality they
+are the same. The changes of the aleatoric and the epistemic part add up to that of the total.
 
-What it is not: the change of one example may have either sign, for evidence may make a right prediction less sure. And
-H(S) is what the model says when it lacks something, not what the data's distribution would leave open: it means
-something only for a model that was trained with examples that lacked the modality.
+Every subset is predicted once, with the same posterior draws: no difference is due to other noise, and a modality that
+the model does not read has a change of exactly 0.
+
+What it is not: the change of one example may have either sign, for evidence can make a right prediction less sure. H(S)
+is what the model says when it lacks something, not what the data leave open then: it means something only for a model
+that was trained with examples that lacked the modality. Its mean over examples is minus the information that m carries
+about the target only if all H(S) are calibrated.
 """
 
 from __future__ import annotations
@@ -56,8 +59,8 @@ class Attribution:
     Args:
         method: see :class:`AttributionMethod`.
         changes: modality → change of total, aleatoric and epistemic uncertainty, each of shape (N,), nats; negative
-            where the modality removes uncertainty. An example that lacks the modality has the change 0 by ``withhold``
-            and, since giving it changes nothing then, by ``shapley``.
+            where the modality removes uncertainty. An example that lacks the modality has the change 0, and counts in
+            the mean.
         uncertainty: the modalities given → the uncertainty then, each of shape (N,), nats, for each subset predicted.
             Modalities that were not asked about are given in all of them.
         index: shape (N,), int64: the examples' numbers in their data set.
@@ -186,7 +189,7 @@ def shapley(values: Mapping[frozenset[str], Tensor]) -> dict[str, Tensor]:
     Raises:
         ConfigError: a subset is missing.
 
-    >>> value = {frozenset(s): torch.tensor(v) for s, v in {"": 1.0, "a": 1.0, "b": 1.0, "ab": 0.0, "": 1.0}.items()}
+    >>> value = {frozenset(s): torch.tensor(v) for s, v in {"": 1.0, "a": 1.0, "b": 1.0, "ab": 0.0}.items()}
     >>> {name: v.item() for name, v in shapley(value).items()}  # neither helps alone, both together tell all
     {'a': -0.5, 'b': -0.5}
     """

@@ -243,8 +243,8 @@ class AdapterModel(nn.Module):
             ConfigError: a name is none of :meth:`withholdable`.
         """
         require_withholdable(modalities, self.withholdable(batch))
-        masked = {name: Frames(f.values, torch.zeros_like(f.mask)) for name, f in batch.context.items()}
-        return replace(batch, context={n: masked[n] if n in modalities else f for n, f in batch.context.items()})
+        masked = {m: Frames(batch.context[m].values, torch.zeros_like(batch.context[m].mask)) for m in modalities}
+        return replace(batch, context={**batch.context, **masked})
 
     def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
         """A context in which the backbone is the frozen one."""

@@ -204,6 +204,40 @@ def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
     return figure
 
 
+def attribution_bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, what: str = "the modality") -> Figure:
+    """Draw how much a modality removes (to the left) or adds (to the right): a row a label, a bar a part.
+
+    Args:
+        values: label (a modality, or a kind of example) → part ("total", "aleatoric", "epistemic") → (mean, low, high)
+            in nats, where low and high are the ends of a 95 % interval: what
+            :meth:`bayes_adapters.attribution.Attribution.means` returns. Absent parts leave a gap.
+        what: whose change it is, for the axis.
+
+    >>> audio = {"total": (-0.3, -0.4, -0.2), "aleatoric": (-0.31, -0.4, -0.2), "epistemic": (0.01, 0.0, 0.02)}
+    >>> len(attribution_bars({"audio": audio}).axes[0].patches)
+    3
+    """
+    figure, _ = _grid(values, "attribution_bars", "label")
+    figure.set_size_inches(6.8, 1.5 + 0.62 * len(values))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="0.35", lw=1, zorder=1)
+    rows = np.arange(len(values))
+    for i, (part, colour) in enumerate(zip(PARTS, COLOURS, strict=False)):
+        triples = [by_part.get(part, (math.nan,) * 3) for by_part in values.values()]
+        mean, low, high = np.asarray(triples, dtype=float).T
+        error = np.clip([mean - low, high - mean], 0, None)
+        bars = {"height": 0.24, "color": colour, "label": part, "error_kw": {"elinewidth": 1, "ecolor": "0.15"}}
+        axes.barh(rows + 0.26 * (i - 1), mean, xerr=error, capsize=2, **bars)
+    axes.set_yticks(rows, list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)  # the first label on top
+    axes.set_xlabel(f"change of uncertainty by {what} (nats): removes < 0 < adds")
+    _clean(axes)
+    axes.grid(False, axis="y")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
 def _block(path: str) -> tuple[str, int | None]:
     """Split a layer's path into its kind and the number of its block."""
     parts = path.split(".")

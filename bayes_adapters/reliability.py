@@ -30,9 +30,9 @@ class FrameDensity(nn.Module):
 
     Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
     ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` is a quantile (95 %) of d on held-out contexts, so that
-    about 95 % of contexts like those of training keep γ = 1; ``tail`` is the distance of that quantile (of the 95 % one,
-    where a lower limit is asked for) to the median. A missing context has γ = 1: what it means is learned, through the
-    guide's null context.
+    about 95 % of contexts like those of training keep γ = 1; ``tail`` is the distance of that quantile (of the 95 %
+    one, where a lower limit is asked for) to the median. A missing context has γ = 1: what it means is learned, through
+    the guide's null context.
 
     The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 

@@ -423,9 +423,9 @@ def test_training_leaves_the_one_rank_that_the_data_need() -> None:
     with torch.no_grad():
         y = model.head(model.backbone.query.base_layer(x)[:, 0])[:, 0] + x[:, 0] @ torch.tensor([1.0, -2.0, 0.5, 1.5])
     batch = Batch({"x": x}, y)
-    plan = PruneSchedule(threshold=2.0, start=400, every=50)
-    adam = lambda p: torch.optim.Adam(p, lr=0.05)  # noqa: E731
-    fit(model, guide, [batch] * 50, epochs=16, optimizer=adam, kl_weight=3.0, progress=False, on_step=plan)
+    plan = PruneSchedule(threshold=2.0, start=200, every=50)
+    adam = lambda p: torch.optim.Adam(p, lr=0.1)  # noqa: E731
+    fit(model, guide, [batch] * 50, epochs=7, optimizer=adam, kl_weight=20.0, progress=False, on_step=plan)
     assert model.ranks == {"query": 1}
     error = (predict(model, guide, batch, mean_only=True).mean - y).square().mean().sqrt()
     assert error < 0.2
