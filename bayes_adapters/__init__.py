@@ -23,6 +23,7 @@ from bayes_adapters.likelihoods import Categorical as Categorical
 from bayes_adapters.likelihoods import Gaussian as Gaussian
 from bayes_adapters.likelihoods import HeteroscedasticGaussian as HeteroscedasticGaussian
 from bayes_adapters.likelihoods import Prediction as Prediction
+from bayes_adapters.likelihoods import Tagging as Tagging
 from bayes_adapters.model import AdapterModel as AdapterModel
 from bayes_adapters.predict import evaluating as evaluating
 from bayes_adapters.predict import predict as predict

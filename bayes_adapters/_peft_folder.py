@@ -52,7 +52,7 @@ _STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is read from the configuration.
+    """What is read from the configuration; :meth:`of` checks the numbers.
 
     Args:
         rank: r, of every layer that ``ranks`` does not name.
@@ -63,8 +63,8 @@ class Settings:
         dropout: probability of zeroing an entry of the adapters' input while training.
     """
 
-    rank: int
-    alpha: float
+    rank: Any
+    alpha: Any
     ranks: dict[str, Any]
     alphas: dict[str, Any]
     rslora: bool
@@ -110,17 +110,18 @@ def read_config(path: Path) -> Settings:
     unlike = _inexpressible(about)
     if unlike:
         raise AdapterFileError(
-            f"{str(path)!r} describes more than plain LoRA: {'; '.join(unlike)}. These adapters add s · B A x to frozen "
-            "linear layers and nothing else. Train with plain settings, or convert the adapter with PEFT."
+            f"{str(path)!r} describes more than plain LoRA: {'; '.join(unlike)}. These adapters add s · B A x to "
+            "frozen linear layers and nothing else. Train with plain settings, or convert the adapter with PEFT."
         )
     dropout = about.get("lora_dropout", 0.0)
-    patterns = [about.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    patterns: list[Any] = [about.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     if not _number(dropout) or not all(isinstance(pattern, dict) for pattern in patterns):
         raise AdapterFileError(
-            f"{str(path)!r} has lora_dropout={dropout!r}, rank_pattern={patterns[0]!r}, alpha_pattern={patterns[1]!r}; a "
-            "number and two dictionaries are needed. Copy or save the adapter again."
+            f"{str(path)!r} has lora_dropout={dropout!r}, rank_pattern={patterns[0]!r}, alpha_pattern={patterns[1]!r}; "
+            "a number and two dictionaries are needed. Copy or save the adapter again."
         )
-    settings = Settings(about.get("r"), about.get("lora_alpha"), *patterns, bool(about.get("use_rslora")), dropout)
+    ranks, alphas = patterns
+    settings = Settings(about.get("r"), about.get("lora_alpha"), ranks, alphas, bool(about.get("use_rslora")), dropout)
     settings.of("")
     return settings
 

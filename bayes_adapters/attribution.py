@@ -58,10 +58,10 @@ class Attribution:
 
     Args:
         method: see :class:`AttributionMethod`.
-        changes: modality → change of total, aleatoric and epistemic uncertainty, each of shape (N,), nats; negative
-            where the modality removes uncertainty. An example that lacks the modality has the change 0, and counts in
-            the mean.
-        uncertainty: the modalities given → the uncertainty then, each of shape (N,), nats, for each subset predicted.
+        changes: modality → change of total, aleatoric and epistemic uncertainty, each of shape (N,), for tagging (N, T)
+            and zero at padding, nats; negative where the modality removes uncertainty. An example that lacks it has the
+            change 0, and counts in the mean.
+        uncertainty: the modalities given → the uncertainty then, of the same shapes, nats, for each subset predicted.
             Modalities that were not asked about are given in all of them.
         index: shape (N,), int64: the examples' numbers in their data set.
     """
@@ -81,6 +81,8 @@ class Attribution:
     ) -> dict[str, dict[str, PairedDifference]]:
         """Return the mean change over all examples with a 95 % interval from resampling examples.
 
+        For tagging an example's change is the sum over its tokens.
+
         Args:
             groups: shape (N,): examples of one group are resampled together, see :func:`paired_bootstrap`.
             draws: number of resamples.
@@ -92,13 +94,13 @@ class Attribution:
         Raises:
             DataError: fewer than two examples or groups, or ``groups`` of another length.
         """
+
+        def mean(value: Tensor) -> PairedDifference:
+            value = value.flatten(1).sum(-1) if value.dim() > 1 else value
+            return paired_bootstrap(torch.mean, value, torch.zeros_like(value), groups=groups, draws=draws, seed=seed)
+
         return {
-            name: {
-                part: paired_bootstrap(
-                    torch.mean, value, torch.zeros_like(value), groups=groups, draws=draws, seed=seed
-                )
-                for part, value in change._asdict().items()
-            }
+            name: {part: mean(value) for part, value in change._asdict().items()}
             for name, change in self.changes.items()
         }
 

@@ -72,7 +72,8 @@ class Batch:
     Args:
         inputs: keyword arguments of the backbone; every tensor has B as its first dimension. ``attention_mask``
             (B, T), if present, says which tokens are real: padding counts nowhere.
-        targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), or None at prediction time.
+        targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, T) int64 for tagging, -100
+            where a token has no label, or None at prediction time.
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
         index: shape (B,), int64: each example's number in its data set. Prediction noise is a function of it, so
             results do not depend on how examples are batched. ``None`` means 0 … B-1.

@@ -36,8 +36,8 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         likelihood. Its guide is ``Delta(lora)``.
 
     Raises:
-        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one; the
-            backbone is another one or has adapters; no rank is left in any layer.
+        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one, or a
+            layer reads other modalities; the backbone is another one or has adapters; no rank is left in any layer.
     """
     if guide.model is not model:
         raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
@@ -49,6 +49,11 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
             )
     if type(model).outputs is not AdapterModel.outputs or type(model).build_head is not AdapterModel.build_head:
         raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
+    paths = [path for path, layer in adapted_layers(model.backbone).items() if len(layer.inter)]
+    if paths:
+        raise ConfigError(
+            f"{paths[0]!r} also reads other modalities (an inter-modal path), which a plain LoRA cannot hold."
+        )
     if fingerprint(backbone) != fingerprint(model.backbone):
         raise ConfigError(
             "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "

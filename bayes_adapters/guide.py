@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
+from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
 
 
 class AdapterGuide(GuideMessenger, nn.Module):
@@ -36,6 +38,9 @@ class AdapterGuide(GuideMessenger, nn.Module):
     """The granularities this guide can infer."""
     parts: ClassVar[frozenset[Part]] = frozenset({Part.CORE})
     """The parts of an adapter this guide can infer."""
+    all_reals: ClassVar[bool] = True
+    """Whether the posterior of a real-valued part has density everywhere, as a Gaussian's has; a prior without is then
+    refused, for the KL would be infinite. False for point estimates, and where the posterior keeps to a smaller set."""
     needs_sites: ClassVar[bool] = True
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
 
@@ -66,6 +71,13 @@ class AdapterGuide(GuideMessenger, nn.Module):
                     if site.part is Part.MASK
                     else "MeanField and Delta serve every real-valued part."
                 )
+            )
+        prior = self.model.prior.of(site)  # type: ignore[attr-defined]
+        if self.all_reals and site.part in REAL and not _covers_reals(prior):
+            raise ConfigError(
+                f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers "
+                f"and the posterior of {type(self).__name__} does, so that their KL is infinite. Take a prior on all "
+                "reals, such as Normal, Laplace or StudentT, or the guide Delta."
             )
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
@@ -109,6 +121,12 @@ class AdapterGuide(GuideMessenger, nn.Module):
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
+
+
+def _covers_reals(prior: TorchDistributionMixin) -> bool:
+    far = torch.full(prior.batch_shape + prior.event_shape, 1e6)
+    support: Any = prior.support
+    return all(bool(support.check(value).all()) for value in (far, -far))
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

@@ -8,69 +8,17 @@ p(y | draw)), ``check`` (targets), ``summarise`` (sums over draws that can be ad
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions import IGNORED, TokenLabels
 from bayes_adapters.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The posterior predictive of B examples, averaged over S draws.
-
-    Args:
-        mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), or the expected target (B,).
-        total: shape (B,), nats: entropy of the averaged predictive.
-        aleatoric: shape (B,), nats: average entropy of a draw's predictive.
-        epistemic: shape (B,), nats: their difference, the mutual information of target and latent cores.
-        num_samples: S.
-        variance: shape (B,), squared units of the target: predictive variance of a regression; None for classes.
-        log_density: shape (B,), nats: log of the averaged density of the batch's targets; None without targets.
-        samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
-    """
-
-    mean: Tensor
-    total: Tensor
-    aleatoric: Tensor
-    epistemic: Tensor
-    num_samples: int
-    variance: Tensor | None = None
-    log_density: Tensor | None = None
-    samples: Tensor | None = None
-
-    @property
-    def probs(self) -> Tensor:
-        """Class probabilities (B, C), or P(y = 1) of shape (B,): ``mean`` under its name for classification."""
-        return self.mean
-
-    @staticmethod
-    def concatenate(parts: list[Prediction]) -> Prediction:
-        """Join predictions of consecutive batches.
-
-        Raises:
-            DataError: no prediction, different numbers of draws, or a field (such as ``log_density``, which needs
-                targets) that only some of them have.
-        """
-        if len({p.num_samples for p in parts}) != 1:
-            raise DataError(
-                f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
-            )
-        joined: dict[str, Any] = {}
-        for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples"):
-            values = [getattr(p, name) for p in parts if getattr(p, name) is not None]
-            if values and len(values) != len(parts):
-                raise DataError(
-                    f"{len(values)} of {len(parts)} predictions to join have {name}. Do only some of the batches have "
-                    "targets? Give all of them targets, or none."
-                )
-            joined[name] = torch.cat(values, 1 if name == "samples" else 0) if values else None
-        return replace(parts[0], **joined)
+from bayes_adapters.prediction import Prediction as Prediction
 
 
 class Likelihood(nn.Module):
@@ -79,9 +27,15 @@ class Likelihood(nn.Module):
     name: ClassVar[str]
     """The registered name, as written into saved adapters."""
     num_outputs: int
+    per_token: ClassVar[bool] = False
+    """Whether there is one target a token, rather than one an example."""
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         """Return p(y | draw) with batch shape (*S, B)."""
+        raise NotImplementedError
+
+    def of_tokens(self, outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> TorchDistributionMixin:
+        """Return p(y | draw) with batch shape (*S, B) and event shape (T,), padding left out; if ``per_token``."""
         raise NotImplementedError
 
     def check(self, targets: Tensor) -> None:
@@ -280,3 +234,54 @@ class HeteroscedasticGaussian(_NormalLikelihood):
 
     def config(self) -> dict[str, Any]:
         return {"min_scale": self.min_scale}
+
+
+class Tagging(Likelihood):
+    """``y_t ~ Categorical(softmax(f_t))`` for every real token t, with targets int64 of shape (B, T).
+
+    Density: ``log p(y | x, E) = Σ_t log softmax(f_t)[y_t]`` over real tokens whose target is not −100; the nll of an
+    example is that **sum**, not its mean: an example is one datum of the ELBO, and its labels are its evidence. At
+    padding a target may be any class, or −100. A draw of the cores explains all labels of an example together, so
+    ``log_density`` is joint, while probabilities (B, T, C) and entropies (B, T), zero at padding, are each token's own.
+
+    Args:
+        num_classes: C ≥ 2.
+    """
+
+    name: ClassVar[str] = "tagging"
+    per_token: ClassVar[bool] = True
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_outputs = Categorical(num_classes).num_outputs
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return self.of_tokens(outputs, None)
+
+    def of_tokens(self, outputs: Tensor, real: Tensor | None) -> TorchDistributionMixin:
+        return TokenLabels(outputs.float(), real, validate_args=False)
+
+    def check(self, targets: Tensor) -> None:
+        if targets.dim() != 2 or targets.is_floating_point():
+            raise DataError(
+                f"Tagging needs one target a token, int64 of shape (B, T); got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}. For one class an example take Categorical."
+            )
+        bad = (targets != IGNORED) & ((targets < 0) | (targets >= self.num_outputs))
+        if bool(bad.any()):
+            raise DataError(
+                f"Targets must be class numbers 0 … {self.num_outputs - 1}, or {IGNORED} where a token has no label; "
+                f"got {targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too "
+                "small, or are labels counted from 1?"
+            )
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        probs = fn.probs.double()
+        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+        return _classes(mean, _entropy(mean), aleatoric, num_samples)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_outputs}

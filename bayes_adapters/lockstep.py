@@ -145,8 +145,8 @@ class _Task:
 
     @property
     def step(self) -> int | None:
-        """The step at which the module is paused."""
-        return None if self.tensor is None else self.taps[self.reached - 1].step
+        """The step of the last tap that the module has reached."""
+        return self.taps[self.reached - 1].step if self.reached else None
 
     def attach(self) -> None:
         for tap in self.taps:
@@ -218,8 +218,7 @@ class _Task:
             self.driver.switch()
         if self.stopping:
             raise _Stop
-        tensor, self.tensor = self.tensor, None
-        return tensor
+        return self.tensor
 
     def _input_hook(self, tap: Tap) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

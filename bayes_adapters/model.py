@@ -14,18 +14,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyro
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.errors import ConfigError, NonFiniteError, choice, near_matches
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, choice, near_matches
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
     adapted_layers,
@@ -37,35 +37,10 @@ from bayes_adapters.layer import (
     restored_on_error,
 )
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.pooling import Pooling as Pooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
 from bayes_adapters.targets import Targets, linear_size, select
-
-
-class Pooling(StrEnum):
-    """How the last hidden states (rows, T, d) become one vector per example."""
-
-    MEAN = "mean"
-    """Mean over real tokens."""
-    CLS = "cls"
-    """The first real token."""
-    LAST = "last"
-    """The last real token (causal models)."""
-
-    def __call__(
-        self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
-    ) -> Float[Tensor, "rows d"]:
-        """Pool ``hidden``; a mask of None means that every token is real."""
-        if self is Pooling.MEAN:
-            if mask is None:
-                return hidden.mean(1)
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1)
-        first = self is Pooling.CLS
-        if mask is None:
-            return hidden[:, 0 if first else -1]
-        place = mask.int().argmax(1) if first else mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
 
 
 class AdapterModel(nn.Module):
@@ -88,7 +63,8 @@ class AdapterModel(nn.Module):
         parts: which tensors of the adapters are random.
         granularity: for what one draw is shared; needed if anything is random.
         prior: prior of the random parts, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        pooling: how hidden states become one vector per example.
+        pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
+            has one target a token.
         num_data: N, the size of the data set; needed by global parts only.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
         flipout: see :class:`bayes_adapters.layer.AdaptedLinear`; for a random A.
@@ -99,6 +75,8 @@ class AdapterModel(nn.Module):
     """
 
     structure: ClassVar[str] = "adapter_model"
+    tags: ClassVar[bool] = True
+    """Whether the structure serves likelihoods with one target a token."""
 
     def __init__(
         self,
@@ -113,13 +91,12 @@ class AdapterModel(nn.Module):
         parts: Sequence[Part] = (),
         granularity: Granularity | str | None = None,
         prior: PriorLike | None = None,
-        pooling: Pooling | str = Pooling.MEAN,
+        pooling: Pooling | str | None = None,
         num_data: int | None = None,
         grouped: bool = True,
         flipout: bool = False,
     ) -> None:
         super().__init__()
-        self.pooling = choice(Pooling, "pooling", pooling)
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         if self.granularity is Granularity.GLOBAL and (num_data is None or num_data < 1):
@@ -138,6 +115,7 @@ class AdapterModel(nn.Module):
                 "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
                 f"{likelihood!r}."
             )
+        self.pooling = self._pooling(pooling, likelihood)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         paths = [] if targets is None else select(backbone, targets)
@@ -156,29 +134,49 @@ class AdapterModel(nn.Module):
             self.head = self.build_head(width)
             self.to(next(backbone.parameters()).device)
 
+    def _pooling(self, pooling: Pooling | str | None, likelihood: Likelihood) -> Pooling:
+        per_token = likelihood.per_token
+        if pooling is None:
+            pooling = Pooling.NONE if per_token else Pooling.MEAN
+        chosen = choice(Pooling, "pooling", pooling)
+        if per_token != (chosen is Pooling.NONE):
+            raise ConfigError(
+                f"{type(likelihood).__name__} has one target {'a token' if per_token else 'an example'} and "
+                f"pooling={chosen.value!r} leaves one vector {'an example' if per_token else 'a token'}. Leave pooling "
+                f"out, or take {'Categorical' if per_token else 'Tagging'} as the likelihood."
+            )
+        if per_token and not self.tags:
+            raise ConfigError(
+                f"{type(self).__name__} joins several streams into one vector an example, so there is no token that "
+                f"{type(likelihood).__name__} could label. Take a likelihood with one target an example."
+            )
+        return chosen
+
     def feature_width(self, backbone: nn.Module) -> int:
         """Return d, the width of what :meth:`encode` returns."""
         return hidden_width(backbone)
 
     def build_head(self, width: int) -> nn.Module:
-        """Build the trainable map from pooled features (rows, d) to the likelihood's outputs (rows, K)."""
+        """Build the trainable map from features (rows, d), or (rows, T, d), to the likelihood's K outputs."""
         return nn.Linear(width, self.likelihood.num_outputs)
 
-    def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
-        """Map pooled features to the likelihood's outputs; structures that fuse modalities late override this."""
+    def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
+        """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
         return self.head(features.to(next(self.head.parameters()).dtype))
 
-    def forward(self, batch: Batch) -> Float[Tensor, "*S B K"]:
+    def forward(self, batch: Batch) -> Float[Tensor, "*S K"]:
         """Run the generative process: draw cores, run the backbone once, score or draw ``obs``.
 
         Args:
             batch: targets may be None; ``obs`` is then drawn.
 
         Returns:
-            The likelihood's parameters, shape (*S, B, K), ``*S`` being the sizes of sample plates around the model.
+            The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target a token, ``*S`` being the
+            sizes of sample plates around the model.
 
         Raises:
-            DataError: targets outside the likelihood's support.
+            DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
+                attention mask, than the backbone returns.
             NonFiniteError: NaN or infinity in the inputs or the context.
         """
         check_batch(batch)
@@ -191,11 +189,24 @@ class AdapterModel(nn.Module):
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
             with running(forward_pass):
                 features = self.encode(batch, math.prod(outer))
-            outputs = self.outputs(features, batch).reshape(*outer, batch.size, -1)
-            pyro.sample("obs", self.likelihood.distribution(outputs), obs=batch.targets)
+            outputs = self.outputs(features, batch)
+            outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
+            pyro.sample("obs", self._likelihood_of(outputs, batch), obs=batch.targets)
         return outputs
 
-    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
+    def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
+        if not self.likelihood.per_token:
+            return self.likelihood.distribution(outputs)
+        length = outputs.shape[-2]
+        for what, value in (("attention_mask", batch.token_mask), ("targets", batch.targets)):
+            if value is not None and value.shape[1] != length:
+                raise DataError(
+                    f"{what} has {value.shape[1]} tokens and the backbone returns {length}. One target a token needs a "
+                    "backbone that keeps the token axis; positions without a label have the target -100."
+                )
+        return self.likelihood.of_tokens(outputs, batch.token_mask)
+
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
         hidden = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()}).last_hidden_state
         mask = batch.token_mask

@@ -109,8 +109,8 @@ def _common_scaling(folder: Path, scales: Mapping[str, float]) -> float:
     if other:
         raise AdapterFileError(
             f"The adapters in {str(folder)!r} differ in their scale: {common:g} for {next(iter(scales))!r} and "
-            f"{scales[other[0]]:g} for {other[0]!r} (rank_pattern, alpha_pattern). Here one scale serves all layers; fold "
-            "the difference into B, or train without these patterns."
+            f"{scales[other[0]]:g} for {other[0]!r} (rank_pattern, alpha_pattern). Here one scale serves all layers; "
+            "fold the difference into B, or train without these patterns."
         )
     return common
 
@@ -120,7 +120,8 @@ def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: 
     own = _own_head(folder)
     tensors, pooling = _foreign_head(others) if own is None else own
     given = others if tensors is None else tensors
-    shape = tuple(model.head.weight.shape)
+    current: Any = model.head
+    shape = tuple(current.weight.shape)
     fits = tensors is not None and tuple(tensors["weight"].shape) == shape
     if wanted and not fits:
         raise ConfigError(
@@ -137,7 +138,7 @@ def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: 
             )
         return
     bias = tensors.get("bias")
-    model.head.load_state_dict({"weight": tensors["weight"], "bias": bias if bias is not None else model.head.bias * 0})
+    model.head.load_state_dict({"weight": tensors["weight"], "bias": bias if bias is not None else current.bias * 0})
     if pooling is not None and not keep_pooling:
         model.pooling = pooling
 

@@ -41,7 +41,7 @@ def names(kind: Kind | str) -> list[str]:
     """Return the names of everything of ``kind`` that can be found, sorted; entry points are not imported.
 
     >>> names("likelihood")
-    ['bernoulli', 'categorical', 'gaussian', 'heteroscedastic_gaussian']
+    ['bernoulli', 'categorical', 'gaussian', 'heteroscedastic_gaussian', 'tagging']
     """
     kind = choice(Kind, "kind", kind)
     return sorted({*_built_in(kind), *_registered[kind], *_entry_points(kind)})

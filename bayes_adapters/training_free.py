@@ -203,7 +203,8 @@ def _check(
             f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
             "Bernoulli or Categorical. For a regression choose σ_q by other means: TrainingFree(model, scale=…)."
         )
-    if all(not bool(layer.lora_B.any()) for layer in adapted_layers(model.backbone).values()):
+    ups = [layer.lora_B for layer in adapted_layers(model.backbone).values() if layer.lora_B is not None]
+    if not any(bool(up.any()) for up in ups):
         raise ConfigError(
             "B is 0 in every layer, so noise on A has no effect and every σ_q is the same. Train the adapter first, or "
             "was it loaded without its weights?"
@@ -218,7 +219,7 @@ def _check(
 
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Return layer path → (A, B), for a random A its posterior mean."""
-    layers = adapted_layers(model.backbone)
+    layers: dict[str, Any] = dict(adapted_layers(model.backbone))
     downs: dict[str, Tensor] = {path: layer.lora_A for path, layer in layers.items() if layer.lora_A is not None}
     if model.sites:
         with ExitStack() as stack:
@@ -228,14 +229,17 @@ def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str
             stack.enter_context(PosteriorMean())
             guide(batch.to(next(model.parameters()).device).without_targets())
         for site in model.sites:
-            downs |= dict(zip(site.layers, guide.trace.nodes[site.name]["value"], strict=True))
+            value: Any = guide.trace.nodes[site.name]["value"]
+            downs |= dict(zip(site.layers, value, strict=True))
         guide.trace = type(guide.trace)()
     return {path: (downs[path].detach(), layer.lora_B.detach()) for path, layer in layers.items()}
 
 
 def _pair(backbone: nn.Module, model: AdapterModel, count: int, scale: float) -> tuple[StochasticDown, TrainingFree]:
     old = model.config()
-    options = {name: old[name] for name in ("rank", "alpha", "dropout", "pooling", "ranks") if name in old}
+    options: dict[str, Any] = {
+        name: old[name] for name in ("rank", "alpha", "dropout", "pooling", "ranks") if name in old
+    }
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
     devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
@@ -254,7 +258,7 @@ def _rotate_into(
     nulls: dict[str, int] = {}
     for path, layer in adapted_layers(new.backbone).items():
         means[path], up = rotate(*factors[path])
-        layer.lora_B.data = up
+        layer.lora_B = nn.Parameter(up, requires_grad=False)
         empty = int((~up.any(0)).sum())
         nulls |= {path: empty} if empty else {}
     posterior.place(means)

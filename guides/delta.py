@@ -26,6 +26,7 @@ class Delta(AdapterGuide):
     name: ClassVar[str] = "delta"
     serves: ClassVar[frozenset[Granularity]] = frozenset(Granularity)
     parts: ClassVar[frozenset[Part]] = REAL
+    all_reals: ClassVar[bool] = False
     needs_sites: ClassVar[bool] = False
 
     def __init__(self, model: AdapterModel) -> None:

@@ -84,7 +84,7 @@ class TrainingFree(AdapterGuide):
         Raises:
             ConfigError: the columns of a layer's B are not orthogonal, so d would not be its singular values.
         """
-        layers = adapted_layers(self.model.backbone)  # type: ignore[attr-defined]
+        layers: Mapping[str, Any] = adapted_layers(self.model.backbone)  # type: ignore[attr-defined]
         for site in self.model.sites:  # type: ignore[attr-defined]
             for place, path in enumerate(site.layers if site.rank else ()):
                 up = layers[path].lora_B.double()

@@ -54,6 +54,7 @@ class ConcatLoRA(AdapterModel):
     """
 
     structure: ClassVar[str] = "concat_lora"
+    tags: ClassVar[bool] = False
     least: ClassVar[int] = 1
 
     def __init__(

@@ -53,13 +53,15 @@ class FusionLoRA(LoRA):
             nn.Linear(self.fusion_width, self.likelihood.num_outputs),
         )
 
-    def outputs(self, features: Float[Tensor, "rows d"], batch: Batch) -> Float[Tensor, "rows K"]:
+    def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
         frames = find_frames(batch.context, self.modality, self.context_dim, "model")
         if frames is None:
             context = self.null.expand(batch.size, self.context_dim)
         else:
             context = torch.where(frames.present[:, None], frames.mean(), self.null)
         context = context.repeat(features.shape[0] // batch.size, 1)
+        if features.dim() == 3:
+            context = context[:, None].expand(-1, features.shape[1], -1)
         return self.head(torch.cat([features.to(context.dtype), context], -1))
 
     def config(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
-from bayes_adapters.model import hidden_width
+from bayes_adapters.model import fold, hidden_width
 from bayes_adapters.models.concat_lora import ConcatLoRA
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site
@@ -152,8 +152,12 @@ class Wander(ConcatLoRA):
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
         if self.every_layer:
             return super().encode(batch, folds)
-        inputs = EncoderInputs.split(batch, self.modalities, folds)
+        # encoders without adapters are the same for every draw: they run once, and their outputs are repeated
+        once = not self.layers
+        inputs = EncoderInputs.split(batch, self.modalities, 1 if once else folds)
         frames = {name: self._frames(name, value, inputs) for name, value in self.run_encoders(inputs).items()}
+        if once:
+            frames = {n: Frames(fold(f.values, folds), fold(f.mask, folds)) for n, f in frames.items()}
         projected = {n: Frames(self.project[n](f.values), f.mask) if self.project else f for n, f in frames.items()}
         return cp_fusion_pooled(projected, self._factors(0), self.rule).values.float().mean(1)
 

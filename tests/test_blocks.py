@@ -204,7 +204,9 @@ class Part(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         get = self.get_submodule
-        h = x if self.kind == "post" else x + 0 if self.kind == "hidden" else self.norm(x)
+        if self.kind == "gate first":
+            get("gate")(x)
+        h = x if self.kind in ("post", "gate first") else x + 0 if self.kind == "hidden" else self.norm(x)
         value = nn.functional.linear(h, get("value").weight) if self.kind == "silent" else get("value")(h)
         h2 = x + get("out")(get("query")(h) * get("key")(h) + value)
         h2 = h if self.kind == "parallel" else h2
@@ -245,6 +247,21 @@ def test_a_block_without_any_norm() -> None:
         "fc2": "0.down",
         "residual": "0.up",
     }
+
+
+def test_a_layer_before_attention_has_no_role() -> None:
+    blocks = describe_blocks(nn.ModuleList([Part("gate first")]))
+    assert blocks[0].linears == ("0.query", "0.key", "0.value", "0.out", "0.up", "0.down")
+    assert blocks[0].residual == "0.up"
+
+
+def test_the_innermost_list_holds_the_blocks() -> None:
+    """ALBERT has lists of layers within a list of groups."""
+    config = hf.AlbertConfig(**TEXT, embedding_size=8, num_hidden_groups=3)
+    with pytest.raises(
+        ConfigError, match=r"several lists of blocks, \['encoder.albert_layer_groups.0.albert_layers', "
+    ):
+        describe_blocks(hf.AlbertModel(config))
 
 
 def wavlm() -> nn.Module:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +17,11 @@ from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.guides import Delta
 from bayes_adapters.metrics import auc, nll
 from bayes_adapters.models import LoRA
-from bayes_adapters.records import Record, read_records, write_records
-from examples.body_signals import results
+from bayes_adapters.records import Record, read_records
+from examples.body_signals import adapters, results
 from examples.body_signals.data import CLIP, MODALITIES, Fold, Signals, load, make_fold
 from examples.body_signals.encoders import EncoderSettings, SignalEncoder, build_encoder, encode
 from examples.body_signals.experiment import CONDITIONS, average, evaluate
-from examples.body_signals.grid import claim_folder, gather, run_commands
 from examples.body_signals.methods import METHODS, BestSingle, Joint, LateFusion, fit, fit_weights
 from examples.body_signals.pretrain import PretrainSettings, Reconstruction, hide, losses_of, pretrain, pretrained
 from examples.body_signals.probes import fit_probe, hand_features, pool
@@ -479,41 +478,41 @@ def test_the_average_leaves_out_what_is_not_defined() -> None:
         average([record(), record(n=5)])
 
 
+# methods through the library
+
+
+@pytest.mark.parametrize("method", ["concat-lora", "bayesian-wander"])
+def test_adapted_methods_train_on_streams_that_are_withheld(task: Task, method: str) -> None:
+    fitted = adapters.train(method, task, 0, adapters.AdapterSettings(epochs=1, samples=3))
+    windows = len(task.signals["test"].labels)
+    whole = fitted.draws("test", list(MODALITIES))
+    assert whole.shape == ((3 if method.startswith("bayesian") else 1), windows)
+    one = fitted.draws("test", ["EDA"])
+    assert not torch.allclose(whole, one)
+    assert bool(((one >= 0) & (one <= 1)).all())
+
+
+def test_an_epoch_withholds_other_streams_and_never_all_of_them(task: Task) -> None:
+    settings = adapters.AdapterSettings(withheld=0.9, batch_size=16)
+    data = adapters.WindowBatches(task.signals["train"], settings, 0)
+
+    def present(epoch: int) -> torch.Tensor:
+        data.set_epoch(epoch)
+        rows = []
+        for batch in data:
+            columns = [batch.inputs.get(f"{n}.present", torch.zeros(batch.size, dtype=torch.bool)) for n in MODALITIES]
+            rows.append(torch.stack(columns, 1))
+        return torch.cat(rows)
+
+    first = present(0)
+    assert first.any(1).all()
+    assert torch.equal(first, present(0))
+    assert not torch.equal(first, present(1))
+    everything = adapters.WindowBatches(task.signals["train"], settings, None)
+    assert all(bool(b.inputs[f"{n}.present"].all()) for b in everything for n in MODALITIES)
+
+
 # the grid
-
-
-def test_runs_of_other_settings_are_not_reused(tmp_path: Path) -> None:
-    claim_folder(tmp_path, {"epochs": 20, "l2": (1.0, 2.0)})
-    claim_folder(tmp_path, {"epochs": 20, "l2": (1.0, 2.0)})
-    with pytest.raises(ConfigError, match="epochs: 20 there, 3 now"):
-        claim_folder(tmp_path, {"epochs": 3, "l2": (1.0, 2.0)})
-    with pytest.raises(ConfigError, match=r"l2: \[1.0, 2.0\] there, None now"):
-        claim_folder(tmp_path, {"epochs": 20})
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
-        claim_folder(tmp_path, {})
-
-
-def test_a_failure_is_counted_and_the_others_still_run(tmp_path: Path) -> None:
-    lines: list[str] = []
-    commands = {"good": ["timeit", "-n1", "-r1"], "bad": ["timeit", "-n1", "1/0"], "last": ["timeit", "-n1", "-r1"]}
-    assert run_commands(commands, tmp_path, 2, lines.append) == 1
-    assert sorted(line.split(":")[0] for line in lines) == ["bad", "good", "last"]
-    assert [line for line in lines if "FAILED" in line] == [line for line in lines if line.startswith("bad")]
-    assert "ZeroDivisionError" in (tmp_path / "bad.log").read_text()
-    assert lines[-1].endswith("0 to go")
-
-
-def test_gather_takes_finished_runs_in_order(tmp_path: Path) -> None:
-    for name in ("b-0", "a-0"):
-        write_records(tmp_path / f"{name}.json", [record(condition=name)])
-    assert [r.condition for r in gather(["b-0", "c-0", "a-0"], tmp_path, tmp_path / "out" / "all.json")] == [
-        "b-0",
-        "a-0",
-    ]
-    assert [r.condition for r in read_records(tmp_path / "out" / "all.json")] == ["b-0", "a-0"]
-    assert gather(["c-0"], tmp_path, tmp_path / "none.json") == []
-    assert not (tmp_path / "none.json").exists()
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
@@ -530,13 +529,15 @@ def test_the_grid_runs_and_continues(
     runs, out = tmp_path / "runs", tmp_path / "all.json"
     run_one = results.run_one
 
-    def inside(commands: dict[str, list[str]], folder: Path, jobs: int, report: Callable[[str], None]) -> int:
-        for command in commands.values():
-            assert command[:2] == ["examples.body_signals.results", "--one"]
-            run_one(command[2], int(command[3]), SETTINGS, file, folder)
+    def inside(module: str, methods: list[str], seeds: range, folder: Path, **options: Any) -> int:
+        assert module == "examples.body_signals.results"
+        for name in methods:
+            for seed in seeds:
+                if not (folder / f"{name}-{seed}.json").is_file():
+                    run_one(name, seed, SETTINGS, file, folder)
         return 0
 
-    monkeypatch.setattr(results, "run_commands", inside)
+    monkeypatch.setattr(results, "run_grid", inside)
     options = ["--data", str(file), "--seeds", "2", "--methods", "late-average", "--runs", str(runs), "--out", str(out)]
     assert call(monkeypatch, *options) == 0
     assert [(r.seed, r.condition) for r in read_records(out)] == [(s, c) for s in (0, 1) for c in CONDITIONS]

@@ -705,20 +705,44 @@ def test_a_second_error_while_stopping_is_noted() -> None:
     assert any("disk full" in note for note in caught.value.__notes__)
 
 
-def test_a_module_that_catches_everything_is_still_stopped() -> None:
+def test_modules_that_catch_exceptions_are_still_stopped() -> None:
+    """``except Exception`` does not see the stop; ``except BaseException`` does, and the next tap stops it again."""
+    went_on: list[str] = []
+
+    class Careful(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.one(x)
+            except Exception:
+                went_on.append("fallback")
+                raise
+
     class Stubborn(Chain):
         def forward(self, x: Tensor) -> Tensor:
             try:
                 x = self.one(x)
+                went_on.append("past the tap")
             except BaseException:  # noqa: BLE001
-                x = self.two(x)
-            return x
+                pass
+            try:
+                return self.two(x)
+            finally:
+                raise OSError("end")
 
-    modules = {"a": Stubborn(), "b": failing(Chain(), ValueError("first"))}
-    taps = {"a": [Tap(1, "one", "input"), Tap(2, "two", "input")]}
-    with pytest.raises(ValueError, match="first"):
-        run(modules, BOTH, taps, unchanged)
+    modules = {"a": Careful(), "b": Stubborn(), "c": failing(Chain(), ValueError("first"))}
+    taps = {n: [Tap(1, "one", "input"), Tap(2, "two", "input")] for n in "ab"}
+    with pytest.raises(ValueError, match="first") as caught:
+        run(modules, {n: {"x": X} for n in modules}, taps, unchanged)
+    assert went_on == []
+    assert any("OSError('end')" in note for note in caught.value.__notes__), "it was not stopped a second time"
     assert hooks_of(*modules.values()) == 1
+
+
+def test_exchange_may_use_up_its_dictionary() -> None:
+    modules = pair()
+    out = run(modules, BOTH, PAIR, lambda step, x: {"a": x.pop("b"), "b": x.pop("a")})
+    expected = run(modules, BOTH, PAIR, lambda step, x: {"a": x["b"], "b": x["a"]})
+    assert all(torch.equal(out[name], expected[name]) for name in modules)
 
 
 class Odd(nn.Module):

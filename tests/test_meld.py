@@ -410,7 +410,7 @@ def test_the_report_compares_finished_runs(
     assert d["AUROC prompts (epistemic)"].difference == pytest.approx(ood.auroc_ood - 0.5)
     monkeypatch.setattr(sys, "argv", [*command, "--train-size", "50"])
     assert results.main() == 2
-    assert "train_size: 1500 there, 50 now" in capsys.readouterr().err
+    assert "train_size: 2500 there, 50 now" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_missing(

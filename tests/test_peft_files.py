@@ -248,8 +248,11 @@ def test_adapters_inside_a_model_with_a_head_find_the_plain_backbone(tmp_path: P
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora=True"),
-    "rank pattern": ({"rank_pattern": {"query": 2}}, "differ in their scale: 2.5 for .* and 1.66667 for"),
-    "alpha pattern": ({"alpha_pattern": {"query": 2}}, "differ in their scale: 0.666667 for .* and 1.66667 for"),
+    "rank pattern": ({"rank_pattern": {"query": 2}}, "differ in their scale: 1.66667 for .* and 2.5 for .*query"),
+    "alpha pattern": (
+        {"alpha_pattern": {"query": 2}},
+        "differ in their scale: 1.66667 for .* and 0.666667 for .*query",
+    ),
     "bias": ({"bias": "lora_only"}, "bias='lora_only' trains biases"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' may have changed the base weights"),
 }

@@ -12,9 +12,7 @@ import argparse
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -22,11 +20,12 @@ import torch
 
 from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, write_records
+from examples.body_signals.adapters import ADAPTED, AdapterSettings, train
 from examples.body_signals.data import default_path, load
 from examples.body_signals.experiment import CONDITIONS, evaluate
-from examples.body_signals.grid import claim_folder, gather, run_commands
 from examples.body_signals.methods import METHODS, fit
 from examples.body_signals.task import Settings, Task
+from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 
 RECORDS = Path("results/body_signals.json")
 RUNS = Path("runs/body_signals")
@@ -38,29 +37,20 @@ def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) 
     task = Task.load(data, seed, settings)
     if method == PRETRAIN:
         (runs / f"fold-{seed}.json").write_text(task.fold.to_json() + "\n")
+        write_records(runs / f"{method}-{seed}.json", [])
         return
-    write_records(runs / f"{method}-{seed}.json", evaluate(fit(method, task, settings), task, method, seed))
+    fitted = train(method, task, seed) if method in ADAPTED else fit(method, task, settings)
+    write_records(runs / f"{method}-{seed}.json", evaluate(fitted, task, method, seed))
 
 
-def run_grid(
-    methods: Sequence[str], seeds: Sequence[int], settings: Settings, data: Path, runs: Path, jobs: int
-) -> int:
-    """Run what is not done yet; return the number of failures."""
+def run_all(methods: Sequence[str], seeds: Sequence[int], settings: Settings, data: Path, runs: Path, jobs: int) -> int:
+    """Run what is not done yet, the encoders first; return the number of failures."""
     load(data)  # a file that cannot be used is one error here, not one a run
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    claim_folder(runs, asdict(settings) | {"data": digest})
-    todo = [(m, s) for s in seeds for m in methods if not (runs / f"{m}-{s}.json").is_file()]
-    started = time.perf_counter()
-
-    def report(line: str) -> None:
-        print(f"[{time.perf_counter() - started:6.0f} s] {line}", flush=True)
-
-    def commands(wanted: Sequence[tuple[str, int]]) -> dict[str, list[str]]:
-        module, options = "examples.body_signals.results", ["--data", str(data), "--runs", str(runs)]
-        return {f"{m}-{s}": [module, "--one", m, str(s), *options] for m, s in wanted}
-
-    failures = run_commands(commands([(PRETRAIN, s) for s in dict.fromkeys(s for _, s in todo)]), runs, jobs, report)
-    return failures or run_commands(commands(todo), runs, jobs, report)
+    claim_folder(runs, settings, data=digest, adapters=vars(AdapterSettings()))
+    module, arguments = "examples.body_signals.results", ["--data", str(data), "--runs", str(runs)]
+    failures = run_grid(module, [PRETRAIN], seeds, runs, jobs=jobs, arguments=arguments)
+    return failures or run_grid(module, methods, seeds, runs, jobs=jobs, arguments=arguments)
 
 
 def summary(records: Sequence[Record]) -> list[str]:
@@ -79,25 +69,16 @@ def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … N-1")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=RUNS)
-    parser.add_argument("--out", type=Path, default=RECORDS)
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if min(arguments.jobs, arguments.seeds) < 1:
-        parser.error("--jobs and --seeds must be at least 1")
+    grid_arguments(parser, [*METHODS, *ADAPTED], seeds=5, runs=RUNS, out=RECORDS)
+    arguments = parse_grid(parser)
     try:
-        data = arguments.data or default_path()
-        settings = Settings()
+        data, settings = arguments.data or default_path(), Settings()
         if arguments.one:
             run_one(arguments.one[0], int(arguments.one[1]), settings, data, arguments.runs)
             return 0
         seeds = range(arguments.seeds)
-        failures = run_grid(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
-        names = [f"{m}-{s}" for m in arguments.methods for s in seeds]
-        records = gather(names, arguments.runs, arguments.out)
+        failures = run_all(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
+        records = gather(arguments.methods, seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1

@@ -50,10 +50,10 @@ class Settings:
         device: torch device.
     """
 
-    train_size: int | None = 1500
+    train_size: int | None = 2500
     dev_size: int | None = 300
     test_size: int | None = 1000
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 16
     lr: float = 2e-3
     rank: int = 8

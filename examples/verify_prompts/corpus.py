@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 
 from bayes_adapters import Batch, Frames
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import FrameDensity
-from examples.verify_prompts.dataset import MISSING, PairDataset, collate
+from examples.verify_prompts.dataset import MISSING, PairDataset
 from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.pairs import Pair, make_pairs
 from examples.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
@@ -30,12 +32,15 @@ class Corpus:
         splits: keys of the English prompts.
         stores: split name → its frames.
         tokenizer: of the text backbone.
+        speech: for methods that adapt the speech encoder: that encoder. The stores then hold mel features, backbones
+            have two encoders, and batches hold the inputs of both; see :mod:`examples.verify_prompts.heard`.
     """
 
     prompts: Sequence[Prompt]
     splits: Splits
     stores: Mapping[str, FrameStore]
     tokenizer: Any
+    speech: SpeechEncoder | None = None
 
     @classmethod
     def load(cls, *, split_seed: int = 0, languages: Sequence[str] = LANGUAGES) -> Corpus:
@@ -51,18 +56,39 @@ class Corpus:
             stores[name] = FrameStore(own, splits, encoder=encoder)
         return cls(prompts, splits, stores, tokenizer)
 
+    def heard(self) -> Corpus:
+        """The same pairs for methods that adapt the speech encoder.
+
+        Raises:
+            ConfigError: the stores were made by an encoder that has no mel features.
+        """
+        from examples.verify_prompts.heard import MelEncoder
+
+        if self.speech is not None:
+            return self
+        speech = self.stores["train"].encoder
+        if not isinstance(speech, SpeechEncoder):
+            raise ConfigError(f"A {type(speech).__name__} has no mel features; make the stores with speech_encoder().")
+        mel = MelEncoder(speech)
+        stores = {name: store.with_encoder(mel, pool=1) for name, store in self.stores.items()}
+        return replace(self, stores=stores, speech=speech)
+
     @property
     def frame_width(self) -> int:
         """d_a."""
         return self.stores["train"].width
 
     def backbone(self) -> nn.Module:
-        """Return a fresh copy of the text encoder, without dropout: the only noise in training is the cores'."""
+        """Return fresh copies of the frozen encoders, without dropout: the only noise in training is the cores'."""
         model, _ = text_backbone()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        return model
+        if self.speech is None:
+            return model
+        from examples.verify_prompts.heard import WindowedWhisper
+
+        return nn.ModuleDict({"text": model, "audio": WindowedWhisper.of(self.speech)})
 
     def pairs(self, split: str, kind: str, language: str = "en") -> list[Pair]:
         """Pairs of a split; wrong scripts of validation and test do not depend on the training seed."""
@@ -77,13 +103,20 @@ class Corpus:
             pairs, mix = self.pairs(split, "hard"), {"clean": 1.0}
         else:
             pairs, mix = self.pairs(split, "random"), {condition: 1.0}
-        return PairDataset(pairs, self.stores[split], self.tokenizer, conditions=mix)
+        return self._dataset()(pairs, self.stores[split], self.tokenizer, conditions=mix)
 
     def training(self, mix: Mapping[str, float], *, seed: int, hard: float = 0.0) -> PairDataset:
         """The training set: every epoch draws new wrong scripts and new corruptions."""
         pairs = self.pairs("train", "random")
         store = self.stores["train"]
-        return PairDataset(pairs, store, self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
+        return self._dataset()(pairs, store, self.tokenizer, conditions=mix, fresh=True, hard=hard, seed=seed)
+
+    def _dataset(self) -> type[PairDataset]:
+        if self.speech is None:
+            return PairDataset
+        from examples.verify_prompts.heard import HeardPairs
+
+        return HeardPairs
 
     def density(self, mix: Mapping[str, float], quantile: float) -> FrameDensity:
         """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation."""
@@ -104,7 +137,9 @@ class LengthBatches:
     """Batches of scripts of similar length, so that little is padding.
 
     Training (``shuffle``): the epoch's order is random, sorted by length within stretches of eight batches. Evaluation:
-    sorted by length throughout; each batch's ``index`` says which examples it holds.
+    sorted by length throughout; each batch's ``index`` says which examples it holds. Where recordings are encoded in
+    windows (:class:`examples.verify_prompts.heard.HeardPairs`), those come first in the sorting; an evaluation's batch
+    has one window, so that a prediction does not depend on the batch.
     """
 
     def __init__(self, dataset: PairDataset, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
@@ -121,11 +156,11 @@ class LengthBatches:
         return own | {"dataset": self.dataset.identity()}
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self.dataset) // self.batch_size) if self.shuffle else len(self._rows())
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self._rows():
-            yield collate([self.dataset[i] for i in rows])
+            yield self.dataset.collate([self.dataset[i] for i in rows])
 
     def _rows(self) -> list[list[int]]:
         order, source = list(range(len(self.dataset))), random.Random(f"{self.seed}/{self.epoch}/order")
@@ -135,8 +170,12 @@ class LengthBatches:
             stretch = 8 * self.batch_size
         rows: list[list[int]] = []
         for start in range(0, len(order), stretch):
-            part = sorted(order[start : start + stretch], key=lambda i: len(self.dataset.describe(i)[0].script_text))
-            rows += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+            part = sorted(order[start : start + stretch], key=self._length)
+            pieces = [part] if self.shuffle else [list(own) for _, own in groupby(part, self.dataset.window)]
+            rows += [own[i : i + self.batch_size] for own in pieces for i in range(0, len(own), self.batch_size)]
         if self.shuffle:
             source.shuffle(rows)
         return rows
+
+    def _length(self, index: int) -> tuple[int, int]:
+        return self.dataset.window(index), len(self.dataset.describe(index)[0].script_text)

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -99,7 +99,7 @@ class PairDataset(Dataset[Item]):
 
     def with_pairs(self, pairs: Sequence[Pair], conditions: Mapping[str, float]) -> PairDataset:
         """Return a data set of other fixed pairs under other conditions, from the same store and tokenizer."""
-        return PairDataset(
+        return type(self)(
             pairs,
             self._store,
             self._tokenizer,
@@ -127,6 +127,14 @@ class PairDataset(Dataset[Item]):
             script = self._wrong.draw(kind, self._right[pair.language, pair.recording_key], source)
             pair = Pair(pair.recording_key, pair.language, script, 0, kind)
         return pair, condition, draw
+
+    def window(self, index: int) -> int:
+        """Examples of different windows never share a batch of an evaluation; here all have the same one."""
+        return 0
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Pad items to a batch."""
+        return collate(items)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what the items are, but the epoch: a checkpointed run refuses to go on with other."""
@@ -170,15 +178,11 @@ def collate(items: Sequence[Item], pad_id: int = 0) -> Batch:
         ``audio`` (B, S, d) float32 with its mask, and each item's index. Where the audio is withheld, a row's mask is
         False throughout; S is at least 1.
     """
-    tokens = max(len(item.input_ids) for item in items)
+    ids, token_mask = pad_tokens(items, pad_id)
     length = max(1, *(len(item.frames) for item in items))
-    ids = torch.full((len(items), tokens), pad_id)
-    token_mask = torch.zeros(len(items), tokens, dtype=torch.int64)
     frames = torch.zeros(len(items), length, items[0].frames.shape[1])
     mask = torch.zeros(len(items), length, dtype=torch.bool)
     for row, item in enumerate(items):
-        ids[row, : len(item.input_ids)] = torch.tensor(item.input_ids)
-        token_mask[row, : len(item.input_ids)] = 1
         frames[row, : len(item.frames)] = item.frames
         mask[row, : len(item.frames)] = True
     return Batch(
@@ -187,6 +191,17 @@ def collate(items: Sequence[Item], pad_id: int = 0) -> Batch:
         {"audio": Frames(frames, mask)},
         torch.tensor([item.index for item in items]),
     )
+
+
+def pad_tokens(items: Sequence[Item], pad_id: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Return the items' tokens and their mask, each shape (B, T), int64."""
+    tokens = max(len(item.input_ids) for item in items)
+    ids = torch.full((len(items), tokens), pad_id)
+    mask = torch.zeros(len(items), tokens, dtype=torch.int64)
+    for row, item in enumerate(items):
+        ids[row, : len(item.input_ids)] = torch.tensor(item.input_ids)
+        mask[row, : len(item.input_ids)] = 1
+    return ids, mask
 
 
 def _check(conditions: dict[str, float]) -> dict[str, float]:

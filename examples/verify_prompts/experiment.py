@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bayes_adapters import AdapterGuide, AdapterModel, predict
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.metrics import Decomposition, correct
 from bayes_adapters.records import Record, score
@@ -19,7 +20,7 @@ from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
 from examples.verify_prompts.corpus import Corpus, LengthBatches
 from examples.verify_prompts.dataset import MISSING
-from examples.verify_prompts.methods import DETERMINISTIC, READS_FRAMES, Build, build
+from examples.verify_prompts.methods import Build, find
 from examples.verify_prompts.predictions import Prediction as PairPrediction
 from examples.verify_prompts.report import CONDITIONS
 
@@ -39,7 +40,7 @@ class Settings:
         epochs: passes over the training pairs; the epoch with the lowest validation NLL is kept.
         batch_size: pairs a step.
         lr: peak learning rate of AdamW, after a warm-up of 30 steps, then linear decay.
-        kl_weight: weight of the KL per nat (1 is the ELBO).
+        kl_weight: weight of the KL per nat (1 is the ELBO), where the method has no weight of its own.
         prior_scale: β of N(0, β²).
         mix: condition → probability for training recordings; validation sees the same mix.
         reliability: fall back to the prior's mean where frames are far from the training frames.
@@ -86,7 +87,7 @@ class Trained:
     @property
     def samples(self) -> bool:
         """Whether predictions differ from draw to draw."""
-        return self.method not in DETERMINISTIC
+        return find(self.method).random
 
 
 def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint: Path | None = None) -> Trained:
@@ -101,16 +102,25 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
+    chosen = find(method)
+    corpus = corpus.heard() if chosen.hears else corpus
+    data = LengthBatches(corpus.training(settings.mix, seed=seed), settings.batch_size, shuffle=True, seed=seed)
     reliability = None
-    if settings.reliability and method in READS_FRAMES:
+    if settings.reliability and chosen.reads_frames:
         reliability = Reliability(
             corpus.density(settings.mix, settings.quantile), settings.fallback, settings.fallback_scale
         )
-    parts = Build(corpus.backbone(), corpus.frame_width, prior_scale=settings.prior_scale, reliability=reliability)
-    model, guide = build(method, parts)
+    parts = Build(
+        corpus.backbone(),
+        corpus.frame_width,
+        prior_scale=settings.prior_scale,
+        reliability=reliability,
+        num_data=len(data.dataset),
+    )
+    model, guide = chosen.build(parts)
     model.to(settings.device)
     guide.to(settings.device)
-    data = LengthBatches(corpus.training(settings.mix, seed=seed), settings.batch_size, shuffle=True, seed=seed)
+    validation = validation_batches(corpus, settings)
     steps = settings.epochs * len(data)
 
     def rate(step: int) -> float:
@@ -123,13 +133,15 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
-        kl_weight=settings.kl_weight,
+        kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
-        validation=validation_batches(corpus, settings),
-        num_samples=1 if method in DETERMINISTIC else 4,
+        validation=validation,
+        num_samples=4 if chosen.random else 1,
         seed=seed,
         checkpoint=checkpoint,
     )
+    if chosen.finish is not None:
+        model, guide = chosen.finish(model, guide, validation, seed)
     return Trained(method, seed, model, guide, result.history, time.perf_counter() - started)
 
 
@@ -151,6 +163,7 @@ def evaluate(
     corpus: Corpus, trained: Trained, settings: Settings, split: str = "test"
 ) -> tuple[list[Record], list[PairPrediction]]:
     """Measure a trained method under each of ``settings.conditions``; ``clean`` is the in-distribution reference."""
+    corpus = corpus.heard() if find(trained.method).hears else corpus
     records: list[Record] = []
     rows: list[PairPrediction] = []
     reference: Decomposition | None = None
@@ -190,7 +203,16 @@ def _to_cpu(prediction: Prediction) -> Prediction:
 
 
 def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> dict[str, Any]:
-    """What ``bayes-adapters verify`` needs beside the adapter: encoders, and uncertainty seen on validation pairs."""
+    """What ``bayes-adapters verify`` needs beside the adapter: encoders, and uncertainty seen on validation pairs.
+
+    Raises:
+        ConfigError: the method hears for itself, which ``verify`` cannot serve.
+    """
+    if find(trained.method).hears:
+        raise ConfigError(
+            f"bayes-adapters verify reads frozen frames, and {trained.method} adapts the speech encoder. Save another "
+            "method's adapter for it."
+        )
     clean = corpus.evaluation("validation", "clean")
     prediction, order = predict_all(trained, clean, replace(settings, samples=VERIFY_SAMPLES))
     labels = torch.tensor([pair.label for pair in clean.pairs])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from bayes_adapters._resources import install_once, say
 from bayes_adapters.audio import read_audio
-from bayes_adapters.backbones import SpeechEncoder, cache_folder, speech_encoder
+from bayes_adapters.backbones import cache_folder, speech_encoder
+from bayes_adapters.batch import Frames
 from bayes_adapters.corruption import Condition, corrupt
 from bayes_adapters.errors import DataError, near_matches
 from bayes_adapters.verify import as_stored
@@ -41,6 +42,23 @@ SNRS = (20, 10, 5, 0, -5)
 CONDITIONS = ("clean", *(f"white@{s}" for s in SNRS), *(f"babble@{s}" for s in SNRS), "reverb", "clip")
 
 
+class Encoder(Protocol):
+    """What makes frames of waveforms; :class:`~bayes_adapters.backbones.SpeechEncoder` is one."""
+
+    @property
+    def width(self) -> int:
+        """d, the size of one frame."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return 64 hexadecimal digits that change whenever the frames would."""
+        ...
+
+    def __call__(self, waves: Sequence[Float[Tensor, "_"]], *, pool: int) -> Frames:
+        """Encode waveforms of 16 kHz, averaging ``pool`` neighbouring frames."""
+        ...
+
+
 class FrameStore:
     """Frames by language, condition and key; what is absent is encoded on first use, one whole part at a time.
 
@@ -51,6 +69,7 @@ class FrameStore:
         seed: of all corruptions.
         root: where the parts lie; ``frames`` in the cache folder when not given.
         batch_size: recordings encoded at once.
+        pool: how many of the encoder's frames are averaged.
     """
 
     def __init__(
@@ -58,16 +77,17 @@ class FrameStore:
         prompts: Sequence[Prompt],
         splits: Splits,
         *,
-        encoder: SpeechEncoder | None = None,
+        encoder: Encoder | None = None,
         seed: int = 0,
         root: Path | None = None,
         batch_size: int = 16,
+        pool: int = POOL,
     ) -> None:
         self._prompts: dict[str, dict[str, Prompt]] = {}
         for prompt in prompts:
             self._prompts.setdefault(prompt.language, {})[prompt.key] = prompt
-        self._splits, self._seed, self._batch_size = splits, seed, batch_size
-        self._encoder = encoder or speech_encoder()
+        self._splits, self._seed, self._batch_size, self._pooled = splits, seed, batch_size, pool
+        self.encoder: Encoder = encoder or speech_encoder()
         self._root = root or cache_folder() / "frames"
         self._open: dict[tuple[str, str, int], _Part] = {}
         self._corpus_prints: dict[str, str] = {}
@@ -75,7 +95,17 @@ class FrameStore:
     @property
     def width(self) -> int:
         """d, the size of one frame."""
-        return self._encoder.width
+        return self.encoder.width
+
+    def with_encoder(self, encoder: Encoder, pool: int) -> FrameStore:
+        """Return a store of the same recordings, encoded by another encoder, in the same folder."""
+        prompts = [prompt for own in self._prompts.values() for prompt in own.values()]
+        options: dict[str, Any] = {"seed": self._seed, "root": self._root, "batch_size": self._batch_size}
+        return FrameStore(prompts, self._splits, encoder=encoder, pool=pool, **options)
+
+    def length(self, language: str, condition: str, key: str, draw: int = 0) -> int:
+        """Return how many frames :meth:`get` would return, without reading them. Arguments as there."""
+        return self._part(language, condition, draw).length(self._find(language, key).key)
 
     def get(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, "S d"]:
         """Return one recording's frames, 25 a second.
@@ -159,7 +189,7 @@ class FrameStore:
         settings: dict[str, Any] = {
             "format": FORMAT,
             "encoder": self._encoder_print,
-            "pool": POOL,
+            "pool": self._pooled,
             "corpus": self._corpus_print(language),
             "condition": str(parsed),
         }
@@ -171,7 +201,7 @@ class FrameStore:
 
     @cached_property
     def _encoder_print(self) -> str:
-        return self._encoder.fingerprint()
+        return self.encoder.fingerprint()
 
     def _corpus_print(self, language: str) -> str:
         if language in self._corpus_prints:
@@ -189,7 +219,7 @@ class FrameStore:
         total = len(self._prompts[language])
         end = 0
         for keys in _chunks(sorted(self._prompts[language]), self._batch_size):
-            frames = self._encoder([self.corrupted(language, condition, key, draw) for key in keys], pool=POOL)
+            frames = self.encoder([self.corrupted(language, condition, key, draw) for key in keys], pool=self._pooled)
             for key, values, mask in zip(keys, frames.values, frames.mask, strict=True):
                 piece = as_stored(values[mask]).cpu()
                 rows[key] = (end, end + len(piece))
@@ -215,6 +245,10 @@ class _Part:
             )
         self._frames = self._file.get_slice("frames")
         self._rows: dict[str, list[int]] = index["rows"]
+
+    def length(self, key: str) -> int:
+        start, stop = self._rows[key]
+        return stop - start
 
     def __getitem__(self, key: str) -> Float[Tensor, "S d"]:
         start, stop = self._rows[key]

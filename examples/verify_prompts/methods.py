@@ -1,8 +1,15 @@
-"""The compared methods: each a model and a guide on the same backbone, targets, rank and head."""
+"""The compared methods: each a model and a guide on the same backbone, rank and head.
+
+To add one, write a function ``Build -> (model, guide)`` and a line in :data:`METHODS`. What is not the same for all
+methods is said there (:class:`Method`); epochs, batches, learning rate and the rule that picks an epoch are the same.
+
+All but the last three adapt query and value of the text encoder's layers. CoLA, Bayesian CoLA and ConcatLoRA adapt the
+six linear layers of every paired block of both encoders, Whisper's as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +17,14 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli
+from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
+from bayes_adapters.blocks import describe_blocks
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
-from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import Reliability
+from bayes_adapters.schedules import KLSchedule
+from bayes_adapters.training_free import bayesianise
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
 
@@ -24,16 +34,19 @@ class Build:
     """What a method is built from.
 
     Args:
-        backbone: the frozen text encoder; changed in place.
+        backbone: the frozen text encoder, or for methods that hear an ``nn.ModuleDict`` of ``text`` and ``audio``;
+            changed in place.
         frame_width: d_a of the audio frames.
-        prior_scale: β of the prior N(0, β²) on the cores.
+        prior_scale: β of the prior N(0, β²) on the cores, and on BLoB's A.
         reliability: of guides that read frames, with the density of the training frames; None trusts every recording.
+        num_data: N, the number of training pairs; posteriors over weights have one KL per N and need it.
     """
 
     backbone: nn.Module
     frame_width: int
     prior_scale: float = 0.2
     reliability: Reliability | None = None
+    num_data: int | None = None
 
     def context(self) -> dict[str, Any]:
         """Options of the guides that read frames."""
@@ -41,8 +54,7 @@ class Build:
 
 
 def _random_core(build: Build) -> StochasticCore:
-    prior = dist.Normal(torch.tensor(0.0), torch.tensor(build.prior_scale))
-    return StochasticCore(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, prior=prior)
+    return StochasticCore(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, prior=_normal(build.prior_scale))
 
 
 def _lora_text(build: Build) -> tuple[AdapterModel, AdapterGuide]:
@@ -75,20 +87,115 @@ def _caliber_shared_kv(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     return model, CrossAttention(model, share_kv=True, **build.context())
 
 
-METHODS: dict[str, Callable[[Build], tuple[AdapterModel, AdapterGuide]]] = {
-    "lora-text": _lora_text,
-    "lora-fusion": _lora_fusion,
-    "c-lora": _c_lora,
-    "caliber-g": _caliber_g,
-    "caliber-x": _caliber_x,
-    "caliber-shared-kv": _caliber_shared_kv,
+def _system(name: str, build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
+    """A published system with this comparison's rank and scale in the place of its own."""
+    own = {"rank": RANK, "alpha": ALPHA} | options
+    return systems.build(name, build.backbone, Bernoulli(), num_data=build.num_data, **own)
+
+
+def _normal(scale: float) -> dist.Normal:
+    return dist.Normal(torch.tensor(0.0), torch.tensor(scale))
+
+
+def _coco_lora(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("coco-lora", build, prior=_normal(build.prior_scale), **build.context())
+
+
+def _fixed_e(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("fixed-e", build, prior=_normal(build.prior_scale))
+
+
+def _mc_dropout(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("mc-dropout", build)
+
+
+def _blob(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("blob", build, prior=_normal(build.prior_scale))
+
+
+def _scalabl(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("scalabl", build)
+
+
+def _training_free(
+    model: AdapterModel, guide: AdapterGuide, anchors: Iterable[Batch], seed: int
+) -> tuple[AdapterModel, AdapterGuide]:
+    new, posterior, _ = bayesianise(model, guide, anchors, seed=seed)  # type: ignore[arg-type]
+    return new, posterior
+
+
+def _cola(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("cola", build, depths="spread")
+
+
+def _bayesian_cola(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    return _system("bayesian-cola", build, depths="spread")
+
+
+def _concat_lora(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    blocks = {name: describe_blocks(encoder) for name, encoder in build.backbone.named_children()}
+    targets = [f"{name}.{path}" for name, own in blocks.items() for block in own for path in block.linears]
+    model = ConcatLoRA(build.backbone, Bernoulli(), targets=targets, rank=RANK, alpha=ALPHA)
+    return model, Delta(model)
+
+
+Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], int], tuple[AdapterModel, AdapterGuide]]
+"""What is done after training: (model, guide, validation batches, seed) → the model and guide to predict with."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison, and what is its own about it.
+
+    Args:
+        build: makes model and guide.
+        kl_weight: weight of the KL, a number or a schedule; None is the one of the settings.
+        random: whether predictions differ from draw to draw; otherwise one pass is all there is to average.
+        reads_frames: whether its guide reads the audio's frames, and can weigh how far they are from those of training.
+        hears: whether it adapts the speech encoder too, and so needs mel features; see
+            :mod:`examples.verify_prompts.heard`.
+        finish: what is done after training, if anything.
+    """
+
+    build: Callable[[Build], tuple[AdapterModel, AdapterGuide]]
+    kl_weight: float | KLSchedule | None = None
+    random: bool = True
+    reads_frames: bool = False
+    hears: bool = False
+    finish: Finish | None = None
+
+
+METHODS: dict[str, Method] = {
+    "lora-text": Method(_lora_text, random=False),
+    "lora-fusion": Method(_lora_fusion, random=False),
+    "c-lora": Method(_c_lora),
+    "caliber-g": Method(_caliber_g, reads_frames=True),
+    "caliber-x": Method(_caliber_x, reads_frames=True),
+    "caliber-shared-kv": Method(_caliber_shared_kv, reads_frames=True),
+    "coco-lora": Method(_coco_lora, reads_frames=True),
+    "fixed-e": Method(_fixed_e),
+    "mc-dropout": Method(_mc_dropout),
+    "blob": Method(_blob, kl_weight=1.0),
+    "scalabl": Method(_scalabl, kl_weight=1.0),
+    "tfb": Method(_lora_text, finish=_training_free),
+    "concat-lora": Method(_concat_lora, random=False, hears=True),
+    "cola": Method(_cola, kl_weight=0.0, random=False, hears=True),
+    "bayesian-cola": Method(_bayesian_cola, hears=True),
 }
+"""Name → method: the order of the tables."""
 
-READS_FRAMES = frozenset({"caliber-g", "caliber-x", "caliber-shared-kv"})
-"""Methods whose guide reads the audio's frames, and can weigh how far they are from the training frames."""
+DETERMINISTIC = frozenset(name for name, method in METHODS.items() if not method.random)
 
-DETERMINISTIC = frozenset({"lora-text", "lora-fusion"})
-"""Methods without random cores: one pass is all there is to average."""
+
+def find(method: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    return METHODS[method]
 
 
 def build(method: str, parts: Build) -> tuple[AdapterModel, AdapterGuide]:
@@ -97,6 +204,4 @@ def build(method: str, parts: Build) -> tuple[AdapterModel, AdapterGuide]:
     Raises:
         ConfigError: the method does not exist.
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    return METHODS[method](parts)
+    return find(method).build(parts)

@@ -38,7 +38,7 @@ from examples.verify_prompts.experiment import (
     validation_batches,
 )
 from examples.verify_prompts.features import FrameStore
-from examples.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build
+from examples.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build, find
 from examples.verify_prompts.predictions import read_predictions, write_predictions
 from examples.verify_prompts.prompts import Splits, load_prompts, make_splits
 
@@ -85,22 +85,53 @@ def trained(corpus: Corpus) -> Trained:
     return train(corpus, "caliber-x", 0, replace(SETTINGS, epochs=2))
 
 
+@pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")  # tfb: after two steps B is close to 0
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
     result = train(corpus, method, 0, SETTINGS)
     assert len(result.history) == 1
     assert all(math.isfinite(result.history[0][name]) for name in ("loss", "nll", "kl", "val_nll", "grad_norm"))
-    assert (result.history[0]["kl"] == 0.0) == (method in DETERMINISTIC)
+    has_kl = method not in DETERMINISTIC | {"mc-dropout", "tfb"}
+    assert (result.history[0]["kl"] > 0.0) == has_kl
     layers = adapted_layers(result.model.backbone)
-    assert len(layers) == 12
+    assert len(layers) == (60 if find(method).hears else 12)  # six in each of 6 + 4 blocks; query and value of 6
     assert all(bool(layer.lora_B.abs().max() > 0) for layer in layers.values())
     with torch.no_grad():
         for layer in layers.values():
             layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for its draws to show
-    prediction, order = predict_all(result, corpus.evaluation("test", "clean"), SETTINGS)
+            for path in layer.inter.values():
+                path.lora_B.normal_(0.0, 0.3)
+    clean = (corpus.heard() if find(method).hears else corpus).evaluation("test", "clean")
+    prediction, order = predict_all(result, clean, SETTINGS)
     assert sorted(order.tolist()) == list(range(2 * SIZES["test"]))
     assert prediction.num_samples == (1 if method in DETERMINISTIC else 3)
     assert bool((prediction.epistemic > 1e-6).all()) == (method not in DETERMINISTIC)
+
+
+def test_a_posterior_over_weights_knows_how_many_pairs_there_are(corpus: Corpus) -> None:
+    result = train(corpus, "blob", 0, SETTINGS)
+    assert result.model.num_data == 24
+    with pytest.raises(ConfigError, match="num_data"):
+        build("blob", Build(corpus.backbone(), corpus.frame_width))
+
+
+def test_a_method_may_bring_its_own_kl_weight(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, kl_weight=0.125)
+    assert find("c-lora").kl_weight is None
+    assert train(corpus, "c-lora", 0, settings).history[0]["kl_weight"] == 0.125
+    assert train(corpus, "blob", 0, settings).history[0]["kl_weight"] == find("blob").kl_weight != 0.125
+    monkeypatch.setitem(METHODS, "c-lora", replace(find("c-lora"), kl_weight=0.25))
+    assert train(corpus, "c-lora", 0, settings).history[0]["kl_weight"] == 0.25
+
+
+@pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")
+def test_tfb_is_the_trained_lora_with_noise_around_it(corpus: Corpus) -> None:
+    plain, noisy = (train(corpus, method, 0, SETTINGS) for method in ("lora-text", "tfb"))
+    assert [h["val_nll"] for h in plain.history] == [h["val_nll"] for h in noisy.history]
+    assert (type(noisy.model).__name__, type(noisy.guide).__name__) == ("StochasticDown", "TrainingFree")
+    batches = validation_batches(corpus, SETTINGS)
+    mean = predict(noisy.model, noisy.guide, batches, mean_only=True).probs
+    torch.testing.assert_close(mean, predict(plain.model, plain.guide, batches).probs, rtol=1e-5, atol=1e-6)
 
 
 def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:
@@ -308,12 +339,50 @@ def test_nothing_finished_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "all.json").exists()
 
 
-def test_the_ablation_repeats_no_finished_variant(evaluated: Path, tmp_path: Path) -> None:
+def test_the_ablation_repeats_no_finished_variant_and_refuses_other_settings(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
+    monkeypatch.setattr(Corpus, "load", lambda: corpus)
     out = tmp_path / "ablation.json"
     write_records(out, [replace(r, method="plain") for r in read_records(evaluated / "lora-text-0.json")])
     before = out.stat().st_mtime_ns
-    ablation.run(["plain"], 1, "cpu", out)
+    with pytest.raises(ConfigError, match=r"has records of 'plain', and nothing says with which settings"):
+        ablation.run(["plain"], 1, "cpu", out)
+    ablation.write_settings(out, "plain")
+    ablation.run(["plain"], 1, "cuda", out)  # the device is no setting
+    path = ablation.settings_file(out)
+    assert (path.name, list(json.loads(path.read_text()))) == ("ablation.settings.json", ["plain"])
+    monkeypatch.setitem(ablation.VARIANTS, "plain", replace(ablation.VARIANTS["plain"], kl_weight=0.5))
+    with pytest.raises(ConfigError, match=r"records of 'plain' .* were made with kl_weight: 0\.0001 there, 0\.5 now"):
+        ablation.run(["plain"], 1, "cpu", out)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"settings\.json is damaged"):
+        ablation.run(["plain"], 1, "cpu", out)
     assert out.stat().st_mtime_ns == before
+
+
+def test_the_ablation_writes_settings_beside_records(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Corpus, "load", lambda: corpus)
+    small = replace(SETTINGS, reliability=False, conditions=("clean",))
+    monkeypatch.setitem(ablation.VARIANTS, "plain", small)
+    monkeypatch.setitem(ablation.VARIANTS, "prior-1", replace(small, prior_scale=1.0))
+    out = tmp_path / "deeper" / "ablation.json"
+    ablation.run(["plain", "prior-1"], 1, "cpu", out)
+    found = json.loads(ablation.settings_file(out).read_text())
+    assert {name: own["prior_scale"] for name, own in found.items()} == {"plain": 0.2, "prior-1": 1.0}
+    assert [record.method for record in read_records(out)] == ["plain", "prior-1"]
+    before = out.stat().st_mtime_ns
+    ablation.run(["plain", "prior-1"], 1, "cpu", out)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_the_variants_tell_prior_and_kl_weight_apart() -> None:
+    plain, wide, light, both = (ablation.VARIANTS[n] for n in ("plain", "prior-1", "kl-x0.1", "wide-prior"))
+    assert replace(plain, prior_scale=1.0) == wide
+    assert replace(plain, kl_weight=1e-5) == light
+    assert replace(wide, kl_weight=1e-5) == both
 
 
 @pytest.mark.parametrize("name", list(ablation.VARIANTS))

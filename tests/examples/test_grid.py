@@ -120,12 +120,13 @@ def right(rows: Tensor) -> Tensor:
 
 def outputs(shift: float, seeds: tuple[int, ...] = (0, 1), noise: int = 0) -> dict[int, dict[tuple[int, int], tuple]]:
     """Forty examples in ten groups; the first number is ``shift`` more than a random one shared by all."""
-    rng = torch.Generator().manual_seed(5)
-    base = torch.rand(40, generator=rng, dtype=torch.float64)
-    own = torch.randn(40, generator=torch.Generator().manual_seed(noise), dtype=torch.float64) * (noise > 0)
-    return {
-        s: {(i, i // 4): (float(base[i] + shift * (s + 1) + own[i]), float(i % 2)) for i in range(40)} for s in seeds
-    }
+    base = torch.rand(40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = {}
+    for s in seeds:
+        own = torch.randn(40, generator=torch.Generator().manual_seed(10 * noise + s), dtype=torch.float64)
+        values = (base + shift * (s + 1) + own * s * (noise > 0)).tolist()
+        found[s] = {(i, i // 4): (values[i], float(i % 2)) for i in range(40)}
+    return found
 
 
 def test_a_constant_difference_has_no_width_and_is_averaged_over_common_seeds() -> None:

@@ -1,0 +1,119 @@
+"""What a system is: a model, a guide, and which of their options may be given; the table is in ``systems``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from bayes_adapters import guides, models
+from bayes_adapters.errors import TargetError
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.recipes import Recipe
+from bayes_adapters.targets import Targets, select
+
+QUERY_VALUE = "query-value"
+"""The value of ``targets`` that stands for the query and value projections, whatever the backbone calls them."""
+
+ALL_BUT_POOLER = Targets("all-linear", exclude=["pooler.dense"])
+"""Every linear layer but a pooler, which no model here reads."""
+
+_NAMES = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"], ["query_proj", "value_proj"], ["q", "v"])
+_FUSED = (["c_attn"], ["query_key_value"], ["Wqkv"])
+
+
+@dataclass(frozen=True)
+class System:
+    """A published method.
+
+    Args:
+        name: lower case, with hyphens.
+        model: the structure.
+        guide: the posterior family.
+        model_options: of the model; ``targets`` may be :data:`QUERY_VALUE`.
+        guide_options: of the guide.
+        training: how it was trained.
+        source: paper, code, and where the values come from.
+        inferred: what no source says, and where this library departs from it.
+    """
+
+    name: str
+    model: type[AdapterModel]
+    guide: type[AdapterGuide]
+    training: Recipe
+    source: str
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    guide_options: Mapping[str, Any] = field(default_factory=dict)
+    inferred: str = ""
+
+    def options(self) -> dict[str, list[str]]:
+        """Return the names of the options that may be given, those of ``"model"`` and those of ``"guide"``."""
+        return {"model": sorted(_accepted(self.model)), "guide": sorted(_accepted(self.guide))}
+
+
+def query_value(backbone: nn.Module) -> list[str]:
+    """Return the suffixes of the attention's query and value projections, or of the one layer that holds both.
+
+    Raises:
+        TargetError: the backbone calls them otherwise.
+    """
+    for suffixes in (*_NAMES, *_FUSED):
+        try:
+            select(backbone, suffixes)
+        except TargetError:
+            continue
+        return list(suffixes)
+    linear = sorted({path.rsplit(".", 1)[-1] for path in select(backbone, "all-linear")})
+    raise TargetError(
+        f"{type(backbone).__name__} has no query and value projections of a known name; say which of its linear layers "
+        f"to adapt: targets= a list of {', '.join(linear)}, or 'all-linear'."
+    )
+
+
+def _accepted(cls: type) -> set[str]:
+    return {name for name in _parameters(cls) if name not in _FIXED.get(cls, ())}
+
+
+def required(cls: type) -> set[str]:
+    """Return the names of the options without which a model or guide cannot be built."""
+    return {name for name, p in _parameters(cls).items() if p.default is p.empty}
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Keyword-only parameters of the constructor, and of those that it passes its ``**options`` on to."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in inspect.getmro(cls):
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+_RANDOM = ("parts", "granularity", "prior", "num_data", "grouped", "flipout")
+_FIXED: dict[type, Iterable[str]] = {
+    models.LoRA: _RANDOM,
+    models.FusionLoRA: _RANDOM,
+    models.AdapterDropout: ("parts", "num_data", "flipout"),
+    models.StochasticCore: ("parts", "flipout"),
+    models.StochasticDown: ("parts", "granularity"),
+    models.DiagonalCore: ("parts", "granularity", "flipout"),
+    models.StochasticFactors: ("parts", "granularity", "grouped", "flipout"),
+    models.CoLA: {*_RANDOM, "pooling", "ranks"} - {"prior"},
+    models.Wander: {*_RANDOM, "pooling", "ranks"} - {"prior", "num_data"},
+    guides.PooledContext: ("context", "heads"),
+    guides.CrossAttention: ("context", "kv_sharing"),
+}
+"""What a class passes on by itself, or what has no effect in it."""
+
+MEANINGS = {
+    "num_data": "the size of the training set, for which a posterior over weights has one KL",
+    "context_dim": "the width of the frames in Batch.context",
+    "lengths": "encoder → rows of its token factor, about as many as its sequences have tokens",
+}

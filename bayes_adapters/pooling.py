@@ -1,0 +1,39 @@
+"""How the last hidden states of a backbone become the features that the head sees."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Pooling(StrEnum):
+    """How the last hidden states (rows, T, d) become one vector per example."""
+
+    MEAN = "mean"
+    """Mean over real tokens."""
+    CLS = "cls"
+    """The first real token."""
+    LAST = "last"
+    """The last real token (causal models)."""
+    NONE = "none"
+    """They stay as they are, one vector a token: for likelihoods with one target a token, and for no others."""
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
+    ) -> Float[Tensor, "rows *T d"]:
+        """Pool ``hidden``; a mask of None means that every token is real."""
+        if self is Pooling.NONE:
+            return hidden
+        if self is Pooling.MEAN:
+            if mask is None:
+                return hidden.mean(1)
+            weight = mask[..., None].to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1)
+        first = self is Pooling.CLS
+        if mask is None:
+            return hidden[:, 0 if first else -1]
+        place = mask.int().argmax(1) if first else mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]

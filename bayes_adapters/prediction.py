@@ -1,0 +1,75 @@
+"""What :func:`bayes_adapters.predict` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayes_adapters.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The posterior predictive of B examples, averaged over S draws.
+
+    Args:
+        mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), the expected target (B,), or, for
+            :class:`bayes_adapters.likelihoods.Tagging`, class probabilities (B, T, C), zero at padding.
+        total: shape (B,), for tagging (B, T) and zero at padding, nats: entropy of the averaged predictive.
+        aleatoric: the same shape, nats: average entropy of a draw's predictive.
+        epistemic: the same shape, nats: their difference, the mutual information of target and latent cores.
+        num_samples: S.
+        variance: shape (B,), squared units of the target: predictive variance of a regression; None for classes.
+        log_density: shape (B,), nats: log of the averaged density of the batch's targets (for tagging the joint density
+            of an example's labels); None without targets.
+        samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
+    """
+
+    mean: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    num_samples: int
+    variance: Tensor | None = None
+    log_density: Tensor | None = None
+    samples: Tensor | None = None
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities (B, C), or P(y = 1) of shape (B,): ``mean`` under its name for classification."""
+        return self.mean
+
+    @staticmethod
+    def concatenate(parts: list[Prediction]) -> Prediction:
+        """Join predictions of consecutive batches; where their tokens differ in number, zeros are appended.
+
+        Raises:
+            DataError: no prediction, different numbers of draws, or a field (such as ``log_density``, which needs
+                targets) that only some of them have.
+        """
+        if len({p.num_samples for p in parts}) != 1:
+            raise DataError(
+                f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
+            )
+        joined: dict[str, Any] = {}
+        for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples"):
+            values = [getattr(p, name) for p in parts if getattr(p, name) is not None]
+            if values and len(values) != len(parts):
+                raise DataError(
+                    f"{len(values)} of {len(parts)} predictions to join have {name}. Do only some of the batches have "
+                    "targets? Give all of them targets, or none."
+                )
+            joined[name] = _join(values, 1 if name == "samples" else 0) if values else None
+        return replace(parts[0], **joined)
+
+
+def _join(values: list[Tensor], dim: int) -> Tensor:
+    if values[0].dim() <= dim + 1 or len({value.shape[dim + 1] for value in values}) == 1:
+        return torch.cat(values, dim)
+    most = max(value.shape[dim + 1] for value in values)
+    rest = [0, 0] * (values[0].dim() - dim - 2)
+    return torch.cat([F.pad(v, (*rest, 0, most - v.shape[dim + 1])) for v in values], dim)

@@ -1,0 +1,305 @@
+"""Published systems by name: a model, a guide, their options, and how they were trained.
+
+``build("c-lora", backbone, Categorical(2))`` gives model and guide; ``SYSTEMS["c-lora"].training`` says how the paper
+trained them. A system is a row here and nothing else: any other pair of a model and a guide works as well. What begins
+with a trained system is in :data:`PROCEDURES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from bayes_adapters import guides, models
+from bayes_adapters._system import ALL_BUT_POOLER, MEANINGS, QUERY_VALUE, query_value, required
+from bayes_adapters._system import System as System
+from bayes_adapters.errors import ConfigError, unknown_name
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.handlers import KLMode
+from bayes_adapters.layer import restored_on_error
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.recipes import Decay, Rate, Recipe, Unit
+
+
+def names() -> list[str]:
+    """Return the names of all systems, in the order of the table.
+
+    >>> names()[:3]
+    ['lora', 'mc-dropout', 'bayeslora-2025']
+    """
+    return list(SYSTEMS)
+
+
+def build(
+    name: str, backbone: nn.Module, likelihood: Likelihood, *, num_data: int | None = None, **overrides: Any
+) -> tuple[AdapterModel, AdapterGuide]:
+    """Build a system's model and guide on ``backbone``.
+
+    Args:
+        name: one of :func:`names`.
+        backbone: frozen and changed in place; an ``nn.ModuleDict`` of encoders for cola, bayesian-cola and the wanders.
+        likelihood: any.
+        num_data: N, the size of the training set, which posteriors over weights need.
+        **overrides: options of the model or of the guide, such as ``rank``, ``targets`` or ``context_dim``; see
+            :meth:`System.options`.
+
+    Raises:
+        ConfigError: an unknown system or option (near matches are listed), an option that is missing, or a combination
+            that model or guide refuses. The backbone is then as it was.
+    """
+    if name in PROCEDURES:
+        raise ConfigError(f"{name!r} is no pair of a model and a guide: {PROCEDURES[name]}")
+    if name not in SYSTEMS:
+        raise unknown_name("system", name, [*SYSTEMS, *PROCEDURES])
+    system = SYSTEMS[name]
+    allowed = system.options()
+    for option in overrides:
+        if option not in allowed["model"] and option not in allowed["guide"]:
+            raise unknown_name(f"option of {name}", option, {*allowed["model"], *allowed["guide"]})
+    chosen = [
+        {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
+        for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
+    ]
+    if num_data is not None and "num_data" in allowed["model"]:
+        chosen[0]["num_data"] = num_data
+    missing = [o for cls, own in zip((system.model, system.guide), chosen, strict=True) for o in required(cls) - {*own}]
+    if missing:
+        meanings = "; ".join(f"{o}: {MEANINGS.get(o, 'see the docstring')}" for o in sorted(missing))
+        raise ConfigError(f"{name} needs {', '.join(f'{o}=' for o in sorted(missing))} ({meanings}).")
+    if chosen[0].get("targets") == QUERY_VALUE:
+        chosen[0]["targets"] = query_value(backbone)
+    with restored_on_error(backbone):
+        model = system.model(backbone, likelihood, **chosen[0])
+        return model, system.guide(model, **chosen[1])
+
+
+PROCEDURES: dict[str, str] = {
+    "tfb": "it makes one of a trained lora or blob. Train that, then call bayes_adapters.training_free.bayesianise("
+    "model, guide, anchors) (TFB, arXiv 2412.05723).",
+}
+"""Names of methods that begin with a trained model → what to call."""
+
+_USUAL = {"targets": QUERY_VALUE, "rank": 8, "alpha": 16.0}
+_BLOB_REPOSITORY = "the scripts of Wang-ML-Lab/bayesian-peft"
+_BASELINE = Recipe(lr=1e-4, warmup=0.06, decay=Decay.LINEAR, batch_size=4, steps=5000)
+_CONTEXT_PAPERS = (
+    "Rank, draws at test and length of training are known second-hand; the equations are not public: all the rest is a "
+    "reconstruction on C-LoRA. KL divided by layers and tokens, weight 1e-4, AdamW 1e-4, batch 16 are guesses."
+)
+_CALIBER = Recipe(
+    lr=1e-4, batch_size=16, epochs=50, kl_weight=1e-4, kl_mode=KLMode.PER_TOKEN_MEAN, num_samples=10, clip_norm=1.0
+)
+_C_LORA = Recipe(
+    lr=1e-4,
+    warmup=0.06,
+    decay=Decay.LINEAR,
+    decay_steps=5000,
+    batch_size=4,
+    steps=1500,
+    kl_weight=1e-6,
+    kl_unit=Unit.BATCH,
+    windowed=True,
+    num_samples=10,
+)
+_WANDER = Recipe(lr=1e-3, weight_decay=0.01, batch_size=24, epochs=40, clip_norm=0.8)
+_COLA = Recipe(
+    lr=1e-4,
+    weight_decay=1e-4,
+    rates={"model.head.*": Rate(2.5e-5, 1e-4)},
+    decay=Decay.POLY,
+    batch_size=80,
+    epochs=150,
+)
+_HEAD = "The paper's adapters on lm_head have no counterpart: the head here is a linear layer that is trained."
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        System(
+            "lora",
+            models.LoRA,
+            guides.Delta,
+            _BASELINE,
+            f"Hu et al. 2021, arXiv 2106.09685; training as the maximum-likelihood baseline in {_BLOB_REPOSITORY}.",
+            _USUAL,
+            inferred=_HEAD,
+        ),
+        System(
+            "mc-dropout",
+            models.AdapterDropout,
+            guides.MCDropout,
+            replace(_BASELINE, num_samples=10),
+            f"Gal and Ghahramani 2016, arXiv 1506.02142; p = 0.1 and 10 passes as in {_BLOB_REPOSITORY}.",
+            {**_USUAL, "drop": 0.1},
+            inferred=_HEAD,
+        ),
+        System(
+            "bayeslora-2025",
+            models.AdapterDropout,
+            guides.MCDropout,
+            Recipe(lr=1e-4, weight_decay=0.1, batch_size=16, epochs=10, patience=2, num_samples=20),
+            "BayesLoRA, arXiv 2506.22809 v1, and its notebooks (DistilBERT, SST-2).",
+            {"targets": ALL_BUT_POOLER, "rank": 64, "alpha": 8.0, "drop": 0.15},
+            inferred="The notebooks leave the head untrained; here it is trained.",
+        ),
+        System(
+            "bayeslora-2026",
+            models.StochasticFactors,
+            guides.RankWise,
+            Recipe(
+                lr=1e-3,
+                rates={"guide.log_variance.*": Rate(1e-4), "model.head.*": Rate(1e-2, 0.01)},
+                warmup=0.06,
+                batch_size=32,
+                steps=9999,
+                clip_norm=0.1,
+                kl_weight=1e-6,
+                kl_unit=Unit.WHOLE,
+                num_samples=5,
+                prune={"threshold": 4.0, "start": 2000, "every": 2000},
+            ),
+            "BayesLoRA, arXiv 2506.22809 v3, and its code (GLUE, DeBERTa-v3-base).",
+            {"targets": ALL_BUT_POOLER, "rank": 8, "alpha": 16.0},
+            {"init_log_variance": -8.0},
+            inferred="On GLUE the code never samples; here training and prediction do. 5 draws are its language-model "
+            "setting. The learning rate after the warm-up is taken as constant.",
+        ),
+        System(
+            "blob",
+            models.StochasticDown,
+            guides.MeanField,
+            replace(_BASELINE, kl_weight=1.0, kl_unit=Unit.WHOLE, windowed=True, num_samples=10),
+            f"BLoB, arXiv 2406.11675, and {_BLOB_REPOSITORY} (Llama-2-7B).",
+            {**_USUAL, "flipout": True},
+            {"init_scale": (0.00125, 0.0025), "parameter": "root"},
+            inferred="One AdamW for everything; the code steps the KL, and ρ, by an SGD of their own (0.01). Signs of "
+            f"flipout are drawn per example, not per token. {_HEAD}",
+        ),
+        System(
+            "scalabl",
+            models.DiagonalCore,
+            guides.MeanField,
+            Recipe(lr=1e-4, batch_size=4, steps=5000, kl_weight=0.1, kl_unit=Unit.WHOLE, windowed=True, num_samples=10),
+            "ScalaBL, arXiv 2506.21408, and SRI-CSL/BayesAdapt (Qwen2.5-7B).",
+            _USUAL,
+            {"init_scale": (0.05 / 2**0.5, 0.05), "positive_mean": True},
+            inferred="s_σ starts uniform in its root, between ρ/√2 and ρ. The KL is KL(q‖p), the paper's; the "
+            f"code's is KL(p‖q). alpha is the other papers'; the learning rate is constant. {_HEAD}",
+        ),
+        System(
+            "c-lora",
+            models.StochasticCore,
+            guides.Contextual,
+            _C_LORA,
+            "C-LoRA, arXiv 2505.17773, and ahra99/c_lora (Llama-2-7B).",
+            _USUAL,
+            {"width": 64, "scale": "sigmoid_squared"},
+            inferred="One AdamW for everything; the code steps the network by an SGD (0.01 to 0.02). Padding has no "
+            f"KL. The factor 2 or 4 that four data sets put before the nll is 1. {_HEAD}",
+        ),
+        System(
+            "fixed-e",
+            models.StochasticCore,
+            guides.MeanField,
+            _C_LORA,
+            "The control FE of C-LoRA, arXiv 2505.17773, table 4: E does not depend on the input.",
+            _USUAL,
+            {"init_scale": 0.25},
+            inferred="Trained as c-lora; σ starts where C-LoRA's does, at 0.25.",
+        ),
+        System(
+            "coco-lora",
+            models.StochasticCore,
+            guides.Amortised,
+            replace(_CALIBER, epochs=2),
+            "CoCo-LoRA, arXiv 2604.16615.",
+            _USUAL,
+            {"context": "global_shared_heads", "dim": 64},
+            inferred=f"Two epochs: 'two rounds'. {_CONTEXT_PAPERS}",
+        ),
+        System(
+            "caliber-g",
+            models.StochasticCore,
+            guides.PooledContext,
+            _CALIBER,
+            "CALIBER-G, arXiv 2604.16657.",
+            _USUAL,
+            {"dim": 64},
+            inferred=_CONTEXT_PAPERS,
+        ),
+        System(
+            "caliber-x",
+            models.StochasticCore,
+            guides.CrossAttention,
+            _CALIBER,
+            "CALIBER-X, arXiv 2604.16657.",
+            _USUAL,
+            {"dim": 64, "heads": 1},
+            inferred=_CONTEXT_PAPERS,
+        ),
+        System(
+            "caliber-shared-kv",
+            models.StochasticCore,
+            guides.CrossAttention,
+            _CALIBER,
+            "CALIBER's shared-KV branch, arXiv 2604.16657.",
+            _USUAL,
+            {"dim": 64, "heads": 1, "share_kv": True},
+            inferred=_CONTEXT_PAPERS,
+        ),
+        System(
+            "cola",
+            models.CoLA,
+            guides.Hypernetwork,
+            _COLA,
+            "CoLA, arXiv 2604.03314, and peterwisu/CoLA (RefCOCO; 20 examples on each of 4 GPUs).",
+            {"rank": 16, "alpha": 8.0, "gain": 0.5},
+            {"gamma": 16},
+            inferred="The head here is a linear layer, not EEVG's decoder. For audio and vision the paper takes Adam, "
+            "5e-6 (head 4e-6), batch 2, 50 epochs with patience 10, and gain=0.1, head_width=512.",
+        ),
+        System(
+            "bayesian-cola",
+            models.CoLA,
+            guides.Hypernetwork,
+            replace(_COLA, kl_weight=1e-4, kl_mode=KLMode.PER_TOKEN_MEAN, num_samples=10),
+            "This library's: CoLA, arXiv 2604.03314, with a Gaussian over Φ.",
+            {"rank": 16, "alpha": 8.0, "gain": 0.5},
+            {"gamma": 16, "scale": "softplus"},
+            inferred="No paper has it: family, prior N(0, 1) and KL weight are guesses.",
+        ),
+        System(
+            "lora-fusion",
+            models.FusionLoRA,
+            guides.Delta,
+            replace(_CALIBER, kl_weight=0.0, num_samples=1),
+            "The fusion control of CALIBER, arXiv 2604.16657.",
+            _USUAL,
+            inferred="A two-layer classifier of width 256 on mean-pooled text and frames; trained as the CALIBERs.",
+        ),
+        System(
+            "wander",
+            models.Wander,
+            guides.Delta,
+            _WANDER,
+            "Wander, arXiv 2412.08979, as copies of zrguo/Wander have it (CMU-MOSI).",
+            {"fusion_rank": 16, "terms": 8},
+            inferred="Weight decay is AdamW's default. The copies reduce the rate by 10 after 10 epochs without "
+            "progress; here it is constant. They sum 8 and 12 factors where here one number, 8, serves both.",
+        ),
+        System(
+            "bayesian-wander",
+            models.Wander,
+            guides.MeanField,
+            replace(_WANDER, kl_weight=1.0, num_samples=10),
+            "This library's: Wander, arXiv 2412.08979, with a Gaussian over its factors.",
+            {"fusion_rank": 16, "terms": 8},
+            {"init_scale": 0.01},
+            inferred="No paper has it: family, σ at the start and KL weight (the ELBO's) are guesses.",
+        ),
+    )
+}
+"""Name → system, in the order of the README's table."""

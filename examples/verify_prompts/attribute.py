@@ -1,0 +1,92 @@
+"""How much does hearing the recording change the uncertainty of the answer? Per kind of recording, with a picture.
+
+    python -m examples.verify_prompts.attribute --adapter runs/demo/adapter --out runs/attribution
+
+Without an adapter there (``make demo`` leaves one), or with ``--quick``, a CALIBER-X is trained for a few epochs first.
+The text is the backbone's own input and never withheld: the change is from script alone to script and recording.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bayes_adapters import AdapterGuide, AdapterModel, load, plots
+from bayes_adapters.attribution import Attribution, attribute
+from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.errors import BayesAdaptersError
+from examples.verify_prompts.corpus import FOREIGN, Corpus, LengthBatches
+from examples.verify_prompts.demo import SHORT, pick_device, quiet
+from examples.verify_prompts.experiment import train
+
+NOISY = ("white@-5", "babble@-5")
+
+
+def trained(corpus: Corpus, adapter: Path, quick: bool, device: str) -> tuple[AdapterModel, AdapterGuide]:
+    """Load the adapter of the demo, or train a short one; say which."""
+    if adapter.exists() and not quick:
+        print(f"adapter: {adapter}", file=sys.stderr)
+        return load(adapter, corpus.backbone().to(device))
+    why = "--quick" if quick else f"there is no {adapter}; make demo trains a full one"
+    print(f"training caliber-x for {SHORT.epochs} epochs ({why})", file=sys.stderr)
+    result = train(corpus, "caliber-x", 0, type(SHORT)(**{**vars(SHORT), "device": device}))
+    return result.model, result.guide
+
+
+def kinds(
+    corpus: Corpus, model: AdapterModel, guide: AdapterGuide, samples: int
+) -> Iterator[tuple[str, Attribution, list[str]]]:
+    """Attribute each kind of test recording; with each its pairs' scripts, which the interval keeps together."""
+    for condition in ("clean", *NOISY, *(f"ood-{language}" for language in FOREIGN)):
+        dataset = corpus.evaluation("test", condition)
+        found = attribute(model, guide, LengthBatches(dataset, 32, shuffle=False), num_samples=samples)
+        pairs = [dataset.pairs[i] for i in found.index.tolist()]
+        right = torch.tensor([pair.label == 1 for pair in pairs])
+        parts = {"right script": right, "wrong script": ~right} if condition == "clean" else {condition: right | ~right}
+        for name, rows in parts.items():
+            yield name, found[rows], [pair.script_text for pair, kept in zip(pairs, rows.tolist(), strict=True) if kept]
+
+
+def table(rows: dict[str, dict[str, PairedDifference]], counts: dict[str, int]) -> str:
+    """Format mean changes with 95 % intervals as Markdown."""
+    head = " | ".join(f"Δ {part} (nats)" for part in plots.PARTS)
+    lines = [f"| recording | n | {head} |", "| --- | --- | --- | --- | --- |"]
+    for name, means in rows.items():
+        cells = [f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for d in (means[part] for part in plots.PARTS)]
+        lines.append(f"| {name} | {counts[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    quiet()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", type=Path, default=Path("runs/demo/adapter"))
+    parser.add_argument("--out", type=Path, default=Path("runs/attribution"))
+    parser.add_argument("--samples", type=int, default=16, help="posterior draws")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="train a short adapter even if there is one")
+    arguments = parser.parse_args()
+    try:
+        corpus = Corpus.load()
+        model, guide = trained(corpus, arguments.adapter, arguments.quick, pick_device(arguments.device))
+        rows: dict[str, dict[str, PairedDifference]] = {}
+        counts: dict[str, int] = {}
+        for name, found, scripts in kinds(corpus, model, guide, arguments.samples):
+            rows[name], counts[name] = found.means(groups=scripts)["audio"], len(scripts)
+        print(table(rows, counts))
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        plots.attribution_bars(rows, what="the recording").savefig(arguments.out / "attribution.png")
+        print(f"wrote {arguments.out / 'attribution.png'}", file=sys.stderr)
+    except BayesAdaptersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
