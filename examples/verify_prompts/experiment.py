@@ -136,7 +136,7 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
         validation=validation,
-        num_samples=4 if chosen.random else 1,
+        num_samples=4 if chosen.random and chosen.finish is None else 1,
         seed=seed,
         checkpoint=checkpoint,
     )
