@@ -89,7 +89,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

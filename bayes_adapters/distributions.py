@@ -68,7 +68,7 @@ class LogUniform(TorchDistribution):
     rsample = sample
 
 
-@register_kl(Normal, LogUniform)
+@register_kl(Normal, LogUniform)  # type: ignore[untyped-decorator]
 def _kl_normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
     log_alpha = 2.0 * q.scale.log() - torch.log(q.loc.square() + p.eps)
     return _K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)

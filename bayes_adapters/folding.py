@@ -31,7 +31,7 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
             "cp='sum_of_products' does not fold: its R products are R different functions, and no single product "
             "equals their sum. Train with cp='product_of_sums' if the model is to be folded."
         )
-    if type(guide) not in (Delta, MeanField) or model.layers:
+    if not isinstance(guide, Delta | MeanField) or model.layers:
         raise ConfigError(
             f"Only Delta and MeanField fold, on encoders without low-rank adapters; got {type(guide).__name__} and "
             f"{len(model.layers)} adapted layers."

@@ -119,7 +119,7 @@ class AdapterModel(nn.Module):
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         paths = [] if targets is None else select(backbone, targets)
-        left = dict.fromkeys(paths, rank) | _checked_ranks(ranks or {}, paths, rank)
+        left = dict.fromkeys(paths, rank) | dict(_checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
@@ -127,7 +127,7 @@ class AdapterModel(nn.Module):
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
-            options = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
+            options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
             self.layers = list(install(backbone, paths, ranks=left, sites=own, **options))
             self.backbone = backbone
             self.likelihood = likelihood

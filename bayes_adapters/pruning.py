@@ -93,7 +93,8 @@ def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False)
             if not getattr(guide, "tie", False):
                 variance_a, variance_b = variance_a + 2 * factor.log(), variance_b - 2 * factor.log()
         rates = [v - (m.square() + _EPS).log() for m, v in ((mean_a, variance_a), (mean_b, variance_b))]
-        found[path] = sum(0.5 * rate.quantile(0.5, dim=-1) for rate in rates) if len(mean_a) else mean_a.new_zeros(0)
+        halves = [0.5 * rate.quantile(0.5, dim=-1) if len(rate) else rate.new_zeros(0) for rate in rates]
+        found[path] = halves[0] + halves[1]
     return found
 
 

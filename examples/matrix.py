@@ -59,7 +59,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "d": ("is improper and has no draws", "a point estimate or a mean starts at a draw of the prior, which has none"),
     "e": (
         "does not allow all real numbers",
-        "the posterior has density where the prior has none: their KL is infinite",
+        "the posterior has density where the prior has none, an infinite KL",
     ),
     "f": ("does not fit the site's shape", "N(I, .2²) is for square cores"),
     "g": ("joins several streams into one vector", "several encoders have no common tokens to label"),
@@ -251,7 +251,7 @@ def _train(model: AdapterModel, guide: AdapterGuide, data: Any) -> tuple[float, 
     for step in range(4):
         torch.manual_seed(1)
         loss = elbo(data)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step < 3:
             optimizer.zero_grad()
             loss.backward()
@@ -265,8 +265,9 @@ def render(outcomes: Mapping[Cell, str]) -> str:
         "# What works with what",
         "",
         "Written by `python -m examples.matrix`, on tiny random backbones; every cell is also a test.",
-        f"{WORKS}: model and guide are built, three steps of training bring the loss of a batch down, and the saved adapter,",
-        "loaded again, predicts the same. A letter: the pair is refused when it is built, with an error that says why:",
+        f"{WORKS}: model and guide are built, three steps of training bring the loss of a batch down, and the saved",
+        "adapter, loaded again, predicts the same. A letter: the pair is refused when it is built, with an error that",
+        "says why:",
         "",
         *(f"* {letter}: {meaning}" for letter, (_, meaning) in REASONS.items() if letter in outcomes.values()),
     ]

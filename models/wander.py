@@ -196,12 +196,12 @@ class Wander(ConcatLoRA):
         modalities = {}
         for name in self.modalities:
             key, place = self._key(depth, name, "-"), self._key(depth, name, ".")
-            drawn = []
-            for what in ("feature", "token"):
-                value = forward_pass.weights[Part.FACTOR, f"{what}.{place}"].value
-                # (*S, 1, *event): the 1 is the place of the data plate
-                drawn.append(value.squeeze(-4) if value.dim() > 3 else value)
-            modalities[name] = ModalityFactors(self.down[key], self.bias[key], *drawn, self.absent[key])
+            feature, token = (
+                forward_pass.weights[Part.FACTOR, f"{what}.{place}"].value for what in ("feature", "token")
+            )
+            # (*S, 1, *event): the 1 is the place of the data plate
+            feature, token = (value.squeeze(-4) if value.dim() > 3 else value for value in (feature, token))
+            modalities[name] = ModalityFactors(self.down[key], self.bias[key], feature, token, self.absent[key])
         return FusionFactors(modalities, self.gate[depth])
 
     def config(self) -> dict[str, Any]:

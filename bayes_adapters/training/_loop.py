@@ -114,7 +114,7 @@ class Loop:
                 "run": vars(self.state),
             }
             if self.on_step is not None:
-                state = getattr(self.on_step, "state_dict", dict)()
+                state: Any = getattr(self.on_step, "state_dict", dict)()
                 content |= {"ranks": self.model.ranks, "on_step": state}
             _checkpoint.save(self.settings.directory, self.config, content)
 

@@ -1,8 +1,8 @@
 """Recordings for methods that adapt the speech encoder itself: log-mel features in the place of its frozen frames.
 
 Whisper's encoder costs as much for a word as for five seconds, since both are padded with silence to its length. Here
-a recording is padded to whole seconds only (prompts last 1.7 s in the mean, their windows 2.1 s): the weights, the
-pairs and the number of steps stay the same, and a step costs less than half.
+a recording is padded to half seconds only (prompts last 1.7 s in the mean): the weights, the pairs and the number of
+steps stay as they are, and a step costs less than half.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from bayes_adapters.batch import Batch, Frames
 from bayes_adapters.errors import ConfigError, DataError
 from examples.verify_prompts.dataset import MISSING, Item, PairDataset, pad_tokens
 
-WINDOW = 50
-"""Positions in a window: 1 s."""
+WINDOW = 25
+"""Positions are padded to a multiple of this: 0.5 s."""
 _HOP = 320  # samples per position
 _TAIL = 2  # mel frames after a recording's last position that its end still reaches
 _QUIET = -1.5  # the extractor's value for digital silence: (log10(1e-10) + 4) / 4 …
@@ -107,11 +107,11 @@ class HeardPairs(PairDataset):
     """Pairs whose batches hold scripts and mel features for two encoders, ``text`` and ``audio``."""
 
     def window(self, index: int) -> int:
-        """The number of seconds a recording is padded to; 1 where it is withheld."""
+        """The number of half seconds a recording is padded to; 1 where it is withheld."""
         pair, condition, draw = self.describe(index)
         if condition == MISSING:
             return 1
-        return seconds(self._store.length(pair.language, condition, pair.recording_key, draw))
+        return windows(self._store.length(pair.language, condition, pair.recording_key, draw))
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"features": "mel", "window": WINDOW}
@@ -120,11 +120,11 @@ class HeardPairs(PairDataset):
         return collate_heard(items)
 
 
-def seconds(frames: int) -> int:
-    """Return the whole seconds of the window of a recording of ``frames`` mel frames, at least 1.
+def windows(frames: int) -> int:
+    """Return how many half seconds a recording of ``frames`` mel frames is padded to, at least 1.
 
-    >>> [seconds(frames) for frames in (0, 4, 102, 104, 502)]
-    [1, 1, 1, 2, 5]
+    >>> [windows(frames) for frames in (0, 4, 52, 54, 502)]
+    [1, 1, 1, 2, 10]
     """
     return max(1, math.ceil(_positions(frames) / WINDOW))
 
@@ -147,7 +147,7 @@ def collate_heard(items: Sequence[Item], pad_id: int = 0) -> Batch:
 
     Returns:
         Inputs ``text.input_ids`` and ``text.attention_mask`` (B, T) int64; ``audio.input_features`` (B, m, 2·P)
-        float32, every recording padded with its own silence to the longest window of the batch, P = 50 · seconds;
+        float32, every recording padded with its own silence to the longest window of the batch, P a multiple of 25;
         ``audio.token_mask`` (B, P) bool, real positions; ``audio.present`` (B,) bool. Targets (B,) float32 in {0, 1},
         and each item's index. Where every example's audio is withheld there are no inputs of ``audio``.
     """
@@ -157,7 +157,7 @@ def collate_heard(items: Sequence[Item], pad_id: int = 0) -> Batch:
     present = torch.tensor([len(item.frames) > 0 for item in items])
     if not bool(present.any()):
         return Batch(inputs, targets, index=index)
-    positions = WINDOW * max(seconds(len(item.frames)) for item in items)
+    positions = WINDOW * max(windows(len(item.frames)) for item in items)
     features = torch.full((len(items), 2 * positions, items[0].frames.shape[1]), _QUIET)
     mask = torch.zeros(len(items), positions, dtype=torch.bool)
     mask[:, 0] = True  # an example without audio is pooled too, and then replaced

@@ -169,6 +169,25 @@ def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trai
     assert [row.epistemic for row in rows] == pytest.approx(singly.epistemic.tolist(), rel=1e-3, abs=1e-5)
 
 
+def test_methods_that_hear_are_measured_on_the_same_pairs(corpus: Corpus) -> None:
+    result = train(corpus, "cola", 0, SETTINGS)
+    records, rows = evaluate(corpus, result, SETTINGS)
+    assert [record.condition for record in records] == ["clean", "missing", "white@0", "ood-it"]
+    heard = corpus.heard()
+    assert heard.heard() is heard
+    for condition in ("white@0", "ood-it", "missing"):
+        dataset = heard.evaluation("test", condition)
+        own = [row for row in rows if row.condition == condition]
+        assert [(row.script, row.label) for row in own] == [(pair.script_text, pair.label) for pair in dataset.pairs]
+        assert dataset.pairs == corpus.evaluation("test", condition).pairs
+        singly = predict(result.model, result.guide, [dataset.collate([dataset[i]]) for i in range(len(dataset))])
+        assert [row.probability for row in own] == pytest.approx(singly.probs.tolist(), rel=1e-4)
+    assert len({len(batch.inputs) for batch in validation_batches(heard, SETTINGS)}) == 2, "one kind has no audio"
+    assert sum(batch.size for batch in validation_batches(heard, SETTINGS)) == 2 * SIZES["validation"]
+    with pytest.raises(ConfigError, match="verify reads frozen frames, and cola adapts the speech encoder"):
+        task_description(corpus, result, SETTINGS)
+
+
 def test_validation_batches_hold_every_pair_once(corpus: Corpus) -> None:
     dataset = corpus.evaluation("validation", "clean")
     seen: Counter[tuple[tuple[int, ...], float]] = Counter()
