@@ -219,8 +219,9 @@ def _names(
     allowed = list(dict.fromkeys(name for batch in batches for name in model.withholdable(batch)))
     if not allowed:
         raise ConfigError(
-            f"This {type(model).__name__} has a single modality here: the inputs of its backbone, which cannot be "
-            "withheld. Attribution needs something beside them: context in the batches, or a model of several encoders."
+            f"Nothing can be withheld: the batches have no context, and this {type(model).__name__} always needs the "
+            "inputs of its backbone. With a single modality there is nothing to attribute to; put context into the "
+            "batches, or take a model of several encoders, such as CoLA."
         )
     names = allowed if modalities is None else list(modalities)
     if isinstance(modalities, str) or not names or len(set(names)) != len(names):

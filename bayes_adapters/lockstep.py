@@ -11,19 +11,17 @@ and context variables that it has set are its own until it goes on. Each module 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import torch
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
-from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bayes_adapters._surroundings import Surroundings
 from bayes_adapters.errors import ConfigError, choice, near_matches, unknown_name
 
 Exchange = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
@@ -96,7 +94,7 @@ def run(
     {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
     """
     _check(modules, calls, taps)
-    surroundings = _Surroundings()
+    surroundings = Surroundings()
     tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), surroundings) for name, m in modules.items()}
     try:
         for task in tasks.values():
@@ -127,7 +125,7 @@ class _Task:
     """One module's call: where it stands, and how to let it go on."""
 
     def __init__(
-        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], surroundings: _Surroundings
+        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], surroundings: Surroundings
     ) -> None:
         self.name, self.module, self.call, self.surroundings = name, module, call, surroundings
         self.taps = sorted(taps, key=lambda tap: tap.step)
@@ -260,40 +258,6 @@ class _Task:
 
 _tasks: ContextVar[tuple[_Task, ...]] = ContextVar("bayes_adapters_lockstep_tasks", default=())
 """The tasks to which the running code belongs, outermost first."""
-
-
-class _Surroundings:
-    """What the thread looks like to the caller of :func:`run`; :meth:`restored` brings it back during a pause."""
-
-    def __init__(self) -> None:
-        accelerator = torch.accelerator.current_accelerator()
-        self.devices = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-        self.autocast = self._autocast()
-        self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        self.handlers, self.plates = len(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
-
-    def _autocast(self) -> dict[str, tuple[torch.dtype, bool]]:
-        return {d: (torch.get_autocast_dtype(d), torch.is_autocast_enabled(d)) for d in self.devices}
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Within the context the thread is as the caller left it; after it, as the paused module left it."""
-        own_handlers, own_plates = runtime._PYRO_STACK[self.handlers :], list(runtime._DIM_ALLOCATOR._stack)
-        own_autocast = self._autocast()
-        with ExitStack() as stack:
-            if torch.is_inference_mode_enabled() != self.inference:
-                stack.enter_context(torch.inference_mode(self.inference))
-            stack.enter_context(torch.set_grad_enabled(self.grad))
-            for device, (dtype, enabled) in self.autocast.items():
-                if own_autocast[device] != (dtype, enabled):
-                    stack.enter_context(torch.autocast(device, dtype, enabled))
-            del runtime._PYRO_STACK[self.handlers :]
-            runtime._DIM_ALLOCATOR._stack[:] = self.plates
-            try:
-                yield
-            finally:
-                runtime._PYRO_STACK[self.handlers :] = own_handlers
-                runtime._DIM_ALLOCATOR._stack[:] = own_plates
 
 
 def _check(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bayes_adapters import lockstep
 from bayes_adapters.batch import Batch
-from bayes_adapters.blocks import Block, Blocks, DepthMap, Stage, depth_map, describe_blocks
+from bayes_adapters.blocks import Block, Blocks, Stage, describe_blocks
+from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.forward_pass import current_pass
@@ -77,7 +78,7 @@ class CoLA(ConcatLoRA):
         gain: initial λ.
         schedule, share: see :class:`Schedule`, :class:`Sharing`.
         streams: encoder → :class:`StreamPooling`, for its descriptors and its output, or one for all.
-        depths: how blocks are paired, see :func:`bayes_adapters.blocks.depth_map`.
+        depths: how blocks are paired, see :func:`bayes_adapters.depths.depth_map`.
         prior: of Φ; None means N(0, 1), the scale at which the hypernetwork's layer norm starts.
         targets: which of the blocks' linears are adapted; None means all six.
         **options: ``rank``, ``alpha`` and ``dropout`` of :class:`AdapterModel`; ``streams`` and ``head_width`` (AVE:

@@ -389,7 +389,7 @@ MANY = [f"m{i}" for i in range(8)]
 @pytest.mark.parametrize(
     ("call", "kind", "says"),
     [
-        (lambda: _attribute(batch=token_batch().without("audio")), ConfigError, "single modality.*backbone"),
+        (lambda: _attribute(batch=token_batch().without("audio")), ConfigError, "always needs the inputs of its backbone.*single modality"),
         (lambda: _attribute(modalities=["adio"]), ConfigError, r"no modality 'adio'.*Did you mean 'audio'.*audio"),
         (lambda: _attribute(modalities=["text"]), ConfigError, "'text'.*only backbone cannot be"),
         (lambda: _attribute(modalities=["audio", "audio"]), ConfigError, "different names"),

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bayes_adapters.blocks import Block, Blocks, DepthMap, Stage, depth_map, describe_blocks
+from bayes_adapters.blocks import Block, Blocks, Stage, describe_blocks
+from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.layer import install
 from bayes_adapters.lockstep import run

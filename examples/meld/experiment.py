@@ -43,7 +43,7 @@ class Settings:
         rank: r of the adapters, in query and value of all layers.
         alpha: their scale is alpha / rank.
         prior_scale: β of the prior N(0, β²) on token cores.
-        kl_weight: weight of the KL per nat of methods that are tempered.
+        kl_weight: weight of the KL per nat of methods with a posterior over token cores.
         members: members of an ensemble.
         samples: posterior draws at test.
         dev_samples: posterior draws on the dev utterances.
@@ -138,15 +138,16 @@ def train(task: Task, name: str, seed: int, settings: Settings, checkpoint: Path
     histories: list[list[dict[str, float]]] = []
     for number in range(settings.members if chosen.ensemble else 1):
         folder = None if checkpoint is None else checkpoint / str(number)
-        built, history = _train_member(task, chosen.build, seed + 1000 * number, settings, folder)
+        built, history = train_member(task, chosen.build, seed + 1000 * number, settings, folder)
         members.append(built)
         histories.append(history)
     return Trained(name, seed, members, time.perf_counter() - started, histories)
 
 
-def _train_member(
-    task: Task, build: Callable[[Build], Built], seed: int, settings: Settings, checkpoint: Path | None
+def train_member(
+    task: Task, build: Callable[[Build], Built], seed: int, settings: Settings, checkpoint: Path | None = None
 ) -> tuple[Built, list[dict[str, float]]]:
+    """Build and train one member; return it, and the metrics of each epoch (``val_nll`` is on the dev utterances)."""
     torch.manual_seed(seed)
     batches = task.batches("train", settings, shuffle=True, seed=seed)
     steps = settings.epochs * len(batches)
@@ -158,6 +159,7 @@ def _train_member(
         alpha=settings.alpha,
         prior_scale=settings.prior_scale,
         kl_weight=settings.kl_weight,
+        seed=seed,
     )
     model, guide, training = build(parts)
     model.to(settings.device)
@@ -181,6 +183,7 @@ def _train_member(
         num_samples=settings.dev_samples if training.random else 1,
         seed=seed,
         checkpoint=checkpoint,
+        on_step=training.on_step,
     )
     if training.finish is not None:
         model, guide = training.finish(model, guide, batches, dev)

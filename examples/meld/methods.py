@@ -1,29 +1,45 @@
 """The compared methods: each a model, a guide and how to train them, on the same backbone, layers, rank and head.
 
-To add one (``mc-dropout``, ``blob``, ``scalabl``, ``tfb``, ``bayeslora-2025``, ``bayeslora-2026``): write a function
-``Build -> Built`` beside those below, and one line in :data:`METHODS`. What is not the same for all methods goes into
-its :class:`Training`: the weight of its KL, its learning rate, what is done after training, how ranks are counted.
+To add one, write a function ``Build -> Built`` beside those below, and one line in :data:`METHODS`. What is not the
+same for all methods goes into its :class:`Training`: the weight of its KL, its learning rate, what is done in and after
+training, how ranks are counted.
+
+Published systems come from :mod:`bayes_adapters.systems` with the rank, scale and layers of this comparison in the
+place of their own. So ``bayeslora-2025`` (p = 0.15) differs from ``mc-dropout`` (p = 0.1) in p only: in both every token
+has a mask of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical
+from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, Delta
 from bayes_adapters.models import LoRA, StochasticCore
+from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.schedules import KLSchedule
+from bayes_adapters.training_free import bayesianise
 from examples.meld.data import SENTIMENTS
 
 Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], Iterable[Batch]], tuple[AdapterModel, AdapterGuide]]
 """What is done after training: (model, guide, training batches, dev batches) → the model and guide to predict with."""
+
+OnStep = Callable[[int, AdapterModel, AdapterGuide, torch.optim.Optimizer], None]
+"""What is done after each optimiser step; see ``fit``."""
+
+KL_WEIGHTS = {"blob": 1.0, "scalabl": 1.0, "bayeslora-2026": 1.0}
+"""Weight w of the KL of a posterior over weights: a step minimises nll + w · KL / N, and w = 1 is the ELBO."""
+
+PRUNE_THRESHOLD = 2.0
+"""Score from which ``bayeslora-2026`` takes a rank out."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,10 @@ class Build:
         steps: optimiser steps that training takes, for schedules.
         rank: r.
         alpha: the adapters' scale is alpha / rank.
-        prior_scale: β of the prior N(0, β²) on token cores.
-        kl_weight: weight of the KL per nat of those methods that are tempered (1 is the ELBO).
+        prior_scale: β of the prior N(0, β²) on token cores and on BLoB's A.
+        kl_weight: weight of the KL per nat of methods with a posterior over token cores (1 is the ELBO); those with
+            one over weights have their own in :data:`KL_WEIGHTS`.
+        seed: of this member, for draws that are made after training.
     """
 
     backbone: nn.Module
@@ -47,6 +65,12 @@ class Build:
     alpha: float = 16.0
     prior_scale: float = 0.2
     kl_weight: float = 1e-4
+    seed: int = 0
+
+    @property
+    def prior(self) -> dist.Normal:
+        """N(0, β²)."""
+        return dist.Normal(torch.tensor(0.0), torch.tensor(self.prior_scale))
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class Training:
         kl_weight: a number or a schedule, for ``fit``.
         lr: peak learning rate; None is the one of the settings.
         num_particles: draws per loss.
+        on_step: what is done after each optimiser step, if anything, such as pruning.
         finish: what is done after training, if anything.
         ranks_kept: model, guide → mean number of ranks in use in a layer; None means all.
     """
@@ -66,6 +91,7 @@ class Training:
     kl_weight: float | KLSchedule = 1.0
     lr: float | None = None
     num_particles: int = 1
+    on_step: OnStep | None = None
     finish: Finish | None = None
     ranks_kept: Callable[[AdapterModel, AdapterGuide], float] | None = None
 
@@ -98,16 +124,65 @@ def _lora(parts: Build) -> Built:
 
 
 def _c_lora(parts: Build) -> Built:
-    prior = dist.Normal(torch.tensor(0.0), torch.tensor(parts.prior_scale))
     model = StochasticCore(
-        parts.backbone, Categorical(len(SENTIMENTS)), rank=parts.rank, alpha=parts.alpha, prior=prior
+        parts.backbone, Categorical(len(SENTIMENTS)), rank=parts.rank, alpha=parts.alpha, prior=parts.prior
     )
     return Built(model, Contextual(model), Training(kl_weight=parts.kl_weight))
+
+
+def _system(name: str, parts: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
+    """Build a published system with this comparison's rank, scale and layers in the place of its own."""
+    shared: dict[str, Any] = {"rank": parts.rank, "alpha": parts.alpha, "targets": ("query", "value")}
+    likelihood = Categorical(len(SENTIMENTS))
+    return systems.build(name, parts.backbone, likelihood, num_data=parts.num_data, **shared, **options)
+
+
+def _dropout(name: str, parts: Build) -> Built:
+    return Built(*_system(name, parts), Training())
+
+
+def _blob(parts: Build) -> Built:
+    return Built(*_system("blob", parts, prior=parts.prior), Training(kl_weight=KL_WEIGHTS["blob"]))
+
+
+def _scalabl(parts: Build) -> Built:
+    return Built(*_system("scalabl", parts), Training(kl_weight=KL_WEIGHTS["scalabl"]))
+
+
+def _bayeslora_2026(parts: Build) -> Built:
+    half = max(1, parts.steps // 2)
+    # One look, half-way: an epoch that ends before a removal cannot be chosen any more.
+    prune = PruneSchedule(PRUNE_THRESHOLD, start=half, until=half, min_rank=1)
+    training = Training(kl_weight=KL_WEIGHTS["bayeslora-2026"], on_step=prune, ranks_kept=_mean_rank)
+    return Built(*_system("bayeslora-2026", parts), training)
+
+
+def _mean_rank(model: AdapterModel, guide: AdapterGuide) -> float:
+    return sum(model.ranks.values()) / len(model.ranks)
+
+
+def _tfb(parts: Build) -> Built:
+    model, guide, _ = _lora(parts)
+    return Built(model, guide, Training(finish=partial(_training_free, seed=parts.seed)))
+
+
+def _training_free(
+    model: AdapterModel, guide: AdapterGuide, batches: Iterable[Batch], dev: Iterable[Batch], *, seed: int
+) -> tuple[AdapterModel, AdapterGuide]:
+    """Put noise around a trained LoRA, as much as its own answers on the dev utterances allow (labels are not read)."""
+    new, posterior, _ = bayesianise(model, guide, dev, seed=seed)  # type: ignore[arg-type]
+    return new, posterior
 
 
 METHODS: dict[str, Method] = {
     "lora": Method(_lora),
     "ensemble": Method(_lora, ensemble=True),
+    "mc-dropout": Method(partial(_dropout, "mc-dropout")),
+    "bayeslora-2025": Method(partial(_dropout, "bayeslora-2025")),
+    "blob": Method(_blob),
+    "tfb": Method(_tfb),
+    "scalabl": Method(_scalabl),
+    "bayeslora-2026": Method(_bayeslora_2026),
     "c-lora": Method(_c_lora),
 }
 """Name → method: the order of the tables."""

@@ -1,0 +1,71 @@
+"""Which KL weight each posterior over weights gets: the lowest NLL of dev utterances; test utterances are not read.
+
+    python -m examples.meld.kl_weights --data FOLDER --train-size 600
+
+trains every method of :data:`examples.meld.methods.KL_WEIGHTS` with every weight and prints a Markdown table. What was
+chosen, and from what, is written there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bayes_adapters.backbones import text_backbone
+from examples.meld.data import Meld
+from examples.meld.experiment import Settings, Task, train_member
+from examples.meld.methods import KL_WEIGHTS, Build, Built, method
+from examples.meld.results import backbone
+from examples.verify_prompts.demo import quiet
+
+WEIGHTS = (1.0, 1e-1, 1e-2, 1e-3)
+
+
+def weighted(name: str, weight: float) -> Callable[[Build], Built]:
+    """Return the method's ``build`` with another KL weight."""
+
+    def build(parts: Build) -> Built:
+        built = method(name).build(parts)
+        return built._replace(training=replace(built.training, kl_weight=weight))
+
+    return build
+
+
+def dev_nll(task: Task, name: str, weight: float, seed: int, settings: Settings) -> tuple[float, float]:
+    """Train a method with a KL weight; return the lowest dev NLL of an epoch, in nats, and the mean rank kept."""
+    built, history = train_member(task, weighted(name, weight), seed, settings)
+    counts = built.training.ranks_kept
+    kept = float(built.model.rank) if counts is None else counts(built.model, built.guide)
+    return min(epoch["val_nll"] for epoch in history), kept
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run."""
+    quiet()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
+    parser.add_argument("--methods", nargs="+", default=list(KL_WEIGHTS), choices=list(KL_WEIGHTS))
+    parser.add_argument("--weights", nargs="+", type=float, default=list(WEIGHTS))
+    parser.add_argument("--train-size", type=int, default=600)
+    parser.add_argument("--epochs", type=int, default=Settings.epochs)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    settings = Settings(train_size=chosen.train_size, epochs=chosen.epochs, test_size=1, dev_samples=5)
+    data = Meld.load(chosen.data)
+    task = Task.make(data, data.splits["dev"][:1], text_backbone()[1], backbone, settings, chosen.seed)
+    print("| method | KL weight | dev NLL | ranks |", "|---|---|---|---|", sep="\n")
+    for name in chosen.methods:
+        for weight in chosen.weights:
+            nll, kept = dev_nll(task, name, weight, chosen.seed, settings)
+            print(f"| {name} | {weight:g} | {nll:.4f} | {kept:.2f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    raise SystemExit(main())
