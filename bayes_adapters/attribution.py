@@ -37,7 +37,8 @@ from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.errors import ConfigError, DataError, choice
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.metrics import Decomposition
-from bayes_adapters.model import AdapterModel, require_withholdable
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.model_checks import require_withholdable
 from bayes_adapters.predict import predict
 
 _MOST = 7  # modalities: 128 subsets

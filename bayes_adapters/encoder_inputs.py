@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, near_matches
-from bayes_adapters.model import fold
+from bayes_adapters.model_checks import fold
 
 
 @dataclass(frozen=True)

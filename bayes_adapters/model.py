@@ -11,7 +11,7 @@ stated once, here, so every ELBO, hand-written or stock, is in nats per datum an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, choice, near_matches
+from bayes_adapters.errors import ConfigError, DataError, choice
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
     adapted_layers,
@@ -37,6 +37,7 @@ from bayes_adapters.layer import (
     restored_on_error,
 )
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.model_checks import check_batch, checked_ranks, fold, hidden_width, require_withholdable
 from bayes_adapters.pooling import Pooling as Pooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
@@ -119,7 +120,7 @@ class AdapterModel(nn.Module):
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         paths = [] if targets is None else select(backbone, targets)
-        left = dict.fromkeys(paths, rank) | dict(_checked_ranks(ranks or {}, paths, rank))
+        left = dict.fromkeys(paths, rank) | dict(checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
@@ -276,58 +277,3 @@ class AdapterModel(nn.Module):
             "pooling": self.pooling.value,
         }
         return options | {"ranks": pruned} if pruned else options
-
-
-def _checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
-    unknown = [path for path in ranks if path not in paths]
-    wrong = [f"{path!r}: {left}" for path, left in ranks.items() if not (isinstance(left, int) and 0 <= left <= rank)]
-    if unknown:
-        raise ConfigError(
-            f"ranks names {unknown[0]!r}, which is no adapted layer.{near_matches(unknown[0], paths)} It maps paths of "
-            f"adapted layers to ranks; there are {len(paths)}, the first is {paths[0]!r}."
-        )
-    if wrong:
-        raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")
-    return ranks
-
-
-def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
-    """Raise :class:`ConfigError` for the first of ``names`` that cannot be withheld."""
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(
-                f"There is no modality {name!r} to withhold.{near_matches(name, allowed)} Of this model and batch can "
-                f"be withheld: {', '.join(allowed) or 'none'}. The own inputs of a model's only backbone cannot be."
-            )
-
-
-def check_batch(batch: Batch) -> None:
-    """Raise :class:`NonFiniteError` if an input or a context frame is NaN or infinite."""
-    tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
-    tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
-    for name, value in tensors.items():
-        # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
-        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
-            raise NonFiniteError(
-                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
-                "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
-                "was changed."
-            )
-
-
-def fold(value: Tensor, samples: int) -> Tensor:
-    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B]."""
-    return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
-
-
-def hidden_width(backbone: nn.Module) -> int:
-    """Return the width of a Hugging Face model's hidden states, from its config."""
-    config = getattr(backbone, "config", None)
-    for name in ("hidden_size", "d_model", "n_embd"):
-        width = getattr(config, name, None)
-        if isinstance(width, int):
-            return width
-    raise ConfigError(
-        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
-    )

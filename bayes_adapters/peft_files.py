@@ -36,8 +36,9 @@ from bayes_adapters._peft_folder import (
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel, Pooling
+from bayes_adapters.model import AdapterModel
 from bayes_adapters.models import LoRA
+from bayes_adapters.pooling import Pooling
 from bayes_adapters.targets import Targets, dimensions
 
 HEAD = "bayes_adapters_head.safetensors"

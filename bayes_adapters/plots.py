@@ -226,8 +226,8 @@ def attribution_bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, wha
         triples = [by_part.get(part, (math.nan,) * 3) for by_part in values.values()]
         mean, low, high = np.asarray(triples, dtype=float).T
         error = np.clip([mean - low, high - mean], 0, None)
-        bars: dict[str, Any] = {"height": 0.24, "color": colour, "label": part, "error_kw": {"elinewidth": 1, "ecolor": "0.15"}}
-        axes.barh(rows + 0.26 * (i - 1), mean, xerr=error, capsize=2, **bars)
+        style: dict[str, Any] = {"color": colour, "error_kw": {"elinewidth": 1, "ecolor": "0.15"}}
+        axes.barh(rows + 0.26 * (i - 1), mean, 0.24, xerr=error, capsize=2, label=part, **style)
     axes.set_yticks(rows, list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)  # the first label on top
     axes.set_xlabel(f"change of uncertainty by {what} (nats): removes < 0 < adds")

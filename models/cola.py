@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from itertools import permutations
 from typing import Any, ClassVar
@@ -13,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters import lockstep
-from bayes_adapters.batch import Batch
 from bayes_adapters.blocks import Block, Blocks, Stage, describe_blocks
 from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
@@ -23,7 +21,7 @@ from bayes_adapters.inter_path import InterPath
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, remove
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
-from bayes_adapters.model import hidden_width, require_withholdable
+from bayes_adapters.model_checks import hidden_width
 from bayes_adapters.models.concat_lora import ConcatLoRA
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
@@ -158,17 +156,6 @@ class CoLA(ConcatLoRA):
 
     def descriptor_width(self, site: Site) -> int:
         return hidden_width(self.backbone.get_submodule(site.source))
-
-    def withholdable(self, batch: Batch) -> list[str]:
-        """Name the encoders that have inputs in ``batch``."""
-        given = {key.partition(".")[0] for key in batch.inputs}
-        return [name for name in self.modalities if name in given]
-
-    def withhold(self, batch: Batch, *modalities: str) -> Batch:
-        """Return ``batch`` with ``<encoder>.present`` False for all examples; every encoder may be withheld at once."""
-        require_withholdable(modalities, self.withholdable(batch))
-        absent = torch.zeros(batch.size, dtype=torch.bool, device=batch.ids.device)
-        return replace(batch, inputs={**batch.inputs, **{f"{name}.present": absent for name in modalities}})
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         forward_pass = current_pass()

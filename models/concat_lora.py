@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -14,7 +15,9 @@ from bayes_adapters.batch import Batch
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel, Pooling, hidden_width
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.model_checks import hidden_width, require_withholdable
+from bayes_adapters.pooling import Pooling
 from bayes_adapters.targets import ALL_LINEAR
 
 
@@ -101,6 +104,17 @@ class ConcatLoRA(AdapterModel):
                 )
             features.append(null)
         return torch.cat(features, -1)
+
+    def withholdable(self, batch: Batch) -> list[str]:
+        """Name the encoders that have inputs in ``batch``."""
+        given = {key.partition(".")[0] for key in batch.inputs}
+        return [name for name in self.modalities if name in given]
+
+    def withhold(self, batch: Batch, *modalities: str) -> Batch:
+        """Return ``batch`` with ``<encoder>.present`` False for all examples; every encoder may be withheld at once."""
+        require_withholdable(modalities, self.withholdable(batch))
+        absent = torch.zeros(batch.size, dtype=torch.bool, device=batch.ids.device)
+        return replace(batch, inputs={**batch.inputs, **{f"{name}.present": absent for name in modalities}})
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         """Return the last hidden states of every encoder that has inputs."""

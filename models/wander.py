@@ -21,7 +21,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
-from bayes_adapters.model import fold, hidden_width
+from bayes_adapters.model_checks import fold, hidden_width
 from bayes_adapters.models.concat_lora import ConcatLoRA
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site

@@ -31,7 +31,7 @@ from bayes_adapters.attribution import Attribution, attribute, shapley
 from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, Hypernetwork, PooledContext
-from bayes_adapters.models import CoLA, FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.models import CoLA, ConcatLoRA, FusionLoRA, LoRA, StochasticCore, Wander
 from tests.helpers import CONTEXT, bert, core_model, fill_B, token_batch, whisper
 
 PARTS = ("total", "aleatoric", "epistemic")
@@ -389,7 +389,11 @@ MANY = [f"m{i}" for i in range(8)]
 @pytest.mark.parametrize(
     ("call", "kind", "says"),
     [
-        (lambda: _attribute(batch=token_batch().without("audio")), ConfigError, "always needs the inputs of its backbone.*single modality"),
+        (
+            lambda: _attribute(batch=token_batch().without("audio")),
+            ConfigError,
+            "always needs the inputs of its backbone.*single modality",
+        ),
         (lambda: _attribute(modalities=["adio"]), ConfigError, r"no modality 'adio'.*Did you mean 'audio'.*audio"),
         (lambda: _attribute(modalities=["text"]), ConfigError, "'text'.*only backbone cannot be"),
         (lambda: _attribute(modalities=["audio", "audio"]), ConfigError, "different names"),
@@ -424,3 +428,22 @@ def test_a_guide_without_null_context_refuses_in_its_own_words() -> None:
     guide = CrossAttention(model, context_dim=CONTEXT, dim=4, null_context=False)
     with pytest.raises(DataError, match=r"built with null_context=False"):
         attribute(model, guide, token_batch()[:2], num_samples=2)
+
+
+@pytest.mark.parametrize("name", ["concat", "wander"])
+def test_every_structure_of_several_encoders_can_withhold_each(name: str) -> None:
+    nets = nn.ModuleDict({"text": bert(), "audio": whisper()})
+    torch.manual_seed(0)
+    if name == "concat":
+        model: AdapterModel = ConcatLoRA(nets, Bernoulli(), rank=2)
+    else:
+        model = Wander(nets, Bernoulli(), num_data=9, lengths={"text": 4, "audio": 5}, fusion_rank=3, terms=2)
+        nn.init.constant_(model.gate[0], 0.5)
+    for null in [*model.null.values(), *getattr(model, "absent", {}).values()]:
+        nn.init.normal_(null)
+    guide, data = Delta(model), cola_batch()
+    assert model.withholdable(data) == ["text", "audio"]
+    found = attribute(model, guide, data, method="shapley")
+    everything, nothing = predict(model, guide, data), predict(model, guide, model.withhold(data, "text", "audio"))
+    total = sum(change.total for change in found.changes.values())
+    torch.testing.assert_close(total.float(), everything.total - nothing.total, rtol=1e-4, atol=1e-6)

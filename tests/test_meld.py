@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ import torch
 from torch import nn
 
 from bayes_adapters import predict
+from bayes_adapters._ranks import shrink
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.handlers import base_distribution
 from bayes_adapters.records import write_records
+from bayes_adapters.sites import Granularity
+from bayes_adapters.training_free import bayesianise
 from examples.meld import data as meld_data
-from examples.meld import results
+from examples.meld import kl_weights, methods, results
 from examples.meld.data import LengthBatches, Meld, Utterance, Utterances, voice_prompts
-from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, draws, run, train
+from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, draws, run, train, train_member
 from examples.meld.frozen import frozen_probs, logistic_regression
-from examples.meld.methods import METHODS, method
+from examples.meld.methods import KL_WEIGHTS, METHODS, Build, method
 from examples.meld.records import Row, read_results, read_rows, write_rows
 from examples.verify_prompts.prompts import Prompt
 from tests.helpers import bert
@@ -283,11 +288,11 @@ def test_records_and_predictions_agree(finished: Any, task: Task, name: str) -> 
     for metric in ("accuracy", "auc", "nll", "brier", "ece", "auroc_error", "aurc", "auroc_error_epistemic"):
         assert math.isnan(getattr(ood, metric)), "prompts have no sentiment"
         assert name == "lora" or name == FROZEN or math.isfinite(getattr(clean, metric))
-    assert clean.samples == {FROZEN: 1, "lora": 1, "ensemble": 2, "c-lora": 3}[name]
+    assert clean.samples == {FROZEN: 1, "lora": 1, "ensemble": 2}.get(name, 3)
     assert clean.train_seconds > 0
-    assert clean.ranks_kept == 2 or (name == FROZEN and math.isnan(clean.ranks_kept))
-    uncertain = [r.epistemic > 0 for r in own[CLEAN]]
-    assert any(uncertain) == (name in {"ensemble", "c-lora"})
+    assert clean.ranks_kept == {"bayeslora-2026": 1}.get(name, 2) or (name == FROZEN and math.isnan(clean.ranks_kept))
+    uncertain = [r.epistemic > 1e-9 for r in own[CLEAN]]
+    assert any(uncertain) == (name not in {FROZEN, "lora"})
 
 
 def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
@@ -350,6 +355,142 @@ def test_after_training_a_method_may_change_what_predicts(task: Task, monkeypatc
     assert seen == [(60, 20)]
     assert {round(r.p_positive, 5) for r in rows} == {0.5}
     assert records[0].ranks_kept == 1.5
+
+
+PUBLISHED = {
+    "mc-dropout": ("AdapterDropout", "MCDropout"),
+    "bayeslora-2025": ("AdapterDropout", "MCDropout"),
+    "blob": ("StochasticDown", "MeanField"),
+    "tfb": ("LoRA", "Delta"),
+    "scalabl": ("DiagonalCore", "MeanField"),
+    "bayeslora-2026": ("StochasticFactors", "RankWise"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_a_published_method_is_here(name: str) -> None:
+    parts = Build(backbone(), num_data=60, steps=16, rank=3, alpha=5.0, prior_scale=0.7)
+    model, guide, training = METHODS[name].build(parts)
+    assert (type(model).__name__, type(guide).__name__) == PUBLISHED[name]
+    config, options = model.config(), guide.config()
+    assert (config["rank"], config["alpha"], model.likelihood.config()["num_classes"]) == (3, 5.0, 3)
+    assert {path.rsplit(".", 1)[-1] for path in model.layers} == {"query", "value"}
+    assert len(model.layers) == 4
+    assert training.random
+    assert training.kl_weight == KL_WEIGHTS.get(name, 1.0)
+    if model.granularity is Granularity.GLOBAL:
+        assert config["num_data"] == 60
+        assert name in KL_WEIGHTS
+    if name in {"mc-dropout", "bayeslora-2025"}:
+        assert config["drop"] == {"mc-dropout": 0.1, "bayeslora-2025": 0.15}[name]
+        assert config["granularity"] == "token", "a mask for every token"
+    if name == "blob":
+        assert (options["parameter"], options["init_scale"], config["flipout"]) == ("root", (0.00125, 0.0025), True)
+        (site, *_) = model.sites
+        assert float(base_distribution(model.prior.of(site)).stddev.flatten()[0]) == pytest.approx(0.7)
+    if name == "scalabl":
+        assert (options["positive_mean"], options["init_scale"]) == (True, (0.05 / 2**0.5, 0.05))
+    assert (training.on_step is not None) == (name == "bayeslora-2026")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_method_learns_and_a_seed_repeats(task: Task, name: str) -> None:
+    settings = replace(SETTINGS, epochs=20, lr=3e-2)
+    trained = train(task, name, 0, settings)
+    (history,) = trained.histories
+    assert min(epoch["val_nll"] for epoch in history) < 0.7 * history[0]["val_nll"]
+    found = draws(trained, task, "test", settings)
+    right = found.mean(0).argmax(-1) == task.test.targets()
+    assert float(right.double().mean()) > 0.8
+    short = replace(settings, epochs=1)
+    first, again, other = (run(task, name, seed, short)[1] for seed in (1, 1, 2))
+    assert first == again
+    assert [r[6:] for r in first] != [r[6:] for r in other]
+
+
+def test_an_interrupted_run_with_pruning_goes_on(task: Task, tmp_path: Path) -> None:
+    """A finished run is read from its checkpoint: with the ranks that were left, not those it began with."""
+    before, again = (run(task, "bayeslora-2026", 0, SETTINGS, tmp_path) for _ in range(2))
+    assert before[1] == again[1]
+    assert before[0][0].ranks_kept == again[0][0].ranks_kept == 1
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(50.0, 2.0), (-50.0, 1.0)])
+def test_ranks_are_taken_out_once_half_way(
+    task: Task, monkeypatch: pytest.MonkeyPatch, threshold: float, kept: float
+) -> None:
+    monkeypatch.setattr(methods, "PRUNE_THRESHOLD", threshold)
+    settings = replace(SETTINGS, epochs=2)
+    records, _ = run(task, "bayeslora-2026", 0, settings)
+    assert {r.ranks_kept for r in records} == {kept}
+    model, guide, training = train(task, "bayeslora-2026", 0, settings).members[0]
+    schedule: Any = training.on_step
+    assert [record.step for record in schedule.records] == [8]  # of 2 · 8 steps
+    assert schedule.records[0].after == model.ranks
+    assert training.ranks_kept is not None
+    assert training.ranks_kept(model, guide) == kept
+
+
+def test_the_mean_of_ranks_that_differ() -> None:
+    parts = Build(backbone(), num_data=60, steps=16, rank=4)
+    model, guide, training = METHODS["bayeslora-2026"].build(parts)
+    first, *others = model.layers
+    shrink(model, guide, {first: 1, others[0]: 2})
+    assert training.ranks_kept is not None
+    assert training.ranks_kept(model, guide) == (1 + 2 + 4 + 4) / 4
+
+
+def test_tfb_puts_noise_around_the_trained_lora(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, epochs=4, lr=3e-2)
+    calls: list[tuple[Any, int]] = []
+
+    def spy(model: Any, guide: Any, anchors: Any, *, seed: int) -> Any:
+        calls.append((anchors, seed))
+        return bayesianise(model, guide, anchors, seed=seed)
+
+    monkeypatch.setattr(methods, "bayesianise", spy)
+    ((model, guide, _),) = train(task, "tfb", 5, settings).members
+    ((lora, point, _),) = train(task, "lora", 5, settings).members
+    assert [(anchors.dataset.utterances, seed) for anchors, seed in calls] == [(task.dev.utterances, 5)]
+    assert type(guide).__name__ == "TrainingFree"
+    batches = task.batches("test", settings)
+    mean = predict(model, guide, batches, mean_only=True).probs
+    torch.testing.assert_close(mean, predict(lora, point, batches, num_samples=1).probs, rtol=1e-4, atol=1e-5)
+    noisy = predict(model, guide, batches, num_samples=2, return_samples=True).samples
+    assert noisy is not None
+    assert float((noisy[0] - noisy[1]).abs().max()) > 1e-4
+
+
+def test_dev_utterances_choose_the_kl_weight(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[float] = []
+    original = METHODS["blob"].build
+
+    def build(parts: Any) -> Any:
+        built = original(parts)
+        seen.append(built.training.kl_weight)
+        return built
+
+    monkeypatch.setitem(METHODS, "blob", replace(METHODS["blob"], build=build))
+    built = kl_weights.weighted("blob", 0.25)(Build(backbone(), num_data=60, steps=8, rank=2))
+    assert (built.training.kl_weight, seen) == (0.25, [KL_WEIGHTS["blob"]])
+    settings = replace(SETTINGS, epochs=2, dev_samples=2)
+    bare = replace(task, test=None, foreign=None)  # type: ignore[arg-type]
+    nll, kept = kl_weights.dev_nll(bare, "bayeslora-2026", 1e-2, 3, settings)
+    _, history = train_member(task, kl_weights.weighted("bayeslora-2026", 1e-2), 3, settings)
+    assert {epoch["kl_weight"] for epoch in history} == {1e-2}
+    assert (nll, kept) == (min(epoch["val_nll"] for epoch in history), 1.0)
+
+    monkeypatch.setattr(kl_weights, "text_backbone", lambda: (backbone(), Tokenizer()))
+    monkeypatch.setattr(kl_weights, "backbone", backbone)
+    monkeypatch.setattr(kl_weights, "Settings", partial(Settings, dev_size=20, rank=2))
+    command = ["--data", str(write(tmp_path)), "--methods", "scalabl", "--weights", "1", "0.1", "--train-size", "40"]
+    assert kl_weights.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| scalabl", "1"], ["| scalabl", "0.1"]]
+    assert lines[2].endswith(" | 2.00 |")
+    assert len({line.split(" | ")[2] for line in lines[2:]}) == 2, "the weight changes what is learnt"
 
 
 def test_unknown_method() -> None:

@@ -106,7 +106,8 @@ def test_the_details_that_tell_systems_apart() -> None:
     scale = torch.cat([p.detach().exp().flatten() for p in scalabl.rho.values()])
     assert 0.05 / math.sqrt(2) - 1e-6 <= float(scale.min()) < float(scale.max()) <= 0.05 + 1e-6
     pairs = {name: build(name, make(PAIR), Bernoulli(), gamma=2) for name in ("cola", "bayesian-cola")}
-    assert {n: guide.config()["scale"] for n, (_, guide) in pairs.items()} == {"cola": None, "bayesian-cola": "softplus"}
+    scales = {name: own.config()["scale"] for name, (_, own) in pairs.items()}
+    assert scales == {"cola": None, "bayesian-cola": "softplus"}
 
 
 COUNTS = {"c-lora": 213_504, "coco-lora": 460_864, "caliber-x": 2_683_392, "caliber-shared-kv": 422_400}
@@ -191,15 +192,6 @@ def test_mistakes_leave_the_backbone_as_it_was(name: str, options: dict[str, Any
 ])  # fmt: skip
 def test_query_and_value_of_every_backbone(name: str, expected: list[str]) -> None:
     assert name in BACKBONES
-        "BERT",
-        "RoBERTa",
-        "DistilBERT",
-        "GPT-2",
-        "Llama",
-        "ViT",
-        "Whisper encoder",
-        "wav2vec 2.0",
-    }
     assert systems.query_value(make(name)) == expected
 
 

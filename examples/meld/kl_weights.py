@@ -1,6 +1,6 @@
 """Which KL weight each posterior over weights gets: the lowest NLL of dev utterances; test utterances are not read.
 
-    python -m examples.meld.kl_weights --data FOLDER --train-size 600
+    python -m examples.meld.kl_weights --data FOLDER
 
 trains every method of :data:`examples.meld.methods.KL_WEIGHTS` with every weight and prints a Markdown table. What was
 chosen, and from what, is written there.
@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
     parser.add_argument("--methods", nargs="+", default=list(KL_WEIGHTS), choices=list(KL_WEIGHTS))
     parser.add_argument("--weights", nargs="+", type=float, default=list(WEIGHTS))
-    parser.add_argument("--train-size", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=Settings.epochs)
+    parser.add_argument("--train-size", type=int, default=1200)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    settings = Settings(train_size=chosen.train_size, epochs=chosen.epochs, test_size=1, dev_samples=5)
+    settings = Settings(train_size=chosen.train_size, epochs=chosen.epochs, test_size=1, dev_samples=3)
     data = Meld.load(chosen.data)
     task = Task.make(data, data.splits["dev"][:1], text_backbone()[1], backbone, settings, chosen.seed)
     print("| method | KL weight | dev NLL | ranks |", "|---|---|---|---|", sep="\n")

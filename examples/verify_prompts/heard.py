@@ -167,7 +167,7 @@ def collate_heard(items: Sequence[Item], pad_id: int = 0) -> Batch:
             features[row] = silence(item.frames)
             features[row, : len(kept)] = kept
             mask[row, : _positions(len(item.frames))] = True
-    inputs |= {"audio.input_features": features.mT, "audio.token_mask": mask, "audio.present": present | True}
+    inputs |= {"audio.input_features": features.mT, "audio.token_mask": mask, "audio.present": present}
     return Batch(inputs, targets, index=index)
 
 

@@ -1,0 +1,67 @@
+"""What models check before they run, and the two small things they all do: repeat rows, and know a backbone's width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters.batch import Batch
+from bayes_adapters.errors import ConfigError, NonFiniteError, near_matches
+
+
+def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
+    """Return ``ranks``; raise :class:`ConfigError` if it names no adapted layer or a rank outside 0 … ``rank``."""
+    unknown = [path for path in ranks if path not in paths]
+    wrong = [f"{path!r}: {left}" for path, left in ranks.items() if not (isinstance(left, int) and 0 <= left <= rank)]
+    if unknown:
+        raise ConfigError(
+            f"ranks names {unknown[0]!r}, which is no adapted layer.{near_matches(unknown[0], paths)} It maps paths of "
+            f"adapted layers to ranks; there are {len(paths)}, the first is {paths[0]!r}."
+        )
+    if wrong:
+        raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")
+    return ranks
+
+
+def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for the first of ``names`` that cannot be withheld."""
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(
+                f"There is no modality {name!r} to withhold.{near_matches(name, allowed)} Of this model and batch can "
+                f"be withheld: {', '.join(allowed) or 'none'}. The own inputs of a model's only backbone cannot be."
+            )
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise :class:`NonFiniteError` if an input or a context frame is NaN or infinite."""
+    tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
+    tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
+    for name, value in tensors.items():
+        # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
+        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
+            rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
+                "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
+                "was changed."
+            )
+
+
+def fold(value: Tensor, samples: int) -> Tensor:
+    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B]."""
+    return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
+
+
+def hidden_width(backbone: nn.Module) -> int:
+    """Return the width of a Hugging Face model's hidden states, from its config."""
+    config = getattr(backbone, "config", None)
+    for name in ("hidden_size", "d_model", "n_embd"):
+        width = getattr(config, name, None)
+        if isinstance(width, int):
+            return width
+    raise ConfigError(
+        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
+    )
