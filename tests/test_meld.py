@@ -291,7 +291,7 @@ def test_records_and_predictions_agree(finished: Any, task: Task, name: str) -> 
     assert clean.samples == {FROZEN: 1, "lora": 1, "ensemble": 2}.get(name, 3)
     assert clean.train_seconds > 0
     assert clean.ranks_kept == {"bayeslora-2026": 1}.get(name, 2) or (name == FROZEN and math.isnan(clean.ranks_kept))
-    uncertain = [r.epistemic > 1e-9 for r in own[CLEAN]]
+    uncertain = [r.epistemic > 0 for r in own[CLEAN]]
     assert any(uncertain) == (name not in {FROZEN, "lora"})
 
 
@@ -395,7 +395,7 @@ def test_what_a_published_method_is_here(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_method_learns_and_a_seed_repeats(task: Task, name: str) -> None:
-    settings = replace(SETTINGS, epochs=20, lr=3e-2)
+    settings = replace(SETTINGS, epochs=12, lr=3e-2)
     trained = train(task, name, 0, settings)
     (history,) = trained.histories
     assert min(epoch["val_nll"] for epoch in history) < 0.7 * history[0]["val_nll"]
@@ -479,16 +479,16 @@ def test_dev_utterances_choose_the_kl_weight(
     bare = replace(task, test=None, foreign=None)  # type: ignore[arg-type]
     nll, kept = kl_weights.dev_nll(bare, "bayeslora-2026", 1e-2, 3, settings)
     _, history = train_member(task, kl_weights.weighted("bayeslora-2026", 1e-2), 3, settings)
-    assert {epoch["kl_weight"] for epoch in history} == {1e-2}
+    assert [epoch["kl_weight"] for epoch in history] == pytest.approx([1e-2, 1e-2])
     assert (nll, kept) == (min(epoch["val_nll"] for epoch in history), 1.0)
 
     monkeypatch.setattr(kl_weights, "text_backbone", lambda: (backbone(), Tokenizer()))
     monkeypatch.setattr(kl_weights, "backbone", backbone)
     monkeypatch.setattr(kl_weights, "Settings", partial(Settings, dev_size=20, rank=2))
-    command = ["--data", str(write(tmp_path)), "--methods", "scalabl", "--weights", "1", "0.1", "--train-size", "40"]
+    command = ["--data", str(write(tmp_path)), "--methods", "blob", "--weights", "0.1", "1000", "--train-size", "40"]
     assert kl_weights.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| scalabl", "1"], ["| scalabl", "0.1"]]
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| blob", "0.1"], ["| blob", "1000"]]
     assert lines[2].endswith(" | 2.00 |")
     assert len({line.split(" | ")[2] for line in lines[2:]}) == 2, "the weight changes what is learnt"
 

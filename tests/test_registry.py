@@ -86,6 +86,7 @@ def test_built_ins() -> None:
     models = {"fusion_lora", "lora", "stochastic_core", "stochastic_down", "stochastic_factors"}
     assert models <= set(registry.names("model"))
     assert {"delta", "mean_field", "contextual", "pooled_context", "cross_attention"} <= set(registry.names("guide"))
+    assert {"mc_dropout", "training_free"} <= set(registry.names("guide"))
     assert registry.find("model", "lora") is LoRA
     assert registry.find("guide", "contextual") is Contextual
     assert registry.find("likelihood", "heteroscedastic_gaussian") is likelihoods.HeteroscedasticGaussian

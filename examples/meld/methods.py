@@ -5,8 +5,8 @@ same for all methods goes into its :class:`Training`: the weight of its KL, its 
 training, how ranks are counted.
 
 Published systems come from :mod:`bayes_adapters.systems` with the rank, scale and layers of this comparison in the
-place of their own. So ``bayeslora-2025`` (p = 0.15) differs from ``mc-dropout`` (p = 0.1) in p only: in both every token
-has a mask of its own.
+place of their own. So ``bayeslora-2025`` (p = 0.15) differs from ``mc-dropout`` (p = 0.1) in p only: in both, every
+token has a mask of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], Iterable[Batch]]
 OnStep = Callable[[int, AdapterModel, AdapterGuide, torch.optim.Optimizer], None]
 """What is done after each optimiser step; see ``fit``."""
 
-KL_WEIGHTS = {"blob": 1.0, "scalabl": 1.0, "bayeslora-2026": 1.0}
+KL_WEIGHTS = {"blob": 1e-3, "scalabl": 1e-3, "bayeslora-2026": 1.0}
 """Weight w of the KL of a posterior over weights: a step minimises nll + w · KL / N, and w = 1 is the ELBO."""
 
 PRUNE_THRESHOLD = 2.0
@@ -157,7 +157,7 @@ def _bayeslora_2026(parts: Build) -> Built:
     return Built(*_system("bayeslora-2026", parts), training)
 
 
-def _mean_rank(model: AdapterModel, guide: AdapterGuide) -> float:
+def _mean_rank(model: AdapterModel, _guide: AdapterGuide) -> float:
     return sum(model.ranks.values()) / len(model.ranks)
 
 
@@ -167,7 +167,7 @@ def _tfb(parts: Build) -> Built:
 
 
 def _training_free(
-    model: AdapterModel, guide: AdapterGuide, batches: Iterable[Batch], dev: Iterable[Batch], *, seed: int
+    model: AdapterModel, guide: AdapterGuide, _batches: Iterable[Batch], dev: Iterable[Batch], *, seed: int
 ) -> tuple[AdapterModel, AdapterGuide]:
     """Put noise around a trained LoRA, as much as its own answers on the dev utterances allow (labels are not read)."""
     new, posterior, _ = bayesianise(model, guide, dev, seed=seed)  # type: ignore[arg-type]
