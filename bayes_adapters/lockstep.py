@@ -87,6 +87,7 @@ def run(
             unchanged, with a note that names the module. In every case the other modules are unwound (their ``finally``
             blocks run) and all hooks are gone.
 
+    >>> import torch
     >>> nets = {"a": nn.Sequential(nn.Identity(), nn.Flatten(0)), "b": nn.Identity()}
     >>> calls = {"a": {"input": torch.ones(2)}, "b": {"input": torch.zeros(2)}}
     >>> taps = {"a": [Tap(0, "1", "input")], "b": [Tap(0, "", "output")]}

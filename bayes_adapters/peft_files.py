@@ -123,11 +123,14 @@ def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: 
     given = others if tensors is None else tensors
     current: Any = model.head
     shape = tuple(current.weight.shape)
+    per_token = model.likelihood.per_token
     fits = tensors is not None and tuple(tensors["weight"].shape) == shape
+    fits = fits and (pooling is None or (pooling is Pooling.NONE) == per_token)
     if wanted and not fits:
         raise ConfigError(
-            f"head=True, but {str(folder)!r} has no single linear head of shape {shape}: it has "
-            f"{_shapes(given)}. Take another likelihood, or head=None."
+            f"head=True, but {str(folder)!r} has no single linear head of shape {shape} for one target "
+            f"{'a token' if per_token else 'an example'}: it has {_shapes(given)}. Take another likelihood, or "
+            "head=None."
         )
     if tensors is None or not fits or (pooling is None and not wanted):
         if given:

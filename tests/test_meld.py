@@ -20,6 +20,7 @@ from bayes_adapters import predict
 from bayes_adapters._ranks import shrink
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.handlers import base_distribution
+from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.records import write_records
 from bayes_adapters.sites import Granularity
 from bayes_adapters.training_free import bayesianise
@@ -28,7 +29,7 @@ from examples.meld import kl_weights, methods, results
 from examples.meld.data import LengthBatches, Meld, Utterance, Utterances, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, draws, run, train, train_member
 from examples.meld.frozen import frozen_probs, logistic_regression
-from examples.meld.methods import KL_WEIGHTS, METHODS, Build, method
+from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, Build, method
 from examples.meld.records import Row, read_results, read_rows, write_rows
 from examples.verify_prompts.prompts import Prompt
 from tests.helpers import bert
@@ -391,6 +392,9 @@ def test_what_a_published_method_is_here(name: str) -> None:
     if name == "scalabl":
         assert (options["positive_mean"], options["init_scale"]) == (True, (0.05 / 2**0.5, 0.05))
     assert (training.on_step is not None) == (name == "bayeslora-2026")
+    if name == "bayeslora-2026":
+        assert options["init_log_variance"] == -8.0
+        assert training.on_step == PruneSchedule(PRUNE_THRESHOLD, start=8, until=8, min_rank=1)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -482,15 +486,23 @@ def test_dev_utterances_choose_the_kl_weight(
     assert [epoch["kl_weight"] for epoch in history] == pytest.approx([1e-2, 1e-2])
     assert (nll, kept) == (min(epoch["val_nll"] for epoch in history), 1.0)
 
+    found: list[tuple[str, float, int, int | None, float]] = []
+
+    def spy(made: Task, name: str, weight: float, seed: int, chosen: Settings) -> tuple[float, float]:
+        nll, ranks = dev_nll(made, name, weight, seed, chosen)
+        found.append((name, weight, len(made.train), chosen.train_size, nll))
+        return nll, ranks
+
+    dev_nll = kl_weights.dev_nll
+    monkeypatch.setattr(kl_weights, "dev_nll", spy)
     monkeypatch.setattr(kl_weights, "text_backbone", lambda: (backbone(), Tokenizer()))
     monkeypatch.setattr(kl_weights, "backbone", backbone)
     monkeypatch.setattr(kl_weights, "Settings", partial(Settings, dev_size=20, rank=2))
-    command = ["--data", str(write(tmp_path)), "--methods", "blob", "--weights", "0.1", "1000", "--train-size", "40"]
+    command = ["--data", str(write(tmp_path)), "--methods", "scalabl", "--weights", "1", "0.1", "--train-size", "40"]
     assert kl_weights.main(command) == 0
+    assert [entry[:4] for entry in found] == [("scalabl", 1.0, 40, 40), ("scalabl", 0.1, 40, 40)]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| blob", "0.1"], ["| blob", "1000"]]
-    assert lines[2].endswith(" | 2.00 |")
-    assert len({line.split(" | ")[2] for line in lines[2:]}) == 2, "the weight changes what is learnt"
+    assert lines[2:] == [f"| scalabl | {entry[1]:g} | {entry[4]:.4f} | 2.00 |" for entry in found]
 
 
 def test_unknown_method() -> None:

@@ -28,6 +28,7 @@ from bayes_adapters.distributions import IGNORED, TokenLabels
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.peft_files import from_peft, to_peft
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, bert, fill_B, llama, pad, token_batch
 
@@ -254,6 +255,21 @@ def test_late_fusion_gives_every_token_the_pooled_context() -> None:
     heard = real & louder.present[:, None]
     assert (change[heard] > 0).all()
     assert (change[~heard] == 0).all()
+
+
+def test_a_peft_folder_keeps_the_head_for_taggers_only(tmp_path: Path) -> None:
+    model = fill_B(LoRA(bert(), Tagging(C), rank=3))
+    model.head.bias.data += 1.0
+    to_peft(tmp_path, model)
+    again = from_peft(tmp_path, bert(), Tagging(C))
+    batch = tokens()
+    torch.testing.assert_close(predict(again, Delta(again), batch).mean, predict(model, Delta(model), batch).mean)
+    with pytest.warns(UserWarning, match="was not taken over"):
+        other = from_peft(tmp_path, bert(), Categorical(C))
+    assert other.pooling == "mean"
+    assert not torch.equal(other.head.bias, model.head.bias)
+    with pytest.raises(ConfigError, match="for one target an example"):
+        from_peft(tmp_path, bert(), Categorical(C), head=True)
 
 
 # mistakes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, adapted_layers
+from bayes_adapters.guides import CrossAttention
 
 PRIOR_SCALE = 0.2
 
@@ -71,7 +72,7 @@ class HandWritten(nn.Module):
 
     def __init__(self, model: AdapterModel, guide: AdapterGuide, backbone: nn.Module) -> None:
         super().__init__()
-        self.reads_frames = hasattr(guide, "query")
+        self.reads_frames = isinstance(guide, CrossAttention)
         self.layers: list[_Layer] = []
         for path, adapted in adapted_layers(model.backbone).items():
             base = backbone.get_submodule(path)

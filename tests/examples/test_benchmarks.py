@@ -116,7 +116,7 @@ def test_the_gpu_check_fails_when_the_device_draws_other_noise(monkeypatch: pyte
 
 def test_the_bfloat16_check_sees_a_posterior_that_is_not_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_bfloat16("contextual", Granularity.TOKEN, "cpu").passed
-    monkeypatch.setattr("bayes_adapters.guides.contextual.fp32", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr("bayes_adapters.guides.amortised.fp32", lambda device: torch.autocast("cpu", torch.bfloat16))
     check = check_bfloat16("contextual", Granularity.TOKEN, "cpu")
     assert not check.passed
     assert "bfloat16" in check.detail
