@@ -468,7 +468,7 @@ def test_tfb_puts_noise_around_the_trained_lora(task: Task, monkeypatch: pytest.
 def test_dev_utterances_choose_the_kl_weight(
     tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[float] = []
+    seen: list[Any] = []
     original = METHODS["blob"].build
 
     def build(parts: Any) -> Any:
@@ -553,7 +553,9 @@ def test_the_report_compares_finished_runs(
     text = readme.read_text()
     assert "| lora | 1 | " in text
     assert "| ensemble − lora | " in text
-    assert "| lora | 1 | " in (runs / "report.md").read_text()
+    written = (runs / "report.md").read_text()
+    assert "| lora | 1 | " in written
+    assert all(f"{name} {weight:g}" in written for name, weight in KL_WEIGHTS.items())
     lora, both = (finished[name][0][0] for name in ("lora", "ensemble"))
     d = results.differences([*finished["lora"][1], *finished["ensemble"][1]], draws=20)["ensemble"]
     for name, field in (("accuracy", "accuracy"), ("NLL", "nll"), ("Brier", "brier"), ("ECE", "ece")):

@@ -28,7 +28,7 @@ from examples.comparison import Metric, difference_table, mean_table, paired_dif
 from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 from examples.meld.data import Meld, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
-from examples.meld.methods import METHODS
+from examples.meld.methods import KL_WEIGHTS, METHODS
 from examples.meld.records import Row, read_results, read_rows, write_rows
 from examples.verify_prompts.demo import pick_device, quiet
 
@@ -132,6 +132,7 @@ def describe(data: Meld, settings: Settings, seeds: int) -> list[str]:
     known = {u.text.lower() for u in data.splits["train"]}
     test = data.dialogues("test", settings.test_size)
     share = sum(u.text.lower() in known for u in test) / len(test)
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in KL_WEIGHTS.items())
     return [
         f"* Official splits, {sizes['train']} / {sizes['dev']} / {sizes['test']} utterances; {len(data.dropped)} left "
         "out of training because the same moment is in a later split.",
@@ -141,6 +142,7 @@ def describe(data: Meld, settings: Settings, seeds: int) -> list[str]:
         f"* {settings.epochs} epochs, batches of {settings.batch_size}, AdamW {settings.lr:g}; r = {settings.rank}, "
         f"α = {settings.alpha:g} on query and value of all layers of a frozen MiniLM; {settings.samples} draws, "
         f"ensembles of {settings.members}; {seeds} seeds.",
+        f"* Weights of the KL of posteriors over weights: {weights}; chosen by the NLL of dev utterances.",
         "* Out of distribution: the English scripts of telephone prompts. Differences are method − LoRA with 95 % "
         "intervals from resampling dialogues: they reflect the choice of test dialogues, not of training seeds.",
     ]
