@@ -25,6 +25,7 @@ from examples.body_signals.data import default_path, load
 from examples.body_signals.experiment import CONDITIONS, evaluate
 from examples.body_signals.methods import METHODS, fit
 from examples.body_signals.task import Settings, Task
+from examples.comparison import mean_table, rewrite
 from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 
 RECORDS = Path("results/body_signals.json")
@@ -65,11 +66,25 @@ def summary(records: Sequence[Record]) -> list[str]:
     return lines
 
 
+COLUMNS: dict[str, tuple[str, str]] = {
+    "AUC": ("all", "auc"),
+    "NLL": ("all", "nll"),
+    "ECE": ("all", "ece"),
+    "AUC, 1 withheld": ("without-1", "auc"),
+    "2 withheld": ("without-2", "auc"),
+    "3 withheld": ("without-3", "auc"),
+    "4 withheld": ("without-4", "auc"),
+    "NLL, 4 withheld": ("without-4", "nll"),
+}
+"""Heading → condition and metric, mean ± standard deviation over folds of people."""
+
+
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
     grid_arguments(parser, [*METHODS, *ADAPTED], seeds=5, runs=RUNS, out=RECORDS)
+    parser.add_argument("--readme", type=Path, help="a file with the marker body_signals")
     arguments = parse_grid(parser)
     try:
         data, settings = arguments.data or default_path(), Settings()
@@ -83,6 +98,10 @@ def main() -> int:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
         print("\n".join(summary(records)))
+        if arguments.readme:
+            table = mean_table(records, COLUMNS, "method", reference="all")
+            text = arguments.readme.read_text(encoding="utf-8")
+            arguments.readme.write_text(rewrite(text, "body_signals", table), encoding="utf-8")
     except BayesAdaptersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
