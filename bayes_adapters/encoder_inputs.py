@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -61,6 +62,10 @@ class EncoderInputs:
         if not inputs.calls:
             raise DataError(f"The batch has inputs of none of the encoders {names}.")
         return inputs
+
+    def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, "d"]) -> Float[Tensor, "rows d"]:
+        """Return ``value``, with ``null`` in the rows of examples that lack the modality ``name``."""
+        return torch.where(self.present[name][:, None], value, null) if name in self.present else value
 
     def mask_of(self, name: str, stream: Float[Tensor, "rows T d"]) -> Bool[Tensor, "rows T"] | None:
         """Return the mask of ``name``, checked against a stream of hidden states.

@@ -85,26 +85,14 @@ def _reals(targets: Tensor) -> None:
         )
 
 
-class Categorical(Likelihood):
-    """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
-
-    Args:
-        num_classes: C ≥ 2.
-    """
-
-    name: ClassVar[str] = "categorical"
+class _ClassLikelihood(Likelihood):
+    """What likelihoods over C classes share: C itself, and how draws of class probabilities are averaged."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ConfigError(f"num_classes must be a whole number of at least 2; got {num_classes}.")
         self.num_outputs = num_classes
-
-    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
-        return dist.Categorical(logits=outputs.float())
-
-    def check(self, targets: Tensor) -> None:
-        _integers(targets, self.num_outputs)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         probs = fn.probs.double()
@@ -116,6 +104,22 @@ class Categorical(Likelihood):
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_outputs}
+
+
+class Categorical(_ClassLikelihood):
+    """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
+
+    Args:
+        num_classes: C ≥ 2.
+    """
+
+    name: ClassVar[str] = "categorical"
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return dist.Categorical(logits=outputs.float())
+
+    def check(self, targets: Tensor) -> None:
+        _integers(targets, self.num_outputs)
 
 
 class Bernoulli(Likelihood):
@@ -236,7 +240,7 @@ class HeteroscedasticGaussian(_NormalLikelihood):
         return {"min_scale": self.min_scale}
 
 
-class Tagging(Likelihood):
+class Tagging(_ClassLikelihood):
     """``y_t ~ Categorical(softmax(f_t))`` for every real token t, with targets int64 of shape (B, T).
 
     Density: ``log p(y | x, E) = Σ_t log softmax(f_t)[y_t]`` over real tokens whose target is not −100; the nll of an
@@ -250,10 +254,6 @@ class Tagging(Likelihood):
 
     name: ClassVar[str] = "tagging"
     per_token: ClassVar[bool] = True
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_outputs = Categorical(num_classes).num_outputs
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return self.of_tokens(outputs, None)
@@ -274,14 +274,3 @@ class Tagging(Likelihood):
                 f"got {targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too "
                 "small, or are labels counted from 1?"
             )
-
-    def summarise(self, fn: Any) -> dict[str, Tensor]:
-        probs = fn.probs.double()
-        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
-
-    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
-        return _classes(mean, _entropy(mean), aleatoric, num_samples)
-
-    def config(self) -> dict[str, Any]:
-        return {"num_classes": self.num_outputs}

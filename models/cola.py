@@ -18,7 +18,7 @@ from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.inter_path import InterPath
-from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, remove
+from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
 from bayes_adapters.model_checks import hidden_width
@@ -119,12 +119,9 @@ class CoLA(ConcatLoRA):
         if targets is None:
             linears = [f"{n}.{path}" for n, own in self.blocks.items() for block in own for path in block.linears]
             targets = linears
-        super().__init__(backbone, likelihood, targets=targets, rank=rank, alpha=alpha, **options)
-        try:
+        with restored_on_error(backbone):
+            super().__init__(backbone, likelihood, targets=targets, rank=rank, alpha=alpha, **options)
             self._connect(prior)
-        except BaseException:
-            remove(backbone)
-            raise
 
     def _connect(self, prior: PriorLike | None) -> None:
         """Put the inter-modal paths into the adapted layers and make their sites."""
@@ -181,9 +178,7 @@ class CoLA(ConcatLoRA):
         # windowed attention sees (rows · windows, T, d), the windows of an example side by side
         stream = stream.reshape(inputs.rows, -1, stream.shape[-1])
         descriptor = self.streams[name](stream, inputs.mask_of(name, stream)).float()
-        if name not in inputs.present:
-            return descriptor
-        return torch.where(inputs.present[name][:, None], descriptor, self.null_descriptor[name])
+        return inputs.or_null(name, descriptor, self.null_descriptor[name])
 
     def _taps(self, name: str) -> list[Tap]:
         """Taps at every stage of every paired block; a pair's exchanges have the same step numbers in both encoders."""

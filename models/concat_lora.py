@@ -96,13 +96,11 @@ class ConcatLoRA(AdapterModel):
         hidden = self.run_encoders(inputs)
         features: list[Tensor] = []
         for name, pooling in self.streams.items():
-            null = self.null[name].expand(inputs.rows, -1)
             if name in hidden:
                 pooled = pooling(hidden[name], inputs.mask_of(name, hidden[name])).float()
-                null = (
-                    pooled if name not in inputs.present else torch.where(inputs.present[name][:, None], pooled, null)
-                )
-            features.append(null)
+                features.append(inputs.or_null(name, pooled, self.null[name]))
+            else:
+                features.append(self.null[name].expand(inputs.rows, -1))
         return torch.cat(features, -1)
 
     def withholdable(self, batch: Batch) -> list[str]:
