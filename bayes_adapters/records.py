@@ -38,6 +38,7 @@ class Record:
         seconds: wall-clock time of predicting all n examples.
         auroc_error_epistemic, auroc_ood_total: the same two with the other uncertainty.
         total, aleatoric, epistemic: mean uncertainty, nats.
+        parameters: how many numbers were trained, of model and guide together.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Record:
     total: float = math.nan
     aleatoric: float = math.nan
     epistemic: float = math.nan
+    parameters: float = math.nan
 
 
 def score(

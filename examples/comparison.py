@@ -155,13 +155,17 @@ def short(value: float, digits: int = 2) -> str:
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
-    """Write mean ± standard deviation.
+    """Write mean ± standard deviation; numbers above ten, such as counts and seconds, without decimals.
 
-    >>> cell([0.8, 0.9]), cell([0.8]), cell([])
-    ('.850 ± .071', '.800', '–')
+    >>> cell([0.8, 0.9]), cell([0.8]), cell([]), cell([74113.0] * 2), cell([35.2, 39.0])
+    ('.850 ± .071', '.800', '–', '74,113', '37 ± 3')
     """
+    mean = mean_of(values)
+    if mean > 10:
+        spread = f" ± {stdev(values):,.0f}" if len(set(values)) > 1 and all(map(math.isfinite, values)) else ""
+        return f"{mean:,.0f}{spread}"
     spread = f" ± {short(stdev(values), digits)}" if len(values) > 1 and all(map(math.isfinite, values)) else ""
-    return short(mean_of(values), digits) + spread
+    return short(mean, digits) + spread
 
 
 def _interval(d: PairedDifference, digits: int) -> str:

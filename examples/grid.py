@@ -25,10 +25,16 @@ R = TypeVar("R", bound=Record)
 
 
 def grid_arguments(
-    parser: argparse.ArgumentParser, methods: Sequence[str], *, seeds: int, runs: Path, out: Path
+    parser: argparse.ArgumentParser,
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    runs: Path,
+    out: Path,
+    option: str = "--methods",
 ) -> None:
-    """Add the options that every grid has."""
-    parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
+    """Add the options that every grid has; ``option`` is what chooses among ``methods``."""
+    parser.add_argument(option, nargs="+", default=list(methods), choices=list(methods))
     parser.add_argument("--seeds", type=int, default=seeds, help="seeds 0 … N-1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -113,13 +113,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained method: its members, and how long training took."""
+    """A trained method: its members, how long training took, and how many numbers were trained, of all members."""
 
     name: str
     seed: int
     members: list[Built]
     seconds: float
     histories: list[list[dict[str, float]]]
+    parameters: int
 
 
 def train(task: Task, name: str, seed: int, settings: Settings, checkpoint: Path | None = None) -> Trained:
@@ -136,18 +137,25 @@ def train(task: Task, name: str, seed: int, settings: Settings, checkpoint: Path
     chosen = method(name)
     members: list[Built] = []
     histories: list[list[dict[str, float]]] = []
+    parameters = 0
     for number in range(settings.members if chosen.ensemble else 1):
         folder = None if checkpoint is None else checkpoint / str(number)
-        built, history = train_member(task, chosen.build, seed + 1000 * number, settings, folder)
+        built, history, count = train_member(task, chosen.build, seed + 1000 * number, settings, folder)
         members.append(built)
         histories.append(history)
-    return Trained(name, seed, members, time.perf_counter() - started, histories)
+        parameters += count
+    return Trained(name, seed, members, time.perf_counter() - started, histories, parameters)
 
 
 def train_member(
     task: Task, build: Callable[[Build], Built], seed: int, settings: Settings, checkpoint: Path | None = None
-) -> tuple[Built, list[dict[str, float]]]:
-    """Build and train one member; return it, and the metrics of each epoch (``val_nll`` is on the dev utterances)."""
+) -> tuple[Built, list[dict[str, float]], int]:
+    """Build and train one member.
+
+    Returns:
+        The member, the metrics of each epoch (``val_nll`` is on the dev utterances), and how many numbers were trained,
+        those counted that pruning took out on the way.
+    """
     torch.manual_seed(seed)
     batches = task.batches("train", settings, shuffle=True, seed=seed)
     steps = settings.epochs * len(batches)
@@ -164,6 +172,7 @@ def train_member(
     model, guide, training = build(parts)
     model.to(settings.device)
     guide.to(settings.device)
+    count = sum(p.numel() for p in [*model.trainable_parameters().values(), *guide.parameters()])
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
@@ -187,7 +196,7 @@ def train_member(
     )
     if training.finish is not None:
         model, guide = training.finish(model, guide, batches, dev)
-    return Built(model, guide, training), result.history
+    return Built(model, guide, training), result.history, count
 
 
 def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor:
@@ -212,12 +221,12 @@ def run(
     parts = {CLEAN: "test", OOD: "foreign"}
     started = time.perf_counter()
     if name == FROZEN:
-        found, ranks = _frozen(task, settings), math.nan
+        found, ranks, parameters = _frozen(task, settings), math.nan, math.nan
         seconds = time.perf_counter() - started
         timed = {condition: (probs, math.nan) for condition, probs in found.items()}
     else:
         trained = train(task, name, seed, settings, checkpoint)
-        timed, seconds = {}, trained.seconds
+        timed, seconds, parameters = {}, trained.seconds, trained.parameters
         for condition, part in parts.items():
             begun = time.perf_counter()
             probs = draws(trained, task, part, settings)
@@ -233,7 +242,8 @@ def run(
         part = getattr(task, parts[condition])
         uncertainty = decompose(probs)
         record = _score(name, seed, condition, probs, part.targets(), uncertainty, reference, took)
-        results.append(Result(**vars(record), ranks_kept=ranks, train_seconds=seconds))
+        counted = vars(record) | {"parameters": parameters, "ranks_kept": ranks, "train_seconds": seconds}
+        results.append(Result(**counted))
         reference = uncertainty if condition == CLEAN else reference
         rows += _rows(name, seed, condition, part.utterances, probs, uncertainty)
     return results, rows

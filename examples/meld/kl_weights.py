@@ -56,7 +56,7 @@ def dev_nll(task: Task, name: str, weight: float, seed: int, settings: Settings)
         seed: of initialisation, order and draws.
         settings: as for the comparison.
     """
-    built, history = train_member(task, weighted(name, weight), seed, settings)
+    built, history, _ = train_member(task, weighted(name, weight), seed, settings)
     counts = built.training.ranks_kept
     kept = float(built.model.rank) if counts is None else counts(built.model, built.guide)
     return min(epoch["val_nll"] for epoch in history), kept

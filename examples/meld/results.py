@@ -35,6 +35,7 @@ from examples.verify_prompts.demo import pick_device, quiet
 RECORDS, RUNS = Path("results/meld.json"), Path("runs/meld")
 REFERENCE = "lora"
 COLUMNS: dict[str, tuple[str, str]] = {
+    "trained": (CLEAN, "parameters"),
     "accuracy": (CLEAN, "accuracy"),
     "NLL": (CLEAN, "nll"),
     "Brier": (CLEAN, "brier"),
@@ -46,7 +47,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "ranks": (CLEAN, "ranks_kept"),
     "training, s": (CLEAN, "train_seconds"),
 }
-"""Heading → condition and metric. NLL in nats; three classes in equal shares have 1.099."""
+"""Heading → condition and metric. ``trained`` counts numbers; NLL in nats, three classes in equal shares have 1.099."""
 
 
 def backbone() -> nn.Module:

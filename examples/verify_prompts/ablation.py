@@ -1,32 +1,36 @@
 """Which remedy makes CALIBER-X's uncertainty know the audio? Each one alone against the plain form, then together.
 
-    python -m examples.verify_prompts.ablation --seeds 1
+    python -m examples.verify_prompts.ablation --seeds 3 --jobs 2
 
-Trained on the training scripts, measured on the test scripts; records go to ``results/verify_prompts_ablation.json``
-with the variant's name as ``method``, and each variant's settings to ``verify_prompts_ablation.settings.json`` beside
-it: a variant that was measured with other settings is not taken for done.
+Trained on the training scripts, measured on the test scripts. Each run is written as it finishes, and a second call
+continues; records go to ``results/verify_prompts_ablation.json`` with the variant's name as ``method``. The folder of
+the runs keeps each variant's settings: a variant that was measured with other settings is not taken for done.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
-from bayes_adapters.records import Record, read_records, write_records
+import torch
+
+from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.records import write_records
+from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
 from examples.verify_prompts.demo import pick_device, quiet
 from examples.verify_prompts.experiment import CORRUPTED, PLAIN, Settings, evaluate, train
 
+RECORDS = Path("results/verify_prompts_ablation.json")
+RUNS = Path("runs/ablation")
+
 CONDITIONS = (
-    "clean", "white@10", "white@0", "white@-5", "babble@10", "babble@0", "babble@-5", "reverb", "clip", MISSING,
-    "ood-es", "ood-fr", "ood-it", "ood-ru",
+    "clean", "white@20", "white@10", "white@0", "white@-5", "babble@10", "babble@0", "babble@-5", "reverb", "clip",
+    MISSING, "ood-es", "ood-fr", "ood-it", "ood-ru",
 )  # fmt: skip
 _PLAIN = Settings(mix=PLAIN, reliability=False, prior_scale=0.2, kl_weight=1e-4, conditions=CONDITIONS)
 
@@ -51,92 +55,48 @@ VARIANTS: dict[str, Settings] = {
 """
 
 
+def run_one(variant: str, seed: int, device: str, runs: Path) -> None:
+    """Train and measure CALIBER-X once with the settings of ``variant``, and write its records."""
+    settings = replace(VARIANTS[variant], device=device)
+    corpus = Corpus.load()
+    trained = train(corpus, "caliber-x", seed, settings, checkpoint=runs / variant / f"checkpoint-{seed}")
+    records, _ = evaluate(corpus, trained, settings)
+    write_records(runs / f"{variant}-{seed}.json", [replace(record, method=variant) for record in records])
+
+
 def main() -> int:
-    """Run every variant that has no records yet."""
+    """Parse the command line and run what is not done yet."""
     quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/verify_prompts_ablation.json"))
-    arguments = parser.parse_args()
+    grid_arguments(parser, list(VARIANTS), seeds=3, runs=RUNS, out=RECORDS, option="--variants")
+    arguments = parse_grid(parser)
     try:
-        run(arguments.variants, arguments.seeds, pick_device(arguments.device), arguments.out)
+        device = pick_device(arguments.device)
+        if arguments.one:
+            run_one(arguments.one[0], int(arguments.one[1]), device, arguments.runs)
+            return 0
+        for name in arguments.variants:
+            claim_folder(arguments.runs / name, VARIANTS[name])
+        Corpus.load()  # what is fetched and converted once is there before processes share it
+        seeds = range(arguments.seeds)
+        failures = run_grid(
+            "examples.verify_prompts.ablation",
+            arguments.variants,
+            seeds,
+            arguments.runs,
+            jobs=arguments.jobs,
+            arguments=["--device", device, "--runs", str(arguments.runs)],
+        )
+        if not gather(list(VARIANTS), seeds, arguments.runs, arguments.out):
+            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
+            return 1
     except BayesAdaptersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
-
-
-def run(variants: Sequence[str], seeds: int, device: str, out: Path) -> None:
-    """Train and measure what has no records in ``out`` yet, and write them as each variant finishes.
-
-    Raises:
-        ConfigError: ``out`` holds records of one of ``variants`` made with other settings, or nobody knows with which.
-    """
-    records: list[Record] = read_records(out) if out.is_file() else []
-    check_settings(variants, records, out)
-    corpus = Corpus.load()
-    for seed in range(seeds):
-        for name in variants:
-            if any(record.method == name and record.seed == seed for record in records):
-                continue
-            settings = replace(VARIANTS[name], device=device)
-            rows, _ = evaluate(corpus, train(corpus, "caliber-x", seed, settings), settings)
-            records += [replace(record, method=name) for record in rows]
-            write_settings(out, name)
-            write_records(out, records)
-            clean = next(record for record in rows if record.condition == "clean")
-            print(f"{name} seed {seed}: clean AUC {clean.auc:.3f}, NLL {clean.nll:.3f}", flush=True)
-
-
-def settings_file(out: Path) -> Path:
-    """The file beside ``out`` that says how its records were made: variant → settings."""
-    return out.with_suffix(".settings.json")
-
-
-def check_settings(variants: Sequence[str], records: Sequence[Record], out: Path) -> None:
-    """Refuse records of ``variants`` that were made with other settings than today's.
-
-    Raises:
-        ConfigError: see :func:`run`; the differences are listed.
-    """
-    found = _read_settings(out)
-    for name in variants:
-        if not any(record.method == name for record in records):
-            continue
-        remedy = f"Pass another --out, or remove {out} and {settings_file(out)}."
-        if name not in found:
-            raise ConfigError(f"{out} has records of {name!r}, and nothing says with which settings. {remedy}")
-        there, now = found[name], _plain(name)
-        different = [f"{k}: {there.get(k)} there, {now.get(k)} now" for k in now | there if there.get(k) != now.get(k)]
-        if different:
-            raise ConfigError(f"The records of {name!r} in {out} were made with {'; '.join(different)}. {remedy}")
-
-
-def _plain(name: str) -> dict[str, Any]:
-    """Return a variant's settings as JSON; the device changes no number that matters."""
-    own = {key: value for key, value in asdict(VARIANTS[name]).items() if key != "device"}
-    return dict(json.loads(json.dumps(own)))
-
-
-def _read_settings(out: Path) -> dict[str, dict[str, Any]]:
-    path = settings_file(out)
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}). Pass another --out, or remove it and {out}.") from error
-
-
-def write_settings(out: Path, name: str) -> None:
-    """Note today's settings of the variant ``name`` beside ``out``."""
-    path = settings_file(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = {key: value for key, value in _read_settings(out).items() if key != name}
-    path.write_text(json.dumps(known | {name: _plain(name)}, indent=1) + "\n")
+    else:
+        return 1 if failures else 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     raise SystemExit(main())

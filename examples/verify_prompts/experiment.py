@@ -75,6 +75,7 @@ class Trained:
         model, guide: trained in place.
         history: of ``fit``.
         seconds: wall-clock time of training.
+        parameters: how many numbers were trained, of model and guide together.
     """
 
     method: str
@@ -83,6 +84,7 @@ class Trained:
     guide: AdapterGuide
     history: list[dict[str, float]]
     seconds: float
+    parameters: int
 
     @property
     def samples(self) -> bool:
@@ -140,9 +142,11 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
         seed=seed,
         checkpoint=checkpoint,
     )
+    trained = [*model.trainable_parameters().values(), *guide.parameters()]
+    parameters = sum(parameter.numel() for parameter in trained)
     if chosen.finish is not None:
         model, guide = chosen.finish(model, guide, validation, seed)
-    return Trained(method, seed, model, guide, result.history, time.perf_counter() - started)
+    return Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
 
 
 def validation_batches(corpus: Corpus, settings: Settings) -> list[Any]:
@@ -177,7 +181,8 @@ def evaluate(
         targets = torch.tensor([pair.label for pair in dataset.pairs])
         samples = prediction.num_samples
         names = (trained.method, trained.seed, split, condition)
-        records.append(score(*names, probs, targets, parts, reference=reference, samples=samples, seconds=seconds))
+        record = score(*names, probs, targets, parts, reference=reference, samples=samples, seconds=seconds)
+        records.append(replace(record, parameters=trained.parameters))
         if condition == "clean":
             reference = parts
         columns = zip(dataset.pairs, probs.tolist(), *(part.tolist() for part in parts), strict=True)

@@ -54,7 +54,8 @@ def main() -> int:
             return 0
         started = time.perf_counter()
         seeds = range(arguments.seeds)
-        claim_folder(arguments.runs, settings)
+        own_weights = {name: str(m.kl_weight) for name, m in METHODS.items() if m.kl_weight is not None}
+        claim_folder(arguments.runs, settings, kl_weights=own_weights)
         Corpus.load()  # what is fetched and converted once is there before processes share it
         failures = run_grid(
             "examples.verify_prompts.results",
@@ -64,11 +65,11 @@ def main() -> int:
             jobs=arguments.jobs,
             arguments=["--device", device, "--runs", str(arguments.runs)],
         )
-        records: list[Record] = gather(arguments.methods, seeds, arguments.runs, arguments.out)
+        records: list[Record] = gather(list(METHODS), seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
-        files = [arguments.runs / f"{m}-{s}.csv" for m in arguments.methods for s in seeds]
+        files = [arguments.runs / f"{m}-{s}.csv" for m in METHODS for s in seeds]
         predictions = [row for path in files if path.is_file() for row in read_predictions(path)]
         description = setup(Corpus.load(), settings, [f"{arguments.jobs} runs at a time"], started)
         write_report(arguments.runs, records, predictions, setup=description)

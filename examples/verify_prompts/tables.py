@@ -15,6 +15,7 @@ from bayes_adapters.records import Record, read_records
 from examples.comparison import mean_of, mean_table, rewrite, short
 
 COLUMNS: dict[str, tuple[str, str]] = {
+    "trained": ("clean", "parameters"),
     "clean AUC": ("clean", "auc"),
     "clean NLL": ("clean", "nll"),
     "clean ECE": ("clean", "ece"),
@@ -26,7 +27,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "reverb AUC": ("reverb", "auc"),
     "no audio NLL": ("missing", "nll"),
 }
-"""Heading → condition and metric. NLL in nats; a coin has .693."""
+"""Heading → condition and metric. ``trained`` counts numbers; NLL in nats, a coin has .693."""
 LANGUAGES = ("es", "fr", "it", "ru")
 
 

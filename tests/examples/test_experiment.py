@@ -358,43 +358,29 @@ def test_nothing_finished_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "all.json").exists()
 
 
-def test_the_ablation_repeats_no_finished_variant_and_refuses_other_settings(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus
-) -> None:
-    monkeypatch.setattr(Corpus, "load", lambda: corpus)
-    out = tmp_path / "ablation.json"
-    write_records(out, [replace(r, method="plain") for r in read_records(evaluated / "lora-text-0.json")])
-    before = out.stat().st_mtime_ns
-    with pytest.raises(ConfigError, match=r"has records of 'plain', and nothing says with which settings"):
-        ablation.run(["plain"], 1, "cpu", out)
-    ablation.write_settings(out, "plain")
-    ablation.run(["plain"], 1, "cuda", out)  # the device is no setting
-    path = ablation.settings_file(out)
-    assert (path.name, list(json.loads(path.read_text()))) == ("ablation.settings.json", ["plain"])
-    monkeypatch.setitem(ablation.VARIANTS, "plain", replace(ablation.VARIANTS["plain"], kl_weight=0.5))
-    with pytest.raises(ConfigError, match=r"records of 'plain' .* were made with kl_weight: 0\.0001 there, 0\.5 now"):
-        ablation.run(["plain"], 1, "cpu", out)
-    path.write_text("{")
-    with pytest.raises(ConfigError, match=r"settings\.json is damaged"):
-        ablation.run(["plain"], 1, "cpu", out)
-    assert out.stat().st_mtime_ns == before
-
-
-def test_the_ablation_writes_settings_beside_records(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_ablation_is_a_grid_that_refuses_other_settings(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Corpus, "load", lambda: corpus)
     small = replace(SETTINGS, reliability=False, conditions=("clean",))
     monkeypatch.setitem(ablation.VARIANTS, "plain", small)
     monkeypatch.setitem(ablation.VARIANTS, "prior-1", replace(small, prior_scale=1.0))
-    out = tmp_path / "deeper" / "ablation.json"
-    ablation.run(["plain", "prior-1"], 1, "cpu", out)
-    found = json.loads(ablation.settings_file(out).read_text())
-    assert {name: own["prior_scale"] for name, own in found.items()} == {"plain": 0.2, "prior-1": 1.0}
+    runs, out = tmp_path / "runs", tmp_path / "deeper" / "ablation.json"
+    options = ["--device", "cpu", "--seeds", "1", "--runs", str(runs), "--out", str(out)]
+    runs.mkdir()
+    for name in ("plain", "prior-1"):
+        monkeypatch.setattr(sys, "argv", ["ablation", *options, "--one", name, "0"])
+        assert ablation.main() == 0
+    before = (runs / "plain-0.json").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["ablation", *options, "--variants", "plain", "prior-1"])
+    assert ablation.main() == 0, capsys.readouterr().err  # both are done: nothing is run, the records are gathered
     assert [record.method for record in read_records(out)] == ["plain", "prior-1"]
-    before = out.stat().st_mtime_ns
-    ablation.run(["plain", "prior-1"], 1, "cpu", out)
-    assert out.stat().st_mtime_ns == before
+    assert read_records(out)[0].nll != read_records(out)[1].nll
+    assert (runs / "plain-0.json").read_bytes() == before
+    assert json.loads((runs / "prior-1" / "settings.json").read_text())["prior_scale"] == 1.0
+    monkeypatch.setitem(ablation.VARIANTS, "plain", replace(small, kl_weight=0.5))
+    assert ablation.main() == 2
+    assert "kl_weight: 0.0001 there, 0.5 now" in capsys.readouterr().err
 
 
 def test_the_variants_tell_prior_and_kl_weight_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -19,10 +20,11 @@ def record(method: str, seed: int, condition: str, auc: float, ood: float = math
 
 def test_mean_spread_and_order_of_methods() -> None:
     records = [record("b", 0, "clean", 0.8), record("b", 1, "clean", 0.9), record("a", 0, "clean", 0.5)]
+    records[:2] = [replace(r, parameters=74113) for r in records[:2]]
     lines = table([*records, record("b", 0, "ood-fr", math.nan, 0.75)], COLUMNS, "method")
-    assert lines[0].startswith("| method | seeds | clean AUC | clean NLL | clean ECE | foreign")
-    assert lines[2] == "| b | 2 | .850 ± .071 | .600 ± .000 | .100 ± .000 | – / .75 / – / – |"
-    assert lines[3].startswith("| a | 1 | .500 | ")
+    assert lines[0].startswith("| method | seeds | trained | clean AUC | clean NLL | clean ECE | foreign")
+    assert lines[2] == "| b | 2 | 74,113 | .850 ± .071 | .600 ± .000 | .100 ± .000 | – / .75 / – / – |"
+    assert lines[3].startswith("| a | 1 | – | .500 | ")
 
 
 def test_one_is_not_shortened_to_nothing() -> None:

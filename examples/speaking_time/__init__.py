@@ -1,0 +1,1 @@
+"""How long does it take to say this script? Regression from text, with both methods called BayesLoRA."""
