@@ -84,10 +84,10 @@ def speech_seconds(path: Path, quiet: float = QUIET) -> float:
         rate, raw = file.getframerate(), file.readframes(file.getnframes())
     size = rate // 100
     samples = torch.frombuffer(bytearray(raw), dtype=torch.int16).double() if raw else torch.zeros(0).double()
-    power = samples[: len(samples) // size * size].unflatten(0, (-1, size)).square().mean(1) if len(samples) else samples
-    loud = (power > power.max() * 10 ** (quiet / 10)).nonzero().flatten() if bool(power.any()) else power
-    if not len(power) or not bool(power.any()):
+    power = samples[: len(samples) // size * size].reshape(-1, size).square().mean(1)
+    if not bool(power.any()):
         raise DataError(f"{path.name} holds no sound, so there is no speech to measure. Leave it out.")
+    loud = (power > power.max() * 10 ** (quiet / 10)).nonzero().flatten()
     return (int(loud[-1]) - int(loud[0]) + 1) * size / rate
 
 

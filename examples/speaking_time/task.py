@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Prediction, predict
 from bayes_adapters.backbones import text_backbone
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import BayesAdaptersError, DataError
 from examples.speaking_time.data import Data, Spoken
+from examples.verify_prompts.demo import quiet
 
 _MOST_TOKENS = 64  # of a text; English prompts of 5 s have 20
 _BOOTSTRAP = 1000
@@ -90,7 +93,7 @@ class Task:
             **options: of :func:`bayes_adapters.predict`.
         """
         found: Prediction = predict(model, guide, self.held_out(rows), return_samples=True, **options)
-        assert found.log_density is not None  # noqa: S101  (for the type checker: the batches have targets)
+        assert found.log_density is not None
         mean = found.mean.double() * self.spread + self.centre
         error = mean - log_seconds(by_length(rows))
         nll = -float(found.log_density.double().mean()) + math.log(self.spread)
@@ -161,7 +164,7 @@ def log_seconds(rows: Sequence[Spoken]) -> Tensor:
 
 
 def line(data: Data) -> float:
-    """RMSE on the test scripts of least squares of log(seconds) on log(characters) and characters: no network at all."""
+    """Return the RMSE on test scripts of log(seconds) = a + b log(characters) + c characters, by least squares."""
 
     def design(rows: Sequence[Spoken]) -> Tensor:
         length = torch.tensor([len(row.text) for row in rows], dtype=torch.float64)
@@ -169,6 +172,15 @@ def line(data: Data) -> float:
 
     weights = torch.linalg.lstsq(design(data.train), log_seconds(data.train)[:, None]).solution[:, 0]
     return float((design(data.test) @ weights - log_seconds(data.test)).square().mean().sqrt())
+
+
+def repeat_sd(data: Data) -> float:
+    """Return the standard deviation of log(seconds) between recordings of one script: no method's RMSE can be lower."""
+    groups: dict[str, list[Spoken]] = {}
+    for row in (*data.train, *data.validation, *data.test):
+        groups.setdefault(row.script, []).append(row)
+    squares = [(logs := log_seconds(rows)).sub(logs.mean()).square().sum() for rows in groups.values()]
+    return float((torch.stack(squares).sum() / sum(len(rows) - 1 for rows in groups.values())).sqrt())
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
@@ -231,3 +243,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(own) for own in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def command(run: Any, quick: Any, description: str | None, arguments: list[str] | None = None) -> int:
+    """Run ``run`` with what the command line says; return 2 on an error that is the user's."""
+    quiet()
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a folder for metrics.json and the pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="one epoch, few draws: to see that it runs")
+    given = parser.parse_args(arguments)
+    try:
+        run(quick if given.quick else None, seed=given.seed, out=given.out)
+    except BayesAdaptersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
