@@ -7,7 +7,7 @@ watching which module computes what in one pass of two random tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -174,6 +174,24 @@ def describe_blocks(module: nn.Module) -> Blocks:
     prefix = f"{path}." if path else ""
     roles = {role: f"{prefix}{{i}}.{below}" for role, below in _roles(f"{prefix}0", layers[0]).items()}
     return Blocks.from_templates(module, Block(f"{prefix}{{i}}", **roles))
+
+
+def blocks_of(
+    encoders: nn.ModuleDict, given: Mapping[str, Blocks | Sequence[Mapping[str, str]]] | None = None
+) -> dict[str, Blocks]:
+    """Return the blocks of every encoder: those ``given``, as :class:`Blocks` or as JSON, else as they are described.
+
+    Raises:
+        ConfigError: ``given`` names no encoder, or an encoder's blocks are neither given nor known.
+    """
+    unknown = [name for name in given or {} if name not in encoders]
+    if unknown:
+        raise ConfigError(f"blocks names {unknown[0]!r}; the encoders are {sorted(encoders)}.")
+    read = {
+        name: own if isinstance(own, Blocks) else Blocks(tuple(Block(**block) for block in own))
+        for name, own in (given or {}).items()
+    }
+    return {name: read.get(name) or describe_blocks(encoder) for name, encoder in encoders.items()}
 
 
 def _role_paths(block: nn.Module) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
             f"{len(model.layers)} adapted layers."
         )
     config = {k: v for k, v in model.config().items() if k not in ("terms", "targets", "dropout", "pooling")}
-    small = Wander(model.backbone, model.likelihood, terms=1, blocks=model.blocks or None, **config)
+    small = Wander(model.backbone, model.likelihood, terms=1, **config)
     known = small.state_dict()
     small.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
     folded = type(guide)(small, **guide.config())

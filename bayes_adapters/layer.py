@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.forward_pass import ForwardPass, current_pass
+from bayes_adapters.forward_pass import ForwardPass, Weight, current_pass
 from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.targets import linear_size
+
+_Weights = Mapping[tuple[Part, str], Weight]
+"""(part, layer path) → global draw; empty for a layer without random parts, which may run outside a model."""
 
 
 class AdaptedLinear(nn.Module):
@@ -74,17 +77,26 @@ class AdaptedLinear(nn.Module):
             return out
         x = self.dropout(x)
         if self.rank > 0:
-            delta = self._moments(x) if self._has_moments() else self._up(self._core(self._down(self._mask(x))))
-            out = out + (self.scaling * delta).to(out.dtype)
+            out = out + (self.scaling * self._delta(x)).to(out.dtype)
         for path in self.inter.values():
             out = out + path(x).to(out.dtype)
         return out
 
-    def _mask(self, x: Tensor) -> Tensor:
+    def _delta(self, x: Tensor) -> Tensor:
+        if not self.sites:
+            return self._up(self._down(x, {}), {})
+        forward_pass = self._pass()
+        weights = forward_pass.weights
+        own = [weights.get((part, self.path)) for part in (Part.A, Part.B)]
+        if any(weight is not None and weight.scale is not None for weight in own):
+            return self._moments(x, weights)
+        z = self._down(self._mask(x, forward_pass), weights)
+        return self._up(self._core(z, forward_pass), weights)
+
+    def _mask(self, x: Tensor, forward_pass: ForwardPass) -> Tensor:
         site = self.sites.get(Part.MASK)
         if site is None:
             return x
-        forward_pass = self._pass()
         kept = forward_pass.prior.of(site).mean
         if site.granularity is Granularity.GLOBAL:
             mask = forward_pass.weights[Part.MASK, self.path].value / kept[self._place(site)]
@@ -92,22 +104,21 @@ class AdaptedLinear(nn.Module):
         mask = forward_pass.draw(site, x) / kept
         return (x.reshape(x.shape[0], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
 
-    def _down(self, x: Tensor) -> Tensor:
+    def _down(self, x: Tensor, weights: _Weights) -> Tensor:
         if self.lora_A is not None:
             return F.linear(x.to(self.lora_A.dtype), self.lora_A)
-        weight = self._pass().weights[Part.A, self.path]
+        weight = weights[Part.A, self.path]
         if not (self.flipout and self.training) or weight.mean is None:
             return matmul(x, weight.value)
         signs = [_signs(x, x.shape[-1]), _signs(x, self.rank)]
         deviation = matmul(x.to(weight.value.dtype) * signs[0], weight.value - weight.mean)
         return matmul(x, weight.mean) + signs[1] * deviation
 
-    def _core(self, z: Tensor) -> Tensor:
+    def _core(self, z: Tensor, forward_pass: ForwardPass) -> Tensor:
         for part in (Part.CORE, Part.DIAGONAL):
             site = self.sites.get(part)
             if site is None:
                 continue
-            forward_pass = self._pass()
             if site.granularity is Granularity.GLOBAL:
                 value = forward_pass.weights[part, self.path].value
                 return matmul(z, value) if part is Part.CORE else _scale(z, value)
@@ -118,23 +129,19 @@ class AdaptedLinear(nn.Module):
             return (value * flat).reshape(z.shape)
         return z
 
-    def _up(self, z: Tensor) -> Tensor:
+    def _up(self, z: Tensor, weights: _Weights) -> Tensor:
         if self.lora_B is not None:
             return F.linear(z.to(self.lora_B.dtype), self.lora_B)
-        return matmul(z, self._pass().weights[Part.B, self.path].value)
+        return matmul(z, weights[Part.B, self.path].value)
 
-    def _has_moments(self) -> bool:
-        weights = [self._pass().weights.get((part, self.path)) for part in (Part.A, Part.B) if part in self.sites]
-        return any(weight is not None and weight.scale is not None for weight in weights)
-
-    def _moments(self, x: Tensor) -> Tensor:
+    def _moments(self, x: Tensor, weights: _Weights) -> Tensor:
         """Draw ``B A x`` from the Gaussian that has its mean and variance, with noise of its own for every token.
 
         ``m_s = M_A x``, ``v_s = S_A² x²``, ``mean = M_B m_s``, ``var = (M_B² + S_B²) v_s + S_B² m_s²`` for independent
         Gaussian entries; squares are elementwise. B A x itself is not Gaussian, and one draw of it has correlated
         outputs; neither is true of what this returns.
         """
-        (mean_a, variance_a), (mean_b, variance_b) = self._gaussian(Part.A), self._gaussian(Part.B)
+        (mean_a, variance_a), (mean_b, variance_b) = self._gaussian(Part.A, weights), self._gaussian(Part.B, weights)
         x = x.to(mean_a.dtype)
         inner, spread = F.linear(x, mean_a), F.linear(x.square(), variance_a)
         variance = F.linear(spread, mean_b.square() + variance_b) + F.linear(inner.square(), variance_b)
@@ -142,11 +149,11 @@ class AdaptedLinear(nn.Module):
         # The square root has no slope at 0, where an input is 0 or both scales underflow.
         return mean + torch.randn_like(mean) * variance.clamp_min(1e-20).sqrt()
 
-    def _gaussian(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _gaussian(self, part: Part, weights: _Weights) -> tuple[Tensor, Tensor]:
         parameter = self.lora_A if part is Part.A else self.lora_B
         if parameter is not None:
             return parameter, torch.zeros_like(parameter)
-        weight = self._pass().weights[part, self.path]
+        weight = weights[part, self.path]
         if weight.mean is None or weight.scale is None:
             return weight.value, torch.zeros_like(weight.value)
         return weight.mean, weight.scale.square()

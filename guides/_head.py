@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 
 import pyro.distributions as dist
@@ -56,6 +57,7 @@ class PosteriorHead(nn.Module):
         return dist.Normal(centre + offset, self.scale(g), validate_args=False).to_event(2)
 
 
-def fp32(device: torch.device) -> torch.autocast:
-    """Switch autocast off: variational parameters and log-densities stay float32 under a bf16 backbone."""
-    return torch.autocast(device.type, enabled=False)
+def fp32(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off where it is on: posteriors and their densities stay float32 under a bf16 backbone."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()

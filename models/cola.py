@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters import lockstep
-from bayes_adapters.blocks import Block, Blocks, Stage, describe_blocks
+from bayes_adapters.blocks import Blocks, Stage, blocks_of
 from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, choice
@@ -113,8 +113,7 @@ class CoLA(ConcatLoRA):
         self.cross_rank = rank if cross_rank is None else cross_rank
         if self.share is not Sharing.NONE and self.cross_rank != rank:
             raise ConfigError(f"share={self.share.value!r} needs cross_rank = rank; got {self.cross_rank} and {rank}.")
-        given = _read_blocks(blocks or {}, encoders)
-        self.blocks = {name: given.get(name) or describe_blocks(encoder) for name, encoder in encoders.items()}
+        self.blocks = blocks_of(encoders, blocks)
         self.pairs = _pair(self.blocks, self.depths)
         if targets is None:
             linears = [f"{n}.{path}" for n, own in self.blocks.items() for block in own for path in block.linears]
@@ -209,16 +208,6 @@ class CoLA(ConcatLoRA):
 
 def _slot(name: str, source: str) -> str:
     return f"descriptor.{source}.for.{name}"
-
-
-def _read_blocks(given: Mapping[str, Any], backbone: nn.ModuleDict) -> dict[str, Blocks]:
-    unknown = [name for name in given if name not in backbone]
-    if unknown:
-        raise ConfigError(f"blocks names {unknown[0]!r}; the encoders are {sorted(backbone)}.")
-    return {
-        name: own if isinstance(own, Blocks) else Blocks(tuple(Block(**block) for block in own))
-        for name, own in given.items()
-    }
 
 
 def _pair(blocks: Mapping[str, Blocks], kind: DepthMap) -> list[tuple[str, str, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from bayes_adapters import lockstep
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.blocks import Blocks, Stage, describe_blocks
+from bayes_adapters.blocks import Blocks, Stage, blocks_of
 from bayes_adapters.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
 from bayes_adapters.cp_fusion import cp_fusion_pooled, cp_fusion_residual
-from bayes_adapters.encoder_inputs import EncoderInputs
+from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.forward_pass import current_pass
+from bayes_adapters.layer import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
 from bayes_adapters.model_checks import fold, hidden_width
@@ -60,7 +61,8 @@ class Wander(ConcatLoRA):
         **options: ``rank``, ``alpha``, ``streams`` and ``head_width`` of :class:`ConcatLoRA`.
 
     Raises:
-        ConfigError: fewer than two encoders, unequal widths or depths, a length missing, or a size below 1.
+        ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, or ``blocks``
+            without ``every_layer``.
     """
 
     structure: ClassVar[str] = "wander"
@@ -80,7 +82,7 @@ class Wander(ConcatLoRA):
         width: int | None = None,
         normalise: bool = True,
         prior: PriorLike | None = None,
-        blocks: Mapping[str, Blocks] | None = None,
+        blocks: Mapping[str, Blocks | Sequence[Mapping[str, str]]] | None = None,
         targets: Any = None,
         **options: Any,
     ) -> None:
@@ -88,27 +90,35 @@ class Wander(ConcatLoRA):
         self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
         self.fusion_rank, self.terms = fusion_rank, terms
-        super().__init__(backbone, likelihood, targets=targets, **options)
+        if blocks and not every_layer:
+            raise ConfigError("blocks= has an effect only with every_layer=True; the last layer is known without.")
+        encoders = require_encoders(backbone, self.least, type(self).__name__)
+        self.blocks = blocks_of(encoders, blocks) if every_layer else {}
+        with restored_on_error(backbone):
+            super().__init__(backbone, likelihood, targets=targets, **options)
+            self._fuse(num_data, prior)
+
+    def _fuse(self, num_data: int, prior: PriorLike | None) -> None:
+        """Make the fusion's parameters and its sites."""
         self.num_data = num_data
-        if not every_layer:  # what stands in for a missing modality is a factor, not a feature
+        if not self.every_layer:  # what stands in for a missing modality is a factor, not a feature
             self.null = nn.ParameterDict()
         widths = {name: hidden_width(encoder) for name, encoder in self.backbone.named_children()}
         self._check(widths)
-        size = width or next(iter(widths.values()))
-        self.blocks = {n: (blocks or {}).get(n) or describe_blocks(m) for n, m in self._tapped()}
+        size = self.width or next(iter(widths.values()))
         depths = sorted({len(own) for own in self.blocks.values()})
         if len(depths) > 1:
             raise ConfigError(f"Fusion after every layer needs encoders of one depth; got {depths}.")
-        self.depths = range(depths[0]) if every_layer else range(1)
-        self.project = nn.ModuleDict({name: nn.Linear(w, size) for name, w in widths.items()} if width else {})
+        self.depths = range(depths[0]) if self.every_layer else range(1)
+        self.project = nn.ModuleDict({name: nn.Linear(w, size) for name, w in widths.items()} if self.width else {})
         self.down, self.bias, self.absent = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for depth in self.depths:
             for name in widths:
                 key, bound = self._key(depth, name, "-"), 1 / math.sqrt(size)
-                self.down[key] = nn.Parameter(torch.empty(fusion_rank, size).uniform_(-bound, bound))
-                self.bias[key] = nn.Parameter(torch.empty(fusion_rank).uniform_(-bound, bound))
+                self.down[key] = nn.Parameter(torch.empty(self.fusion_rank, size).uniform_(-bound, bound))
+                self.bias[key] = nn.Parameter(torch.empty(self.fusion_rank).uniform_(-bound, bound))
                 self.absent[key] = nn.Parameter(torch.ones(size))
-        rows = len(widths) if every_layer else 1
+        rows = len(widths) if self.every_layer else 1
         self.gate = nn.ParameterList([torch.zeros(rows, size) for _ in self.depths])
         self.sites += [site for depth in self.depths for name in widths for site in self._sites(depth, name, size)]
         self.prior = Prior(self._start_normal if prior is None else prior, self.sites)
@@ -125,9 +135,6 @@ class Wander(ConcatLoRA):
             raise ConfigError(f"The encoders' widths differ, {dict(widths)}: pass width= to project them to one.")
         if self.width is not None and self.every_layer:
             raise ConfigError("Fusion after every layer adds to the encoders' own streams; it takes no width=.")
-
-    def _tapped(self) -> list[tuple[str, nn.Module]]:
-        return list(self.backbone.named_children()) if self.every_layer else []
 
     def _key(self, depth: int, name: str, separator: str) -> str:
         return f"{depth}{separator}{name}" if self.every_layer else name
@@ -212,6 +219,7 @@ class Wander(ConcatLoRA):
             "terms": self.terms,
             "cp": str(self.rule.cp),
             "every_layer": self.every_layer,
+            "blocks": {name: [vars(block) for block in own] for name, own in self.blocks.items()},
             "width": self.width,
             "normalise": self.rule.normalise,
         }

@@ -441,6 +441,8 @@ def test_the_joint_probe_takes_the_training_mean_of_a_withheld_stream(task: Task
 def test_unknown_method(task: Task) -> None:
     with pytest.raises(ConfigError, match=r"Unknown method 'late-avrage'\. Did you mean 'late-average'"):
         fit("late-avrage", task, SETTINGS)
+    with pytest.raises(ConfigError, match=r"Unknown method 'wandr'\. Did you mean 'wander'"):
+        adapters.train("wandr", task, 0)
 
 
 # measuring

@@ -24,9 +24,10 @@ from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.records import write_records
 from bayes_adapters.sites import Granularity
 from bayes_adapters.training_free import bayesianise
+from examples.length_batches import LengthBatches
 from examples.meld import data as meld_data
 from examples.meld import kl_weights, methods, results
-from examples.meld.data import LengthBatches, Meld, Utterance, Utterances, voice_prompts
+from examples.meld.data import Meld, Utterance, Utterances, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, draws, run, train, train_member
 from examples.meld.frozen import frozen_probs, logistic_regression
 from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, Build, method
@@ -230,7 +231,7 @@ def test_tokens_are_made_when_they_are_asked_for(meld: Meld) -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_hold_every_example_once_with_its_tokens(task: Task, shuffle: bool) -> None:
-    batches = LengthBatches(task.train, 7, shuffle=shuffle, seed=2)
+    batches = LengthBatches(task.train, 7, length=task.train.length, shuffle=shuffle, seed=2)
     orders = []
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
@@ -245,7 +246,7 @@ def test_batches_hold_every_example_once_with_its_tokens(task: Task, shuffle: bo
             assert tuple(batch.inputs["input_ids"][row][real].tolist()) == task.train[number]
             assert bool((batch.inputs["input_ids"][row][~real] == 0).all())
             assert int(batch.targets[row]) == task.train.utterances[number].label
-    assert next(iter(LengthBatches(task.foreign, 2))).targets is None
+    assert next(iter(LengthBatches(task.foreign, 2, length=task.foreign.length))).targets is None
 
 
 def test_prompts_come_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +324,7 @@ def test_an_ensemble_averages_members_of_different_seeds(task: Task) -> None:
     whole = draws(trained, task, "test", SETTINGS)
     for number, (model, guide, _) in enumerate(trained.members):
         singly = [Utterances([u], Tokenizer()) for u in task.test.utterances]
-        one = torch.cat([predict(model, guide, list(LengthBatches(s, 1)), num_samples=1).probs for s in singly])
+        one = torch.cat([predict(model, guide, [s.batch([0])], num_samples=1).probs for s in singly])
         torch.testing.assert_close(whole[number], one, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole[0], whole[1], atol=1e-3)
     alone = draws(train(task, "lora", 3, SETTINGS), task, "test", SETTINGS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, load, predict, save
 from bayes_adapters.batch import Frames
+from bayes_adapters.blocks import Blocks, describe_blocks
 from bayes_adapters.cp_factors import FusionFactors, ModalityFactors
 from bayes_adapters.cp_fusion import cp_fusion_pooled
 from bayes_adapters.errors import ConfigError, DataError
@@ -19,6 +20,7 @@ from bayes_adapters.folding import fold
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
 from bayes_adapters.handlers import PosteriorMean
 from bayes_adapters.models import ConcatLoRA, Wander
+from bayes_adapters.priors import zero_normal
 from tests.helpers import WIDTH, bert, vit, whisper
 
 LENGTHS = {"text": 5, "audio": 6}
@@ -236,6 +238,32 @@ def test_errors(build: Any, kind: type[Exception], says: str) -> None:
         build()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prior": {"factor.feature.video": zero_normal()}},
+        {"lengths": {"text": 3, "audio": 0}},
+        {"every_layer": True, "width": 8},
+        {"terms": 0, "targets": ["query", "q_proj"]},
+        {"targets": ["query", "q_proj"], "rank": 0},
+    ],
+)
+def test_a_model_that_cannot_be_built_leaves_the_encoders_alone(options: dict[str, Any]) -> None:
+    nets, data = encoders(), batch().inputs["text.input_ids"]
+    nets["text"].embeddings.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in nets.named_parameters()}
+    modules = [(path, type(module)) for path, module in nets.named_modules()]
+    with torch.no_grad():
+        before = nets["text"](data).last_hidden_state
+    with pytest.raises(ConfigError):
+        wander(nets, **options)
+    assert [(path, type(module)) for path, module in nets.named_modules()] == modules
+    assert {name: parameter.requires_grad for name, parameter in nets.named_parameters()} == flags
+    assert sorted(set(flags.values())) == [False, True]
+    with torch.no_grad():
+        assert torch.equal(nets["text"](data).last_hidden_state, before)
+
+
 # plain LoRA in every encoder
 
 
@@ -259,3 +287,18 @@ def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
     loaded = load(tmp_path / "a", nets)
     assert torch.equal(logits(loaded[1], batch()), logits(guide, batch()))
     assert adapted_layers(nets)
+
+
+def test_adapters_beside_fusion_after_every_layer_and_given_blocks_survive_a_file(tmp_path: Path) -> None:
+    nets, data = encoders(), batch()
+    given = {name: Blocks((describe_blocks(net)[0],)) for name, net in nets.items()}
+    model = wander(nets, every_layer=True, blocks=given, targets=["query", "q_proj"])
+    assert len(model.layers) == 4
+    assert list(model.depths) == [0], "the one block that was given, not both"
+    guide = Delta(model)
+    before = predict(model, guide, data, num_samples=1).probs
+    save(tmp_path / "adapter", model, guide)
+    again, other = load(tmp_path / "adapter", encoders())
+    assert torch.equal(predict(again, other, data, num_samples=1).probs, before)
+    with pytest.raises(ConfigError, match="only with every_layer=True"):
+        wander(blocks=given)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, evaluating, predict
+from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, evaluating, forward_pass, predict
+from bayes_adapters import layer as layer_module
 from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.forward_pass import ForwardPass, Weight, running
@@ -105,6 +106,48 @@ def test_a_mask_of_ones_over_the_mean_and_a_mask_of_zeros() -> None:
         plain.head.load_state_dict(model.head.state_dict())
         torch.testing.assert_close(nothing, frozen)
         torch.testing.assert_close(everything, plain(batch), rtol=1e-5, atol=1e-6)
+
+
+# a layer of which every part is random
+
+
+PARTS = (Part.MASK, Part.A, Part.CORE, Part.B)
+
+
+def _all_random() -> tuple[AdaptedLinear, dict[Part, torch.Tensor], ForwardPass]:
+    sites = build_sites({"l": (2, 6, 4)}, PARTS, Granularity.GLOBAL)
+    values = {site.part: torch.randn(site.event) for site in sites}
+    values[Part.MASK] = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    prior = Prior({"mask.*": dist.Bernoulli(probs=torch.tensor(0.75)), "*": zero_normal()}, sites)
+    weights = {(part, "l"): Weight(value) for part, value in values.items()}
+    batch = Batch({"input_ids": torch.zeros(3, 5, dtype=torch.long)})
+    layer = AdaptedLinear(nn.Linear(6, 4), 2, 6.0, path="l", sites=sites)
+    return layer, values, ForwardPass(batch, (), prior, weights, len(sites), {})
+
+
+def test_the_layer_computes_its_formula_from_the_draws_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, value, state = _all_random()
+    asked: list[ForwardPass | None] = []
+
+    def current_pass() -> ForwardPass | None:
+        asked.append(found := forward_pass.current_pass())
+        return found
+
+    monkeypatch.setattr(layer_module, "current_pass", current_pass)
+    x = torch.randn(3, 5, 6)
+    with running(state):
+        h = layer(x)
+    z = (x * value[Part.MASK] / 0.75) @ value[Part.A].T @ value[Part.CORE].T @ value[Part.B].T
+    torch.testing.assert_close(h, layer.base_layer(x) + 3.0 * z)
+    assert asked == [state], "one lookup, and its draws are handed on"
+
+
+@pytest.mark.parametrize("part", [*PARTS, Part.DIAGONAL])
+def test_a_layer_with_a_random_part_runs_in_its_model_only(part: Part) -> None:
+    sites = build_sites({"l": (2, 6, 4)}, (part,), Granularity.GLOBAL)
+    layer = AdaptedLinear(nn.Linear(6, 4), 2, 6.0, path="l", sites=sites)
+    with pytest.raises(ConfigError, match=rf"'l' has a random {part.value}, which only exists inside a model"):
+        layer(torch.randn(3, 6))
 
 
 # MC-dropout

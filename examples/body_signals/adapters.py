@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, predict
+from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import ConcatLoRA, Wander
 from bayes_adapters.training import fit
@@ -150,7 +151,13 @@ class Adapted:
 
 
 def train(name: str, task: Task, seed: int, settings: AdapterSettings | None = None) -> Fitted:
-    """Train one of :data:`ADAPTED` on the training people; keep the epoch that the validation people prefer."""
+    """Train one of :data:`ADAPTED` on the training people; keep the epoch that the validation people prefer.
+
+    Raises:
+        ConfigError: the method does not exist.
+    """
+    if name not in ADAPTED:
+        raise unknown_name("method", name, ADAPTED)
     settings, method = settings or AdapterSettings(), ADAPTED[name]
     torch.manual_seed(seed)
     encoders = nn.ModuleDict({modality: copy.deepcopy(task.encoders[modality]) for modality in MODALITIES})

@@ -11,7 +11,7 @@ import hashlib
 import io
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ class Utterances(Dataset[tuple[int, ...]]):
 
     Args:
         utterances: in order.
-        tokenizer: of the backbone.
+        tokenizer: of the backbone; without a padding token, padding is 0. It is masked.
         max_tokens: longer ones are cut.
     """
 
@@ -200,6 +200,7 @@ class Utterances(Dataset[tuple[int, ...]]):
             raise DataError("The data set has no utterances. Was a split or a subset empty?")
         self.utterances = list(utterances)
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._tokens: dict[int, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
@@ -217,50 +218,16 @@ class Utterances(Dataset[tuple[int, ...]]):
         """Shape (N,), int64; -1 where there is no sentiment."""
         return torch.tensor([-1 if u.label is None else u.label for u in self.utterances])
 
+    def length(self, index: int) -> int:
+        """Characters of an utterance: what it is sorted by; its tokens are not made for that."""
+        return len(self.utterances[index].text)
 
-class LengthBatches:
-    """Batches of utterances of similar length, so that little is padding.
-
-    Training (``shuffle``): a new order every epoch, sorted by length within stretches of eight batches. Evaluation:
-    sorted throughout; each batch's ``index`` says which examples it holds.
-    """
-
-    def __init__(
-        self, dataset: Utterances, batch_size: int, *, shuffle: bool = False, seed: int = 0, pad_id: int = 0
-    ) -> None:
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.pad_id, self.epoch = pad_id, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for rows in self._rows():
-            yield self._collate(rows)
-
-    def _rows(self) -> list[list[int]]:
-        order, source = list(range(len(self.dataset))), random.Random(f"{self.seed}/{self.epoch}/order")
-        stretch = len(order)
-        if self.shuffle:
-            source.shuffle(order)
-            stretch = 8 * self.batch_size
-        rows: list[list[int]] = []
-        for start in range(0, len(order), stretch):
-            part = sorted(order[start : start + stretch], key=lambda i: len(self.dataset.utterances[i].text))
-            rows += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-        if self.shuffle:
-            source.shuffle(rows)
-        return rows
-
-    def _collate(self, rows: Sequence[int]) -> Batch:
-        tokens = [self.dataset[i] for i in rows]
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Pad utterances to a batch; there are no targets where one of them has no sentiment."""
+        tokens = [self[i] for i in rows]
         longest = max(map(len, tokens))
-        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in tokens])
+        ids = torch.tensor([[*row, *[self._pad_id] * (longest - len(row))] for row in tokens])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
-        labels = [self.dataset.utterances[i].label for i in rows]
+        labels = [self.utterances[i].label for i in rows]
         targets = None if None in labels else torch.tensor(labels)
         return Batch({"input_ids": ids, "attention_mask": mask}, targets, index=torch.tensor(rows))

@@ -17,7 +17,8 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.metrics import Decomposition, decompose
 from bayes_adapters.records import Record, score
 from bayes_adapters.training import fit
-from examples.meld.data import SENTIMENTS, LengthBatches, Meld, Utterance, Utterances
+from examples.length_batches import LengthBatches
+from examples.meld.data import SENTIMENTS, Meld, Utterance, Utterances
 from examples.meld.frozen import features, frozen_probs
 from examples.meld.methods import Build, Built, method
 from examples.meld.records import Result, Row
@@ -83,7 +84,6 @@ class Task:
     test: Utterances
     foreign: Utterances
     backbone: Callable[[], nn.Module]
-    pad_id: int = 0
 
     @classmethod
     def make(
@@ -103,12 +103,14 @@ class Task:
             "foreign": foreign,
         }
         sets = {name: Utterances(part, tokenizer) for name, part in parts.items()}
-        pad = tokenizer.pad_token_id
-        return cls(**sets, backbone=backbone, pad_id=0 if pad is None else pad)
+        return cls(**sets, backbone=backbone)
 
-    def batches(self, part: str, settings: Settings, *, shuffle: bool = False, seed: int = 0) -> LengthBatches:
+    def batches(
+        self, part: str, settings: Settings, *, shuffle: bool = False, seed: int = 0
+    ) -> LengthBatches[Utterances]:
         """Cut ``train``, ``dev``, ``test`` or ``foreign`` into batches."""
-        return LengthBatches(getattr(self, part), settings.batch_size, shuffle=shuffle, seed=seed, pad_id=self.pad_id)
+        data: Utterances = getattr(self, part)
+        return LengthBatches(data, settings.batch_size, length=data.length, shuffle=shuffle, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bayes_adapters.likelihoods import Gaussian
 from bayes_adapters.recipes import Decay
 from bayes_adapters.systems import SYSTEMS, build
 from bayes_adapters.training import fit
-from examples.speaking_time.data import Data, load
+from examples.speaking_time.data import Data, load, shortened
 from examples.speaking_time.task import (
     Measured,
     Task,
@@ -52,16 +52,18 @@ class Settings:
         lr: learning rate of AdamW at its peak.
         draws: S, at test.
         texts: of each other kind; None means all there are.
+        rows: see :func:`examples.speaking_time.data.shortened`; None takes everything.
     """
 
     epochs: int = 8
     lr: float = 2e-3
     draws: int = SYSTEM.training.num_samples
-    texts: int | None = 24
+    texts: int | None = None
+    rows: int | None = None
 
 
-QUICK = Settings(epochs=1, draws=3, texts=4)
-"""For tests: the same code, nothing learnt."""
+QUICK = Settings(epochs=1, draws=3, texts=4, rows=96)
+"""For tests: the same code, little learnt."""
 
 
 def train(task: Task, granularity: str | None, settings: Settings, seed: int) -> tuple[AdapterModel, AdapterGuide]:
@@ -98,7 +100,8 @@ def main(
     """
     settings = settings or Settings()
     started = time.process_time()
-    task = Task.make(load() if data is None else data)
+    data = load() if data is None else data
+    task = Task.make(data if settings.rows is None else shortened(data, settings.rows))
     test = by_length(task.data.test)
     scripts = [row.script for row in test]
     numbers: dict[str, Any] = {"seed": seed, "epochs": settings.epochs, "lr": settings.lr, "draws": settings.draws}

@@ -11,6 +11,7 @@ import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,11 +19,12 @@ from bayes_adapters.errors import DataError
 from examples.training_free import PACKAGES, docstrings
 from examples.verify_prompts.prompts import LANGUAGES, Prompt, load_prompts, make_splits, normalise
 
+_T = TypeVar("_T")
 QUIET = -50.0
 """dB below the loudest hundredth of a second: what is quieter is silence. At −40 dB the s and th at the ends of words
 are cut off."""
 _LONGEST = 5.0  # seconds; what make_splits has always been given
-_EACH = 60  # texts of each kind that is not English prompts
+_EACH = 24  # texts of each kind that is not English prompts
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def speech_seconds(path: Path, quiet: float = QUIET) -> float:
 def load(split_seed: int = 0) -> Data:
     """Fetch the prompts once, measure the English ones, split them by script, and collect texts of other kinds.
 
-    ``elsewhere`` has 60 scripts of each other language (same prompts, other words), the English prompts of more than
-    5 s, and 60 docstrings of Python's standard library, all spread evenly over what there is.
+    ``elsewhere`` has 24 English prompts of more than 5 s, 24 scripts of each other language (the same prompts in other
+    words) and 24 docstrings of Python's standard library, spread evenly over the sorted texts; none is a script of the
+    splits.
 
     Args:
         split_seed: see :func:`examples.verify_prompts.prompts.make_splits`.
@@ -107,20 +110,39 @@ def load(split_seed: int = 0) -> Data:
     found = make_splits(english, split_seed)
     known = {prompt.key: prompt for prompt in english}
     short = {normalise(prompt.text) for prompt in english}
-    longer = [p.text for p in load_prompts(("en",), min_seconds=_LONGEST, max_seconds=60.0) if p.key not in known]
-    elsewhere = {"en-long": tuple(sorted({text for text in longer if normalise(text) not in short}))}
-    for language in LANGUAGES[1:]:
-        elsewhere[language] = _spread([prompt.text for prompt in load_prompts((language,))])
-    elsewhere["docstrings"] = _spread([text for package in PACKAGES for text in docstrings(package)])
+    longer = load_prompts(("en",), min_seconds=_LONGEST, max_seconds=60.0)
+    kinds = {"en-long": [prompt.text for prompt in longer]}
+    kinds |= {language: [prompt.text for prompt in load_prompts((language,))] for language in LANGUAGES[1:]}
+    kinds["docstrings"] = [text for package in PACKAGES for text in docstrings(package)]
+    elsewhere = {
+        kind: _every(sorted({text for text in texts if normalise(text) not in short}), _EACH)
+        for kind, texts in kinds.items()
+    }
     parts = (found.train, found.validation, found.test)
     train, validation, test = (_measured([known[key] for key in part]) for part in parts)
     return Data(train, validation, test, elsewhere)
+
+
+def shortened(data: Data, rows: int) -> Data:
+    """Return every k-th row of each split, ``rows`` for training and a third of that for validation and test, at most.
+
+    Args:
+        data: what :func:`load` returned; texts of other kinds stay.
+        rows: at least 3.
+
+    Raises:
+        DataError: fewer than 3 rows are wanted.
+    """
+    if rows < 3:
+        raise DataError(f"Validation and test get a third of rows, so it must be at least 3; got {rows}.")
+    third = rows // 3
+    return Data(_every(data.train, rows), _every(data.validation, third), _every(data.test, third), data.elsewhere)
 
 
 def _measured(prompts: Sequence[Prompt]) -> tuple[Spoken, ...]:
     return tuple(Spoken(p.key, p.text, speech_seconds(p.path)) for p in prompts)
 
 
-def _spread(texts: Sequence[str]) -> tuple[str, ...]:
-    different = sorted(set(texts))
-    return tuple(different[i * len(different) // _EACH] for i in range(min(_EACH, len(different))))
+def _every(rows: Sequence[_T], most: int) -> tuple[_T, ...]:
+    count = min(most, len(rows))
+    return tuple(rows[i * len(rows) // count] for i in range(count))

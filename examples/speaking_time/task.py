@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torchmetrics.functional.regression import spearman_corrcoef
 
@@ -21,7 +22,6 @@ from bayes_adapters import AdapterGuide, AdapterModel, Batch, Prediction, predic
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.errors import BayesAdaptersError, DataError
 from examples.speaking_time.data import Data, Spoken
-from examples.verify_prompts.demo import quiet
 
 _MOST_TOKENS = 64  # of a text; English prompts of 5 s have 20
 _BOOTSTRAP = 1000
@@ -54,6 +54,11 @@ class Task:
                 module.p = 0.0  # the only noise is the adapters'
         logs = log_seconds(data.train)
         return cls(data, backbone, tokenizer, float(logs.mean()), float(logs.std()))
+
+    @property
+    def log_spread(self) -> float:
+        """What an NLL of ``(log(seconds) − centre) / spread`` lacks to that of log(seconds), in nats."""
+        return math.log(self.spread)
 
     def copy(self) -> nn.Module:
         """Return a backbone that adapters may be put into."""
@@ -96,7 +101,7 @@ class Task:
         assert found.log_density is not None
         mean = found.mean.double() * self.spread + self.centre
         error = mean - log_seconds(by_length(rows))
-        nll = -float(found.log_density.double().mean()) + math.log(self.spread)
+        nll = -float(found.log_density.double().mean()) + self.log_spread
         return Measured(float(error.square().mean().sqrt()), nll, mean, error, self.variance(found))
 
     def variance(self, found: Prediction) -> Tensor:
@@ -175,7 +180,7 @@ def line(data: Data) -> float:
 
 
 def repeat_sd(data: Data) -> float:
-    """Return the standard deviation of log(seconds) between recordings of one script: no method's RMSE can be lower."""
+    """Return the standard deviation of log(seconds) between recordings of one script: what no text explains."""
     groups: dict[str, list[Spoken]] = {}
     for row in (*data.train, *data.validation, *data.test):
         groups.setdefault(row.script, []).append(row)
@@ -247,7 +252,7 @@ def _plain(value: Any) -> Any:
 
 def command(run: Any, quick: Any, description: str | None, arguments: list[str] | None = None) -> int:
     """Run ``run`` with what the command line says; return 2 on an error that is the user's."""
-    quiet()
+    transformers.utils.logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a folder for metrics.json and the pictures")
     parser.add_argument("--seed", type=int, default=0)

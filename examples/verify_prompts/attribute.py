@@ -19,7 +19,7 @@ from bayes_adapters import AdapterGuide, AdapterModel, load, plots
 from bayes_adapters.attribution import Attribution, attribute
 from bayes_adapters.bootstrap import PairedDifference
 from bayes_adapters.errors import BayesAdaptersError
-from examples.verify_prompts.corpus import FOREIGN, Corpus, LengthBatches
+from examples.verify_prompts.corpus import FOREIGN, Corpus, PairBatches
 from examples.verify_prompts.demo import SHORT, pick_device, quiet
 from examples.verify_prompts.experiment import train
 
@@ -43,7 +43,7 @@ def kinds(
     """Attribute each kind of test recording; with each its pairs' scripts, which the interval keeps together."""
     for condition in ("clean", *NOISY, *(f"ood-{language}" for language in FOREIGN)):
         dataset = corpus.evaluation("test", condition)
-        found = attribute(model, guide, LengthBatches(dataset, 32, shuffle=False), num_samples=samples)
+        found = attribute(model, guide, PairBatches(dataset, 32, shuffle=False), num_samples=samples)
         pairs = [dataset.pairs[i] for i in found.index.tolist()]
         right = torch.tensor([pair.label == 1 for pair in pairs])
         parts = {"right script": right, "wrong script": ~right} if condition == "clean" else {condition: right | ~right}

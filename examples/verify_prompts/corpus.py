@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from bayes_adapters import Batch, Frames
+from bayes_adapters import Frames
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import FrameDensity
+from examples import length_batches
 from examples.verify_prompts.dataset import MISSING, PairDataset
 from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.pairs import Pair, make_pairs
@@ -133,49 +132,23 @@ def _frames(recordings: Sequence[torch.Tensor]) -> Frames:
     return Frames(values, torch.arange(values.shape[1]) < lengths[:, None])
 
 
-class LengthBatches:
-    """Batches of scripts of similar length, so that little is padding.
+class PairBatches(length_batches.LengthBatches[PairDataset]):
+    """Batches of scripts of similar length.
 
-    Training (``shuffle``): the epoch's order is random, sorted by length within stretches of eight batches. Evaluation:
-    sorted by length throughout; each batch's ``index`` says which examples it holds. Where recordings are encoded in
-    windows (:class:`examples.verify_prompts.heard.HeardPairs`), those come first in the sorting; an evaluation's batch
-    has one window, so that a prediction does not depend on the batch.
+    Where recordings are encoded in windows (:class:`examples.verify_prompts.heard.HeardPairs`), a batch of an
+    evaluation has one window, so that a prediction does not depend on the batch.
     """
 
     def __init__(self, dataset: PairDataset, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
-        self.dataset, self.batch_size, self.shuffle, self.seed, self.epoch = dataset, batch_size, shuffle, seed, 0
+        keys: dict[str, Any] = {"length": dataset.length, "window": dataset.window}
+        super().__init__(dataset, batch_size, **keys, shuffle=shuffle, seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order, the wrong scripts and the corruptions."""
-        self.epoch = epoch
+        super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued; see :func:`bayes_adapters.training.fit`."""
         own = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
         return own | {"dataset": self.dataset.identity()}
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size) if self.shuffle else len(self._rows())
-
-    def __iter__(self) -> Iterator[Batch]:
-        for rows in self._rows():
-            yield self.dataset.collate([self.dataset[i] for i in rows])
-
-    def _rows(self) -> list[list[int]]:
-        order, source = list(range(len(self.dataset))), random.Random(f"{self.seed}/{self.epoch}/order")
-        stretch = len(order)
-        if self.shuffle:
-            source.shuffle(order)
-            stretch = 8 * self.batch_size
-        rows: list[list[int]] = []
-        for start in range(0, len(order), stretch):
-            part = sorted(order[start : start + stretch], key=self._length)
-            pieces = [part] if self.shuffle else [list(own) for _, own in groupby(part, self.dataset.window)]
-            rows += [own[i : i + self.batch_size] for own in pieces for i in range(0, len(own), self.batch_size)]
-        if self.shuffle:
-            source.shuffle(rows)
-        return rows
-
-    def _length(self, index: int) -> tuple[int, int]:
-        return self.dataset.window(index), len(self.dataset.describe(index)[0].script_text)

@@ -128,6 +128,10 @@ class PairDataset(Dataset[Item]):
             pair = Pair(pair.recording_key, pair.language, script, 0, kind)
         return pair, condition, draw
 
+    def length(self, index: int) -> int:
+        """Characters of the script in this epoch."""
+        return len(self.describe(index)[0].script_text)
+
     def window(self, index: int) -> int:
         """Examples of different windows never share a batch of an evaluation; here all have the same one."""
         return 0
@@ -135,6 +139,10 @@ class PairDataset(Dataset[Item]):
     def collate(self, items: Sequence[Item]) -> Batch:
         """Pad items to a batch."""
         return collate(items)
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Pad the items of these numbers to a batch."""
+        return self.collate([self[i] for i in rows])
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what the items are, but the epoch: a checkpointed run refuses to go on with other."""

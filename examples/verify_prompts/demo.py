@@ -9,6 +9,7 @@ import argparse
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from bayes_adapters.files import save
 from bayes_adapters.records import Record
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
-from examples.verify_prompts.methods import METHODS
+from examples.verify_prompts.methods import METHODS, find
 from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.report import CONDITIONS, write_report
 
@@ -31,7 +32,12 @@ FULL_BAR, SHORT_BAR = 0.90, 0.65
 
 
 def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar: float) -> int:
-    """Run the demo; return 0 if CALIBER-X reaches ``bar`` on clean recordings of unseen scripts, else 1."""
+    """Run the demo; return 0 if the first method reaches ``bar`` on clean recordings of unseen scripts, else 1.
+
+    Raises:
+        ConfigError: see :func:`require_saveable`; nothing was fetched.
+    """
+    require_saveable(methods)
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.load()
@@ -60,6 +66,17 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
         return 1
     say(f"passed: {methods[0]} has clean AUC {first.auc:.3f} >= {bar}", started)
     return 0
+
+
+def require_saveable(methods: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` if ``bayes-adapters verify`` could not serve the first method's adapter."""
+    if find(methods[0]).hears:
+        others = [name for name, method in METHODS.items() if not method.hears]
+        raise ConfigError(
+            "The demo saves the adapter of the first method for bayes-adapters verify, which reads frozen frames; "
+            f"{methods[0]} adapts the speech encoder. Name one of these first: {', '.join(others)}. For example "
+            f"--methods {DEMO_METHODS[0]} {methods[0]}."
+        )
 
 
 def setup(corpus: Corpus, settings: Settings, times: list[str], started: float) -> dict[str, str]:
@@ -116,7 +133,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--methods", nargs="+", default=list(DEMO_METHODS), choices=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEMO_METHODS),
+        choices=list(METHODS),
+        help="the adapter of the first is saved, and its clean AUC decides whether the demo has passed",
+    )
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
     try:

@@ -18,7 +18,7 @@ from bayes_adapters.metrics import Decomposition, correct
 from bayes_adapters.records import Record, score
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
-from examples.verify_prompts.corpus import Corpus, LengthBatches
+from examples.verify_prompts.corpus import Corpus, PairBatches
 from examples.verify_prompts.dataset import MISSING
 from examples.verify_prompts.methods import Build, find
 from examples.verify_prompts.predictions import Prediction as PairPrediction
@@ -106,7 +106,7 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
     torch.manual_seed(seed)
     chosen = find(method)
     corpus = corpus.heard() if chosen.hears else corpus
-    data = LengthBatches(corpus.training(settings.mix, seed=seed), settings.batch_size, shuffle=True, seed=seed)
+    data = PairBatches(corpus.training(settings.mix, seed=seed), settings.batch_size, shuffle=True, seed=seed)
     reliability = None
     if settings.reliability and chosen.reads_frames:
         reliability = Reliability(
@@ -159,7 +159,7 @@ def validation_batches(corpus: Corpus, settings: Settings) -> list[Any]:
     for condition in conditions:
         part = [pair for pair, own in zip(dataset.pairs, chosen, strict=True) if own == condition]
         if part:
-            out += list(LengthBatches(dataset.with_pairs(part, {condition: 1.0}), settings.batch_size, shuffle=False))
+            out += list(PairBatches(dataset.with_pairs(part, {condition: 1.0}), settings.batch_size, shuffle=False))
     return out
 
 
@@ -195,7 +195,7 @@ def evaluate(
 
 def predict_all(trained: Trained, dataset: Any, settings: Settings) -> tuple[Prediction, torch.Tensor]:
     """Predict a data set in batches of similar length; ``order`` sorts the result back into the data set's order."""
-    batches = list(LengthBatches(dataset, settings.batch_size, shuffle=False))
+    batches = list(PairBatches(dataset, settings.batch_size, shuffle=False))
     draws = settings.samples if trained.samples else 1
     prediction = predict(trained.model, trained.guide, batches, num_samples=draws, seed=trained.seed)
     index = torch.cat([batch.ids for batch in batches])

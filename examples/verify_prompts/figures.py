@@ -42,15 +42,31 @@ def draw_figures(folder: Path, pairs: Pairs, methods: Sequence[str]) -> list[str
         text = (
             "Error rate of the answers kept, by total uncertainty: clean, noise and missing pooled, all seeds together."
         )
-        drawn["risk_coverage"] = (plots.risk_coverage_plot(curves), text)
+        drawn |= {
+            f"risk_coverage{number}": (plots.risk_coverage_plot({m: curves[m] for m in group}), text + which)
+            for number, which, group in _groups(list(curves))
+        }
         text = "Mean uncertainty against noise, with 95 % intervals over scripts (normal approximation)."
-        drawn["uncertainty"] = (plots.uncertainty_by_condition(parts), text)
+        drawn |= {
+            f"uncertainty{number}": (plots.uncertainty_by_condition({m: parts[m] for m in group}), text + which)
+            for number, which, group in _groups(list(parts))
+        }
     lines_out = ["## Pictures", ""] if drawn else []
     for name, (figure, text) in drawn.items():
         (folder / "figures").mkdir(exist_ok=True)
         figure.savefig(folder / "figures" / f"{name}.png")
         lines_out += [f"![{text}](figures/{name}.png)", "", text, ""]
     return lines_out
+
+
+def _groups(methods: Sequence[str]) -> list[tuple[str, str, Sequence[str]]]:
+    """Cut the methods into as many pictures as they need to be told apart: (end of name, end of text, methods)."""
+    number = -(-len(methods) // len(plots.COLOURS))
+    if number == 1:
+        return [("", "", methods)]
+    size = -(-len(methods) // number)
+    groups = [methods[i : i + size] for i in range(0, len(methods), size)]
+    return [(f"_{i}", f" Picture {i} of {len(groups)}.", group) for i, group in enumerate(groups, 1)]
 
 
 def _columns(rows: Sequence[Prediction]) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,9 +16,10 @@ from examples.verify_prompts.comparisons import REFERENCE, differences
 from examples.verify_prompts.figures import draw_figures
 from examples.verify_prompts.findings import NOISES, audio_findings
 from examples.verify_prompts.markdown import Cells, Pairs, count, number, table
+from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.predictions import Prediction, write_predictions
+from examples.verify_prompts.rises import rises
 
-METHODS = ("lora-text", "lora-fusion", "c-lora", "caliber-g", "caliber-x", "caliber-shared-kv")
 CONDITIONS = (
     "clean", "hard", *(f"{noise}@{snr}" for noise in NOISES for snr in (20, 10, 5, 0, -5)), "missing", "reverb", "clip",
     "ood-es", "ood-fr", "ood-it", "ood-ru",
@@ -66,7 +67,7 @@ def write_report(
     for row in predictions:
         if row.split == split:
             pairs[row.method, row.condition].append(row)
-    methods, conditions = _ordered((m for m, _ in cells), METHODS), _ordered((c for _, c in cells), CONDITIONS)
+    methods, conditions = _ordered((m for m, _ in cells), [*METHODS]), _ordered((c for _, c in cells), CONDITIONS)
     seeds = sorted({r.seed for cell in cells.values() for r in cell})
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,7 @@ def write_report(
     ]
     lines += draw_figures(folder, pairs, methods)
     lines += ["## Does the uncertainty know the audio?", "", *audio_findings(cells, methods, conditions)]
+    lines += rises(pairs, methods, draws)
     lines += ["## Results by condition", "", *_glossary(methods, pairs)]
     for condition in conditions:
         lines += [f"### {condition}", "", *_results(cells, methods, condition)]

@@ -23,7 +23,7 @@ from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.records import read_records, write_records
 from bayes_adapters.verify import VerifyTask
 from examples.verify_prompts import ablation, demo, results
-from examples.verify_prompts.corpus import Corpus, LengthBatches
+from examples.verify_prompts.corpus import Corpus, PairBatches
 from examples.verify_prompts.dataset import MISSING, collate
 from examples.verify_prompts.experiment import (
     PLAIN,
@@ -211,7 +211,7 @@ def test_validation_batches_hold_every_pair_once(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_length_batches_hold_every_example_once(corpus: Corpus, shuffle: bool) -> None:
-    batches = LengthBatches(corpus.training(PLAIN, seed=0), 5, shuffle=shuffle)
+    batches = PairBatches(corpus.training(PLAIN, seed=0), 5, shuffle=shuffle)
     orders = []
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
@@ -227,7 +227,7 @@ def test_length_batches_say_what_they_are(corpus: Corpus) -> None:
 
     def identity(size: int = 5, shuffle: bool = True, seed: int = 0, **options: Any) -> dict[str, Any]:
         training = corpus.training(**({"mix": mix, "seed": 0} | options))
-        return LengthBatches(training, size, shuffle=shuffle, seed=seed).identity()
+        return PairBatches(training, size, shuffle=shuffle, seed=seed).identity()
 
     base = identity()
     assert identity() == json.loads(json.dumps(base)) == base
@@ -235,14 +235,14 @@ def test_length_batches_say_what_they_are(corpus: Corpus) -> None:
     assert (base["dataset"]["examples"], base["dataset"]["conditions"], base["dataset"]["seed"]) == (24, mix, 0)
     others = [
         identity(6), identity(shuffle=False), identity(seed=1), identity(mix=PLAIN), identity(hard=0.5),
-        LengthBatches(corpus.training(mix, seed=1), 5, shuffle=True).identity(),
-        LengthBatches(corpus.evaluation("validation", "clean"), 5, shuffle=True).identity(),
+        PairBatches(corpus.training(mix, seed=1), 5, shuffle=True).identity(),
+        PairBatches(corpus.evaluation("validation", "clean"), 5, shuffle=True).identity(),
     ]  # fmt: skip
     dataset = corpus.training(mix, seed=0)
     dataset.pairs[0], dataset.pairs[2] = dataset.pairs[2], dataset.pairs[0]
-    others.append(LengthBatches(dataset, 5, shuffle=True).identity())
+    others.append(PairBatches(dataset, 5, shuffle=True).identity())
     assert all(other != base for other in others)
-    later = LengthBatches(corpus.training(mix, seed=0), 5, shuffle=True)
+    later = PairBatches(corpus.training(mix, seed=0), 5, shuffle=True)
     later.set_epoch(3)
     assert later.identity() == base, "an interrupted run is at a later epoch"
 

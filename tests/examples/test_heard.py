@@ -140,10 +140,10 @@ def test_an_evaluation_never_mixes_windows() -> None:
 
 
 class _Batches:
-    """LengthBatches over a data set of eight examples in three windows, which gives their numbers for batches."""
+    """PairBatches over a data set of eight examples in three windows, which gives their numbers for batches."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        from examples.verify_prompts.corpus import LengthBatches
+        from examples.verify_prompts.corpus import PairBatches
 
         class Pairs(HeardPairs):
             def __init__(self) -> None:
@@ -164,10 +164,10 @@ class _Batches:
             def collate(self, items: list[int]) -> list[int]:  # type: ignore[override]
                 return items
 
-        batches = LengthBatches(Pairs(), 2, shuffle=False)
+        batches = PairBatches(Pairs(), 2, shuffle=False)
         assert len(batches) == 5
         yield from batches
-        training = LengthBatches(Pairs(), 2, shuffle=True)
+        training = PairBatches(Pairs(), 2, shuffle=True)
         assert sorted(len(rows) for rows in training) == [2, 2, 2, 2]
         assert len(training) == 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,11 @@ import torch
 from bayes_adapters import metrics
 from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import DataError
+from bayes_adapters.plots import COLOURS
 from bayes_adapters.records import Record, read_records, score
-from examples.verify_prompts.comparisons import auc_difference
+from examples.verify_prompts.comparisons import REFERENCE, auc_difference
+from examples.verify_prompts.figures import _groups
+from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.predictions import Prediction, read_predictions, write_predictions
 from examples.verify_prompts.report import COLUMNS, CONDITIONS, write_report
 
@@ -194,3 +197,46 @@ def test_a_foreign_csv_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("method,probability\n")
     with pytest.raises(DataError, match="first line"):
         read_predictions(tmp_path / "p.csv")
+
+
+def test_every_method_of_the_comparison_is_listed_in_its_order(tmp_path: Path) -> None:
+    methods = list(METHODS)
+    conditions = ("clean", "white@5", "ood-es")
+    records = [_record(m, c) for m in reversed(methods) for c in conditions]
+    predictions = [row for m in methods for c in conditions for row in _pairs(m, c, 0, 0.5, scripts=4)]
+    path = write_report(tmp_path, records, predictions, setup={}, draws=10)
+    text = path.read_text(encoding="utf-8")
+    others = [m for m in methods if m != REFERENCE]
+    lists = [("## Does the uncertainty", r"\*\*(\S+)\*\*", methods), ("Mean total", r"\| (\S+) \| \d", methods)]
+    for condition in conditions:
+        lists.append((f"### {condition}", r"\| (\S+) \| 40 \|", methods))
+        lists.append((f"### {condition}", r"\| (\S+) − caliber-x \|", others))
+    for start, row, expected in lists:
+        assert re.findall(f"^{row}", text[text.index(start) :], re.MULTILINE)[: len(expected)] == expected
+
+
+def test_more_methods_than_colours_are_more_pictures(tmp_path: Path) -> None:
+    def pictures(methods: Sequence[str]) -> tuple[list[str], str]:
+        rows = [row for m in methods for row in _pairs(m, "clean", 0, 0.5, scripts=4)]
+        folder = tmp_path / str(len(methods))
+        path = write_report(folder, [_record(m, "clean") for m in methods], rows, setup={}, draws=10)
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"\]\(figures/(\S+)\.png\)", text)
+        assert sorted(f"{name}.png" for name in names) == sorted(p.name for p in (folder / "figures").iterdir())
+        return names, text
+
+    few, text = pictures([f"m{i}" for i in range(len(COLOURS))])
+    assert few == ["reliability", "risk_coverage", "uncertainty"]
+    assert "Picture 1" not in text
+    many, text = pictures([f"m{i}" for i in range(2 * len(COLOURS) + 1)])
+    kinds = [f"{kind}_{i}" for kind in ("risk_coverage", "uncertainty") for i in (1, 2, 3)]
+    assert many == ["reliability", *kinds]
+    assert text.count("\n\nMean uncertainty against noise") == text.count(" Picture 3 of 3.\n\n") + 1 == 3
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 14, 15])
+def test_every_method_is_in_one_picture_of_each_kind(count: int) -> None:
+    names = [str(i) for i in range(count)]
+    found = [group for _, _, group in _groups(names)]
+    assert [name for group in found for name in group] == names
+    assert max(map(len, found)) <= len(COLOURS)

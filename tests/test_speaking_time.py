@@ -1,0 +1,242 @@
+"""How long a script takes to say: measured times, figures by hand, both BayesLoRAs on a part of the real prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bayes_adapters import Prediction
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Delta
+from bayes_adapters.likelihoods import Gaussian
+from bayes_adapters.models import LoRA
+from bayes_adapters.pruning import read_log
+from examples.speaking_time import bayeslora_2025, bayeslora_2026, data
+from examples.speaking_time.data import Data, Spoken, shortened, speech_seconds
+from examples.speaking_time.task import (
+    Task,
+    by_length,
+    command,
+    line,
+    log_seconds,
+    repeat_sd,
+    spearman,
+    spearman_interval,
+    variance_ratio,
+)
+from examples.verify_prompts.prompts import load_prompts
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture(scope="module")
+def prompts(offline: None) -> Data:
+    return data.load()
+
+
+@pytest.fixture(scope="module")
+def task(prompts: Data) -> Task:
+    return Task.make(prompts)
+
+
+def write(path: Path, samples: torch.Tensor, channels: int = 1) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes((samples * 32767).to(torch.int16).numpy().tobytes())
+    return path
+
+
+def tone(seconds: float, level: float = 0.5) -> torch.Tensor:
+    return level * torch.sin(torch.arange(round(8000 * seconds)) * (2 * math.pi * 400 / 8000))
+
+
+def spoken(*rows: tuple[str, float]) -> tuple[Spoken, ...]:
+    return tuple(Spoken(str(i), text, seconds) for i, (text, seconds) in enumerate(rows))
+
+
+def test_times_are_those_of_the_recordings(prompts: Data) -> None:
+    paths = {prompt.key: prompt.path for prompt in load_prompts(("en",))}
+    rows = (*prompts.train, *prompts.validation, *prompts.test)
+    assert sorted(row.key for row in rows) == sorted(paths)
+    cut = []
+    for row in rows:
+        with wave.open(str(paths[row.key]), "rb") as file:
+            whole = file.getnframes() / file.getframerate()
+        assert 0.15 <= row.seconds <= whole, row
+        cut.append(whole - row.seconds)
+    assert max(cut) < 0.75
+    assert 0.2 < sorted(cut)[len(cut) // 2] < 0.3  # what the module says of the silence
+
+
+def test_no_script_is_in_two_splits(prompts: Data) -> None:
+    parts = [{row.script for row in part} for part in (prompts.train, prompts.validation, prompts.test)]
+    assert [len(part) for part in (prompts.train, prompts.validation, prompts.test)] == [318, 54, 130]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert list(prompts.elsewhere) == ["en-long", "es", "fr", "it", "ru", "docstrings"]
+    for kind, texts in prompts.elsewhere.items():
+        assert len(set(texts)) == 24, kind
+        assert not {row.script for row in spoken(*((text, 1.0) for text in texts))} & set.union(*parts), kind
+
+
+def test_silence_at_both_ends_does_not_count(tmp_path: Path) -> None:
+    pause, quiet = torch.zeros(2400), tone(0.3, 0.5 * 10 ** (-60 / 20))
+    samples = torch.cat([pause, quiet, tone(0.5), pause, tone(0.1, 0.1), quiet, pause])
+    assert speech_seconds(write(tmp_path / "a.wav", samples)) == pytest.approx(0.5 + 0.3 + 0.1)
+    assert speech_seconds(tmp_path / "a.wav", quiet=-70.0) == pytest.approx(0.5 + 0.3 + 0.1 + 2 * 0.3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "channels", "match"),
+    [(torch.zeros(800), 1, "no sound"), (torch.zeros(0), 1, "no sound"), (tone(0.2), 2, "2 channels of 16 bits")],
+)
+def test_recordings_that_cannot_be_measured(samples: torch.Tensor, channels: int, match: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=match):
+        speech_seconds(write(tmp_path / "a.wav", samples, channels))
+
+
+def test_shortened(prompts: Data) -> None:
+    few = shortened(prompts, 30)
+    assert [len(part) for part in (few.train, few.validation, few.test)] == [30, 10, 10]
+    assert few.train[0] == prompts.train[0]
+    assert set(few.test) < set(prompts.test)
+    assert shortened(prompts, 10_000) == prompts
+    with pytest.raises(DataError, match="got 2"):
+        shortened(prompts, 2)
+
+
+def test_spearman_with_ties() -> None:
+    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 4, 3: covariance 3, variances 4.5 and 5.
+    a, b = torch.tensor([1.0, 2.0, 2.0, 9.0]), torch.tensor([0.1, 0.2, 0.4, 0.3])
+    assert spearman(a, b) == pytest.approx(3 / math.sqrt(4.5 * 5))
+    assert spearman(a.log(), b.square()) == pytest.approx(spearman(a, b))
+    assert spearman(a, -a) == pytest.approx(-1.0)
+    assert math.isnan(spearman(a, torch.ones(4)))
+
+
+def test_the_interval_draws_whole_scripts() -> None:
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(40, generator=generator)
+    b = a + torch.randn(40, generator=generator)
+    names = [str(i) for i in range(40)]
+    value, low, high = spearman_interval(a, b, names)
+    assert low < value < high
+    assert value == spearman(a, b)
+    # Each row three times is not more evidence where the rows share a script, and would be where they do not.
+    again = spearman_interval(a.repeat(3), b.repeat(3), names * 3)
+    assert again == pytest.approx((value, low, high))
+    _, narrow_low, narrow_high = spearman_interval(a.repeat(3), b.repeat(3), [str(i) for i in range(120)])
+    assert narrow_high - narrow_low < 0.8 * (high - low)
+
+
+def test_variance_ratio() -> None:
+    assert variance_ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5, 1.5])) == 3.0
+    with pytest.raises(DataError, match="only one draw"):
+        variance_ratio(torch.ones(2), torch.zeros(3))
+
+
+def test_variance_across_draws(task: Task) -> None:
+    parts = [torch.zeros(2)] * 4
+    found = Prediction(*parts, 2, samples=torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+    assert task.variance(found).tolist() == pytest.approx([task.spread**2, 0.0])
+    with pytest.raises(DataError, match="return_samples"):
+        task.variance(Prediction(*parts, 2))
+
+
+def test_controls_without_a_network() -> None:
+    rows = spoken(*(("x" * n, 0.3 * n**0.8) for n in (1, 2, 5, 9, 20)))
+    lawful = Data(rows, (), spoken(("y" * 12, 0.3 * 12**0.8)), {})
+    assert line(lawful) == pytest.approx(0.0, abs=1e-9)
+    twice = Data(spoken(("Hello.", 1.0), ("hello", math.e)), spoken(("once", 7.0)), (), {})
+    assert repeat_sd(twice) == pytest.approx(math.sqrt(0.5))
+
+
+def test_batches_by_length(task: Task) -> None:
+    rows = task.data.train
+    batches = task.batches(rows, 16, seed=3)
+    order = []
+    for epoch in (0, 1, 0):
+        batches.set_epoch(epoch)
+        found = list(batches)
+        assert len(found) == len(batches) == 20
+        order.append(torch.cat([batch.targets for batch in found if batch.targets is not None]))
+    assert not torch.equal(order[0], order[1])
+    assert torch.equal(order[0], order[2])
+    expected = (log_seconds(rows) - task.centre) / task.spread
+    assert torch.equal(order[0].sort().values, expected.float().sort().values)
+    assert float(expected.mean()) == pytest.approx(0.0, abs=1e-9)
+    real = sum(int(batch.inputs["attention_mask"].sum()) for batch in found)
+    assert real > 0.75 * sum(batch.inputs["attention_mask"].numel() for batch in found)
+
+
+def test_scores_are_in_units_of_log_seconds(task: Task) -> None:
+    model = LoRA(task.copy(), Gaussian(-1.0), rank=1)
+    rows = task.data.validation[:9]
+    found = task.measure(model, Delta(model), rows, num_samples=1)
+    truth = log_seconds(by_length(rows))
+    expected = torch.distributions.Normal(found.mean, task.spread * math.exp(-1.0)).log_prob(truth)
+    assert found.nll == pytest.approx(-float(expected.mean()), abs=1e-5)
+    assert found.rmse == pytest.approx(float((found.mean - truth).square().mean().sqrt()))
+    assert float(found.variance.max()) == 0.0
+
+
+def test_bayeslora_2025(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = bayeslora_2025.main(bayeslora_2025.QUICK, out=tmp_path / "run", data=prompts)
+    assert list(numbers["methods"]) == list(bayeslora_2025.METHODS)
+    printed = capsys.readouterr().out
+    plain = numbers["methods"]["no masks (LoRA)"]
+    assert set(plain) == {"rmse", "nll"}
+    for name in ("a mask per token", "a mask per draw"):
+        own = numbers["methods"][name]
+        assert own["variance"] > 0
+        value, low, high = own["spearman"]
+        assert -1 <= low <= value <= high <= 1
+        assert set(own["variance_ratio"]) == set(prompts.elsewhere)
+        assert own["rmse"] != plain["rmse"]
+        assert f"| {name} | {own['rmse']:.3f} | {own['nll']:.3f} | {value:+.2f} [{low:+.2f}, {high:+.2f}] |" in printed
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == json.loads(json.dumps(numbers))
+    assert (tmp_path / "run" / "scatter.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bayeslora_2026(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = bayeslora_2026.main(bayeslora_2026.QUICK, out=tmp_path / "run", data=prompts)
+    rows = numbers["rows"]
+    none, some = rows["KL weight 0"], rows["KL weight 0.0001"]
+    assert none["ranks"] == 96 > some["ranks"] > 0
+    assert none["bytes"] > some["bytes"]
+    assert none["export_bytes"] > some["export_bytes"]
+    for own in (none, some):
+        assert own["export_difference"] < 1e-4
+        assert sum(own["layers"].values()) == own["ranks"]
+    assert numbers["chosen"] == "KL weight 0.0001"
+    control = rows["plain LoRA, the ranks of KL weight 0.0001"]
+    assert control["ranks"] == some["ranks"]
+    assert rows["plain LoRA, all ranks"]["ranks"] == 96
+    log = read_log(tmp_path / "run" / "kl-0.0001" / "pruning.json")
+    assert log[-1].after == some["layers"]
+    assert [record.step for record in log] == list(range(9, 15))
+    assert (tmp_path / "run" / "kl-0.0001" / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "kl-0" / "adapter" / "adapter.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"] == json.loads(json.dumps(rows))
+    assert f"| KL weight 0.0001 | {some['ranks']} | {some['rmse']:.3f} |" in capsys.readouterr().out
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+
+    def run(settings: Any, **options: Any) -> None:
+        seen.append((settings, options))
+        if options["seed"] == 7:
+            raise ConfigError("there is no seven")
+
+    assert command(run, "few", "text", ["--quick", "--out", str(tmp_path)]) == 0
+    assert command(run, "few", "text", ["--seed", "7"]) == 2
+    assert seen == [("few", {"seed": 0, "out": tmp_path}), (None, {"seed": 7, "out": None})]
+    assert "error: there is no seven" in capsys.readouterr().err
