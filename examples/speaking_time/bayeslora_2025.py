@@ -77,7 +77,7 @@ def train(task: Task, granularity: str | None, settings: Settings, seed: int) ->
     else:
         model, guide = build(SYSTEM.name, task.copy(), Gaussian(-1.0), granularity=granularity, **options)
     recipe = replace(SYSTEM.training, lr=settings.lr, epochs=settings.epochs, warmup=0.06, decay=Decay.LINEAR)
-    chosen = recipe.fit_options(model, guide, num_data=len(rows)) | {"num_samples": 4, "clip_norm": 1.0}
+    chosen = recipe.fit_options(model, guide, num_data=len(rows)) | {"num_samples": 2, "clip_norm": 1.0}
     batches = task.batches(rows, recipe.batch_size, seed)
     fit(model, guide, batches, validation=task.held_out(task.data.validation), seed=seed, progress=False, **chosen)
     return model, guide
@@ -173,7 +173,7 @@ def _scatter(path: Path, methods: dict[str, Measured], length: Tensor) -> None:
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, methods.items(), strict=True):
         points = axes.scatter(found.variance.sqrt(), found.error.abs(), c=length, cmap="viridis", s=14)
-        axes.set_xscale("log")
+        axes.set_xlim(left=0.0)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xlabel("standard deviation of the mean over draws, log(s)")
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """Scripts and how long a voice takes to say them, measured on studio recordings; and texts of other kinds.
 
 The recordings are the English telephone prompts of :mod:`examples.verify_prompts.prompts`: one speaker, 0.1 to 5
-seconds. A recording begins and ends with silence, 0.25 s together in the median, which nobody says: the target is the
+seconds. A recording begins and ends with silence, 0.16 s together in the median, which nobody says: the target is the
 time from the first sound to the last.
 """
 
