@@ -20,11 +20,13 @@ from bayes_adapters.models import LoRA
 from bayes_adapters.records import Record, read_records
 from examples.body_signals import adapters, results
 from examples.body_signals.data import CLIP, MODALITIES, Fold, Signals, load, make_fold
+from examples.body_signals.differences import differences, mean_auc
 from examples.body_signals.encoders import EncoderSettings, SignalEncoder, build_encoder, encode
-from examples.body_signals.experiment import CONDITIONS, average, evaluate
+from examples.body_signals.experiment import CONDITIONS, WITHHELD, average, condition_of, evaluate
 from examples.body_signals.methods import METHODS, BestSingle, Joint, LateFusion, fit, fit_weights
 from examples.body_signals.pretrain import PretrainSettings, Reconstruction, hide, losses_of, pretrain, pretrained
 from examples.body_signals.probes import fit_probe, hand_features, pool
+from examples.body_signals.records import Row, read_rows, write_rows
 from examples.body_signals.task import Settings, Task
 
 SMALL = EncoderSettings(width=16, layers=1, heads=2, inner=16)
@@ -411,6 +413,7 @@ def test_late_fusion_is_a_mixture_over_the_present(task: Task) -> None:
     plain, weighted = fit("late-average", task, SETTINGS), fit("late-weighted", task, SETTINGS)
     assert isinstance(plain, LateFusion)
     assert isinstance(weighted, LateFusion)
+    assert weighted.logits is not None
     probs = {name: p.probs(plain.features["test"][name]) for name, p in plain.probes.items()}
     assert torch.allclose(plain.draws("test", ["EDA", "HR"])[0], (probs["EDA"] + probs["HR"]) / 2)
     weights = weighted.logits.softmax(0)
@@ -450,7 +453,7 @@ def test_unknown_method(task: Task) -> None:
 
 def test_conditions_average_over_every_set_of_withheld_streams(task: Task) -> None:
     fitted = fit("late-average", task, SETTINGS)
-    records = {r.condition: r for r in evaluate(fitted, task, "late-average", 0)}
+    records = {r.condition: r for r in evaluate(fitted, task, "late-average", 0)[0]}
     assert tuple(records) == CONDITIONS
     assert {(r.method, r.seed, r.split, r.n, r.samples) for r in records.values()} == {
         ("late-average", 0, "test", len(task.signals["test"]), 1)
@@ -467,7 +470,107 @@ def test_conditions_average_over_every_set_of_withheld_streams(task: Task) -> No
     assert records["all"].epistemic == 0.0
 
 
-def record(condition: str = "all", **changes: float) -> Record:
+def test_every_window_is_kept_with_every_set_of_streams_withheld(task: Task) -> None:
+    fitted, people = fit("late-average", task, SETTINGS), task.signals["test"].people
+    rows = evaluate(fitted, task, "late-average", 3)[1]
+    windows = len(task.signals["test"])
+    assert len(rows) == 31 * windows
+    assert len({(r.condition, r.key) for r in rows}) == len(rows)
+    assert {(r.method, r.seed) for r in rows} == {("late-average", 3)}
+    without = [r for r in rows if r.condition == "without-BVP+EDA"]
+    assert [r.probability for r in without] == fitted.draws("test", ["ACC", "TEMP", "HR"])[0].tolist()
+    assert [r.label for r in without] == task.signals["test"].labels.tolist()
+    assert [r.group for r in without] == [str(p) for p in people.tolist()]
+    assert [r.key for r in without if r.group == str(int(people[0]))] == [f"{people[0]}/{i}" for i in range(WINDOWS)]
+    assert all(r.epistemic == 0.0 and r.total == r.aleatoric > 0.0 for r in rows)
+
+
+def test_what_was_fitted_is_counted(task: Task) -> None:
+    each = 2 * SMALL.width + 1  # mean and deviation of every feature, and a bias
+    counts = {"single-best": 5 * each, "late-average": 5 * each, "late-weighted": 5 * each + 5}
+    counts |= {"linear-all": 5 * (each - 1) + 1, "linear-hand": 7 * 7 + 1}
+    for method, count in counts.items():
+        fitted = fit(method, task, SETTINGS)
+        assert fitted.parameters == count, method
+        assert {r.parameters for r in evaluate(fitted, task, method, 0)[0]} == {count}
+
+
+def made_up(method: str, seed: int, shift: float, people: int = 3) -> list[Row]:
+    """Two windows of rest and two of stress a person; ``shift`` raises stress, and fold 1 says more of everything."""
+    said = []
+    for withheld in WITHHELD:
+        for person in range(people):
+            for i, label in enumerate((0, 1, 0, 1)):
+                p = 0.2 + 0.1 * ((3 * person + i) % 4) + shift * label + 0.2 * (seed % 2)
+                key, group = f"{seed}-{person}/{i}", f"{seed}-{person}"
+                said.append(Row(method, seed, condition_of(withheld), key, group, label, p, 0.5, 0.5, 0.0))
+    return said
+
+
+def test_predictions_survive_a_file(tmp_path: Path) -> None:
+    rows = made_up("m", 4, 0.123456789)
+    write_rows(tmp_path / "m.csv", rows)
+    for old, new in zip(rows, read_rows(tmp_path / "m.csv"), strict=True):
+        assert new == old._replace(probability=pytest.approx(old.probability, abs=1e-9))
+    (tmp_path / "m.csv").write_text("method,seed\n")
+    with pytest.raises(DataError, match=r"first line of .*m\.csv must be method,seed,condition"):
+        list(read_rows(tmp_path / "m.csv"))
+
+
+def test_the_mean_auc_is_that_of_metrics_with_ties() -> None:
+    probs, labels = torch.randint(0, 5, (40, 3)).double() / 5, torch.arange(40).double() % 2
+    wanted = sum(auc(column, labels.long()) for column in probs.T) / 3
+    assert mean_auc(probs, labels) == pytest.approx(wanted)
+    assert math.isnan(mean_auc(probs, torch.ones(40, dtype=torch.float64)))
+
+
+def test_differences_are_means_over_folds_with_intervals_over_people() -> None:
+    rows = [row for seed in (0, 1) for m, s in (("concat-lora", 0.0), ("better", 0.25)) for row in made_up(m, seed, s)]
+    found = differences(rows, folds=2, draws=50)
+    assert list(found) == ["better"]
+    assert list(found["better"]) == ["AUC", "NLL", "ECE", *(f"AUC, {k} withheld" for k in (1, 2, 3, 4))]
+
+    def within(method: str) -> float:
+        said = [[r for r in rows if (r.method, r.seed, r.condition) == (method, s, "all")] for s in (0, 1)]
+        scores = [auc(torch.tensor([r.probability for r in f]), torch.tensor([r.label for r in f])) for f in said]
+        return sum(scores) / 2
+
+    for name, (difference, low, high) in found["better"].items():
+        assert low <= difference <= high, name
+        if name.startswith("AUC"):
+            assert difference == pytest.approx(within("better") - within("concat-lora"))
+            assert low < high
+    assert found["better"]["NLL"].high < 0.0
+
+
+def test_differences_need_whole_partitions_and_all_sets() -> None:
+    rows = [row for seed in (0, 1, 2) for m in ("concat-lora", "m") for row in made_up(m, seed, 0.1)]
+    whole = differences(rows, folds=2, draws=20)
+    assert whole == differences([r for r in rows if r.seed < 2], folds=2, draws=20)
+    assert whole["m"]["AUC"] == (0.0, 0.0, 0.0)
+    assert differences([r for r in rows if (r.method, r.seed) != ("m", 1)], folds=2) == {}
+    assert differences([], folds=2) == {}
+    with pytest.raises(DataError, match="m seed 0 lacks predictions of some window"):
+        differences([r for r in rows if (r.method, r.condition) != ("m", "without-EDA")], folds=2)
+    with pytest.raises(ConfigError, match="Nothing was measured for the reference 'concat-lora'"):
+        differences([r for r in rows if r.method == "m"], folds=2)
+
+
+def test_tables_have_differences_when_a_partition_is_whole(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{m}-{s}.csv" for m in ("concat-lora", "m") for s in (0, 1)]
+    for path in paths:
+        method, seed = path.stem.rsplit("-", 1)
+        write_rows(path, made_up(method, int(seed), 0.1))
+    records = [record(method=m, seed=s, parameters=70.0) for m in ("concat-lora", "m") for s in (0, 1)]
+    found = results.tables(records, paths, folds=2)
+    assert found["body_signals"][0].startswith("| method | seeds | trained | AUC |")
+    assert "| m | 2 | 70 |" in found["body_signals"][3]
+    assert found["body_signals_differences"][2].startswith("| m − concat-lora | +.000 [+.000, +.000] |")
+    assert list(results.tables(records, paths, folds=5)) == ["body_signals"]
+    assert list(results.tables(records[2:], paths, folds=2)) == ["body_signals"]
+
+
+def record(condition: str = "all", **changes: Any) -> Record:
     return replace(Record("m", 0, "test", condition, 4, 0.5, 0.6, 0.6, 0.2, 0.1, 0.5, 0.5, 0.3, 1, 1.0), **changes)
 
 
@@ -483,7 +586,7 @@ def test_the_average_leaves_out_what_is_not_defined() -> None:
 # methods through the library
 
 
-@pytest.mark.parametrize("method", ["concat-lora", "bayesian-wander"])
+@pytest.mark.parametrize("method", ["concat-lora", "wander-released", "bayesian-wander"])
 def test_adapted_methods_train_on_streams_that_are_withheld(task: Task, method: str) -> None:
     fitted = adapters.train(method, task, 0, adapters.AdapterSettings(epochs=1, samples=3))
     windows = len(task.signals["test"].labels)
@@ -492,6 +595,55 @@ def test_adapted_methods_train_on_streams_that_are_withheld(task: Task, method: 
     one = fitted.draws("test", ["EDA"])
     assert not torch.allclose(whole, one)
     assert bool(((one >= 0) & (one <= 1)).all())
+
+
+def built(method: str, task: Task) -> adapters.Adapted:
+    """An untrained method: the gate of Wander is closed."""
+    fitted = adapters.train(method, task, 0, adapters.AdapterSettings(epochs=1, lr=0.0))
+    assert isinstance(fitted, adapters.Adapted)
+    return fitted
+
+
+@pytest.mark.parametrize(("method", "reads"), [("wander", True), ("wander-released", False)])
+def test_wander_reads_every_stream_but_the_released_residual_one(method: str, reads: bool, task: Task) -> None:
+    fitted = built(method, task)
+    whole, without = fitted.draws("test", list(MODALITIES)), fitted.draws("test", ["BVP", "ACC", "TEMP", "HR"])
+    assert torch.equal(whole, without) is not reads
+
+
+@pytest.mark.parametrize("present", [list(MODALITIES), ["EDA", "HR"]])
+def test_encoders_that_have_run_are_the_encoders(present: list[str], task: Task) -> None:
+    fitted = adapters.train("wander-released", task, 0, adapters.AdapterSettings(epochs=1, lr=0.1))
+    assert isinstance(fitted, adapters.Adapted)
+    encoders = torch.nn.ModuleDict({name: task.encoders[name] for name in MODALITIES})
+    model, _ = adapters.ADAPTED["wander-released"].build(encoders, len(task.signals["train"]))
+    trained = fitted.model.trainable_parameters()
+    assert set(trained) == set(model.trainable_parameters())
+    with torch.no_grad():
+        for name, parameter in model.trainable_parameters().items():
+            parameter.copy_(trained[name])
+    guide = Delta(model)
+    guide.load_state_dict(fitted.guide.state_dict())
+    again = replace(fitted, model=model, guide=guide, windows=task.signals)
+    assert torch.allclose(again.draws("test", present), fitted.draws("test", present), atol=1e-5)
+
+
+def test_lora_of_matched_size() -> None:
+    def count(method: str) -> int:
+        encoders = {name: build_encoder(name, EncoderSettings(), 0) for name in MODALITIES}
+        for encoder in encoders.values():
+            encoder.requires_grad_(False)
+        kind = adapters.ADAPTED[method]
+        streams = {name: adapters.Encoded(64) for name in MODALITIES} if kind.encoded else encoders
+        model, guide = kind.build(torch.nn.ModuleDict(streams), 100)
+        return adapters.Adapted(model, guide, {}, 1).parameters
+
+    head = 5 * 64 + 1 + 5 * 64  # weights, bias, and what stands in for five missing streams
+    assert count("concat-lora") == head + 5 * 2 * 2 * 2 * (64 + 64)
+    factors = 5 * 2 * (8 * 64 + 30 * 8)
+    assert count("wander") == head + factors + 5 * (8 * 64 + 8) + 2 * 5 * 64  # W and b, absent and gate
+    assert abs(count("concat-lora-r4") - count("wander")) < 5 * 2 * 2 * (64 + 64) / 2  # no other rank is nearer
+    assert count("bayesian-wander") == count("wander") + factors
 
 
 def test_an_epoch_withholds_other_streams_and_never_all_of_them(task: Task) -> None:
@@ -551,6 +703,7 @@ def test_the_grid_runs_and_continues(
     assert call(monkeypatch, *options) == 0
     assert (runs / "late-average-1.json").stat().st_mtime_ns == done
     assert len(read_records(out)) == 2 * len(CONDITIONS)
+    assert {r.seed for r in read_rows(runs / "late-average-1.csv")} == {1}
     other = tmp_path / "other.npz"
     np.savez(other, **(arrays() | {"y": 1 - arrays()["y"]}))
     assert call(monkeypatch, "--data", str(other), *options[2:]) == 2

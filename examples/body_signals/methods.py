@@ -27,6 +27,11 @@ Features = Mapping[str, Mapping[str, Tensor]]
 class Fitted(Protocol):
     """A fitted method."""
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers were fitted, those included that an answer may not need."""
+        ...
+
     def draws(self, split: str, present: Sequence[str]) -> Float[Tensor, "S N"]:
         """P(stress) of every window of a split from the ``present`` modalities alone, one row a posterior draw.
 
@@ -67,18 +72,23 @@ class LateFusion:
     Args:
         probes: modality → its own probe.
         features: what the probes read.
-        logits: a, one a modality in the order of ``MODALITIES``; zeros average.
+        logits: a, one a modality in the order of ``MODALITIES``; None averages.
     """
 
     probes: Mapping[str, Probe]
     features: Features
-    logits: Float[Tensor, "M"]
+    logits: Float[Tensor, "M"] | None = None
+
+    @property
+    def parameters(self) -> int:
+        return _count(self.probes) + (0 if self.logits is None else len(self.logits))
 
     def draws(self, split: str, present: Sequence[str]) -> Float[Tensor, "1 N"]:
         names = check_present(present)
         rows = [list(MODALITIES).index(name) for name in names]
         probs = torch.stack([self.probes[name].probs(self.features[split][name]) for name in names])
-        return self.logits[rows].softmax(0)[None] @ probs
+        logits = torch.zeros(len(MODALITIES), dtype=probs.dtype) if self.logits is None else self.logits
+        return logits[rows].softmax(0)[None] @ probs
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ class BestSingle:
     probes: Mapping[str, Probe]
     features: Features
     order: Sequence[str]
+
+    @property
+    def parameters(self) -> int:
+        return _count(self.probes)
 
     def draws(self, split: str, present: Sequence[str]) -> Float[Tensor, "1 N"]:
         names = check_present(present)
@@ -113,6 +127,10 @@ class Joint:
     probe: Probe
     features: Features
 
+    @property
+    def parameters(self) -> int:
+        return _count({"all": self.probe})
+
     def draws(self, split: str, present: Sequence[str]) -> Float[Tensor, "1 N"]:
         names = check_present(present)
         parts, start = [], 0
@@ -124,6 +142,10 @@ class Joint:
         return self.probe.probs(torch.cat(parts, -1))[None]
 
 
+def _count(probes: Mapping[str, Probe]) -> int:
+    return sum(probe.weight.numel() + 1 for probe in probes.values())
+
+
 def _singles(task: Task, settings: Settings, features: Features) -> dict[str, Probe]:
     train, validation = task.signals["train"].labels, task.signals["validation"].labels
     own = ((name, features["train"][name], features["validation"][name]) for name in MODALITIES)
@@ -132,7 +154,7 @@ def _singles(task: Task, settings: Settings, features: Features) -> dict[str, Pr
 
 def _late_average(task: Task, settings: Settings) -> Fitted:
     features = frozen(task)
-    return LateFusion(_singles(task, settings, features), features, torch.zeros(len(MODALITIES), dtype=torch.float64))
+    return LateFusion(_singles(task, settings, features), features)
 
 
 def _late_weighted(task: Task, settings: Settings) -> Fitted:

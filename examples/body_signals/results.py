@@ -3,7 +3,9 @@
     python -m examples.body_signals.results --data windows.npz --seeds 5 --jobs 2
 
 A seed is a fold of people and the initialisation of the encoders: seeds 0 … 4 test every person once. Encoders are
-pre-trained first, once a seed. Records go to ``results/body_signals.json``, single runs to ``runs/body_signals/``.
+pre-trained first, once a seed. Records go to ``results/body_signals.json``, single runs and what was said about every
+window to ``runs/body_signals/``; ``--readme README.md`` also puts the two tables between the markers ``body_signals``
+and ``body_signals_differences`` of that file.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, write_records
 from examples.body_signals.adapters import ADAPTED, AdapterSettings, train
 from examples.body_signals.data import default_path, load
+from examples.body_signals.differences import REFERENCE, differences
 from examples.body_signals.experiment import CONDITIONS, evaluate
 from examples.body_signals.methods import METHODS, fit
+from examples.body_signals.records import read_rows, write_rows
 from examples.body_signals.task import Settings, Task
-from examples.comparison import mean_table, rewrite
+from examples.comparison import difference_table, mean_table, rewrite
 from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
 
 RECORDS = Path("results/body_signals.json")
@@ -41,7 +45,9 @@ def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) 
         write_records(runs / f"{method}-{seed}.json", [])
         return
     fitted = train(method, task, seed) if method in ADAPTED else fit(method, task, settings)
-    write_records(runs / f"{method}-{seed}.json", evaluate(fitted, task, method, seed))
+    records, rows = evaluate(fitted, task, method, seed)
+    write_rows(runs / f"{method}-{seed}.csv", rows)
+    write_records(runs / f"{method}-{seed}.json", records)
 
 
 def run_all(methods: Sequence[str], seeds: Sequence[int], settings: Settings, data: Path, runs: Path, jobs: int) -> int:
@@ -67,6 +73,7 @@ def summary(records: Sequence[Record]) -> list[str]:
 
 
 COLUMNS: dict[str, tuple[str, str]] = {
+    "trained": ("all", "parameters"),
     "AUC": ("all", "auc"),
     "NLL": ("all", "nll"),
     "ECE": ("all", "ece"),
@@ -76,7 +83,23 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "4 withheld": ("without-4", "auc"),
     "NLL, 4 withheld": ("without-4", "nll"),
 }
-"""Heading → condition and metric, mean ± standard deviation over folds of people."""
+"""Heading → condition and metric, mean ± standard deviation over folds of people; ``trained`` counts numbers."""
+
+
+def tables(records: Sequence[Record], paths: Sequence[Path], folds: int) -> dict[str, list[str]]:
+    """Return marker → table: means over folds, and differences from concat-LoRA when a whole partition is done.
+
+    Args:
+        records: of all runs.
+        paths: of their predictions.
+        folds: of a partition of the people.
+    """
+    found = {"body_signals": mean_table(records, COLUMNS, "method", reference="all")}
+    if {REFERENCE} < {record.method for record in records}:
+        intervals = differences((row for path in paths for row in read_rows(path)), folds)
+        if intervals:
+            found["body_signals_differences"] = difference_table(intervals, REFERENCE)
+    return found
 
 
 def main() -> int:
@@ -84,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
     grid_arguments(parser, [*METHODS, *ADAPTED], seeds=5, runs=RUNS, out=RECORDS)
-    parser.add_argument("--readme", type=Path, help="a file with the marker body_signals")
+    parser.add_argument("--readme", type=Path, help="a file with the markers body_signals, body_signals_differences")
     arguments = parse_grid(parser)
     try:
         data, settings = arguments.data or default_path(), Settings()
@@ -93,15 +116,19 @@ def main() -> int:
             return 0
         seeds = range(arguments.seeds)
         failures = run_all(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
-        records = gather(arguments.methods, seeds, arguments.runs, arguments.out)
+        records: list[Record] = gather(arguments.methods, seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
         print("\n".join(summary(records)))
         if arguments.readme:
-            table = mean_table(records, COLUMNS, "method", reference="all")
+            paths = [
+                path for m in arguments.methods for s in seeds if (path := arguments.runs / f"{m}-{s}.csv").is_file()
+            ]
             text = arguments.readme.read_text(encoding="utf-8")
-            arguments.readme.write_text(rewrite(text, "body_signals", table), encoding="utf-8")
+            for name, table in tables(records, paths, settings.folds).items():
+                text = rewrite(text, name, table)
+            arguments.readme.write_text(text, encoding="utf-8")
     except BayesAdaptersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
