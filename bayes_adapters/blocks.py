@@ -182,7 +182,8 @@ def blocks_of(
     """Return the blocks of every encoder: those ``given``, as :class:`Blocks` or as JSON, else as they are described.
 
     Raises:
-        ConfigError: ``given`` names no encoder, or an encoder's blocks are neither given nor known.
+        ConfigError: ``given`` names no encoder or an encoder without blocks, or an encoder's blocks are neither given
+            nor known.
     """
     unknown = [name for name in given or {} if name not in encoders]
     if unknown:
@@ -191,7 +192,10 @@ def blocks_of(
         name: own if isinstance(own, Blocks) else Blocks(tuple(Block(**block) for block in own))
         for name, own in (given or {}).items()
     }
-    return {name: read.get(name) or describe_blocks(encoder) for name, encoder in encoders.items()}
+    empty = [name for name, own in read.items() if not len(own)]
+    if empty:
+        raise ConfigError(f"blocks gives no block for {empty[0]!r}. Leave it out to have its blocks found by structure.")
+    return {name: read[name] if name in read else describe_blocks(encoder) for name, encoder in encoders.items()}
 
 
 def _role_paths(block: nn.Module) -> dict[str, list[str]]:

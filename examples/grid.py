@@ -134,6 +134,15 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float = 30.0) 
             process.wait()
 
 
+def finished(methods: Sequence[str], seeds: Sequence[int], runs: Path) -> list[Path]:
+    """Return ``{method}-{seed}.json`` of every run that is done.
+
+    A run writes it last: what lies beside it is whole, and without it a file may have been cut off.
+    """
+    paths = [runs / f"{method}-{seed}.json" for method in methods for seed in seeds]
+    return [path for path in paths if path.is_file()]
+
+
 def gather(
     methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path, read: Callable[[Path], list[R]] | None = None
 ) -> list[R]:
@@ -147,8 +156,7 @@ def gather(
         read: file → records; None is :func:`bayes_adapters.records.read_records`.
     """
     reader: Callable[[Path], list[Any]] = read or read_records
-    paths = [runs / f"{method}-{seed}.json" for method in methods for seed in seeds]
-    records = [record for path in paths if path.is_file() for record in reader(path)]
+    records = [record for path in finished(methods, seeds, runs) for record in reader(path)]
     if records:
         write_records(out, records)
     return records

@@ -302,3 +302,5 @@ def test_adapters_beside_fusion_after_every_layer_and_given_blocks_survive_a_fil
     assert torch.equal(predict(again, other, data, num_samples=1).probs, before)
     with pytest.raises(ConfigError, match="only with every_layer=True"):
         wander(blocks=given)
+    with pytest.raises(ConfigError, match="gives no block for 'text'"):
+        wander(every_layer=True, blocks=given | {"text": []})

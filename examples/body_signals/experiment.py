@@ -47,7 +47,7 @@ def evaluate(fitted: Fitted, task: Task, method: str, seed: int, split: str = "t
     """Return the records of all conditions, and what was said about every window with each set of streams withheld.
 
     ``auroc_ood`` compares a condition's epistemic uncertainty with that of the same windows when nothing is withheld.
-    ``seconds`` is the time from cached frames to probabilities.
+    ``seconds`` is the time to probabilities, from cached frames, or from samples where encoders are adapted.
     """
     windows = task.signals[split]
     reference: Decomposition | None = None

@@ -30,7 +30,7 @@ from examples.body_signals.methods import METHODS, fit
 from examples.body_signals.records import read_rows, write_rows
 from examples.body_signals.task import Settings, Task
 from examples.comparison import difference_table, mean_table, rewrite
-from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
+from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
 
 RECORDS = Path("results/body_signals.json")
 RUNS = Path("runs/body_signals")
@@ -122,9 +122,7 @@ def main() -> int:
             return 1
         print("\n".join(summary(records)))
         if arguments.readme:
-            paths = [
-                path for m in arguments.methods for s in seeds if (path := arguments.runs / f"{m}-{s}.csv").is_file()
-            ]
+            paths = [path.with_suffix(".csv") for path in finished(arguments.methods, seeds, arguments.runs)]
             text = arguments.readme.read_text(encoding="utf-8")
             for name, table in tables(records, paths, settings.folds).items():
                 text = rewrite(text, name, table)

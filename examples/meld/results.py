@@ -25,7 +25,7 @@ from bayes_adapters.bootstrap import PairedDifference
 from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import write_records
 from examples.comparison import Metric, difference_table, mean_table, paired_differences, rewrite
-from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
+from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
 from examples.meld.data import Meld, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
 from examples.meld.methods import KL_WEIGHTS, METHODS
@@ -187,7 +187,7 @@ def _grid(arguments: argparse.Namespace, data: Meld, settings: Settings) -> int:
         print(f"error: no run has finished; see the logs in {runs}", file=sys.stderr)
         return 1
     tables = {"meld": mean_table(results, COLUMNS, "method")}
-    paths = [path for m in methods for s in seeds if (path := runs / f"{m}-{s}.csv").is_file()]
+    paths = [path.with_suffix(".csv") for path in finished(methods, seeds, runs)]
     rows = [row for path in paths for row in read_rows(path)]
     if {REFERENCE} < {row.method for row in rows}:
         tables["meld_differences"] = difference_table(differences(rows), REFERENCE)

@@ -256,7 +256,7 @@ def command(run: Any, quick: Any, description: str | None, arguments: list[str] 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a folder for metrics.json and the pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one epoch, few draws: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few scripts, epochs and draws: to see that it runs")
     given = parser.parse_args(arguments)
     try:
         run(quick if given.quick else None, seed=given.seed, out=given.out)

@@ -4,7 +4,7 @@
 
 Trained on the training scripts, measured on the test scripts. Each run is written as it finishes, and a second call
 continues; records go to ``results/verify_prompts_ablation.json`` with the variant's name as ``method``. The folder of
-the runs keeps each variant's settings: a variant that was measured with other settings is not taken for done.
+the runs keeps each variant's settings: one that was measured with other or unknown settings is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.records import write_records
-from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
+from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
 from examples.verify_prompts.demo import pick_device, quiet
@@ -55,8 +55,24 @@ VARIANTS: dict[str, Settings] = {
 """
 
 
+def claim(variant: str, runs: Path) -> None:
+    """Write the settings of ``variant`` into its folder of ``runs``, or check that its records were made with them.
+
+    Raises:
+        ConfigError: its records were made with others, or nothing says with which.
+    """
+    records = sorted(runs.glob(f"{variant}-[0-9]*.json"))
+    if records and not (runs / variant / "settings.json").is_file():
+        raise ConfigError(
+            f"{runs} has records of {variant!r}, such as {records[0].name}, and nothing says with which settings. Pass "
+            f"another --runs folder, or remove the folder {variant} and {variant}-*.json there."
+        )
+    claim_folder(runs / variant, VARIANTS[variant])
+
+
 def run_one(variant: str, seed: int, device: str, runs: Path) -> None:
     """Train and measure CALIBER-X once with the settings of ``variant``, and write its records."""
+    claim(variant, runs)
     settings = replace(VARIANTS[variant], device=device)
     corpus = Corpus.load()
     trained = train(corpus, "caliber-x", seed, settings, checkpoint=runs / variant / f"checkpoint-{seed}")
@@ -75,10 +91,11 @@ def main() -> int:
         if arguments.one:
             run_one(arguments.one[0], int(arguments.one[1]), device, arguments.runs)
             return 0
-        for name in arguments.variants:
-            claim_folder(arguments.runs / name, VARIANTS[name])
-        Corpus.load()  # what is fetched and converted once is there before processes share it
         seeds = range(arguments.seeds)
+        for name in VARIANTS:  # the others' records are gathered as well
+            if name in arguments.variants or finished([name], seeds, arguments.runs):
+                claim(name, arguments.runs)
+        Corpus.load()  # what is fetched and converted once is there before processes share it
         failures = run_grid(
             "examples.verify_prompts.ablation",
             arguments.variants,

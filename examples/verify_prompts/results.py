@@ -17,7 +17,7 @@ import torch
 
 from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, write_records
-from examples.grid import claim_folder, gather, grid_arguments, parse_grid, run_grid
+from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.demo import pick_device, quiet, setup
 from examples.verify_prompts.experiment import Settings, evaluate, train
@@ -69,8 +69,8 @@ def main() -> int:
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
-        files = [arguments.runs / f"{m}-{s}.csv" for m in METHODS for s in seeds]
-        predictions = [row for path in files if path.is_file() for row in read_predictions(path)]
+        files = [path.with_suffix(".csv") for path in finished(list(METHODS), seeds, arguments.runs)]
+        predictions = [row for path in files for row in read_predictions(path)]
         description = setup(Corpus.load(), settings, [f"{arguments.jobs} runs at a time"], started)
         write_report(arguments.runs, records, predictions, setup=description)
     except BayesAdaptersError as error:

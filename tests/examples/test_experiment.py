@@ -381,6 +381,15 @@ def test_the_ablation_is_a_grid_that_refuses_other_settings(
     monkeypatch.setitem(ablation.VARIANTS, "plain", replace(small, kl_weight=0.5))
     assert ablation.main() == 2
     assert "kl_weight: 0.0001 there, 0.5 now" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["ablation", *options, "--variants", "prior-1"])
+    assert ablation.main() == 2  # its records would be gathered too
+    assert "kl_weight: 0.0001 there, 0.5 now" in capsys.readouterr().err
+    (runs / "plain" / "settings.json").unlink()
+    assert ablation.main() == 2
+    assert "records of 'plain', such as plain-0.json, and nothing says" in capsys.readouterr().err
+    (runs / "plain-0.json").unlink()
+    assert ablation.main() == 0
+    assert [record.method for record in read_records(out)] == ["prior-1"]
 
 
 def test_the_variants_tell_prior_and_kl_weight_apart() -> None:
