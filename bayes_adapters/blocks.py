@@ -194,7 +194,7 @@ def blocks_of(
     }
     empty = [name for name, own in read.items() if not len(own)]
     if empty:
-        raise ConfigError(f"blocks gives no block for {empty[0]!r}. Leave it out to have its blocks found by structure.")
+        raise ConfigError(f"blocks gives no block for {empty[0]!r}. Leave it out, and they are found by structure.")
     return {name: read[name] if name in read else describe_blocks(encoder) for name, encoder in encoders.items()}
 
 

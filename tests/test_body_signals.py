@@ -708,6 +708,13 @@ def test_the_grid_runs_and_continues(
     np.savez(other, **(arrays() | {"y": 1 - arrays()["y"]}))
     assert call(monkeypatch, "--data", str(other), *options[2:]) == 2
     assert "were made with other settings (data: " in capsys.readouterr().err
+    (runs / "late-average-1.json").unlink()  # as if this run had been cut off while it wrote its predictions
+    paths: list[Path] = []
+    monkeypatch.setattr(results, "run_grid", lambda *_, **__: 1)
+    monkeypatch.setattr(results, "tables", lambda _records, found, _folds: paths.extend(found) or {})
+    (tmp_path / "README.md").touch()
+    assert call(monkeypatch, *options, "--readme", str(tmp_path / "README.md")) == 1
+    assert paths == [runs / "late-average-0.csv"]
 
 
 def test_one_run_in_a_process_of_its_own(

@@ -35,6 +35,7 @@ from examples.grid import claim_folder, finished, gather, grid_arguments, parse_
 RECORDS = Path("results/body_signals.json")
 RUNS = Path("runs/body_signals")
 PRETRAIN = "pretrain"
+EVERY = (*METHODS, *ADAPTED)
 
 
 def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) -> None:
@@ -106,7 +107,7 @@ def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
-    grid_arguments(parser, [*METHODS, *ADAPTED], seeds=5, runs=RUNS, out=RECORDS)
+    grid_arguments(parser, EVERY, seeds=5, runs=RUNS, out=RECORDS)
     parser.add_argument("--readme", type=Path, help="a file with the markers body_signals, body_signals_differences")
     arguments = parse_grid(parser)
     try:
@@ -116,13 +117,13 @@ def main() -> int:
             return 0
         seeds = range(arguments.seeds)
         failures = run_all(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
-        records: list[Record] = gather(arguments.methods, seeds, arguments.runs, arguments.out)
+        records: list[Record] = gather(EVERY, seeds, arguments.runs, arguments.out)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
         print("\n".join(summary(records)))
         if arguments.readme:
-            paths = [path.with_suffix(".csv") for path in finished(arguments.methods, seeds, arguments.runs)]
+            paths = [path.with_suffix(".csv") for path in finished(EVERY, seeds, arguments.runs)]
             text = arguments.readme.read_text(encoding="utf-8")
             for name, table in tables(records, paths, settings.folds).items():
                 text = rewrite(text, name, table)

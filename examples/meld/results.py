@@ -33,6 +33,7 @@ from examples.meld.records import Row, read_results, read_rows, write_rows
 from examples.verify_prompts.demo import pick_device, quiet
 
 RECORDS, RUNS = Path("results/meld.json"), Path("runs/meld")
+EVERY = (FROZEN, *METHODS)
 REFERENCE = "lora"
 COLUMNS: dict[str, tuple[str, str]] = {
     "trained": (CLEAN, "parameters"),
@@ -153,7 +154,7 @@ def main() -> int:
     """Parse the command line and run."""
     quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    grid_arguments(parser, [FROZEN, *METHODS], seeds=3, runs=RUNS, out=RECORDS)
+    grid_arguments(parser, EVERY, seeds=3, runs=RUNS, out=RECORDS)
     parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
     parser.add_argument("--train-size", type=int, default=Settings.train_size, help="0 is all")
     parser.add_argument("--test-size", type=int, default=Settings.test_size, help="0 is all")
@@ -182,12 +183,12 @@ def _grid(arguments: argparse.Namespace, data: Meld, settings: Settings) -> int:
     passed = ["--device", settings.device, "--runs", str(runs), "--data", str(arguments.data)]
     passed += ["--train-size", str(arguments.train_size), "--test-size", str(arguments.test_size)]
     failures = run_grid("examples.meld.results", methods, seeds, runs, jobs=arguments.jobs, arguments=passed)
-    results = gather(methods, seeds, runs, arguments.out, read_results)
+    results = gather(EVERY, seeds, runs, arguments.out, read_results)
     if not results:
         print(f"error: no run has finished; see the logs in {runs}", file=sys.stderr)
         return 1
     tables = {"meld": mean_table(results, COLUMNS, "method")}
-    paths = [path.with_suffix(".csv") for path in finished(methods, seeds, runs)]
+    paths = [path.with_suffix(".csv") for path in finished(EVERY, seeds, runs)]
     rows = [row for path in paths for row in read_rows(path)]
     if {REFERENCE} < {row.method for row in rows}:
         tables["meld_differences"] = difference_table(differences(rows), REFERENCE)
