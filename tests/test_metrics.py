@@ -243,6 +243,7 @@ def test_a_record_has_the_agreed_keys_and_numbers() -> None:
         "total",
         "aleatoric",
         "epistemic",
+        "parameters",
     ]
     assert (record.n, record.auroc_ood, record.auroc_ood_total) == (4, 1.0, 0.0)
     assert record.total == pytest.approx(record.aleatoric + record.epistemic)
