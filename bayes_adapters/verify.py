@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
 from bayes_adapters.files import load, load_task
 from bayes_adapters.guide import AdapterGuide
@@ -204,22 +204,6 @@ def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     False
     """
     return values.half()
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolve ``auto``, and refuse a device that is not there.
-
-    >>> pick_device("cpu")
-    device(type='cpu')
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
-        raise ConfigError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Take 'cpu', 'cuda' or 'auto'."
-        ) from error
 
 
 def claim(probability: float) -> str:

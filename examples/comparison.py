@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -185,3 +186,11 @@ def rewrite(text: str, name: str, lines: Sequence[str]) -> str:
     if count != 1:
         raise DataError(f"The text has {count} pairs of markers <!-- {name} --> … <!-- /{name} -->; it needs one.")
     return replaced
+
+
+def rewrite_file(path: Path, tables: Mapping[str, Sequence[str]]) -> None:
+    """Put each table between the markers of its name in the file ``path``; see :func:`rewrite`."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        text = rewrite(text, name, lines)
+    path.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
 """A grid of methods × seeds: each run a process of its own, written as it finishes, continued where it stopped.
 
-A benchmark brings a module that answers ``python -m MODULE --one METHOD SEED …`` by writing ``{method}-{seed}.json``
-into the folder of the runs; :mod:`examples.verify_prompts.results` and :mod:`examples.meld.results` do. What the runs
-say is compared and tabled by :mod:`examples.comparison`.
+A benchmark is a :class:`Grid`: its module answers ``python -m MODULE --one METHOD SEED …`` by writing
+``{method}-{seed}.json`` into the folder of the runs. What the runs say is compared and tabled by
+:mod:`examples.comparison`.
 """
 
 from __future__ import annotations
@@ -13,42 +13,20 @@ import os
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from bayes_adapters.errors import ConfigError
+import torch
+import transformers
+
+from bayes_adapters.devices import pick_device
+from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.records import Record, read_records, write_records
 
 R = TypeVar("R", bound=Record)
-
-
-def grid_arguments(
-    parser: argparse.ArgumentParser,
-    methods: Sequence[str],
-    *,
-    seeds: int,
-    runs: Path,
-    out: Path,
-    option: str = "--methods",
-) -> None:
-    """Add the options that every grid has; ``option`` is what chooses among ``methods``."""
-    parser.add_argument(option, nargs="+", default=list(methods), choices=list(methods))
-    parser.add_argument("--seeds", type=int, default=seeds, help="seeds 0 … N-1")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--runs", type=Path, default=runs)
-    parser.add_argument("--out", type=Path, default=out)
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
-
-
-def parse_grid(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line and refuse numbers that cannot be."""
-    arguments = parser.parse_args()
-    if min(arguments.jobs, arguments.seeds) < 1:
-        parser.error("--jobs and --seeds must be at least 1")
-    return arguments
 
 
 def claim_folder(runs: Path, settings: Any, **facts: Any) -> None:
@@ -160,3 +138,97 @@ def gather(
     if records:
         write_records(out, records)
     return records
+
+
+class Grid(ABC, Generic[R]):
+    """A benchmark as a command: run what is missing, gather every finished run, report.
+
+    A subclass says which methods there are, what one run does and what the report is; :meth:`main` is its command line.
+
+    Attributes:
+        module: what ``python -m`` runs.
+        description: of the command.
+        methods: all there are; the command may run some, the report is about all that have finished.
+        option: the name of the option that chooses among ``methods``.
+        seeds: how many, unless the command says otherwise.
+        runs: the folder of the runs, unless the command says otherwise.
+        out: the file of all records, unless the command says otherwise.
+        on_device: whether there is an option ``--device``.
+    """
+
+    module: str
+    description: str | None
+    methods: Sequence[str]
+    option = "--methods"
+    seeds = 5
+    runs: Path
+    out: Path
+    on_device = True
+
+    def options(self, parser: argparse.ArgumentParser) -> None:
+        """Add options of this benchmark."""
+
+    @abstractmethod
+    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+        """Do one run: write ``{method}-{seed}.csv``, then ``{method}-{seed}.json``, into ``arguments.runs``."""
+
+    @abstractmethod
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folder of the runs, fetch what they share, and return the options of this benchmark for a run."""
+
+    def run(self, arguments: argparse.Namespace, passed: Sequence[str]) -> int:
+        """Run what is not done yet; return the number of failures."""
+        seeds = range(arguments.seeds)
+        return run_grid(self.module, arguments.methods, seeds, arguments.runs, jobs=arguments.jobs, arguments=passed)
+
+    def read(self, path: Path) -> list[R]:
+        """Read the records of one run."""
+        records: list[Any] = read_records(path)
+        return records
+
+    def report(self, arguments: argparse.Namespace, records: list[R], predictions: list[Path]) -> None:
+        """Say what came out, from the records and the files of predictions of all finished runs."""
+
+    def main(self) -> int:
+        """Parse the command line and run; return the exit status: 1 after a run that failed, 2 after a refusal."""
+        transformers.utils.logging.disable_progress_bar()  # the lines printed here say what is going on
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+        arguments = self._parse()
+        try:
+            if self.on_device:
+                arguments.device = str(pick_device(arguments.device))
+            if arguments.one:
+                self.one(arguments.one[0], int(arguments.one[1]), arguments)
+                return 0
+            passed = ["--runs", str(arguments.runs), *self.prepare(arguments)]
+            failures = self.run(arguments, passed + (["--device", arguments.device] if self.on_device else []))
+            seeds = range(arguments.seeds)
+            records = gather(self.methods, seeds, arguments.runs, arguments.out, self.read)
+            if not records:
+                print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
+                return 1
+            paths = [path.with_suffix(".csv") for path in finished(self.methods, seeds, arguments.runs)]
+            self.report(arguments, records, paths)
+        except BayesAdaptersError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 1 if failures else 0
+
+    def _parse(self) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(
+            description=self.description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        names = list(self.methods)
+        parser.add_argument(self.option, dest="methods", nargs="+", default=names, choices=names)
+        parser.add_argument("--seeds", type=int, default=self.seeds, help="seeds 0 … N-1")
+        parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+        if self.on_device:
+            parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        parser.add_argument("--runs", type=Path, default=self.runs)
+        parser.add_argument("--out", type=Path, default=self.out)
+        parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
+        self.options(parser)
+        arguments = parser.parse_args()
+        if min(arguments.jobs, arguments.seeds) < 1:
+            parser.error("--jobs and --seeds must be at least 1")
+        return arguments

@@ -18,6 +18,7 @@ from bayes_adapters.guides import Delta
 from bayes_adapters.metrics import auc, nll
 from bayes_adapters.models import LoRA
 from bayes_adapters.records import Record, read_records
+from examples import grid
 from examples.body_signals import adapters, results
 from examples.body_signals.data import CLIP, MODALITIES, Fold, Signals, load, make_fold
 from examples.body_signals.differences import differences, mean_auc
@@ -26,8 +27,9 @@ from examples.body_signals.experiment import CONDITIONS, WITHHELD, average, cond
 from examples.body_signals.methods import METHODS, BestSingle, Joint, LateFusion, fit, fit_weights
 from examples.body_signals.pretrain import PretrainSettings, Reconstruction, hide, losses_of, pretrain, pretrained
 from examples.body_signals.probes import fit_probe, hand_features, pool
-from examples.body_signals.records import Row, read_rows, write_rows
+from examples.body_signals.records import Row
 from examples.body_signals.task import Settings, Task
+from examples.rows import read_rows, write_rows
 
 SMALL = EncoderSettings(width=16, layers=1, heads=2, inner=16)
 SETTINGS = Settings(PretrainSettings(SMALL, epochs=2, batch_size=16), validation=2)
@@ -509,12 +511,12 @@ def made_up(method: str, seed: int, shift: float, people: int = 3) -> list[Row]:
 
 def test_predictions_survive_a_file(tmp_path: Path) -> None:
     rows = made_up("m", 4, 0.123456789)
-    write_rows(tmp_path / "m.csv", rows)
-    for old, new in zip(rows, read_rows(tmp_path / "m.csv"), strict=True):
+    write_rows(tmp_path / "m.csv", Row, rows)
+    for old, new in zip(rows, read_rows(tmp_path / "m.csv", Row), strict=True):
         assert new == old._replace(probability=pytest.approx(old.probability, abs=1e-9))
     (tmp_path / "m.csv").write_text("method,seed\n")
     with pytest.raises(DataError, match=r"first line of .*m\.csv must be method,seed,condition"):
-        list(read_rows(tmp_path / "m.csv"))
+        list(read_rows(tmp_path / "m.csv", Row))
 
 
 def test_the_mean_auc_is_that_of_metrics_with_ties() -> None:
@@ -560,7 +562,7 @@ def test_tables_have_differences_when_a_partition_is_whole(tmp_path: Path) -> No
     paths = [tmp_path / f"{m}-{s}.csv" for m in ("concat-lora", "m") for s in (0, 1)]
     for path in paths:
         method, seed = path.stem.rsplit("-", 1)
-        write_rows(path, made_up(method, int(seed), 0.1))
+        write_rows(path, Row, made_up(method, int(seed), 0.1))
     records = [record(method=m, seed=s, parameters=70.0) for m in ("concat-lora", "m") for s in (0, 1)]
     found = results.tables(records, paths, folds=2)
     assert found["body_signals"][0].startswith("| method | seeds | trained | AUC |")
@@ -671,7 +673,7 @@ def test_an_epoch_withholds_other_streams_and_never_all_of_them(task: Task) -> N
 
 def call(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     monkeypatch.setattr(sys, "argv", ["results", *options])
-    return results.main()
+    return results.BodySignals().main()
 
 
 def test_the_grid_runs_and_continues(
@@ -691,7 +693,8 @@ def test_the_grid_runs_and_continues(
                     run_one(name, seed, SETTINGS, file, folder)
         return 0
 
-    monkeypatch.setattr(results, "run_grid", inside)
+    for place in (grid, results):
+        monkeypatch.setattr(place, "run_grid", inside)
     options = ["--data", str(file), "--seeds", "2", "--methods", "late-average", "--runs", str(runs), "--out", str(out)]
     assert call(monkeypatch, *options) == 0
     assert [(r.seed, r.condition) for r in read_records(out)] == [(s, c) for s in (0, 1) for c in CONDITIONS]
@@ -703,14 +706,19 @@ def test_the_grid_runs_and_continues(
     assert call(monkeypatch, *options) == 0
     assert (runs / "late-average-1.json").stat().st_mtime_ns == done
     assert len(read_records(out)) == 2 * len(CONDITIONS)
-    assert {r.seed for r in read_rows(runs / "late-average-1.csv")} == {1}
+    assert {r.seed for r in read_rows(runs / "late-average-1.csv", Row)} == {1}
     other = tmp_path / "other.npz"
     np.savez(other, **(arrays() | {"y": 1 - arrays()["y"]}))
     assert call(monkeypatch, "--data", str(other), *options[2:]) == 2
     assert "were made with other settings (data: " in capsys.readouterr().err
+    with monkeypatch.context() as changed:
+        changed.setitem(results.ADAPTED, "wander", replace(results.ADAPTED["wander"], kl_weight=0.5))
+        assert call(monkeypatch, *options) == 2
+    assert "were made with other settings (kl_weights: " in capsys.readouterr().err
     (runs / "late-average-1.json").unlink()  # as if this run had been cut off while it wrote its predictions
     paths: list[Path] = []
-    monkeypatch.setattr(results, "run_grid", lambda *_, **__: 1)
+    for place in (grid, results):
+        monkeypatch.setattr(place, "run_grid", lambda *_, **__: 1)
     monkeypatch.setattr(results, "tables", lambda _records, found, _folds: paths.extend(found) or {})
     (tmp_path / "README.md").touch()
     assert call(monkeypatch, *options, "--readme", str(tmp_path / "README.md")) == 1

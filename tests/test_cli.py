@@ -21,10 +21,11 @@ from bayes_adapters import Batch, Bernoulli, Frames, Gaussian, load, predict, sa
 from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.cli import main
+from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, Delta
 from bayes_adapters.models import LoRA, StochasticCore
-from bayes_adapters.verify import Verifier, VerifyTask, advice, as_stored, claim, pick_device
+from bayes_adapters.verify import Verifier, VerifyTask, advice, as_stored, claim
 from tests.helpers import WIDTH, bert, gpt2
 
 LIMITS = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}

@@ -31,7 +31,8 @@ from examples.meld.data import Meld, Utterance, Utterances, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, draws, run, train, train_member
 from examples.meld.frozen import frozen_probs, logistic_regression
 from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, Build, method
-from examples.meld.records import Row, read_results, read_rows, write_rows
+from examples.meld.records import Row, read_results
+from examples.rows import read_rows, write_rows
 from examples.verify_prompts.prompts import Prompt
 from tests.helpers import bert
 
@@ -305,8 +306,8 @@ def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
     write_records(tmp_path / "a.json", records)
     again = read_results(tmp_path / "a.json")
     assert [str(r) for r in again] == [str(r) for r in records]
-    write_rows(tmp_path / "a.csv", rows)
-    found = read_rows(tmp_path / "a.csv")
+    write_rows(tmp_path / "a.csv", Row, rows)
+    found = list(read_rows(tmp_path / "a.csv", Row))
     assert [r[:6] for r in found] == [r[:6] for r in rows]
     assert [v for r in found for v in r[6:]] == pytest.approx([v for r in rows for v in r[6:]])
     for text, message in (("[", "is not JSON"), ('[{"method": 1}]', "does not hold records of this benchmark")):
@@ -315,7 +316,7 @@ def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
             read_results(tmp_path / "b.json")
     (tmp_path / "b.csv").write_text("x\n")
     with pytest.raises(DataError, match="first line"):
-        read_rows(tmp_path / "b.csv")
+        list(read_rows(tmp_path / "b.csv", Row))
 
 
 def test_an_ensemble_averages_members_of_different_seeds(task: Task) -> None:
@@ -537,7 +538,7 @@ def test_the_report_compares_finished_runs(
     folder, runs, readme = write(tmp_path / "data"), tmp_path / "runs", tmp_path / "README.md"
     runs.mkdir()
     for name in ("lora", "ensemble"):
-        write_rows(runs / f"{name}-0.csv", [r._replace(seed=0) for r in finished[name][1]])
+        write_rows(runs / f"{name}-0.csv", Row, [r._replace(seed=0) for r in finished[name][1]])
         write_records(runs / f"{name}-0.json", [replace(r, seed=0) for r in finished[name][0]])
     readme.write_text("<!-- meld -->\n<!-- /meld -->\n<!-- meld_differences -->\n<!-- /meld_differences -->\n")
     monkeypatch.setattr(results, "voice_prompts", lambda: PROMPTS)
@@ -554,7 +555,7 @@ def test_the_report_compares_finished_runs(
     ]
     command += ["--methods", "lora", "ensemble", "--device", "cpu", "--readme", str(readme), "--test-size", "20"]
     monkeypatch.setattr(sys, "argv", command)
-    assert results.main() == 0
+    assert results.MeldSentiment().main() == 0
     assert [r.method for r in read_results(tmp_path / "all.json")] == ["lora", "lora", "ensemble", "ensemble"]
     text = readme.read_text()
     assert "| lora | 1 | " in text
@@ -570,17 +571,21 @@ def test_the_report_compares_finished_runs(
     ood = finished["ensemble"][0][1]
     assert d["AUROC prompts (epistemic)"].difference == pytest.approx(ood.auroc_ood - 0.5)
     monkeypatch.setattr(sys, "argv", [*command, "--train-size", "50"])
-    assert results.main() == 2
+    assert results.MeldSentiment().main() == 2
     assert "train_size: 2500 there, 50 now" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setitem(KL_WEIGHTS, "blob", 0.5)
+    assert results.MeldSentiment().main() == 2
+    assert "kl_weights: {'blob': 0.001, " in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["results", "--data", str(tmp_path / "nowhere"), "--device", "cpu"])
-    assert results.main() == 2
+    assert results.MeldSentiment().main() == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere'} has no train_sent_emo.csv")
     monkeypatch.setattr(sys, "argv", ["results"])
     with pytest.raises(SystemExit):
-        results.main()
+        results.MeldSentiment().main()
     assert "--data" in capsys.readouterr().err

@@ -12,28 +12,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-import torch
-
-from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import Record, write_records
 from examples.body_signals.adapters import ADAPTED, AdapterSettings, train
 from examples.body_signals.data import default_path, load
 from examples.body_signals.differences import REFERENCE, differences
 from examples.body_signals.experiment import CONDITIONS, evaluate
 from examples.body_signals.methods import METHODS, fit
-from examples.body_signals.records import read_rows, write_rows
+from examples.body_signals.records import Row
 from examples.body_signals.task import Settings, Task
-from examples.comparison import difference_table, mean_table, rewrite
-from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
+from examples.comparison import difference_table, mean_table, rewrite_file
+from examples.grid import Grid, claim_folder, run_grid
+from examples.rows import read_rows, write_rows
 
-RECORDS = Path("results/body_signals.json")
-RUNS = Path("runs/body_signals")
 PRETRAIN = "pretrain"
 EVERY = (*METHODS, *ADAPTED)
 
@@ -47,18 +41,8 @@ def run_one(method: str, seed: int, settings: Settings, data: Path, runs: Path) 
         return
     fitted = train(method, task, seed) if method in ADAPTED else fit(method, task, settings)
     records, rows = evaluate(fitted, task, method, seed)
-    write_rows(runs / f"{method}-{seed}.csv", rows)
+    write_rows(runs / f"{method}-{seed}.csv", Row, rows)
     write_records(runs / f"{method}-{seed}.json", records)
-
-
-def run_all(methods: Sequence[str], seeds: Sequence[int], settings: Settings, data: Path, runs: Path, jobs: int) -> int:
-    """Run what is not done yet, the encoders first; return the number of failures."""
-    load(data)  # a file that cannot be used is one error here, not one a run
-    digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    claim_folder(runs, settings, data=digest, adapters=vars(AdapterSettings()))
-    module, arguments = "examples.body_signals.results", ["--data", str(data), "--runs", str(runs)]
-    failures = run_grid(module, [PRETRAIN], seeds, runs, jobs=jobs, arguments=arguments)
-    return failures or run_grid(module, methods, seeds, runs, jobs=jobs, arguments=arguments)
 
 
 def summary(records: Sequence[Record]) -> list[str]:
@@ -97,44 +81,53 @@ def tables(records: Sequence[Record], paths: Sequence[Path], folds: int) -> dict
     """
     found = {"body_signals": mean_table(records, COLUMNS, "method", reference="all")}
     if {REFERENCE} < {record.method for record in records}:
-        intervals = differences((row for path in paths for row in read_rows(path)), folds)
+        intervals = differences((row for path in paths for row in read_rows(path, Row)), folds)
         if intervals:
             found["body_signals_differences"] = difference_table(intervals, REFERENCE)
     return found
 
 
-def main() -> int:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
-    grid_arguments(parser, EVERY, seeds=5, runs=RUNS, out=RECORDS)
-    parser.add_argument("--readme", type=Path, help="a file with the markers body_signals, body_signals_differences")
-    arguments = parse_grid(parser)
-    try:
-        data, settings = arguments.data or default_path(), Settings()
-        if arguments.one:
-            run_one(arguments.one[0], int(arguments.one[1]), settings, data, arguments.runs)
-            return 0
-        seeds = range(arguments.seeds)
-        failures = run_all(arguments.methods, seeds, settings, data, arguments.runs, arguments.jobs)
-        records: list[Record] = gather(EVERY, seeds, arguments.runs, arguments.out)
-        if not records:
-            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
-            return 1
+class BodySignals(Grid[Record]):
+    """Every method on the body signals × folds of people."""
+
+    module = "examples.body_signals.results"
+    description = __doc__
+    methods = EVERY
+    runs, out = Path("runs/body_signals"), Path("results/body_signals.json")
+    on_device = False
+
+    def options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the data and where the tables go."""
+        parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
+        parser.add_argument(
+            "--readme", type=Path, help="a file with the markers body_signals, body_signals_differences"
+        )
+
+    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+        """Fit and measure one method with one seed."""
+        run_one(method, seed, Settings(), arguments.data or default_path(), arguments.runs)
+
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folder for these data; a file that cannot be used is one error here, not one a run."""
+        data = arguments.data or default_path()
+        load(data)
+        digest = hashlib.sha256(data.read_bytes()).hexdigest()
+        weights = {name: method.kl_weight for name, method in ADAPTED.items()}
+        claim_folder(arguments.runs, Settings(), data=digest, adapters=vars(AdapterSettings()), kl_weights=weights)
+        return ["--data", str(data)]
+
+    def run(self, arguments: argparse.Namespace, passed: Sequence[str]) -> int:
+        """Pre-train the encoders of each fold, then run what is not done yet."""
+        seeds, jobs = range(arguments.seeds), arguments.jobs
+        failures = run_grid(self.module, [PRETRAIN], seeds, arguments.runs, jobs=jobs, arguments=passed)
+        return failures or super().run(arguments, passed)
+
+    def report(self, arguments: argparse.Namespace, records: list[Record], predictions: list[Path]) -> None:
+        """Print the means, and write the tables into the README."""
         print("\n".join(summary(records)))
         if arguments.readme:
-            paths = [path.with_suffix(".csv") for path in finished(EVERY, seeds, arguments.runs)]
-            text = arguments.readme.read_text(encoding="utf-8")
-            for name, table in tables(records, paths, settings.folds).items():
-                text = rewrite(text, name, table)
-            arguments.readme.write_text(text, encoding="utf-8")
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    else:
-        return 1 if failures else 0
+            rewrite_file(arguments.readme, tables(records, predictions, Settings().folds))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    raise SystemExit(main())
+    raise SystemExit(BodySignals().main())

@@ -25,13 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 
 from bayes_adapters.backbones import text_backbone
 from examples.meld.data import Meld
 from examples.meld.experiment import Settings, Task, train_member
 from examples.meld.methods import KL_WEIGHTS, Build, Built, method
 from examples.meld.results import backbone
-from examples.verify_prompts.demo import quiet
 
 WEIGHTS = (1.0, 1e-1, 1e-2, 1e-3)
 
@@ -64,7 +64,7 @@ def dev_nll(task: Task, name: str, weight: float, seed: int, settings: Settings)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
-    quiet()
+    transformers.utils.logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
     parser.add_argument("--methods", nargs="+", default=list(KL_WEIGHTS), choices=list(KL_WEIGHTS))

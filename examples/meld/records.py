@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,23 +41,6 @@ class Row(NamedTuple):
     total: float
     aleatoric: float
     epistemic: float
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write predictions as CSV with a header, floats to nine significant digits."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in rows)
-
-
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read what :func:`write_rows` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if tuple(next(reader, ())) != Row._fields:
-            raise DataError(f"The first line of {path} must be {','.join(Row._fields)}.")
-        return [Row(m, int(s), c, k, g, int(y), *map(float, rest)) for m, s, c, k, g, y, *rest in reader]
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:

@@ -9,30 +9,25 @@ puts the two tables between the markers ``meld`` and ``meld_differences`` of tha
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bayes_adapters import metrics
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.bootstrap import PairedDifference
-from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.records import write_records
-from examples.comparison import Metric, difference_table, mean_table, paired_differences, rewrite
-from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
+from examples.comparison import Metric, difference_table, mean_table, paired_differences, rewrite_file
+from examples.grid import Grid, claim_folder
 from examples.meld.data import Meld, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
 from examples.meld.methods import KL_WEIGHTS, METHODS
-from examples.meld.records import Row, read_results, read_rows, write_rows
-from examples.verify_prompts.demo import pick_device, quiet
+from examples.meld.records import Result, Row, read_results
+from examples.rows import read_rows, write_rows
 
-RECORDS, RUNS = Path("results/meld.json"), Path("runs/meld")
 EVERY = (FROZEN, *METHODS)
 REFERENCE = "lora"
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -66,7 +61,7 @@ def run_one(name: str, seed: int, data: Meld, settings: Settings, runs: Path) ->
     checkpoint.mkdir(parents=True, exist_ok=True)
     task = Task.make(data, voice_prompts(), text_backbone()[1], backbone, settings, seed)
     results, rows = run(task, name, seed, settings, checkpoint)
-    write_rows(runs / f"{name}-{seed}.csv", rows)
+    write_rows(runs / f"{name}-{seed}.csv", Row, rows)
     write_records(runs / f"{name}-{seed}.json", results)
 
 
@@ -150,57 +145,56 @@ def describe(data: Meld, settings: Settings, seeds: int) -> list[str]:
     ]
 
 
-def main() -> int:
-    """Parse the command line and run."""
-    quiet()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    grid_arguments(parser, EVERY, seeds=3, runs=RUNS, out=RECORDS)
-    parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
-    parser.add_argument("--train-size", type=int, default=Settings.train_size, help="0 is all")
-    parser.add_argument("--test-size", type=int, default=Settings.test_size, help="0 is all")
-    parser.add_argument("--readme", type=Path, help="a file with the markers meld and meld_differences")
-    arguments = parse_grid(parser)
-    try:
-        settings = Settings(
-            device=pick_device(arguments.device),
+class MeldSentiment(Grid[Result]):
+    """Every method on MELD × seeds."""
+
+    module = "examples.meld.results"
+    description = __doc__
+    methods = EVERY
+    seeds = 3
+    runs, out = Path("runs/meld"), Path("results/meld.json")
+
+    def options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the data, their sizes and where the tables go."""
+        parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
+        parser.add_argument("--train-size", type=int, default=Settings.train_size, help="0 is all")
+        parser.add_argument("--test-size", type=int, default=Settings.test_size, help="0 is all")
+        parser.add_argument("--readme", type=Path, help="a file with the markers meld and meld_differences")
+
+    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+        """Train and measure one method with one seed."""
+        run_one(method, seed, Meld.load(arguments.data), self._settings(arguments), arguments.runs)
+
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folder for these data and KL weights, and fetch the prompts once."""
+        self.data = Meld.load(arguments.data)
+        claim_folder(arguments.runs, self._settings(arguments), data=self.data.digest, kl_weights=KL_WEIGHTS)
+        voice_prompts()
+        sizes = ["--train-size", str(arguments.train_size), "--test-size", str(arguments.test_size)]
+        return ["--data", str(arguments.data), *sizes]
+
+    def read(self, path: Path) -> list[Result]:
+        """Read the records of one run."""
+        return read_results(path)
+
+    def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
+        """Write ``report.md`` into the folder of the runs, and the tables into the README."""
+        tables = {"meld": mean_table(records, COLUMNS, "method")}
+        rows = [row for path in predictions for row in read_rows(path, Row)]
+        if {REFERENCE} < {row.method for row in rows}:
+            tables["meld_differences"] = difference_table(differences(rows), REFERENCE)
+        report(describe(self.data, self._settings(arguments), arguments.seeds), tables, arguments.runs / "report.md")
+        if arguments.readme:
+            rewrite_file(arguments.readme, tables)
+
+    @staticmethod
+    def _settings(arguments: argparse.Namespace) -> Settings:
+        return Settings(
+            device=arguments.device,
             train_size=arguments.train_size or None,
             test_size=arguments.test_size or None,
         )
-        data = Meld.load(arguments.data)
-        if arguments.one:
-            run_one(arguments.one[0], int(arguments.one[1]), data, settings, arguments.runs)
-            return 0
-        return _grid(arguments, data, settings)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _grid(arguments: argparse.Namespace, data: Meld, settings: Settings) -> int:
-    runs, methods, seeds = arguments.runs, arguments.methods, range(arguments.seeds)
-    claim_folder(runs, settings, data=data.digest)
-    voice_prompts()  # fetched once, before processes share them
-    passed = ["--device", settings.device, "--runs", str(runs), "--data", str(arguments.data)]
-    passed += ["--train-size", str(arguments.train_size), "--test-size", str(arguments.test_size)]
-    failures = run_grid("examples.meld.results", methods, seeds, runs, jobs=arguments.jobs, arguments=passed)
-    results = gather(EVERY, seeds, runs, arguments.out, read_results)
-    if not results:
-        print(f"error: no run has finished; see the logs in {runs}", file=sys.stderr)
-        return 1
-    tables = {"meld": mean_table(results, COLUMNS, "method")}
-    paths = [path.with_suffix(".csv") for path in finished(EVERY, seeds, runs)]
-    rows = [row for path in paths for row in read_rows(path)]
-    if {REFERENCE} < {row.method for row in rows}:
-        tables["meld_differences"] = difference_table(differences(rows), REFERENCE)
-    report(describe(data, settings, len(seeds)), tables, runs / "report.md")
-    if arguments.readme:
-        text = arguments.readme.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            text = rewrite(text, name, table)
-        arguments.readme.write_text(text, encoding="utf-8")
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    raise SystemExit(main())
+    raise SystemExit(MeldSentiment().main())

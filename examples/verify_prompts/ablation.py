@@ -10,23 +10,15 @@ the runs keeps each variant's settings: one that was measured with other or unkn
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
-from bayes_adapters.records import write_records
-from examples.grid import claim_folder, finished, gather, grid_arguments, parse_grid, run_grid
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.records import Record, write_records
+from examples.grid import Grid, claim_folder, finished
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
-from examples.verify_prompts.demo import pick_device, quiet
 from examples.verify_prompts.experiment import CORRUPTED, PLAIN, Settings, evaluate, train
-
-RECORDS = Path("results/verify_prompts_ablation.json")
-RUNS = Path("runs/ablation")
 
 CONDITIONS = (
     "clean", "white@20", "white@10", "white@0", "white@-5", "babble@10", "babble@0", "babble@-5", "reverb", "clip",
@@ -80,40 +72,27 @@ def run_one(variant: str, seed: int, device: str, runs: Path) -> None:
     write_records(runs / f"{variant}-{seed}.json", [replace(record, method=variant) for record in records])
 
 
-def main() -> int:
-    """Parse the command line and run what is not done yet."""
-    quiet()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    grid_arguments(parser, list(VARIANTS), seeds=3, runs=RUNS, out=RECORDS, option="--variants")
-    arguments = parse_grid(parser)
-    try:
-        device = pick_device(arguments.device)
-        if arguments.one:
-            run_one(arguments.one[0], int(arguments.one[1]), device, arguments.runs)
-            return 0
-        seeds = range(arguments.seeds)
-        for name in VARIANTS:  # the others' records are gathered as well
-            if name in arguments.variants or finished([name], seeds, arguments.runs):
+class Ablation(Grid[Record]):
+    """Every variant of CALIBER-X × seeds."""
+
+    module = "examples.verify_prompts.ablation"
+    description = __doc__
+    methods, option = tuple(VARIANTS), "--variants"
+    seeds = 3
+    runs, out = Path("runs/ablation"), Path("results/verify_prompts_ablation.json")
+
+    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+        """Train and measure one variant with one seed."""
+        run_one(method, seed, arguments.device, arguments.runs)
+
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folders of the variants, of the others too if their records are gathered; fetch the corpus once."""
+        for name in VARIANTS:
+            if name in arguments.methods or finished([name], range(arguments.seeds), arguments.runs):
                 claim(name, arguments.runs)
-        Corpus.load()  # what is fetched and converted once is there before processes share it
-        failures = run_grid(
-            "examples.verify_prompts.ablation",
-            arguments.variants,
-            seeds,
-            arguments.runs,
-            jobs=arguments.jobs,
-            arguments=["--device", device, "--runs", str(arguments.runs)],
-        )
-        if not gather(list(VARIANTS), seeds, arguments.runs, arguments.out):
-            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
-            return 1
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    else:
-        return 1 if failures else 0
+        Corpus.load()
+        return []
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    raise SystemExit(main())
+    raise SystemExit(Ablation().main())

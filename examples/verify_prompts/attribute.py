@@ -11,16 +11,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 
 from bayes_adapters import AdapterGuide, AdapterModel, load, plots
 from bayes_adapters.attribution import Attribution, attribute
 from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import BayesAdaptersError
 from examples.verify_prompts.corpus import FOREIGN, Corpus, PairBatches
-from examples.verify_prompts.demo import SHORT, pick_device, quiet
+from examples.verify_prompts.demo import SHORT
 from examples.verify_prompts.experiment import train
 
 NOISY = ("white@-5", "babble@-5")
@@ -33,7 +36,7 @@ def trained(corpus: Corpus, adapter: Path, quick: bool, device: str) -> tuple[Ad
         return load(adapter, corpus.backbone().to(device))
     why = "--quick" if quick else f"there is no {adapter}; make demo trains a full one"
     print(f"training caliber-x for {SHORT.epochs} epochs ({why})", file=sys.stderr)
-    result = train(corpus, "caliber-x", 0, type(SHORT)(**{**vars(SHORT), "device": device}))
+    result = train(corpus, "caliber-x", 0, replace(SHORT, device=device))
     return result.model, result.guide
 
 
@@ -63,7 +66,7 @@ def table(rows: dict[str, dict[str, PairedDifference]], counts: dict[str, int]) 
 
 def main() -> int:
     """Parse the command line and run."""
-    quiet()
+    transformers.utils.logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, default=Path("runs/demo/adapter"))
     parser.add_argument("--out", type=Path, default=Path("runs/attribution"))
@@ -73,7 +76,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         corpus = Corpus.load()
-        model, guide = trained(corpus, arguments.adapter, arguments.quick, pick_device(arguments.device))
+        model, guide = trained(corpus, arguments.adapter, arguments.quick, str(pick_device(arguments.device)))
         rows: dict[str, dict[str, PairedDifference]] = {}
         counts: dict[str, int] = {}
         for name, found, scripts in kinds(corpus, model, guide, arguments.samples):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from bayes_adapters import metrics
 from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
 from examples.verify_prompts.markdown import Pairs, table
-from examples.verify_prompts.predictions import Prediction
+from examples.verify_prompts.predictions import Prediction, by_pair
 
 REFERENCE = "caliber-x"
 """The method that all others are compared with."""
@@ -69,10 +68,7 @@ def auc_difference(
 
 def _matched(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[Tensor, Tensor, Tensor, list[str]] | None:
     """Probabilities (N, seeds) of both, labels (N,) and scripts of the pairs that both methods have in every seed."""
-    found: list[dict[tuple[str, str, int], dict[int, float]]] = [defaultdict(dict), defaultdict(dict)]
-    for cells, rows in zip(found, (a, b), strict=True):
-        for r in rows:
-            cells[r.recording, r.script, r.label][r.seed] = r.probability
+    found = [by_pair(rows, "probability") for rows in (a, b)]
     seeds = sorted({r.seed for r in a} & {r.seed for r in b})
     keys = [k for k in found[0] if k in found[1] and all(s in t[k] for t in found for s in seeds)]
     if not seeds or len({k[1] for k in keys}) < 2:

@@ -10,11 +10,13 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
+from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.files import save
 from bayes_adapters.records import Record
@@ -101,34 +103,14 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], started: float) 
     }
 
 
-def pick_device(name: str) -> str:
-    """Resolve ``auto``, and refuse a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("No CUDA device is available. Use --device cpu or --device auto.")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Use --device cpu, cuda or auto."
-        ) from error
-    return name
-
-
 def say(message: str, started: float) -> None:
     """Print a line with the seconds since the start."""
     print(f"[{time.perf_counter() - started:6.0f} s] {message}", file=sys.stderr, flush=True)
 
 
-def quiet() -> None:
-    """Switch off the progress bars of transformers: the lines printed here say what is going on."""
-    transformers.utils.logging.disable_progress_bar()
-
-
 def main() -> int:
     """Parse the command line and run."""
-    quiet()
+    transformers.utils.logging.disable_progress_bar()  # the lines printed here say what is going on
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
@@ -143,9 +125,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
     try:
-        device = pick_device(arguments.device)
+        device = str(pick_device(arguments.device))
         base = SHORT if arguments.short else Settings(conditions=CONDITIONS)
-        settings = Settings(**{**vars(base), "device": device})
+        settings = replace(base, device=device)
         methods = tuple(arguments.methods)
         if arguments.short and arguments.methods == list(DEMO_METHODS):
             methods = ("caliber-x", "lora-fusion")

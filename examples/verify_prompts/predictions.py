@@ -1,13 +1,10 @@
-"""Predictions of single pairs, and the CSV file they are kept in."""
+"""What one method said about one pair; kept as CSV by :mod:`examples.rows`."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from bayes_adapters.errors import DataError
 
 
 class Prediction(NamedTuple):
@@ -26,21 +23,13 @@ class Prediction(NamedTuple):
     epistemic: float
 
 
-def write_predictions(path: str | os.PathLike[str], rows: Iterable[Prediction]) -> None:
-    """Write predictions as CSV with a header, floats to nine significant digits."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Prediction._fields)
-        writer.writerows([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in rows)
+Pair = tuple[str, str, int]
+"""What makes a pair the same in every seed: recording, script, label."""
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
-    """Read what :func:`write_predictions` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        if tuple(next(reader, ())) != Prediction._fields:
-            raise DataError(f"The first line of {path} must be {','.join(Prediction._fields)}.")
-        return [
-            Prediction(m, int(seed), split, c, rec, script, int(label), float(p), float(t), float(a), float(e))
-            for m, seed, split, c, rec, script, label, p, t, a, e in reader
-        ]
+def by_pair(rows: Sequence[Prediction], column: str) -> dict[Pair, dict[int, float]]:
+    """Return pair → seed → the value of ``column``."""
+    found: dict[Pair, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        found[row.recording, row.script, row.label][row.seed] = getattr(row, column)
+    return dict(found)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record, write_records
+from examples.rows import write_rows
 from examples.verify_prompts.comparisons import REFERENCE, differences
 from examples.verify_prompts.figures import draw_figures
 from examples.verify_prompts.findings import NOISES, audio_findings
 from examples.verify_prompts.markdown import Cells, Pairs, count, number, table
 from examples.verify_prompts.methods import METHODS
-from examples.verify_prompts.predictions import Prediction, write_predictions
+from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.rises import rises
 
 CONDITIONS = (
@@ -72,7 +73,7 @@ def write_report(
 
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "metrics.json", records)
-    write_predictions(folder / "predictions.csv", predictions)
+    write_rows(folder / "predictions.csv", Prediction, predictions)
     lines = ["# Verifying spoken prompts: results", "", "## Setup", "", *table(["what", "value"], setup.items())]
     lines += [
         f"Split `{split}`, {count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). {_spread(len(seeds))}",

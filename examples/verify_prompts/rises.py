@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import fmean
 
 import torch
 
 from bayes_adapters.bootstrap import paired_bootstrap
 from examples.verify_prompts.findings import NOISES
 from examples.verify_prompts.markdown import Pairs, table
-from examples.verify_prompts.predictions import Prediction
+from examples.verify_prompts.predictions import Prediction, by_pair
 
 
 def rises(pairs: Pairs, methods: Sequence[str], draws: int) -> list[str]:
@@ -34,18 +33,10 @@ def rises(pairs: Pairs, methods: Sequence[str], draws: int) -> list[str]:
 
 
 def _rise(one: Sequence[Prediction], two: Sequence[Prediction], draws: int) -> str:
-    before, after = _totals(one), _totals(two)
+    before, after = by_pair(one, "total"), by_pair(two, "total")
     keys = [key for key in before if key in after]
     if len({script for _, script, _ in keys}) < 2:
         return "–"
-    a, b = (torch.tensor([math.fsum(t[k]) / len(t[k]) for k in keys], dtype=torch.float64) for t in (after, before))
+    a, b = (torch.tensor([fmean(t[k].values()) for k in keys], dtype=torch.float64) for t in (after, before))
     d = paired_bootstrap(torch.mean, a, b, groups=[script for _, script, _ in keys], draws=draws, seed=0)
     return f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-
-
-def _totals(rows: Sequence[Prediction]) -> dict[tuple[str, str, int], list[float]]:
-    """Total uncertainty of each pair, one a seed."""
-    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for row in rows:
-        found[row.recording, row.script, row.label].append(row.total)
-    return found

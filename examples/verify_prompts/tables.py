@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bayes_adapters.records import Record, read_records
-from examples.comparison import mean_of, mean_table, rewrite, short
+from examples.comparison import mean_of, mean_table, rewrite_file, short
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "trained": ("clean", "parameters"),
@@ -55,16 +55,13 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     arguments = parser.parse_args()
-    text = arguments.readme.read_text()
     sources: dict[str, Callable[[list[Record]], list[str]]] = {
         "verify_prompts": lambda records: table(records, COLUMNS, "method"),
         "verify_prompts_ablation": lambda records: table(records, COLUMNS, "variant of CALIBER-X"),
     }
-    for name, make in sources.items():
-        path = arguments.results / f"{name}.json"
-        if path.is_file():
-            text = rewrite(text, name, make(read_records(path)))
-    arguments.readme.write_text(text)
+    paths = {name: arguments.results / f"{name}.json" for name in sources}
+    tables = {name: make(read_records(paths[name])) for name, make in sources.items() if paths[name].is_file()}
+    rewrite_file(arguments.readme, tables)
     return 0
 
 

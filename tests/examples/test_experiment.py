@@ -22,6 +22,8 @@ from bayes_adapters.layer import adapted_layers
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.records import read_records, write_records
 from bayes_adapters.verify import VerifyTask
+from examples.grid import gather
+from examples.rows import read_rows, write_rows
 from examples.verify_prompts import ablation, demo, results
 from examples.verify_prompts.corpus import Corpus, PairBatches
 from examples.verify_prompts.dataset import MISSING, collate
@@ -39,7 +41,7 @@ from examples.verify_prompts.experiment import (
 )
 from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build, find
-from examples.verify_prompts.predictions import read_predictions, write_predictions
+from examples.verify_prompts.predictions import Prediction as Row
 from examples.verify_prompts.prompts import Splits, load_prompts, make_splits
 
 SETTINGS = Settings(
@@ -162,7 +164,7 @@ def test_predictions_come_back_in_the_order_of_the_data_set(corpus: Corpus, trai
     torch.testing.assert_close(prediction.probs[order], singly.probs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(prediction.epistemic[order], singly.epistemic, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(prediction.probs, singly.probs, rtol=1e-4, atol=1e-5)
-    rows = [row for row in read_predictions(evaluated / "lora-text-0.csv") if row.condition == "white@0"]
+    rows = [row for row in read_rows(evaluated / "lora-text-0.csv", Row) if row.condition == "white@0"]
     assert [(row.script, row.label) for row in rows] == [(pair.script_text, pair.label) for pair in dataset.pairs]
     assert [row.probability for row in rows] == pytest.approx(singly.probs.tolist(), rel=1e-4)
     assert [row.total for row in rows] == pytest.approx(singly.total.tolist(), rel=1e-4)
@@ -261,13 +263,13 @@ def evaluated(corpus: Corpus, trained: Trained, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("runs")
     records, rows = evaluate(corpus, trained, SETTINGS)
     write_records(folder / "lora-text-0.json", [replace(record, method="lora-text") for record in records])
-    write_predictions(folder / "lora-text-0.csv", [row._replace(method="lora-text") for row in rows])
+    write_rows(folder / "lora-text-0.csv", Row, [row._replace(method="lora-text") for row in rows])
     return folder
 
 
 def test_records_and_predictions_agree(evaluated: Path, corpus: Corpus) -> None:
     records = {r.condition: r for r in read_records(evaluated / "lora-text-0.json")}
-    rows = read_predictions(evaluated / "lora-text-0.csv")
+    rows = list(read_rows(evaluated / "lora-text-0.csv", Row))
     assert list(records) == ["clean", "missing", "white@0", "ood-it"], "clean first: it is the reference"
     clean = {(r.recording, r.script): r for r in rows if r.condition == "clean"}
     assert set(clean) == {(f"en/{p.recording_key}", p.script_text) for p in corpus.pairs("test", "random")}
@@ -354,7 +356,7 @@ def test_the_grid_repeats_no_finished_run_and_reports_a_crashed_one(evaluated: P
 
 
 def test_nothing_finished_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert results.gather(["lora-text"], [0, 1], tmp_path, tmp_path / "all.json") == []
+    assert gather(["lora-text"], [0, 1], tmp_path, tmp_path / "all.json") == []
     assert not (tmp_path / "all.json").exists()
 
 
@@ -370,25 +372,27 @@ def test_the_ablation_is_a_grid_that_refuses_other_settings(
     runs.mkdir()
     for name in ("plain", "prior-1"):
         monkeypatch.setattr(sys, "argv", ["ablation", *options, "--one", name, "0"])
-        assert ablation.main() == 0
+        assert ablation.Ablation().main() == 0
     before = (runs / "plain-0.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["ablation", *options, "--variants", "plain", "prior-1"])
-    assert ablation.main() == 0, capsys.readouterr().err  # both are done: nothing is run, the records are gathered
+    assert ablation.Ablation().main() == 0, (
+        capsys.readouterr().err
+    )  # both are done: nothing is run, the records are gathered
     assert [record.method for record in read_records(out)] == ["plain", "prior-1"]
     assert read_records(out)[0].nll != read_records(out)[1].nll
     assert (runs / "plain-0.json").read_bytes() == before
     assert json.loads((runs / "prior-1" / "settings.json").read_text())["prior_scale"] == 1.0
     monkeypatch.setitem(ablation.VARIANTS, "plain", replace(small, kl_weight=0.5))
-    assert ablation.main() == 2
+    assert ablation.Ablation().main() == 2
     assert "kl_weight: 0.0001 there, 0.5 now" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["ablation", *options, "--variants", "prior-1"])
-    assert ablation.main() == 2  # its records would be gathered too
+    assert ablation.Ablation().main() == 2  # its records would be gathered too
     assert "kl_weight: 0.0001 there, 0.5 now" in capsys.readouterr().err
     (runs / "plain" / "settings.json").unlink()
-    assert ablation.main() == 2
+    assert ablation.Ablation().main() == 2
     assert "records of 'plain', such as plain-0.json, and nothing says" in capsys.readouterr().err
     (runs / "plain-0.json").unlink()
-    assert ablation.main() == 0
+    assert ablation.Ablation().main() == 0
     assert [record.method for record in read_records(out)] == ["prior-1"]
 
 
@@ -408,14 +412,22 @@ def test_every_variant_is_a_mix_that_can_be_trained_on(name: str, corpus: Corpus
         assert replace(variant, conditions=Settings().conditions) == Settings()
 
 
-MAINS: dict[str, Callable[[], int]] = {"demo": demo.main, "results": results.main, "ablation": ablation.main}
+MAINS: dict[str, Callable[[], int]] = {
+    "demo": demo.main,
+    "results": results.ScriptVerification().main,
+    "ablation": ablation.Ablation().main,
+}
 
 
 @pytest.mark.parametrize("name", list(MAINS))
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        pytest.param("cuda", "No CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
+        pytest.param(
+            "cuda",
+            "The device 'cuda' cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
         ("nonsense", "The device 'nonsense' cannot be used"),
     ],
 )
@@ -426,7 +438,7 @@ def test_a_device_that_is_not_there(
     assert MAINS[name]() == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
-    assert "--device cpu" in error
+    assert "Take 'cpu', 'cuda' or 'auto'" in error
 
 
 @pytest.mark.parametrize(

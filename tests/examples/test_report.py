@@ -16,10 +16,11 @@ from bayes_adapters.bootstrap import paired_bootstrap
 from bayes_adapters.errors import DataError
 from bayes_adapters.plots import COLOURS
 from bayes_adapters.records import Record, read_records, score
+from examples.rows import read_rows, write_rows
 from examples.verify_prompts.comparisons import REFERENCE, auc_difference
 from examples.verify_prompts.figures import _groups
 from examples.verify_prompts.methods import METHODS
-from examples.verify_prompts.predictions import Prediction, read_predictions, write_predictions
+from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.report import COLUMNS, CONDITIONS, write_report
 
 pytest.importorskip("matplotlib")
@@ -86,7 +87,7 @@ def test_folder_holds_the_data_the_figures_and_links_that_work(tmp_path: Path) -
     assert links == ["figures/reliability.png", "figures/risk_coverage.png", "figures/uncertainty.png"]
     assert all((path.parent / link).read_bytes().startswith(b"\x89PNG") for link in links)
     assert len(read_records(path.parent / "metrics.json")) == len(records)
-    back = read_predictions(path.parent / "predictions.csv")
+    back = list(read_rows(path.parent / "predictions.csv", Prediction))
     assert [r[:7] for r in back] == [r[:7] for r in predictions]
     assert [r.probability for r in back] == pytest.approx([r.probability for r in predictions], rel=1e-8)
     assert "a\\|b" in text
@@ -192,11 +193,11 @@ def test_the_fast_auc_difference_is_the_paired_bootstrap() -> None:
 
 
 def test_a_foreign_csv_is_refused(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", [])
-    assert read_predictions(tmp_path / "p.csv") == []
+    write_rows(tmp_path / "p.csv", Prediction, [])
+    assert list(read_rows(tmp_path / "p.csv", Prediction)) == []
     (tmp_path / "p.csv").write_text("method,probability\n")
     with pytest.raises(DataError, match="first line"):
-        read_predictions(tmp_path / "p.csv")
+        list(read_rows(tmp_path / "p.csv", Prediction))
 
 
 def test_every_method_of_the_comparison_is_listed_in_its_order(tmp_path: Path) -> None:

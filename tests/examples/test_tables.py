@@ -9,9 +9,10 @@ import pytest
 
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.records import Record
+from examples.comparison import rewrite
+from examples.grid import claim_folder
 from examples.verify_prompts.experiment import Settings
-from examples.verify_prompts.results import claim_folder
-from examples.verify_prompts.tables import COLUMNS, rewrite, table
+from examples.verify_prompts.tables import COLUMNS, table
 
 
 def record(method: str, seed: int, condition: str, auc: float, ood: float = math.nan) -> Record:
