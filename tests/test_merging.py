@@ -13,8 +13,8 @@ from bayes_adapters.guides import Hypernetwork
 from bayes_adapters.layer import adapters_disabled
 from bayes_adapters.merging import merge, merge_intra
 from bayes_adapters.models import LoRA, StochasticCore
+from tests.cola.parts import batch, cola, logits
 from tests.helpers import bert, fill_B, gpt2, token_batch
-from tests.test_cola import batch, cola, logits
 
 
 @pytest.mark.parametrize(("build", "targets"), [(bert, ["query", "value"]), (gpt2, ["c_attn", "c_proj"])])

@@ -1,0 +1,90 @@
+"""Encoders of unequal depth, three of them, missing ones, and those that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bayes_adapters import Batch, Bernoulli, adapted_layers
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, Hypernetwork
+from bayes_adapters.models import CoLA
+from bayes_adapters.priors import zero_normal
+from tests.cola.parts import batch, cola, encoders, logits
+from tests.helpers import bert, vit, whisper
+
+BLOCK = 6
+
+
+def test_unequal_depths_are_spread_and_the_rest_gets_one_path() -> None:
+    model = cola(encoders(6, 4), depths="spread")
+    paired = {name: sorted({own for n, _, own, _ in model.pairs if n == name}) for name in ("text", "audio")}
+    assert paired == {"text": [0, 2, 3, 5], "audio": [0, 1, 2, 3]}
+    layers = adapted_layers(model.backbone)
+    assert len(layers) == 10 * BLOCK
+    assert sum(bool(layer.inter) for layer in layers.values()) == 8 * BLOCK
+    assert torch.isfinite(logits(model, Hypernetwork(model, gamma=4), batch())).all()
+
+
+def test_three_encoders_have_a_path_from_each_partner() -> None:
+    nets = nn.ModuleDict({"text": bert(2), "audio": whisper(2), "image": vit(2)})
+    model = cola(nets)
+    assert len(model.sites) == 3 * 2 * BLOCK * 2
+    assert all(set(layer.inter) == set(nets) - {p.split(".")[0]} for p, layer in adapted_layers(nets).items())
+    pixels = {"image.pixel_values": torch.randn(4, 3, 16, 16)}
+    guide = Hypernetwork(model, gamma=4)
+    whole = logits(model, guide, batch(**pixels))
+    other = logits(model, guide, batch(**{"image.pixel_values": torch.randn(4, 3, 16, 16)}))
+    assert not torch.allclose(whole, other)
+    assert torch.isfinite(logits(model, guide, batch())).all(), "a whole encoder may be missing"
+
+
+def test_missing_for_the_batch_is_missing_for_every_example() -> None:
+    model, data = cola(), batch()
+    with torch.no_grad():
+        for null in [*model.null.values(), *model.null_descriptor.values()]:
+            null.normal_()
+    guide = Hypernetwork(model, gamma=4)
+    text = {k: v for k, v in data.inputs.items() if k.startswith("text.")}
+    absent = logits(model, guide, Batch(text))
+    flagged = logits(model, guide, Batch(data.inputs | {"audio.present": torch.zeros(4)}))
+    torch.testing.assert_close(absent, flagged, rtol=1e-5, atol=1e-6)
+    some = logits(model, guide, Batch(data.inputs | {"audio.present": torch.tensor([1, 0, 1, 1])}))
+    torch.testing.assert_close(some[1], absent[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some[[0, 2, 3]], logits(model, guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "says"),
+    [
+        (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"at least 2 different encoders.*ModuleDict"),
+        (lambda: cola(encoders(3, 2)), ConfigError, "needs equal depths; got 3 and 2"),
+        (lambda: cola(share="A", cross_rank=2), ConfigError, "share='A' needs cross_rank = rank; got 2 and 3"),
+        (lambda: cola(streams={"text": "cls"}), ConfigError, "streams must name every encoder"),
+        (lambda: cola(schedule="progresive"), ConfigError, "Did you mean 'progressive'"),
+        (lambda: cola(blocks={"video": []}), ConfigError, "blocks names 'video'"),
+        (lambda: Hypernetwork(cola(), gamma=64), ConfigError, "between 1 and the descriptor's width 16; got 64"),
+        (lambda: Hypernetwork(cola(), gamma=4, phi="identity", scale="softplus"), ConfigError, "nothing to be unce"),
+        (lambda: Contextual(cola()), ConfigError, "Contextual cannot infer 'cross.text"),
+        (lambda: cola()(Batch({"input_ids": torch.ones(2, 3).long()})), DataError, "belongs to no encoder"),
+    ],
+)
+def test_errors(build: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        build()
+
+
+def test_a_model_that_cannot_be_built_leaves_the_encoders_alone() -> None:
+    nets = encoders()
+    with pytest.raises(ConfigError, match="no site"):
+        cola(nets, prior={"cross.video.*": zero_normal()})
+    assert not adapted_layers(nets)
+
+
+def test_a_layer_outside_its_model_says_why_it_cannot_run() -> None:
+    model, data = cola(), batch()
+    with pytest.raises(ConfigError, match=r"runs without its descriptor.*lock-step"):
+        model.backbone["text"](input_ids=data.inputs["text.input_ids"])

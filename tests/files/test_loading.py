@@ -1,0 +1,154 @@
+"""Whatever is wrong with a saved adapter is said before the backbone is changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bayes_adapters import adapted_layers, load, remove, save
+from bayes_adapters.errors import AdapterFileError, ConfigError
+from tests.files.parts import pair
+from tests.helpers import bert, gpt2
+
+
+def state(backbone: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in backbone.state_dict().items()}
+
+
+def edit_json(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    about = json.loads((folder / "adapter.json").read_text())
+    change(about)
+    (folder / "adapter.json").write_text(json.dumps(about))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any], consistent: bool) -> None:
+    """Change tensors and repair the checksum; ``consistent`` repairs the list of tensors too."""
+    path = folder / "adapter.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+    def repair(about: dict[str, Any]) -> None:
+        about["weights"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if consistent:
+            kinds = {n: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for n, t in tensors.items()}
+            about["weights"]["tensors"] = kinds
+
+    edit_json(folder, repair)
+
+
+def cut(folder: Path, keep: int, repair: bool = False) -> None:
+    path = folder / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    if repair:
+        edit_json(folder, lambda a: a["weights"].update(sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def flip(folder: Path) -> None:
+    path = folder / "adapter.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+HEAD = "model.head.weight"
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (lambda f: f.rename(f.with_name("gone")), "does not exist"),
+    "no json": (lambda f: (f / "adapter.json").unlink(), r"adapter.json' does not exist"),
+    "not json": (lambda f: (f / "adapter.json").write_text("{"), "is not JSON"),
+    "binary json": (lambda f: (f / "adapter.json").write_bytes(b"\xff\xfe\x00"), "is not JSON"),
+    "a list": (lambda f: (f / "adapter.json").write_text("[]"), "describes no adapter"),
+    "another program's": (lambda f: (f / "adapter.json").write_text('{"peft_type": "LORA"}'), "describes no adapter"),
+    "newer": (lambda f: edit_json(f, lambda a: a.update(format_version=2)), "format version 2.*update"),
+    "odd version": (lambda f: edit_json(f, lambda a: a.update(format_version="x")), "format version 'x'"),
+    "no guide": (lambda f: edit_json(f, lambda a: a.pop("guide")), "misstates guide, guide.name, guide.config"),
+    "no base print": (lambda f: edit_json(f, lambda a: a["base"].pop("fingerprint")), "misstates base.fingerprint"),
+    "no tensors": (lambda f: (f / "adapter.safetensors").unlink(), "cannot be read.*whole folder"),
+    "truncated": (lambda f: cut(f, 500), r"\(500 bytes\).*checksum differs"),
+    "one bit": (flip, "checksum differs"),
+    "truncated, checksum repaired": (lambda f: cut(f, 500, repair=True), "is not a safetensors file"),
+    "emptied, checksum repaired": (lambda f: cut(f, 0, repair=True), "is not a safetensors file"),
+    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(HEAD), False), f"{HEAD} is missing"),
+    "surplus tensor": (lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1)), False), "x is surplus"),
+    "mis-shaped tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update({HEAD: torch.ones(2, 16)}), False),
+        r"head.weight is float32\[2, 16\] where float32\[1, 16\] is described",
+    ),
+    "wrong dtype": (
+        lambda f: edit_tensors(f, lambda t: t.update({HEAD: t[HEAD].half()}), False),
+        r"head.weight is float16\[1, 16\] where float32\[1, 16\] is described",
+    ),
+    "missing, consistently": (lambda f: edit_tensors(f, lambda t: t.pop(HEAD), True), f"{HEAD} is missing"),
+    "surplus, consistently": (lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1)), True), "x is surplus"),
+    "mis-shaped, consistently": (
+        lambda f: edit_tensors(f, lambda t: t.update({HEAD: torch.ones(2, 16)}), True),
+        r"float32\[1, 16\] is needed",
+    ),
+    "integers, consistently": (
+        lambda f: edit_tensors(f, lambda t: t.update({HEAD: t[HEAD].int()}), True),
+        r"int32\[1, 16\] where float32\[1, 16\] is needed",
+    ),
+    "unknown guide": (lambda f: edit_json(f, lambda a: a["guide"].update(name="contextal")), "mean 'contextual'"),
+    "unknown model": (lambda f: edit_json(f, lambda a: a["model"].update(structure="my")), "Unknown model 'my'"),
+    "unknown option": (lambda f: edit_json(f, lambda a: a["guide"]["config"].update(depth=3)), "depth"),
+    "unknown prior": (
+        lambda f: edit_json(f, lambda a: next(iter(a["prior"].values())).update(family="Nrmal")),
+        "cannot be built again.*Nrmal",
+    ),
+    "unknown layer": (lambda f: edit_json(f, lambda a: a["model"]["config"].update(targets=["x.y"])), "matches 'x"),
+    "fewer layers": (lambda f: edit_json(f, lambda a: a["model"]["config"]["targets"].pop()), "cannot be built again"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_load_lists_what_is_wrong_and_leaves_the_backbone_alone(case: str, tmp_path: Path) -> None:
+    spoil, message = BAD[case]
+    save(tmp_path / "a", *pair())
+    spoil(tmp_path / "a")
+    net = bert()
+    net.train()
+    net.encoder.eval()
+    next(net.parameters()).requires_grad_(False)
+    before = state(net)
+    modes = [(n, m.training, type(m)) for n, m in net.named_modules()]
+    flags = [p.requires_grad for p in net.parameters()]
+    with pytest.raises(AdapterFileError, match=message) as caught:
+        load(tmp_path / "a", net)
+    assert "\n" not in str(caught.value)
+    assert not adapted_layers(net)
+    assert state(net).keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in state(net).items())
+    assert [(n, m.training, type(m)) for n, m in net.named_modules()] == modes
+    assert [p.requires_grad for p in net.parameters()] == flags
+
+
+def test_load_refuses_another_backbone(tmp_path: Path) -> None:
+    save(tmp_path, *pair())
+    for other, message in (
+        (bert(seed=1), "values do not"),
+        (gpt2(), "class 'BertModel' saved, 'GPT2Model' given"),
+        (bert(layers=3), "parameters .* saved"),
+        (bert().bfloat16(), "dtype 'float32' saved, 'bfloat16' given"),
+    ):
+        with pytest.raises(AdapterFileError, match=f"another backbone: .*{message}.*BertModel"):
+            load(tmp_path, other)
+        assert not adapted_layers(other)
+
+
+def test_load_refuses_a_backbone_with_adapters_and_keeps_them(tmp_path: Path) -> None:
+    model, guide = pair()
+    save(tmp_path, model, guide)
+    layers = list(adapted_layers(model.backbone).values())
+    with pytest.raises(ConfigError, match="already has adapters"):
+        load(tmp_path, model.backbone)
+    assert list(adapted_layers(model.backbone).values()) == layers
+    again, _ = load(tmp_path, remove(model.backbone))
+    assert again.backbone is model.backbone

@@ -1,0 +1,170 @@
+"""How far a context is from training, and how much of the posterior is believed there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from bayes_adapters import Frames
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.reliability import FrameDensity
+from tests.reliability.parts import D, cloud, contexts, fitted
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.5])
+def test_the_distance_is_the_mean_mahalanobis_distance_to_the_nearest_component(ridge: float) -> None:
+    density, frames = fitted(ridge=ridge), contexts(30, 7, shift=3.0)
+    per_component = []
+    for k, shift in enumerate((0.0, 20.0)):
+        group = cloud(400, k, D, shift).double()
+        covariance = (group - group.mean(0)).T @ (group - group.mean(0)) / 399
+        covariance += ridge * covariance.trace() / D * torch.eye(D)
+        centred = frames.values.double() - group.mean(0)
+        squared = (centred * torch.linalg.solve(covariance, centred.mT.reshape(30, D, 6)).mT).sum(-1)
+        gaussian = MultivariateNormal(group.mean(0), covariance)
+        peak = gaussian.log_prob(group.mean(0))
+        torch.testing.assert_close(squared, 2 * (peak - gaussian.log_prob(frames.values.double())))
+        per_component.append([float(squared[b][frames.mask[b]].mean()) / D for b in range(30)])
+    expected = torch.tensor(per_component).amin(0)
+    torch.testing.assert_close(density.distance(frames), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_nearest_component_counts_for_the_whole_context() -> None:
+    near_second = contexts(8, 5, shift=20.0)
+    both, first = fitted(), fitted(shifts=(0.0,))
+    second = fitted(shifts=(20.0,))
+    second.means.copy_(both.means[1:])
+    second.whitening.copy_(both.whitening[1:])
+    torch.testing.assert_close(both.distance(near_second), second.distance(near_second))
+    assert bool((first.distance(near_second) > 5 * both.distance(near_second)).all())
+    # a context half of which is near each is far from both
+    halves = Frames(torch.cat([cloud(3, 1), cloud(3, 2, shift=20.0)])[None], torch.ones(1, 6, dtype=torch.bool))
+    assert float(both.distance(halves)) > 5
+
+
+def test_masked_frames_have_no_distance_however_large_they_are() -> None:
+    density, frames = fitted(), contexts(12, 3)
+    huge = frames.values.masked_fill(~frames.mask[..., None], 3e38)
+    padded = Frames(
+        torch.cat([huge, torch.full((12, 4, D), -1e30)], 1), torch.cat([frames.mask, frames.mask.new_zeros(12, 4)], 1)
+    )
+    torch.testing.assert_close(density.distance(padded), density.distance(frames))
+    changed = frames.values.clone()
+    changed[:, 0] += 10.0
+    assert bool((density.distance(Frames(changed, frames.mask)) != density.distance(frames)).all())
+
+
+def test_gamma_is_one_up_to_the_limit_and_then_falls_exponentially() -> None:
+    density = FrameDensity(2, 1)
+    density.limit.fill_(1.5)
+    density.tail.fill_(0.25)
+    lengths = torch.tensor([0.0, 1.0, 3.0, 3.5, 4.0])
+    values = torch.stack([lengths.sqrt(), torch.zeros(5)], -1)[:, None]
+    frames = Frames(values, torch.ones(5, 1, dtype=torch.bool))  # d = |a|² / 2
+    gamma = density(frames)
+    torch.testing.assert_close(gamma, torch.tensor([1.0, 1.0, 1.0, torch.e**-1, torch.e**-2]))
+    assert float(gamma[0]) == 1.0
+
+
+def test_missing_context_is_trusted_and_an_infinitely_far_one_is_not() -> None:
+    density = fitted()
+    values = torch.full((2, 3, D), 1e30)
+    mask = torch.tensor([[False] * 3, [True] * 3])
+    assert density(Frames(values, mask)).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("quantile", [None, 0.75])
+def test_the_limit_lets_the_wanted_share_of_contexts_like_those_of_training_pass(quantile: float | None) -> None:
+    density = fitted() if quantile is None else fitted(quantile=quantile)
+    fresh = Frames(
+        *(torch.cat(t) for t in zip(*[_parts(contexts(1000, 800 + s, shift=s)) for s in (0, 20)], strict=True))
+    )
+    share = float((density(fresh) == 1.0).float().mean())
+    wanted = 0.95 if quantile is None else quantile
+    assert abs(share - wanted) <= (0.03 if quantile is None else 0.06)  # 400 held-out contexts: ±1 % and ±2 %
+    distances = density.distance(fresh)
+    assert float(distances.median()) == pytest.approx(float(fitted().limit - density.tail), rel=0.1)
+    assert float(distances.mean()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("quantile", "needed"), [(0.95, 20), (0.75, 20), (0.99, 100)])
+def test_a_quantile_needs_enough_held_out_contexts(quantile: float, needed: int) -> None:
+    assert bool(FrameDensity.fit([cloud(30, 0)], [contexts(needed, 1)], quantile=quantile).limit.isfinite())
+    with pytest.raises(DataError, match=f"needs at least {needed} held-out contexts; got {needed - 1}"):
+        FrameDensity.fit([cloud(30, 0)], [contexts(needed - 1, 1)], quantile=quantile)
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.0, 1.0, 95.0, float("nan")])
+def test_a_limit_lies_above_the_median(quantile: float) -> None:
+    with pytest.raises(ConfigError, match=r"quantile .* between 0\.5 and 1; got"):
+        FrameDensity.fit([cloud(30, 0)], [contexts(30, 1)], quantile=quantile)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_fewer_frames_than_span_the_space_are_refused(count: int) -> None:
+    """N frames about their mean span N − 1 dimensions: the covariance of D or fewer is singular without its ridge."""
+    says = rf"Group 1 has {count} frames of width 4.* at least 5 .*recordings.*"
+    with pytest.raises(DataError, match=says):
+        FrameDensity.fit([cloud(30, 0), cloud(count, 1)], [contexts(30, 2)])
+    enough = FrameDensity.fit([cloud(30, 0), cloud(5, 1)], [contexts(30, 2)])
+    assert bool(enough.whitening.isfinite().all())
+
+
+@pytest.mark.parametrize("spoilt", [float("inf"), float("nan"), 1e30])
+def test_held_out_contexts_without_a_finite_distance_are_refused(spoilt: float) -> None:
+    held_out = contexts(25, 1)
+    held_out.values[:3, 0] = spoilt
+    with pytest.raises(DataError, match=r"held-out contexts .* finite"):
+        FrameDensity.fit([cloud(30, 0)], [held_out])
+
+
+def _parts(frames: Frames) -> tuple[Tensor, Tensor]:
+    return frames.values, frames.mask
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_frames_of_other_precision(dtype: torch.dtype) -> None:
+    density, frames = fitted(), contexts(10, 4)
+    found = density.distance(Frames(frames.values.to(dtype), frames.mask))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, density.distance(frames), rtol=0.05, atol=0.05)
+    low = FrameDensity.fit([cloud(400, 0).to(dtype)], [contexts(40, 9)])
+    assert {b.dtype for b in low.buffers()} == {torch.float32}
+    torch.testing.assert_close(low.means[0], cloud(400, 0).mean(0), rtol=0.05, atol=0.05)
+
+
+def test_fit_keeps_no_graph_and_stores_no_parameters() -> None:
+    density = FrameDensity.fit([cloud(50, 0).requires_grad_()], [contexts(30, 1)])
+    assert not any(b.requires_grad for b in density.buffers())
+    assert list(density.parameters()) == []
+
+
+def test_an_unfitted_density_trusts_nothing_silently() -> None:
+    frames = contexts(3, 1)
+    for density in (FrameDensity(D, 2), fitted()):
+        density.limit.fill_(torch.inf)
+        with pytest.raises(ConfigError, match=r"not fitted.*FrameDensity\.fit.*load an adapter"):
+            density(frames)
+
+
+def test_errors_of_fit() -> None:
+    good, held_out = cloud(30, 0), contexts(25, 1)
+    with pytest.raises(DataError, match="at least one group"):
+        FrameDensity.fit([], [held_out])
+    with pytest.raises(DataError, match="Group 1 has 1 frame of width 4"):
+        FrameDensity.fit([good, good[:1]], [held_out])
+    with pytest.raises(DataError, match="at least 20 held-out contexts; got 0"):
+        FrameDensity.fit([good], [])
+    silent = Frames(held_out.values, held_out.mask & (torch.arange(25) < 19)[:, None])
+    with pytest.raises(DataError, match="at least 20 held-out contexts; got 19"):
+        FrameDensity.fit([good], [silent])
+    with pytest.raises(DataError, match=r"one width; got \[3, 4\]"):
+        FrameDensity.fit([good, good[:, :3]], [held_out])
+    with pytest.raises(DataError, match="group 1 have no usable covariance"):
+        FrameDensity.fit([good, torch.ones(5, D)], [held_out])
+    with pytest.raises(DataError, match="group 0 have no usable covariance"):
+        FrameDensity.fit([good.index_fill(0, torch.tensor([3]), torch.nan)], [held_out])
+    with pytest.raises(ConfigError, match="at least one component; got 0"):
+        FrameDensity(D, 0)
