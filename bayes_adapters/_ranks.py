@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.layer import adapted_layers
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site
@@ -33,8 +33,7 @@ def require_factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple
     Raises:
         ConfigError: the guide is another model's; A or B is not random; layers share a site.
     """
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    require_pair(model, guide)
     found = {(site.part, path): site for site in model.sites for path in site.layers}
     single = all(len(s.layers) == 1 and s.granularity is Granularity.GLOBAL and s.part in _AXIS for s in model.sites)
     if not single or any((part, path) not in found for part in _AXIS for path in model.layers):

@@ -70,7 +70,7 @@ class Attribution:
     method: AttributionMethod
     changes: Mapping[str, Decomposition]
     uncertainty: Mapping[frozenset[str], Decomposition]
-    index: Int[Tensor, "N"]
+    index: Int[Tensor, " N"]
 
     @property
     def modalities(self) -> list[str]:
@@ -105,7 +105,7 @@ class Attribution:
             for name, change in self.changes.items()
         }
 
-    def __getitem__(self, rows: slice | Bool[Tensor, "N"] | Int[Tensor, "n"]) -> Attribution:
+    def __getitem__(self, rows: slice | Bool[Tensor, " N"] | Int[Tensor, " n"]) -> Attribution:
         """Return the examples at ``rows``: a slice, row numbers or a bool mask."""
         return Attribution(
             self.method,
@@ -244,7 +244,7 @@ def _without(model: AdapterModel, batch: Batch, names: frozenset[str]) -> Batch:
     return model.withhold(batch.without_targets(), *here)
 
 
-def _numbers(batches: Sequence[Batch]) -> Int[Tensor, "N"]:
+def _numbers(batches: Sequence[Batch]) -> Int[Tensor, " N"]:
     """Each example's number, as ``predict`` numbers them."""
     numbers: list[Tensor] = []
     offset = 0

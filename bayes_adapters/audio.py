@@ -29,7 +29,7 @@ def read_audio(
     sample_rate: int = SAMPLE_RATE,
     min_seconds: float = 0.1,
     max_seconds: float | None = None,
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, " N"]:
     """Read one recording as a mono waveform at ``sample_rate``.
 
     Channels are averaged; another sample rate is resampled with a windowed sinc.

@@ -125,7 +125,7 @@ class SpeechEncoder:
             digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def mel(self, waves: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, "B mels M"]:
+    def mel(self, waves: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, "B mels M"]:
         """Compute log-mel features, padded with silence to the encoder's length.
 
         Args:
@@ -160,7 +160,7 @@ class SpeechEncoder:
         return mel
 
     @torch.no_grad()
-    def __call__(self, waves: Sequence[Float[Tensor, "_"]], *, pool: int = 1) -> Frames:
+    def __call__(self, waves: Sequence[Float[Tensor, " _"]], *, pool: int = 1) -> Frames:
         """Encode recordings; frames past a recording's end are masked.
 
         Args:

@@ -29,6 +29,12 @@ class Frames:
     mask: Bool[Tensor, "B S"]
 
     def __post_init__(self) -> None:
+        for name, value in (("values", self.values), ("mask", self.mask)):
+            if not isinstance(value, Tensor):
+                raise DataError(
+                    f"Frames' {name} must be a tensor; got {type(value).__module__}.{type(value).__name__}. Convert an "
+                    "array with torch.as_tensor(array)."
+                )
         if self.values.dim() != 3:
             raise DataError(
                 f"Context values must have shape (B, S, d); got {tuple(self.values.shape)}. "
@@ -46,7 +52,7 @@ class Frames:
             raise DataError(f"The context mask must be bool, True where a frame is real; got {self.mask.dtype}.")
 
     @property
-    def present(self) -> Bool[Tensor, "B"]:
+    def present(self) -> Bool[Tensor, " B"]:
         """Shape (B,), True where an example has at least one real frame."""
         return self.mask.any(-1)
 
@@ -82,9 +88,21 @@ class Batch:
     inputs: Mapping[str, Tensor]
     targets: Tensor | None = None
     context: Mapping[str, Frames] = field(default_factory=dict)
-    index: Int[Tensor, "B"] | None = None
+    index: Int[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
+        for name, mapping, form in (
+            ("inputs", self.inputs, "argument of the backbone → tensor"),
+            ("context", self.context, "modality → Frames"),
+        ):
+            if not isinstance(mapping, Mapping):
+                raise DataError(f"{name} must be a dictionary, {form}; got a {type(mapping).__name__}.")
+        for name, frames in self.context.items():
+            if not isinstance(frames, Frames):
+                raise DataError(
+                    f"context[{name!r}] must be Frames(values, mask), values (B, S, d) and a bool mask (B, S); got a "
+                    f"{type(frames).__name__}."
+                )
         if not self.inputs:
             raise DataError("A batch needs at least one backbone input, for example inputs={'input_ids': ids}.")
         parts = {f"inputs[{k!r}]": v for k, v in self.inputs.items()}
@@ -110,6 +128,11 @@ class Batch:
                 f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
                 "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
             )
+        if mask is not None and not bool((self.inputs["attention_mask"] == mask).all()):
+            raise DataError(
+                "attention_mask must hold 1 (or True) where a token is real and 0 where it is padding; it has other "
+                "numbers. Of a mask that is added to attention scores (0 and a large negative number) pass mask == 0."
+            )
         if mask is not None and not bool(mask.any(-1).all()):
             rows = (~mask.any(-1)).nonzero().flatten().tolist()
             raise DataError(
@@ -128,7 +151,7 @@ class Batch:
         return None if mask is None else mask.bool()
 
     @property
-    def ids(self) -> Int[Tensor, "B"]:
+    def ids(self) -> Int[Tensor, " B"]:
         """Shape (B,): ``index``, or 0 … B-1 when none was given."""
         device = next(iter(self.inputs.values())).device
         return torch.arange(self.size, device=device) if self.index is None else self.index.to(device)

@@ -65,13 +65,13 @@ class Condition:
 
 
 def corrupt(
-    wave: Float[Tensor, "N"],
+    wave: Float[Tensor, " N"],
     condition: Condition | str,
     generator: torch.Generator,
     *,
-    others: Sequence[Float[Tensor, "_"]] = (),
+    others: Sequence[Float[Tensor, " _"]] = (),
     sample_rate: int = 16_000,
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, " N"]:
     """Apply a condition to one recording.
 
     Args:
@@ -104,7 +104,7 @@ def corrupt(
     return add_noise(wave, noise, condition.snr_db)
 
 
-def add_noise(wave: Float[Tensor, "N"], noise: Float[Tensor, "_"], snr_db: float) -> Float[Tensor, "N"]:
+def add_noise(wave: Float[Tensor, " N"], noise: Float[Tensor, " _"], snr_db: float) -> Float[Tensor, " N"]:
     """Add noise, scaled so that 10 · log10(power of wave / power of added noise) = ``snr_db``.
 
     Args:
@@ -134,7 +134,7 @@ def add_noise(wave: Float[Tensor, "N"], noise: Float[Tensor, "_"], snr_db: float
     return (wave.double() + gain * noise.double()).to(wave.dtype)
 
 
-def white_noise(samples: int, generator: torch.Generator) -> Float[Tensor, "N"]:
+def white_noise(samples: int, generator: torch.Generator) -> Float[Tensor, " N"]:
     """Draw Gaussian noise of unit power.
 
     Args:
@@ -147,7 +147,7 @@ def white_noise(samples: int, generator: torch.Generator) -> Float[Tensor, "N"]:
     return torch.randn(samples, generator=generator)
 
 
-def babble(waves: Sequence[Float[Tensor, "_"]], samples: int, generator: torch.Generator) -> Float[Tensor, "N"]:
+def babble(waves: Sequence[Float[Tensor, " _"]], samples: int, generator: torch.Generator) -> Float[Tensor, " N"]:
     """Sum recordings of equal power, each looped from a random start and cropped: several people talking at once.
 
     Args:
@@ -176,13 +176,13 @@ def babble(waves: Sequence[Float[Tensor, "_"]], samples: int, generator: torch.G
 
 
 def reverb(
-    wave: Float[Tensor, "N"],
+    wave: Float[Tensor, " N"],
     generator: torch.Generator,
     *,
     rt60: float = 0.8,
     direct_to_reverb_db: float = 0.0,
     sample_rate: int = 16_000,
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, " N"]:
     """Convolve with a synthetic room: a direct path, then Gaussian noise that decays by 60 dB in ``rt60`` seconds.
 
     Args:
@@ -212,7 +212,7 @@ def reverb(
     return (gain * wet).to(wave.dtype)
 
 
-def clip(wave: Float[Tensor, "N"], *, gain_db: float = 30.0) -> Float[Tensor, "N"]:
+def clip(wave: Float[Tensor, " N"], *, gain_db: float = 30.0) -> Float[Tensor, " N"]:
     """Overdrive: amplify by ``gain_db`` and cut at the recording's own peak.
 
     Args:

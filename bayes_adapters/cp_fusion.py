@@ -141,7 +141,7 @@ class _Packed:
     real: Bool[Tensor, "rows n"]
 
     @property
-    def count(self) -> Int[Tensor, "rows"]:
+    def count(self) -> Int[Tensor, " rows"]:
         return self.real.sum(1)
 
 

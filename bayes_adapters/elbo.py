@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.handlers import KLMode, KLWeight, base_distribution
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
@@ -90,10 +90,8 @@ class ELBO(nn.Module):
         num_particles: int = 1,
     ) -> None:
         super().__init__()
-        if guide.model is not model:
-            raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
-        if num_particles < 1:
-            raise ConfigError(f"num_particles must be at least 1; got {num_particles}.")
+        require_pair(model, guide)
+        whole_number("num_particles", num_particles)
         self.model, self.guide = model, guide
         self.kl_weight, self.kl_mode, self.num_particles = (
             as_schedule(kl_weight),

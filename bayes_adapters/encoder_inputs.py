@@ -27,7 +27,7 @@ class EncoderInputs:
 
     calls: dict[str, dict[str, Tensor]]
     masks: dict[str, Bool[Tensor, "rows T"]]
-    present: dict[str, Bool[Tensor, "rows"]]
+    present: dict[str, Bool[Tensor, " rows"]]
     rows: int
 
     @classmethod
@@ -63,7 +63,7 @@ class EncoderInputs:
             raise DataError(f"The batch has inputs of none of the encoders {names}.")
         return inputs
 
-    def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, "d"]) -> Float[Tensor, "rows d"]:
+    def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, " d"]) -> Float[Tensor, "rows d"]:
         """Return ``value``, with ``null`` in the rows of examples that lack the modality ``name``."""
         return torch.where(self.present[name][:, None], value, null) if name in self.present else value
 

@@ -42,7 +42,7 @@ class MissingResourceError(BayesAdaptersError, RuntimeError):
     """A backbone, data set or optional package that is neither installed nor reachable."""
 
 
-def near_matches(name: str, allowed: Iterable[str], count: int = 4) -> str:
+def near_matches(name: str, allowed: Iterable[str], count: int = 4, cutoff: float = 0.5) -> str:
     """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
 
     >>> near_matches("qery", ["query", "key", "value"])
@@ -50,7 +50,7 @@ def near_matches(name: str, allowed: Iterable[str], count: int = 4) -> str:
     >>> near_matches("zzz", ["query"])
     ''
     """
-    near = difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(allowed), n=count, cutoff=cutoff)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
@@ -58,6 +58,15 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> ConfigError:
     """Build the error for a ``kind`` (guide, option, …) that does not exist, listing all that do."""
     names = sorted(allowed)
     return ConfigError(f"Unknown {kind} {name!r}.{near_matches(name, names)} Allowed: {', '.join(names) or 'none'}.")
+
+
+def whole_number(name: str, value: object, least: int = 1) -> None:
+    """Raise :class:`ConfigError` unless ``value``, given as ``name``, is an int of at least ``least``.
+
+    >>> whole_number("rank", 8)
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}.")
 
 
 def choice(kind: type[_E], name: str, value: object) -> _E:

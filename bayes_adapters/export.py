@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayes_adapters import registry
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.layer import AdaptedLinear, adapted_layers
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -39,8 +39,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one, or a
             layer reads other modalities; the backbone is another one or has adapters; no rank is left in any layer.
     """
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    require_pair(model, guide)
     for site in model.sites:
         if site.granularity is not Granularity.GLOBAL or site.part not in REAL:
             raise ConfigError(

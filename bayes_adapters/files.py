@@ -31,7 +31,7 @@ from bayes_adapters._folder import (
 )
 from bayes_adapters._folder import describe as describe
 from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.layer import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.targets import Targets
@@ -55,9 +55,10 @@ def save(
             trainable (only the adapter is saved); an option or ``task`` is not JSON.
         AdapterFileError: ``directory`` is a file, holds other things, or cannot be written.
     """
+    if not isinstance(directory, str | Path):
+        raise ConfigError(f"save() takes (directory, model, guide); the directory is a {type(directory).__name__}.")
     folder = Path(directory)
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    require_pair(model, guide)
     thawed = [name for name, p in _base_parameters(model.backbone).items() if p.requires_grad]
     if thawed:
         raise ConfigError(
@@ -102,6 +103,9 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
             the message lists what and says what to do.
         ConfigError: the backbone already has adapters.
     """
+    if not isinstance(directory, str | Path) or not isinstance(backbone, nn.Module):
+        given = f"a {type(directory).__name__} and a {type(backbone).__name__}"
+        raise ConfigError(f"load() takes (directory, backbone), a path and a torch module; got {given}.")
     folder = Path(directory)
     about = describe(folder)
     tensors = read_tensors(folder, about)

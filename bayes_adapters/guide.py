@@ -45,6 +45,11 @@ class AdapterGuide(GuideMessenger, nn.Module):
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
 
     def __init__(self, model: AdapterModel) -> None:
+        if not isinstance(model, AdapterModel):
+            raise ConfigError(
+                f"{type(self).__name__} is built for a model such as StochasticCore(backbone, likelihood); got a "
+                f"{type(model).__name__}."
+            )
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
         if self.needs_sites and not model.sites:
@@ -121,6 +126,18 @@ class AdapterGuide(GuideMessenger, nn.Module):
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
+
+
+def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` unless ``guide`` was built for ``model`` and its adapters are still installed."""
+    if not isinstance(model, AdapterModel) or not isinstance(guide, AdapterGuide):
+        raise ConfigError(
+            "A model such as StochasticCore(backbone, likelihood) and the guide built for it are needed, in this "
+            f"order; got a {type(model).__name__} and a {type(guide).__name__}."
+        )
+    if guide.model is not model:
+        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    model.require_installed()
 
 
 def _covers_reals(prior: TorchDistributionMixin) -> bool:

@@ -87,7 +87,7 @@ class KeyedDraws(Messenger):
         examples: shape (B,), int64: the examples' numbers in their data set.
     """
 
-    def __init__(self, seed: int, samples: Int[Tensor, "S"], examples: Int[Tensor, "B"]) -> None:
+    def __init__(self, seed: int, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"]) -> None:
         super().__init__()
         self.seed, self.samples, self.examples = seed, samples, examples
 
@@ -112,7 +112,7 @@ class KeyedDraws(Messenger):
 
 
 def keyed_uniform(
-    seed: int, site: str, samples: Int[Tensor, "S"], examples: Int[Tensor, "B"], count: int, device: torch.device
+    seed: int, site: str, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"], count: int, device: torch.device
 ) -> Float[Tensor, "S B count"]:
     """Return uniforms in (0, 1), each a hash of its coordinates.
 

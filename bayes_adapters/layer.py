@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.forward_pass import ForwardPass, Weight, current_pass
 from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.targets import linear_size
@@ -174,8 +174,9 @@ class AdaptedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Show rank, scaling and what is random."""
-        random = ", ".join(f"{part.value} {site.granularity.value}" for part, site in self.sites.items())
-        return f"rank={self.rank}, scaling={self.scaling:g}, core=I{', random: ' + random if random else ''}"
+        random = ", ".join(f"{part.value} a {site.granularity.value}" for part, site in self.sites.items())
+        core = "" if {Part.CORE, Part.DIAGONAL} & set(self.sites) else ", core=I"
+        return f"rank={self.rank}, scaling={self.scaling:g}{core}{', random: ' + random if random else ''}"
 
 
 def kaiming(rank: int, d_in: int) -> Float[Tensor, "r d_in"]:
@@ -206,12 +207,11 @@ def _signs(x: Float[Tensor, "rows *T d"], width: int) -> Tensor:
 
 def check_options(rank: int, alpha: float, dropout: float) -> None:
     """Raise :class:`ConfigError` if an adapter cannot have these options."""
-    if not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f"rank must be a whole number of at least 1; got {rank}.")
-    if not 0.0 < alpha < math.inf:
-        raise ConfigError(f"alpha must be positive and finite, for example 2 * rank; got {alpha}.")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must lie in [0, 1); got {dropout}.")
+    whole_number("rank", rank)
+    if not isinstance(alpha, int | float) or not 0.0 < alpha < math.inf:
+        raise ConfigError(f"alpha must be positive and finite, for example 2 * rank; got {alpha!r}.")
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must lie in [0, 1); got {dropout!r}.")
 
 
 def install(

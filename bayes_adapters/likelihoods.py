@@ -151,9 +151,14 @@ class Bernoulli(Likelihood):
 
 def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
     # Jensen: total >= aleatoric. The sums are float64, so rounding makes a difference of about 1e-15 at most.
-    epistemic = (total - aleatoric).clamp_min(0.0)
+    epistemic = _above_rounding(total - aleatoric)
     parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
     return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples)
+
+
+def _above_rounding(epistemic: Tensor) -> Tensor:
+    """Set what lies below 1e-12 nats to 0: it is rounding, and would rank examples by noise."""
+    return epistemic.where(epistemic > 1e-12, 0.0)
 
 
 class _NormalLikelihood(Likelihood):
@@ -167,13 +172,13 @@ class _NormalLikelihood(Likelihood):
         _reals(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        entropy = fn.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
+        entropy = fn.scale.double().log() + 0.5 * math.log(2 * math.pi * math.e)
         loc, variance = fn.loc.double(), fn.scale.double().square()
         return {
             "mean": loc.sum(0),
             "square": loc.square().sum(0),
             "variance": variance.sum(0),
-            "entropy": entropy.double().sum(0),
+            "entropy": entropy.sum(0),
         }
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
@@ -181,7 +186,7 @@ class _NormalLikelihood(Likelihood):
         spread = (sums["square"] / num_samples - mean.square()).clamp_min(0.0)
         variance = spread + sums["variance"] / num_samples
         total = 0.5 * (2 * math.pi * math.e * variance).log()
-        epistemic = (total - sums["entropy"] / num_samples).clamp_min(0.0)
+        epistemic = _above_rounding(total - sums["entropy"] / num_samples)
         parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
         return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance.float())
 

@@ -1,7 +1,8 @@
 """Metrics of probabilities and uncertainties: plain functions on tensors, entropies and losses in nats.
 
 ``probs`` is P(y=1) of shape (N,) or class probabilities of shape (N, C), ``targets`` are class numbers of shape (N,)
-(int, bool or whole floats). Metrics are computed in float64 on the CPU, without gradients, and returned as ``float``.
+(int, bool or whole floats). Metrics are computed in float64 (torchmetrics' AUROC ends in float32) on the CPU, without
+gradients, and returned as ``float``.
 The predicted class is the most probable one; on a tie the lowest, so P(y=1) = 0.5 predicts 0.
 """
 
@@ -27,12 +28,12 @@ class Decomposition(NamedTuple):
 class ReliabilityBins(NamedTuple):
     """Mean confidence, accuracy (both NaN in an empty bin) and number of examples, each of shape (bins,)."""
 
-    confidence: Float[Tensor, "bins"]
-    accuracy: Float[Tensor, "bins"]
-    count: Int[Tensor, "bins"]  # type: ignore[assignment]  # hides tuple.count
+    confidence: Float[Tensor, " bins"]
+    accuracy: Float[Tensor, " bins"]
+    count: Int[Tensor, " bins"]  # type: ignore[assignment]  # hides tuple.count
 
 
-def correct(probs: Tensor, targets: Tensor) -> Bool[Tensor, "N"]:
+def correct(probs: Tensor, targets: Tensor) -> Bool[Tensor, " N"]:
     """Return for each example whether its most probable class is the target, shape (N,), bool, on the CPU.
 
     >>> correct(torch.tensor([0.9, 0.6]), torch.tensor([1, 0]))
@@ -161,7 +162,7 @@ def auroc(score: Tensor, positives: Tensor) -> float:
     return float(binary_auroc(rank / rank.max().clamp(min=1), e.long(), validate_args=False))
 
 
-def risk_coverage(uncertainty: Tensor, error: Tensor) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+def risk_coverage(uncertainty: Tensor, error: Tensor) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Return coverage k/N and risk (the mean error of the k most certain examples) for k = 1 … N.
 
     Examples of equal uncertainty are averaged over all their orders: each counts with the mean error of its tie.

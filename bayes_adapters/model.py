@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.errors import ConfigError, DataError, choice
+from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
     adapted_layers,
@@ -37,7 +37,14 @@ from bayes_adapters.layer import (
     restored_on_error,
 )
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model_checks import check_batch, checked_ranks, fold, hidden_width, require_withholdable
+from bayes_adapters.model_checks import (
+    check_batch,
+    checked_ranks,
+    fold,
+    hidden_width,
+    require_trainable,
+    require_withholdable,
+)
 from bayes_adapters.pooling import Pooling as Pooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
@@ -100,11 +107,13 @@ class AdapterModel(nn.Module):
         super().__init__()
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
-        if self.granularity is Granularity.GLOBAL and (num_data is None or num_data < 1):
+        if self.granularity is Granularity.GLOBAL and num_data is None:
             raise ConfigError(
                 "Global sites have one KL per data set, so the model must know its size: pass "
                 "num_data=len(training set)."
             )
+        if num_data is not None:
+            whole_number("num_data", num_data)
         if not parts and prior is not None:
             raise ConfigError(
                 f"A prior was given but nothing in {type(self).__name__} is random; take a structure with random "
@@ -114,9 +123,10 @@ class AdapterModel(nn.Module):
         if not isinstance(likelihood, Likelihood):
             raise ConfigError(
                 "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
-                f"{likelihood!r}."
+                f"a {type(likelihood).__name__}. The order is (backbone, likelihood)."
             )
         self.pooling = self._pooling(pooling, likelihood)
+        require_trainable(backbone)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         paths = [] if targets is None else select(backbone, targets)
@@ -129,7 +139,8 @@ class AdapterModel(nn.Module):
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
             options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
-            self.layers = list(install(backbone, paths, ranks=left, sites=own, **options))
+            installed = install(backbone, paths, ranks=left, sites=own, **options)
+            self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
             self.likelihood = likelihood
             self.head = self.build_head(width)
@@ -180,6 +191,9 @@ class AdapterModel(nn.Module):
                 attention mask, than the backbone returns.
             NonFiniteError: NaN or infinity in the inputs or the context.
         """
+        if not isinstance(batch, Batch):
+            raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
+        self.require_installed()
         check_batch(batch)
         if batch.targets is not None:
             self.likelihood.check(batch.targets)
@@ -209,9 +223,25 @@ class AdapterModel(nn.Module):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
-        hidden = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()}).last_hidden_state
+        output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()})
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None:
+            raise ConfigError(
+                f"{type(self.backbone).__name__} returns a {type(output).__name__} without last_hidden_state. Pass the "
+                "transformer without a task head, as AutoModel.from_pretrained(...) makes it, with return_dict=True."
+            )
         mask = batch.token_mask
         return self.pooling(hidden, None if mask is None else fold(mask, folds))
+
+    def require_installed(self) -> None:
+        """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
+        for path, layer in zip(self.layers, self._installed, strict=True):
+            if self.backbone.get_submodule(path) is not layer:
+                raise ConfigError(
+                    f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it "
+                    "out, or another model has put its own there. Build or load this model again on a backbone of its "
+                    "own."
+                )
 
     def start(self, site: Site) -> Tensor:
         """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.

@@ -25,6 +25,14 @@ def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> 
     return ranks
 
 
+def require_trainable(backbone: nn.Module) -> None:
+    """Raise :class:`ConfigError` where parameters could never be trained."""
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(f"The backbone must be a torch module; got a {type(backbone).__name__}.")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("Build models outside torch.inference_mode(): what is made inside can never be trained.")
+
+
 def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
     """Raise :class:`ConfigError` for the first of ``names`` that cannot be withheld."""
     for name in names:

@@ -30,8 +30,10 @@ class Pooling(StrEnum):
         if self is Pooling.MEAN:
             if mask is None:
                 return hidden.mean(1)
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1)
+            # In half precision the sum overflows; and NaN * 0 is NaN, so padding is left out rather than multiplied.
+            wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            mean = wide.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
+            return mean.to(hidden.dtype)
         first = self is Pooling.CLS
         if mask is None:
             return hidden[:, 0 if first else -1]

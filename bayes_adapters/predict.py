@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.errors import DataError, whole_number
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.model import AdapterModel
+
+_LOCK = threading.RLock()  # Pyro has one stack of handlers for all threads
 
 
 @contextmanager
@@ -67,15 +70,17 @@ def predict(
             the likelihood's support.
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model.
     """
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
-    if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
-        raise ConfigError(f"num_samples and chunk_size must be at least 1; got {num_samples} and {chunk_size}.")
+    require_pair(model, guide)
+    whole_number("num_samples", num_samples)
+    if chunk_size is not None:
+        whole_number("chunk_size", chunk_size)
+    if isinstance(data, Mapping):
+        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
     samples = 1 if mean_only else num_samples
     device = next(model.parameters()).device
     parts: list[Prediction] = []
     offset = 0
-    with torch.no_grad(), evaluating(model, guide):
+    with _LOCK, torch.no_grad(), evaluating(model, guide):
         for batch in [data] if isinstance(data, Batch) else data:
             if not isinstance(batch, Batch):
                 raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")

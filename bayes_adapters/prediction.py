@@ -19,9 +19,11 @@ class Prediction:
     Args:
         mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), the expected target (B,), or, for
             :class:`bayes_adapters.likelihoods.Tagging`, class probabilities (B, T, C), zero at padding.
-        total: shape (B,), for tagging (B, T) and zero at padding, nats: entropy of the averaged predictive.
+        total: shape (B,), for tagging (B, T) and zero at padding, nats: entropy of the averaged predictive; for a
+            regression that of the Gaussian with its variance, an upper bound that is exact for S = 1.
         aleatoric: the same shape, nats: average entropy of a draw's predictive.
-        epistemic: the same shape, nats: their difference, the mutual information of target and latent cores.
+        epistemic: the same shape, nats: their difference; for classes the mutual information of target and latent
+            cores, for a regression an upper bound of it. Below 1e-12, which is rounding, it is 0.
         num_samples: S.
         variance: shape (B,), squared units of the target: predictive variance of a regression; None for classes.
         log_density: shape (B,), nats: log of the averaged density of the batch's targets (for tagging the joint density

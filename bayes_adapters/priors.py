@@ -1,6 +1,7 @@
 """Priors over the random parts of an adapter, the core E above all.
 
-A prior is given as any Pyro distribution, as a dictionary from site pattern to distribution, or as
+A prior is given as a distribution of ``pyro.distributions`` (Independent ones too; not mixtures or masked ones, whose
+class and parameters cannot be written to a file), as a dictionary from site pattern to distribution, or as
 ``callable(name, shape)``. The default is ``N(0, 0.2²)`` on every entry of E, the choice of C-LoRA.
 
 What the mean says: with a zero-mean prior the KL pulls the adapter towards *no adaptation* (E = 0); with mean I it
@@ -138,17 +139,19 @@ def _resolve(spec: PriorLike, sites: Sequence[Site]) -> list[TorchDistributionMi
             chosen[name] = found[0]
     elif isinstance(spec, TorchDistributionMixin):
         chosen = {site.name: spec for site in sites}
+    elif isinstance(spec, type):
+        raise ConfigError(f"The prior is the class {spec.__name__}; pass an instance, such as Normal(0.0, 0.2).")
     elif callable(spec):
         chosen = {site.name: spec(site.name, site.shape) for site in sites}
     else:
         raise ConfigError(
             "A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got "
-            f"{type(spec).__name__}."
+            f"{type(spec).__module__}.{type(spec).__name__}."
         )
     for name, value in chosen.items():
         if not isinstance(value, TorchDistributionMixin):
             raise ConfigError(
-                f"The prior of {name!r} is a {type(value).__name__}, not a Pyro distribution. "
+                f"The prior of {name!r} is a {type(value).__module__}.{type(value).__name__}, not a Pyro distribution. "
                 "Take it from pyro.distributions, for example pyro.distributions.Normal(0., 0.2)."
             )
     return list(chosen.values())

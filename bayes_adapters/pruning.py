@@ -67,7 +67,7 @@ class PruneRecord:
 
 
 @torch.no_grad()
-def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False) -> dict[str, Float[Tensor, "r"]]:
+def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False) -> dict[str, Float[Tensor, " r"]]:
     """Return layer path → score of each of its ranks, see the module's formula; the median of two is their mean.
 
     Args:

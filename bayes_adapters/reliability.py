@@ -124,7 +124,7 @@ class FrameDensity(nn.Module):
         density.tail.copy_((edge - median).clamp_min(1e-6))
         return density
 
-    def distance(self, frames: Frames) -> Float[Tensor, "B"]:
+    def distance(self, frames: Frames) -> Float[Tensor, " B"]:
         """Return d(a), shape (B,), dimensionless; 0 for a missing context."""
         mask = frames.mask.float()
         count = mask.sum(-1).clamp_min(1.0)
@@ -136,7 +136,7 @@ class FrameDensity(nn.Module):
         ]
         return torch.stack(per_component).amin(0)
 
-    def forward(self, frames: Frames) -> Float[Tensor, "B"]:
+    def forward(self, frames: Frames) -> Float[Tensor, " B"]:
         """Return γ(a), shape (B,), in [0, 1]; it is 0 where the exponential underflows.
 
         Raises:
@@ -156,7 +156,7 @@ class FrameDensity(nn.Module):
 
 def _gaussian(
     frames: Float[Tensor, "N d"], ridge: float, group: int
-) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """Return the mean m and W with ``(a − m)ᵀ C⁻¹ (a − m) = |(a − m) W|²``, C the ridged covariance."""
     mean, covariance = frames.mean(0), torch.atleast_2d(torch.cov(frames.T))
     unit = torch.eye(len(mean), dtype=frames.dtype, device=frames.device)
@@ -181,7 +181,7 @@ class Fallback(StrEnum):
 def fall_back(
     posterior: TorchDistributionMixin,
     prior: TorchDistributionMixin,
-    weight: Float[Tensor, "B"],
+    weight: Float[Tensor, " B"],
     scale: float | None = None,
     mode: Fallback = Fallback.WIDEN,
 ) -> TorchDistributionMixin:

@@ -103,7 +103,11 @@ class Blundell:
 
 def as_schedule(weight: float | KLSchedule) -> KLSchedule:
     """Turn a number into :class:`Constant`."""
-    return weight if callable(weight) else Constant(float(weight))
+    if callable(weight):
+        return weight
+    if not isinstance(weight, int | float):
+        raise ConfigError(f"kl_weight must be a number or a function of the step; got {weight!r}.")
+    return Constant(float(weight))
 
 
 def _non_negative(weight: float) -> None:

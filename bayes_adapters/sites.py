@@ -148,7 +148,7 @@ class SiteCall:
             raise ConfigError(f"The site {self.site.name!r} is global: it is drawn before any feature exists.")
         return self.feature
 
-    def token_counts(self) -> Int[Tensor, "B"] | int:
+    def token_counts(self) -> Int[Tensor, " B"] | int:
         """The number of draws each example has at this site: its real tokens, or 1 for sequence sites."""
         if self.token_mask is not None:
             return self.token_mask.sum(-1)

@@ -94,7 +94,12 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
         raise TargetError(
             "The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'."
         )
-    linear = [path for path, module in backbone.named_modules() if path and dimensions(module) is not None]
+    wrapped = tuple(f"{path}." for path, module in backbone.named_modules() if _is_peft(module))
+    linear = [
+        path
+        for path, module in backbone.named_modules()
+        if path and dimensions(module) is not None and not path.startswith(wrapped)
+    ]
     if not linear:
         raise TargetError(
             f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a "
@@ -106,6 +111,7 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     else:
         found = [path for path in linear if _matches(path, spec.names)]
         _require_each_suffix(backbone, spec.names, linear, found)
+    _require_each_exclusion(spec.exclude, linear)
     found = [path for path in found if not (spec.exclude and _matches(path, spec.exclude))]
     if spec.layers is not None:
         index = {path: int(m.group(1)) for path in found if (m := _LAYER_INDEX.search(path))}
@@ -122,6 +128,23 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     return found
 
 
+def _require_each_exclusion(exclude: str | Sequence[str], linear: list[str]) -> None:
+    """Refuse an exclusion that matches nothing while some path has such a part; if none has, there is nothing to do."""
+    parts = sorted({part for path in linear for part in path.split(".")})
+    for name in [exclude] if isinstance(exclude, str) else exclude:
+        near = near_matches(name, parts, cutoff=0.8)
+        if near and not any(_matches(path, name if isinstance(exclude, str) else [name]) for path in linear):
+            raise TargetError(
+                f"exclude={name!r} matches no linear layer.{near} A list holds the ends of layer paths, one string is "
+                f"a regular expression of the whole path, such as '.*{name}.*'."
+            )
+
+
+def _is_peft(module: nn.Module) -> bool:
+    """Whether this is a layer that PEFT has put around a linear one."""
+    return type(module).__module__.startswith("peft.tuners.") and hasattr(module, "base_layer")
+
+
 def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear: list[str], found: list[str]) -> None:
     suffixes = sorted({path.rsplit(".", 1)[-1] for path in linear})
     wanted = [names] if isinstance(names, str) else list(names)
@@ -136,7 +159,13 @@ def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear
             )
         others = [path for path, _ in backbone.named_modules() if path == name or path.endswith("." + name)]
         if others:
-            kind = type(backbone.get_submodule(others[0])).__name__
+            other = backbone.get_submodule(others[0])
+            if _is_peft(other):
+                raise TargetError(
+                    f"{others[0]!r} already holds an adapter of PEFT. Merge it first (peft_model.merge_and_unload()), "
+                    "read its folder with bayes_adapters.peft_files.from_peft, or adapt other layers."
+                )
+            kind = type(other).__name__
             raise TargetError(
                 f"{name!r} matches {others[0]!r}, a {kind}; only torch.nn.Linear and Conv1D can be adapted."
             )

@@ -25,7 +25,7 @@ from bayes_adapters._noise_search import SearchLog as SearchLog
 from bayes_adapters._noise_search import SearchPoint as SearchPoint
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, choice
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.guides import TrainingFree
 from bayes_adapters.handlers import PosteriorMean, UnreadOutcome
 from bayes_adapters.layer import adapted_layers, remove
@@ -196,8 +196,7 @@ def _check(
             f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__}: its result has one linear "
             "head and deterministic parts other than A."
         )
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    require_pair(model, guide)
     if not isinstance(model.likelihood, Bernoulli | Categorical):
         raise ConfigError(
             f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "

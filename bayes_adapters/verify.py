@@ -91,7 +91,7 @@ class VerifyTask:
             dict(task.get("calibration", {})),
         )
 
-    def check(self, recording: str | Path, script: str) -> Float[Tensor, "N"]:
+    def check(self, recording: str | Path, script: str) -> Float[Tensor, " N"]:
         """Read the recording and look at the script before any model is loaded; return the waveform, (N,), 16 kHz.
 
         Raises:
@@ -198,6 +198,7 @@ class Verifier:
 def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     """Round frames to float16, as training read them from its cache: what is verified is what was trained on.
 
+    >>> import torch
     >>> as_stored(torch.tensor([0.1])).float()
     tensor([0.1000])
     >>> as_stored(torch.tensor([0.1])).float().item() == torch.tensor(0.1).item()

@@ -9,7 +9,7 @@ from bayes_adapters.model import AdapterModel
 
 
 class CrossAttention(Amortised):
-    """``q(E_t | z_t, a) = N(μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, c_t an attention over the frames.
+    """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, c_t an attention over the frames.
 
     The attention is :class:`bayes_adapters.guides._readers.AttentionReader`: ``q_t = W_q z_t``, ``k_s = W_k a_s``,
     ``v_s = W_v a_s``, ``c_t = Σ_s softmax_s(q_t · k_s / sqrt(d_c / H)) v_s``, with a learned pair (k_0, v_0) among the

@@ -6,21 +6,29 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import biject_to
 
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
+from bayes_adapters.sites import REAL, Granularity, Part, Site, SiteCall
 
 
 class Delta(AdapterGuide):
     """``q(E_l) = δ(E_l − Ê_l)`` with one free matrix Ê_l a layer; "KL" is −log p(Ê_l), so the ELBO is the log-joint.
 
     For local sites every token shares Ê_l. Ê_l starts at a draw from the prior (torch's generator): E = 0 together with
-    B = 0 would give exactly zero gradients.
+    B = 0 would give exactly zero gradients. Under a prior on a part of the reals (HalfNormal, Uniform) the parameter is
+    unconstrained and Ê_l its image under torch's ``biject_to(support)``, without a Jacobian: the maximum is that of
+    the density of E.
 
     Args:
         model: any model; without core sites the guide is empty and training is maximum likelihood.
+
+    Raises:
+        ConfigError: a site whose start does not lie in its prior's support.
     """
 
     name: ClassVar[str] = "delta"
@@ -31,10 +39,26 @@ class Delta(AdapterGuide):
 
     def __init__(self, model: AdapterModel) -> None:
         super().__init__(model)
-        self.loc = nn.ParameterDict({site_key(s): nn.Parameter(model.start(s)) for s in model.sites})
+        self.loc = nn.ParameterDict({site_key(s): nn.Parameter(_start(model, s)) for s in model.sites})
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        return dist.Delta(self.loc[site_key(call.site)], event_dim=len(call.site.event))
+        return dist.Delta(_onto(prior)(self.loc[site_key(call.site)]), event_dim=len(call.site.event))
 
     def config(self) -> dict[str, Any]:
         return {}
+
+
+def _onto(prior: TorchDistributionMixin) -> Any:
+    """The bijection from all reals onto the prior's support; the identity for a prior on all reals."""
+    return biject_to(prior.support)
+
+
+def _start(model: AdapterModel, site: Site) -> Tensor:
+    prior = model.prior.of(site)
+    start: Tensor = _onto(prior).inv(model.start(site))
+    if not bool(start.isfinite().all()):
+        raise ConfigError(
+            f"{site.name!r} starts outside the support of its prior {type(base_distribution(prior)).__name__}: a "
+            f"{site.part.value} is initialised with numbers of both signs. Take a prior on all reals, such as Normal."
+        )
+    return start

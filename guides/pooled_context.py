@@ -9,7 +9,7 @@ from bayes_adapters.model import AdapterModel
 
 
 class PooledContext(Amortised):
-    """``q(E_t | z_t, a) = N(μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; W_v mean_s a_s]``, W_v per layer.
+    """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; W_v mean_s a_s]``, W_v per layer.
 
     Source: CALIBER-G, arXiv 2604.16657; the paper's equations are not public, this form is a reconstruction on C-LoRA.
 

@@ -182,6 +182,16 @@ def test_pooling() -> None:
     assert torch.equal(Pooling.LAST(hidden, None), hidden[:, 3])
 
 
+def test_the_mean_neither_overflows_in_half_precision_nor_reads_padding() -> None:
+    hidden = torch.full((1, 400, 2), -200.0, dtype=torch.float16)  # whose sum is beyond float16
+    hidden[0, 399] = float("nan")
+    mask = torch.ones(1, 400).bool()
+    mask[0, 399] = False
+    pooled = Pooling.MEAN(hidden, mask)
+    assert pooled.dtype == torch.float16
+    assert torch.equal(pooled, torch.full((1, 2), -200.0, dtype=torch.float16))
+
+
 def test_model_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="pass num_data"):
         StochasticCore(bert(), Bernoulli(), granularity="global")

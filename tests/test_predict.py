@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -24,8 +27,9 @@ from bayes_adapters import (
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.handlers import KeyedDraws
-from bayes_adapters.models import StochasticCore
-from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, core_model, fill_B, llama, pad, token_batch
+from bayes_adapters.metrics import auroc
+from bayes_adapters.models import LoRA, StochasticCore
+from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, bert, core_model, fill_B, llama, pad, token_batch
 
 
 def same(a: Prediction, b: Prediction, rows: Tensor | slice = slice(None)) -> None:
@@ -252,3 +256,31 @@ def test_frames_of_half_precision() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         half = Batch(batch.inputs, batch.targets, {"audio": Frames(frames.values.to(dtype), frames.mask)})
         torch.testing.assert_close(predict(model, guide, half).mean, reference.mean, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [Bernoulli(), Categorical(3), Gaussian(-2.0), HeteroscedasticGaussian()],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize("draws", [1, 5])
+def test_without_anything_random_the_epistemic_part_is_exactly_zero(likelihood: Any, draws: int) -> None:
+    """Rounding would rank the examples: an AUROC of what should be level must be one half."""
+    model = LoRA(bert(), likelihood)
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+    data = token_batch(200).without_targets()
+    found = predict(model, Delta(model), data, num_samples=draws)
+    assert not found.epistemic.any()
+    assert torch.equal(found.total, found.aleatoric)
+    assert auroc(found.epistemic, torch.arange(200) % 2) == 0.5
+
+
+def test_threads_may_predict_side_by_side() -> None:
+    """Pyro has one stack of handlers for all threads."""
+    model = core_model()
+    guide, batch = Contextual(model), token_batch()
+    expected = predict(model, guide, batch, num_samples=3).probs
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: predict(model, guide, batch, num_samples=3).probs, range(40)))
+    assert all(torch.equal(probs, expected) for probs in found)

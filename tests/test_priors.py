@@ -121,5 +121,5 @@ def test_errors(spec: Any, message: str) -> None:
 
 
 def test_values_that_are_no_distribution() -> None:
-    with pytest.raises(ConfigError, match="is a float, not a Pyro distribution"):
+    with pytest.raises(ConfigError, match=r"is a builtins.float, not a Pyro distribution"):
         Prior(lambda name, shape: 0.2, [A])

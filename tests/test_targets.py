@@ -77,12 +77,19 @@ def test_a_suffix_is_a_whole_name() -> None:
         (Targets(["query"], layers=[0, 7]), r"block \[7\]"),
         (Targets(["query"], exclude=["query"]), "no layer is left"),
         (Targets(["query"], exclude=".*query"), "no layer is left"),
+        (Targets("all-linear", exclude=["poolr"]), r"exclude='poolr' matches no linear layer. Did you mean 'pooler'\?"),
+        (Targets("all-linear", exclude=["pooler"]), r"'pooler' matches no.*as '\.\*pooler\.\*'"),
+        (Targets("all-linear", exclude="pooler"), "'pooler' matches no linear layer"),
     ],
     ids=str,
 )
 def test_errors_name_the_cause(targets: Any, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         select(bert(), targets)
+
+
+def test_what_a_backbone_does_not_have_is_excluded_from_it() -> None:
+    assert select(bert(), Targets("all-linear", exclude=["lm_head"])) == select(bert(), "all-linear")
 
 
 def test_a_net_without_linear_layers() -> None:

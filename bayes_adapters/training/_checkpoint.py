@@ -32,12 +32,25 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
         directory: created if need be.
         config: what must match for the run to be continued, as JSON.
         content: nested numbers, strings and tensors.
+
+    Raises:
+        AdapterFileError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(content, tensors)
     text = json.dumps({"format": FORMAT, "config": config, "content": tree}, allow_nan=False)
     data = to_bytes(tensors, {"state": text, "sha256": _digest(text, tensors)})
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory, data)
+    except OSError as error:
+        raise AdapterFileError(
+            f"The checkpoint cannot be written into {directory} ({error}). Is that a folder you may write to, with "
+            f"{len(data) / 2**20:.0f} MiB free? Pass another checkpoint=."
+        ) from error
+
+
+def _replace(directory: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=directory, prefix=f".{FILE}.")
     try:
         with os.fdopen(handle, "wb") as file:

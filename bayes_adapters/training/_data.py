@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.sites import Granularity
 from bayes_adapters.training._random import epoch_seed
 
 _FIX = (
@@ -133,6 +135,15 @@ def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
             f"{name} is empty (0 batches). Was a filter too strict, or is drop_last set on fewer examples than a batch?"
         )
     return data
+
+
+def check_size(data: Any, model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
+    if model.granularity is Granularity.GLOBAL and isinstance(data, Batches) and data.examples != model.num_data:
+        raise ConfigError(
+            f"The model was built with num_data={model.num_data} and the data have {data.examples} examples: the KL of "
+            f"its global sites would be weighed wrongly. Build it with num_data={data.examples}."
+        )
 
 
 def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ import torch
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.elbo import ELBO
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import KLMode
 from bayes_adapters.model import AdapterModel
@@ -72,7 +72,7 @@ def fit(
     validation: Iterable[Batch] | Batch | None = None,
     num_samples: int = 8,
     evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
-    monitor: str | None = "val_nll",
+    monitor: str | None = "auto",
     mode: Mode | str = Mode.MIN,
     patience: int | None = None,
     restore_best: bool = True,
@@ -116,14 +116,16 @@ def fit(
         validation: batches with targets; ``val_nll`` = −mean log posterior predictive density, nats, over examples.
         num_samples: draws for ``val_nll``.
         evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
-        monitor: the metric that decides which epoch is best; None watches nothing, and so does the default when there
-            is neither validation nor evaluate.
+        monitor: the metric that decides which epoch is best; ``"auto"`` is val_nll with ``validation`` and nothing
+            without; None watches nothing.
         mode: ``"min"`` or ``"max"``.
         patience: stop after this many epochs in a row without a better value.
         restore_best: end with the best epoch's weights rather than the last one's, where a metric is monitored.
         checkpoint: a directory; ``checkpoint.safetensors`` in it is replaced at each epoch's end and on Ctrl-C.
         resume: continue from that file if there is one; a finished run returns at once. More epochs, steps or patience
-            than before are allowed, every other setting must be the same. False starts anew and overwrites it.
+            than before are allowed, every other setting must be the same; a KL schedule is compared by its values at
+            some steps, a scheduler by its ``state_dict()``, and what functions do inside cannot be. False starts anew
+            and overwrites it.
         seed: any integer.
         progress: a bar on a terminal, one line an epoch on stderr elsewhere. False is silent.
         tensorboard: a directory for event files.
@@ -145,7 +147,7 @@ def fit(
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).
         DataError: data without batches, without targets, or used up after one epoch.
         NonFiniteError: a loss or gradient is NaN or infinite; weights and optimiser are as before that step.
-        AdapterFileError: a damaged checkpoint.
+        AdapterFileError: a damaged checkpoint, or one that cannot be written.
         MissingResourceError: ``tensorboard`` is not installed.
         KeyboardInterrupt: raised again after the checkpoint is written; weights are those of the last complete step.
     """
@@ -162,12 +164,15 @@ def fit(
     if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(f"clip_norm must be positive; got {clip_norm}. None does not clip.")
     if autocast not in {None, torch.bfloat16}:
-        raise ConfigError(f"autocast must be torch.bfloat16 or None; got {autocast}. float16 would need loss scaling.")
+        raise ConfigError(
+            f"autocast must be torch.bfloat16 or None; got {autocast!r}. float16 would need loss scaling."
+        )
+    elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
     _check_devices(model, guide)
+    _data.check_size(data, model)
     passes = epochs if max_steps is None else None
     data = _data.as_data(data, "data", passes)
     validation = None if validation is None else _data.as_data(validation, "validation", passes)
-    elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
     trained = _optimizer.trainable(model, guide)
     optimizer = _optimizer.build(optimizer, trained)
     schedule = None if scheduler is None else scheduler(optimizer)
@@ -209,8 +214,8 @@ def fit(
 
 def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1; got {value}.")
+        if value is not None:
+            whole_number(name, value)
 
 
 def _check_devices(model: AdapterModel, guide: AdapterGuide) -> None:
@@ -224,11 +229,11 @@ def _check_devices(model: AdapterModel, guide: AdapterGuide) -> None:
 
 
 def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
-    if monitor == "val_nll" and not validation and not evaluate:
-        monitor = None
+    if monitor == "auto":
+        monitor = "val_nll" if validation else None
     if monitor is None and patience is not None:
         raise ConfigError(
-            "patience has no metric to watch. Pass validation=… or evaluate=…, or name one: monitor='loss'."
+            "patience has no metric to watch. Pass validation=…, or name one: monitor='loss', or one of evaluate=…."
         )
     if monitor is not None and not evaluate:
         rates = [f"lr_{i}" for i in range(1, groups)]
@@ -258,8 +263,8 @@ def _config(
         "parameters": shapes,
         "backbone": _checkpoint.fingerprint(model.backbone),
         "optimizer": _optimizer.describe(optimizer),
-        "scheduler": None if scheduler is None else type(scheduler).__qualname__,
-        "kl_weight": _name(elbo.kl_weight),
+        "scheduler": None if scheduler is None else _scheduler(scheduler),
+        "kl_weight": _schedule(elbo.kl_weight),
         "on_step": None if on_step is None else _name(on_step),
         "kl_mode": elbo.kl_mode.value,
         "num_particles": elbo.num_particles,
@@ -269,7 +274,21 @@ def _config(
     }
 
 
-def _name(schedule: KLSchedule | OnStep) -> str:
-    if dataclasses.is_dataclass(schedule):
-        return repr(schedule)
-    return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))
+def _name(value: KLSchedule | OnStep) -> str:
+    if dataclasses.is_dataclass(value):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _schedule(weight: KLSchedule) -> str | dict[str, float]:
+    """A description of our own schedules, the values of somebody else's at steps that tell most apart."""
+    if dataclasses.is_dataclass(weight):
+        return repr(weight)
+    return {f"{_name(weight)} at step {step}": float(weight(step)) for step in (0, 1, 10, 100, 1_000, 10_000)}
+
+
+def _scheduler(scheduler: Any) -> dict[str, Any]:
+    """The class of a learning-rate scheduler and what of its fresh state is plain numbers, such as its gamma."""
+    plain = (bool, int, float, str)
+    state = {k: v for k, v in scheduler.state_dict().items() if isinstance(v, plain)}
+    return {"class": type(scheduler).__qualname__} | state

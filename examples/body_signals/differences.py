@@ -28,7 +28,7 @@ def _over_folds(score: Callable[[Tensor], float]) -> Metric:
     return lambda rows: fmean(score(rows[rows[:, 0] == fold]) for fold in rows[:, 0].unique().tolist())
 
 
-def mean_auc(probs: Float[Tensor, "N K"], labels: Float[Tensor, "N"]) -> float:
+def mean_auc(probs: Float[Tensor, "N K"], labels: Float[Tensor, " N"]) -> float:
     """Mean over K columns of the AUROC of :func:`bayes_adapters.metrics.auc`, all at once; NaN without both classes."""
     stress, rest = (probs[labels == label].T.contiguous() for label in (1, 0))
     if not stress.numel() or not rest.numel():

@@ -77,7 +77,7 @@ class LateFusion:
 
     probes: Mapping[str, Probe]
     features: Features
-    logits: Float[Tensor, "M"] | None = None
+    logits: Float[Tensor, " M"] | None = None
 
     @property
     def parameters(self) -> int:
@@ -164,7 +164,7 @@ def _late_weighted(task: Task, settings: Settings) -> Fitted:
     return LateFusion(probes, features, fit_weights(probs, task.signals["validation"].labels))
 
 
-def fit_weights(probs: Float[Tensor, "M N"], labels: Tensor, decay: float = 1e-3) -> Float[Tensor, "M"]:
+def fit_weights(probs: Float[Tensor, "M N"], labels: Tensor, decay: float = 1e-3) -> Float[Tensor, " M"]:
     """Return the logits a that minimise the NLL of ``softmax(a)ᵀ probs`` plus ``decay |a|²``, from a = 0.
 
     Args:

@@ -27,9 +27,9 @@ class Probe:
         l2: the chosen weight of ``|w|²/2``.
     """
 
-    mean: Float[Tensor, "d"]
-    scale: Float[Tensor, "d"]
-    weight: Float[Tensor, "d"]
+    mean: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    weight: Float[Tensor, " d"]
     bias: Float[Tensor, ""]
     l2: float
 
@@ -37,16 +37,16 @@ class Probe:
         """Features in units of the training windows' standard deviation, float64."""
         return (features.double() - self.mean) / self.scale
 
-    def probs(self, features: Float[Tensor, "N d"]) -> Float[Tensor, "N"]:
+    def probs(self, features: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
         """P(stress), shape (N,), float64."""
         return torch.sigmoid(self.standardised(features) @ self.weight + self.bias)
 
 
 def fit_probe(
     features: Float[Tensor, "N d"],
-    labels: Int[Tensor, "N"],
+    labels: Int[Tensor, " N"],
     held_out: Float[Tensor, "M d"],
-    held_out_labels: Int[Tensor, "M"],
+    held_out_labels: Int[Tensor, " M"],
     l2: Sequence[float] = L2,
 ) -> Probe:
     """Fit one probe for each ``l2`` and return that of the lowest held-out NLL (the largest l2 on a tie).

@@ -54,7 +54,7 @@ class Encoder(Protocol):
         """Return 64 hexadecimal digits that change whenever the frames would."""
         ...
 
-    def __call__(self, waves: Sequence[Float[Tensor, "_"]], *, pool: int) -> Frames:
+    def __call__(self, waves: Sequence[Float[Tensor, " _"]], *, pool: int) -> Frames:
         """Encode waveforms of 16 kHz, averaging ``pool`` neighbouring frames."""
         ...
 
@@ -138,7 +138,7 @@ class FrameStore:
                 for draw in range(draws if _is_random(Condition.parse(condition)) else 1):
                     self._part(language, condition, draw)
 
-    def corrupted(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, "N"]:
+    def corrupted(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, " N"]:
         """Return the waveform the frames are made from: shape (N,), float32, 16 kHz. Arguments as in :meth:`get`."""
         prompt, parsed = self._find(language, key), Condition.parse(condition)
         name = f"{self._seed}/{language}/{parsed}/{draw}/{key}"

@@ -52,7 +52,7 @@ class MelEncoder:
         settings = sorted(self.speech.extractor.to_dict().items(), key=lambda item: item[0])
         return hashlib.sha256(f"mel 1 {self.speech.positions} {settings!r}".encode()).hexdigest()
 
-    def __call__(self, waves: Sequence[Float[Tensor, "_"]], *, pool: int = 1) -> Frames:
+    def __call__(self, waves: Sequence[Float[Tensor, " _"]], *, pool: int = 1) -> Frames:
         """Compute features; those past a recording's end are masked.
 
         Args:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.test_rank_wise import LAYERS
-from tests.test_rank_wise import pair as fresh
+from tests.rank_wise.parts import LAYERS
+from tests.rank_wise.parts import pair as fresh
 
 
 def key(part: str, layer: int) -> str:
@@ -16,7 +16,7 @@ def key(part: str, layer: int) -> str:
 
 def pair(rank: int = 3, weak: tuple[tuple[int, int], ...] = ((0, 1), (2, 0), (2, 1), (2, 2)), **options: Any) -> Any:
     """A model and guide whose ranks ``weak``, as (layer, rank), have small means: their scores are high."""
-    model, guide = fresh(rank, **options)
+    model, guide = fresh(rank, num_data=22, **options)
     with torch.no_grad():
         for layer, i in weak:
             guide.loc[key("A", layer)][0, i].mul_(1e-3)

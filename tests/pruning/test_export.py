@@ -16,7 +16,7 @@ from bayes_adapters.models import DiagonalCore, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.pruning import prune
 from tests.helpers import CONTEXT, bert, fill_B, token_batch
 from tests.pruning.parts import key, pair
-from tests.test_rank_wise import LAYERS
+from tests.rank_wise.parts import LAYERS
 
 
 def exported(model: Any, guide: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from bayes_adapters.plots import ranks_by_layer
 from bayes_adapters.pruning import PruneRecord, prune, read_log, write_log
 from tests.helpers import WIDTH, bert, token_batch
 from tests.pruning.parts import pair
-from tests.test_rank_wise import LAYERS
+from tests.rank_wise.parts import LAYERS
 
 
 def test_a_pruned_adapter_is_saved_smaller_and_loads_with_its_shapes(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.training import FitResult, batches, fit
 from tests.helpers import bert, token_batch
 from tests.pruning.parts import key, pair
-from tests.test_rank_wise import LAYERS, Linear
-from tests.test_rank_wise import pair as fresh
+from tests.rank_wise.parts import LAYERS, Linear
+from tests.rank_wise.parts import pair as fresh
 
 WHOLE = token_batch(22, seed=3)
 
@@ -60,7 +60,7 @@ def test_the_schedule_looks_when_it_should() -> None:
 
 
 def test_without_a_warm_up_a_run_stops_rather_than_lose_its_adapter() -> None:
-    model, guide = fresh(scale=1e-3, init_log_variance=-4.0)
+    model, guide = fresh(num_data=22, scale=1e-3, init_log_variance=-4.0)
     with pytest.raises(ConfigError, match="would take out all 12 ranks"):
         run(model, guide, on_step=PruneSchedule(threshold=2.0, start=1))
     assert set(model.ranks.values()) == {3}
@@ -127,7 +127,7 @@ def test_a_checkpoint_holds_a_prior_that_differs_by_rank(tmp_path: Path) -> None
         prior = pyro.distributions.Normal
         by_rank = {"A.*": prior(torch.zeros(3, 1), torch.tensor([[1.0], [2.0], [3.0]])), "B.*": prior(0.0, 1.0)}
         torch.manual_seed(4)
-        model = StochasticFactors(bert(), Bernoulli(), rank=3, num_data=50, prior=by_rank)
+        model = StochasticFactors(bert(), Bernoulli(), rank=3, num_data=22, prior=by_rank)
         guide = RankWise(model, init_log_variance=-4.0)
         with torch.no_grad():
             for name, loc in guide.loc.items():

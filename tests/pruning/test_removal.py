@@ -18,8 +18,8 @@ from bayes_adapters.models import StochasticCore, StochasticDown, StochasticFact
 from bayes_adapters.pruning import prune, scores
 from tests.helpers import WIDTH, bert, token_batch
 from tests.pruning.parts import key, pair
-from tests.test_rank_wise import LAYERS
-from tests.test_rank_wise import pair as fresh
+from tests.rank_wise.parts import LAYERS
+from tests.rank_wise.parts import pair as fresh
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -16,7 +16,7 @@ from bayes_adapters.models import StochasticFactors
 from bayes_adapters.pruning import PruneSchedule, prune, scores
 from tests.helpers import bert
 from tests.pruning.parts import key, pair
-from tests.test_rank_wise import LAYERS, Linear
+from tests.rank_wise.parts import LAYERS, Linear
 
 
 def hand_score(guide: RankWise, layer: int, i: int) -> float:

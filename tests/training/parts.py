@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch
 from bayes_adapters.guides import Contextual
@@ -16,6 +17,14 @@ from tests.helpers import core_model, token_batch
 
 WHOLE = token_batch(22, seed=3)
 """Twenty-two examples."""
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "accumulate": 2,
+    "scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.02, total_steps=9),
+    "validation": [WHOLE[:6]],
+    "kl_weight": 0.1,
+}
 
 
 def pair(guide: Any = Contextual, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
@@ -80,3 +89,19 @@ def broken(batch: Batch) -> Batch:
     """The same batch with a target that makes a Gaussian likelihood overflow."""
     assert batch.targets is not None
     return Batch(batch.inputs, torch.full_like(batch.targets, 1e30), batch.context, batch.index)
+
+
+class Items(Dataset):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return WHOLE.size
+
+    def __getitem__(self, i: int) -> tuple[Batch, float]:
+        return WHOLE[torch.tensor([i])], float(torch.rand(()))
+
+
+def join(items: list[tuple[Batch, float]]) -> Batch:
+    """Augments: the noise a data set draws must be continued as well."""
+    rows = WHOLE[torch.cat([b.ids for b, _ in items])]
+    frames = rows.context["audio"]
+    noisy = type(frames)(frames.values * torch.tensor([n for _, n in items])[:, None, None], frames.mask)
+    return Batch(rows.inputs, rows.targets, {"audio": noisy}, rows.index)

@@ -91,7 +91,17 @@ def test_an_unknown_metric_lists_what_exists() -> None:
     with pytest.raises(ConfigError, match=r"The log has: loss, nll, .*val_nll needs validation="):
         run(*pair(), monitor="val_acc")
     with pytest.raises(ConfigError, match=r"monitor='val_nll' is not in the log.*score"):
-        run(*pair(), evaluate=Script(1.0))
+        run(*pair(), evaluate=Script(1.0), monitor="val_nll")
+    with pytest.raises(ConfigError, match="val_nll needs validation="):
+        run(*pair(), monitor="val_nll")
+
+
+def test_evaluate_alone_is_logged_and_watches_nothing() -> None:
+    result = run(*pair(), evaluate=Script(1.0, 2.0))
+    assert [log["score"] for log in result.history] == [1.0, 2.0]
+    assert result.best_epoch is None
+    with pytest.raises(ConfigError, match="patience has no metric to watch"):
+        run(*pair(), evaluate=Script(1.0), patience=1)
 
 
 def test_what_evaluate_may_return() -> None:

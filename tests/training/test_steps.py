@@ -266,7 +266,8 @@ def test_optimizers_that_would_train_the_wrong_tensors_are_refused() -> None:
     ("options", "message"),
     [
         ({"epochs": None}, "Say when to stop"),
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
+        ({"epochs": True}, "got True"),
         ({"accumulate": 0}, "accumulate"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"autocast": torch.float16}, "bfloat16"),

@@ -1,0 +1,124 @@
+"""``bayes-adapters verify``: what it prints is what ``predict`` says; pairs that cannot be verified."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bayes_adapters import Batch, Frames, load, predict
+from bayes_adapters.audio import read_audio
+from bayes_adapters.backbones import speech_encoder, text_backbone
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.verify import Verifier, advice, as_stored, claim
+from tests.cli.parts import LIMITS, Run, check_refusal
+from tests.helpers import WIDTH
+
+
+def test_verify_as_a_user_runs_it(home: Path) -> None:
+    command = [str(Path(sys.executable).with_name("bayes-adapters")), "verify", str(home / "good.wav"), "your call"]
+    command += ["--adapter", str(home / "adapter"), "--samples", "4"]
+    first = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stderr) == (0, "")
+    verdict = json.loads(first.stdout)
+    assert verdict.keys() == {
+        "probability", "total", "aleatoric", "epistemic", "words", "trusted", "calibration"
+    }  # fmt: skip
+    assert verdict["calibration"] == {"ece": 0.02}
+    bad = subprocess.run([*command[:2], "absent.wav", *command[3:]], capture_output=True, text=True, check=False)
+    check_refusal((bad.returncode, bad.stdout, bad.stderr), "'absent.wav' does not exist", "wav, flac or ogg")
+
+
+def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
+    options = ("--adapter", home / "adapter", "--samples", 5, "--json")
+    code, out, err = run("verify", home / "good.wav", "your call", *options)
+    assert (code, err) == (0, "")
+    verdict = json.loads(out)
+    backbone, tokenizer = text_backbone(home / "text")
+    model, guide = load(home / "adapter", backbone)
+    encoder = speech_encoder(home / "speech", 2.0)
+    wave = read_audio(home / "good.wav")
+    frames = encoder([wave], pool=2)
+    assert frames.values.shape == (1, 25, WIDTH)
+    tokens = tokenizer("your call", return_tensors="pt")
+    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    kept = Frames(frames.values.half().float(), frames.mask)  # training read them from a float16 cache
+    raw, expected = (
+        predict(model, guide, Batch(inputs, context={"audio": f}), num_samples=5, seed=0) for f in (frames, kept)
+    )
+    assert verdict["probability"] == float(expected.probs) != float(raw.probs)
+    assert verdict["epistemic"] == float(expected.epistemic) > 0
+    assert verdict["total"] == float(expected.total)
+    assert math.isclose(verdict["total"], verdict["aleatoric"] + verdict["epistemic"], abs_tol=1e-6)
+    words, trusted = advice(verdict["total"], verdict["epistemic"], LIMITS)
+    assert verdict["words"] == f"{claim(verdict['probability'])} {words}"
+    assert verdict["trusted"] is trusted
+
+
+def test_verify_in_words(home: Path, run: Run) -> None:
+    arguments = ("verify", home / "stereo.flac", "is important", "--adapter", home / "adapter", "--samples", 4)
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "this recording" in out.splitlines()[0]
+    assert "epistemic" in out
+    assert run(*arguments) == (0, out, ""), "the same seed must give the same answer"
+    assert run(*arguments, "--seed", 1)[1] != out
+
+
+def test_the_recording_and_the_script_matter(home: Path) -> None:
+    verifier = Verifier.from_directory(home / "adapter", "cpu")
+    base = verifier.verify(home / "good.wav", "your call", samples=4)
+    assert verifier.verify(home / "good.wav", "your call", samples=4) == base
+    assert verifier.verify(home / "good.wav", "two us", samples=4).probability != base.probability
+    assert verifier.verify(home / "stereo.flac", "your call", samples=4).probability != base.probability
+    with pytest.raises(ConfigError, match="at least 1"):
+        verifier.verify(home / "good.wav", "your call", samples=0)
+
+
+@pytest.mark.parametrize(
+    ("recording", "script", "says"),
+    [
+        ("absent.wav", "one", ["does not exist"]),
+        ("text", "one", ["is a folder"]),
+        ("text.wav", "one", ["Cannot read", "as audio"]),
+        ("empty.wav", "one", ["is empty", "0 samples"]),
+        ("short.wav", "one", ["too short", "0.1 s"]),
+        ("long.wav", "one", ["too long", "at most 2 s"]),
+        ("good.wav", "", ["script ''", "no word"]),
+        ("good.wav", "  ?!", ["no word"]),
+        ("good.wav", "one " * 15, ["too long: 17 tokens", "at most 16"]),
+    ],
+)
+def test_a_pair_that_cannot_be_verified(home: Path, run: Run, recording: str, script: str, says: list[str]) -> None:
+    check_refusal(run("verify", home / recording, script, "--adapter", home / "adapter"), *says)
+
+
+def test_a_script_may_be_as_long_as_task_and_tokenizer_allow(home: Path) -> None:
+    verifier = Verifier.from_directory(home / "adapter", "cpu")
+    assert 0 < verifier.verify(home / "good.wav", "one " * 14, samples=1).probability < 1
+    verifier.tokenizer.model_max_length = 9
+    verifier.verify(home / "good.wav", "one " * 7, samples=1)
+    with pytest.raises(DataError, match="too long: 10 tokens, at most 9"):
+        verifier.verify(home / "good.wav", "one " * 8, samples=1)
+
+
+def test_frames_are_rounded_as_they_are_stored() -> None:
+    values = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    kept = as_stored(values)
+    assert kept.dtype == torch.float16
+    assert not torch.equal(kept.float(), values)
+    torch.testing.assert_close(kept.float(), values, rtol=2**-11, atol=1e-6)
+    assert torch.equal(as_stored(kept.float()), kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--samples", "0"], ["--samples", "got 0"]), (["--device", "abacus"], ["'abacus'", "'cpu', 'cuda' or 'auto'"])],
+)
+def test_verify_options(home: Path, run: Run, options: list[str], says: list[str]) -> None:
+    check_refusal(run("verify", home / "good.wav", "one", "--adapter", home / "adapter", *options), *says)

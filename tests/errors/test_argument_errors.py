@@ -1,0 +1,152 @@
+"""Arguments in the wrong order or of the wrong kind are named, and nothing has happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from jaxtyping import config
+from torch import nn
+
+from bayes_adapters import ELBO, Batch, Bernoulli, Frames, load, predict, save
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Contextual, MeanField
+from bayes_adapters.models import LoRA, StochasticCore
+from bayes_adapters.training import batches, fit
+from tests.errors.parts import check
+from tests.helpers import CONTEXT, bert, core_model, token_batch
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user() -> Iterator[None]:
+    """Switch off the tests' own checks of annotations, which would speak first."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def pair() -> tuple[Any, Any]:
+    model = core_model()
+    return model, MeanField(model)
+
+
+def test_model_and_guide_in_the_wrong_order(tmp_path: Path) -> None:
+    model, guide = pair()
+    says = ["in this order", "got a MeanField and a StochasticCore"]
+    for call in (
+        lambda: ELBO(guide, model),
+        lambda: predict(guide, model, token_batch()),
+        lambda: fit(guide, model, [token_batch()], epochs=1),
+        lambda: save(tmp_path / "a", guide, model),
+    ):
+        check(call, ConfigError, says, model, guide)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_guide_needs_a_model() -> None:
+    check(lambda: Contextual(bert()), ConfigError, ["built for a model such as StochasticCore", "got a BertModel"])
+
+
+def test_likelihood_and_backbone_in_the_wrong_order() -> None:
+    backbone: Any = bert()
+    check(
+        lambda: StochasticCore(Bernoulli(), backbone),
+        ConfigError,
+        ["got a BertModel", "(backbone, likelihood)"],
+        backbone,
+    )
+
+
+def test_directory_and_backbone_in_the_wrong_order(tmp_path: Path) -> None:
+    backbone: Any = bert()
+    check(lambda: load(backbone, str(tmp_path)), ConfigError, ["load() takes (directory, backbone)", "got a BertModel"])
+    model, guide = pair()
+    check(lambda: save(model, guide, tmp_path), ConfigError, ["save() takes (directory, model, guide)"])
+
+
+def test_a_tokenizers_output_is_no_batch() -> None:
+    model, guide = pair()
+    inputs: Any = dict(token_batch().inputs)
+    check(lambda: model(inputs), DataError, ["got a dict", "Batch(inputs, targets)"])
+    check(lambda: predict(model, guide, inputs), DataError, ["wrap what a tokenizer returns: Batch(tokens)"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"inputs": torch.zeros(2, 3)}, "inputs must be a dictionary, argument of the backbone → tensor; got a Tensor"),
+        ({"context": None}, "context must be a dictionary, modality → Frames; got a NoneType"),
+        ({"context": Frames(torch.zeros(2, 1, 3), torch.ones(2, 1).bool())}, "context must be a dictionary"),
+        (
+            {"context": {"audio": torch.zeros(2, 1, 3)}},
+            r"context\['audio'\] must be Frames\(values, mask\).*got a Tensor",
+        ),
+    ],
+)
+def test_parts_of_a_batch(parts: dict[str, Any], message: str) -> None:
+    given = {"inputs": {"input_ids": torch.ones(2, 3, dtype=torch.long)}} | parts
+    with pytest.raises(DataError, match=message):
+        Batch(**given)
+
+
+def test_arrays_are_converted_by_the_caller() -> None:
+    values: Any = torch.zeros(2, 4, CONTEXT)
+    with pytest.raises(DataError, match=r"Frames' values must be a tensor; got numpy.ndarray.*torch.as_tensor"):
+        Frames(values.numpy(), torch.ones(2, 4).bool())
+    mask: Any = torch.ones(2, 4).bool().numpy()
+    with pytest.raises(DataError, match=r"Frames' mask must be a tensor; got numpy.ndarray"):
+        Frames(values, mask)
+
+
+@pytest.mark.parametrize("other", [-1e9, 0.5, 2.0])
+def test_a_mask_that_is_added_to_scores_is_not_read_inverted(other: float) -> None:
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    ids = torch.ones(2, 3, dtype=torch.long)
+    assert Batch({"input_ids": ids, "attention_mask": mask}).token_mask is not None
+    with pytest.raises(DataError, match="attention_mask must hold 1"):
+        Batch({"input_ids": ids, "attention_mask": torch.where(mask == 1, 1.0, other)})
+
+
+def test_a_backbone_with_a_task_head() -> None:
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bert()
+            self.config = self.inner.config
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.inner(**inputs).to_tuple()
+
+    model = LoRA(Headed(), Bernoulli())
+    with pytest.raises(ConfigError, match=r"Headed returns a tuple without last_hidden_state.*AutoModel"):
+        model(token_batch())
+
+
+def test_models_of_inference_mode() -> None:
+    backbone: Any = bert()
+    with torch.inference_mode():
+        check(lambda: StochasticCore(backbone, Bernoulli()), ConfigError, ["outside torch.inference_mode()"], backbone)
+
+
+def test_a_distribution_class_is_no_prior() -> None:
+    prior: Any = dist.Normal
+    with pytest.raises(ConfigError, match=r"prior is the class Normal; pass an instance"):
+        core_model(prior=prior)
+    prior = torch.distributions.Normal(0.0, 1.0)
+    with pytest.raises(ConfigError, match=r"got torch.distributions.normal.Normal"):
+        core_model(prior=prior)
+
+
+def test_a_data_set_of_another_size_than_num_data() -> None:
+    model = core_model("global", num_data=50)
+    guide = MeanField(model)
+    source = batches(token_batch(12), 4)
+    says = ["num_data=50", "the data have 12 examples", "Build it with num_data=12"]
+    check(lambda: fit(model, guide, source, epochs=1), ConfigError, says, model, guide)
+    fit(model, guide, [token_batch(12)], epochs=1, progress=False)  # a list does not say how large the data set is
+    local = core_model("token", num_data=50)  # has one KL an example
+    fit(local, MeanField(local), source, epochs=1, progress=False)

@@ -1,0 +1,63 @@
+"""Targets out of range, likelihoods' options, and objectives without targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, predict
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import MeanField
+from bayes_adapters.likelihoods import Likelihood
+from tests.errors.parts import INF, NAN, check, runs
+from tests.helpers import core_model, token_batch
+
+LABELS: dict[str, tuple[Callable[[], Likelihood], Tensor, list[str]]] = {
+    "class too high": (lambda: Categorical(3), torch.tensor([0, 1, 3, 0, 2]), ["0 … 2", "[3]", "rows [2]", "from 1"]),
+    "class too low": (lambda: Categorical(3), torch.tensor([0, -100, 2, 0, -1]), ["[-100, -1]", "rows [1, 4]"]),
+    "classes as floats": (lambda: Categorical(3), torch.zeros(5), ["int64 of shape (B,)", "torch.float32"]),
+    "classes in a column": (lambda: Categorical(3), torch.zeros(5, 1).long(), ["shape (B,)", "(5, 1)"]),
+    "labels 1 and 2": (Bernoulli, torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), ["[0, 1]", "[2.0, 2.0]", "1/2"]),
+    "labels -1 and 1": (Bernoulli, torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0]), ["[0, 1]", "[-1.0]", "-1/1"]),
+    "labels as integers": (Bernoulli, torch.tensor([0, 1, 0, 1, 1]), ["floating point", "torch.int64"]),
+    "labels nan": (Bernoulli, torch.tensor([0.0, NAN, 0.0, 1.0, 1.0]), ["rows [1]", "NaN", "repair"]),
+    "gaussian inf": (Gaussian, torch.tensor([0.0, 1.0, INF, 1.0, 1.0]), ["rows [2]", "infinite"]),
+    "gaussian in a column": (Gaussian, torch.zeros(5, 1), ["shape (B,)", "(5, 1)"]),
+    "heteroscedastic nan": (HeteroscedasticGaussian, torch.tensor([NAN, 1.0, 1.0, 1.0, 1.0]), ["rows [0]", "NaN"]),
+    "heteroscedastic integers": (HeteroscedasticGaussian, torch.arange(5), ["floating point", "torch.int64"]),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_targets_out_of_range_in_training_and_prediction(case: str) -> None:
+    likelihood, targets, says = LABELS[case]
+    model = core_model(likelihood=likelihood())
+    guide = MeanField(model)
+    batch = Batch(token_batch().inputs, targets)
+    for run in runs(model, guide, batch):
+        check(run, DataError, says, model, guide)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Categorical(1), ["num_classes", "at least 2", "got 1"]),
+        (lambda: Gaussian(NAN), ["init_log_scale", "finite", "nan"]),
+        (lambda: HeteroscedasticGaussian(-1.0), ["min_scale", "not negative", "-1.0"]),
+    ],
+)
+def test_a_likelihoods_options(make: Callable[[], Any], says: list[str]) -> None:
+    check(make, ConfigError, says)
+
+
+def test_the_elbo_without_targets_and_with_anothers_guide() -> None:
+    model, other = core_model(), core_model()
+    guide = MeanField(model)
+    check(lambda: ELBO(model, guide)(token_batch().without_targets()), ConfigError, ["batch.targets", "predict"], model)
+    check(lambda: ELBO(other, guide), ConfigError, ["another model", "Guide(model)"], model, other)
+    check(lambda: predict(other, guide, token_batch()), ConfigError, ["another model"], model, other)
+    check(lambda: predict(model, guide, token_batch(), num_samples=0), ConfigError, ["at least 1", "got 0"], model)

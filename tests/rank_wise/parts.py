@@ -1,0 +1,45 @@
+"""Models of random A and B, and their guide with one variance a rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import AdapterGuide, Batch, Bernoulli
+from bayes_adapters.guides import RankWise
+from bayes_adapters.models import StochasticFactors
+from tests.helpers import bert
+
+LAYERS = [f"encoder.layer.{i}.attention.self.{name}" for i in range(2) for name in ("query", "value")]
+
+
+def pair(rank: int = 3, scale: float = 0.3, num_data: int = 50, **options: Any) -> tuple[StochasticFactors, RankWise]:
+    """A two-layer BERT whose B is not near zero."""
+    model = StochasticFactors(bert(), Bernoulli(), rank=rank, num_data=num_data)
+    guide = RankWise(model, **options)
+    rng = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, loc in guide.loc.items():
+            if name.startswith("B"):
+                loc.copy_(scale * torch.randn(loc.shape, generator=rng))
+    return model, guide
+
+
+def logits(guide: AdapterGuide, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        guide(batch)
+    return guide.trace.nodes["obs"]["fn"].logits  # type: ignore[attr-defined]
+
+
+class Linear(nn.Module):
+    """A backbone of one linear layer, so that everything can be computed by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"hidden_size": 3})()
+        self.query = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return type("Output", (), {"last_hidden_state": self.query(x)})()

@@ -1,0 +1,144 @@
+"""The moment forward: noise on outputs in training, draws of weights in prediction."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, evaluating, predict
+from bayes_adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.guides import RankWise
+from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.models import StochasticDown
+from bayes_adapters.priors import Prior, zero_normal
+from bayes_adapters.sites import Granularity, Part, Site
+from tests.helpers import WIDTH, bert, token_batch
+from tests.rank_wise.parts import LAYERS, logits, pair
+
+
+def _layer(A: Weight, B: Weight) -> tuple[AdaptedLinear, ForwardPass]:
+    sites = [
+        Site("A.l", Part.A, ("l",), (2, 5), Granularity.GLOBAL),
+        Site("B.l", Part.B, ("l",), (3, 2), Granularity.GLOBAL),
+    ]
+    base = nn.Linear(5, 3, bias=False)
+    nn.init.zeros_(base.weight)
+    state = ForwardPass(
+        Batch({"x": torch.zeros(1, 1)}), (), Prior(zero_normal(), sites), {(Part.A, "l"): A, (Part.B, "l"): B}, 2, {}
+    )
+    return AdaptedLinear(base, 2, 2.0, path="l", sites=sites), state
+
+
+def test_moments_are_those_of_weight_draws() -> None:
+    """200 000 draws of (A, B) of each kind; tolerance 5 standard errors of mean and variance."""
+    M, L = torch.randn(2, 5), torch.randn(3, 2)
+    SA, SB = torch.rand(2, 5) + 0.3, torch.rand(3, 2) + 0.3
+    x, count = torch.randn(5), 200_000
+    layer, state = _layer(Weight(M, M, SA), Weight(L, L, SB))
+    with running(state), torch.no_grad():
+        local = layer(x.expand(count, 1, 5))[:, 0]
+    A, B = M + SA * torch.randn(count, 2, 5), L + SB * torch.randn(count, 3, 2)
+    drawn = (B @ (A @ x)[..., None])[..., 0]
+    error = (drawn.var(0) / count).sqrt()
+    assert ((local.mean(0) - drawn.mean(0)).abs() < 5 * math.sqrt(2) * error).all()
+    spread = ((drawn - drawn.mean(0)) ** 2).std(0) / math.sqrt(count)
+    assert ((local.var(0) - drawn.var(0)).abs() < 5 * math.sqrt(2) * spread).all()
+
+
+def test_noise_is_drawn_anew_for_every_token_and_output() -> None:
+    M, L = torch.randn(2, 5), torch.randn(3, 2)
+    layer, state = _layer(Weight(M, M, torch.ones(2, 5)), Weight(L, L, torch.ones(3, 2)))
+    with running(state), torch.no_grad():
+        out = layer(torch.ones(4000, 2, 5)).flatten(1)
+    correlation = torch.corrcoef(out.T) - torch.eye(6)
+    assert correlation.abs().max() < 5 / math.sqrt(4000)
+
+
+def test_gradients_are_finite_where_the_variance_is_zero() -> None:
+    M, scale = torch.randn(2, 5, requires_grad=True), torch.ones(2, 5, requires_grad=True)
+    L = torch.zeros(3, 2)
+    layer, state = _layer(Weight(M, M, scale), Weight(L, L, torch.full((3, 2), 0.5)))
+    with running(state):
+        out = layer(torch.zeros(2, 1, 5))
+    assert out.abs().max() < 1e-8
+    out.sum().backward()
+    assert M.grad is not None
+    assert scale.grad is not None
+    assert M.grad.isfinite().all()
+    assert scale.grad.isfinite().all()
+
+
+def test_only_a_random_A() -> None:
+    """The asymmetric variant: sites of several layers, B a parameter."""
+    model = StochasticDown(bert(), Bernoulli(), rank=3, num_data=50, flipout=False)
+    guide = RankWise(model, local_reparametrisation=True)
+    with torch.no_grad():
+        for layer in adapted_layers(model.backbone).values():
+            layer.lora_B.normal_()
+    assert sum(p.numel() for p in guide.log_variance.parameters()) == 3 * len(LAYERS)
+    batch = token_batch()
+    assert not torch.equal(logits(guide, batch), logits(guide, batch))
+    ELBO(model, guide)(batch).backward()
+    assert all(p.grad is not None for p in [*guide.parameters(), *model.trainable_parameters().values()])
+
+
+def test_training_mode_uses_moments_and_prediction_draws_weights() -> None:
+    model, guide = pair(init_log_variance=-3.0, local_reparametrisation=True)
+    plain_model, plain = pair(init_log_variance=-3.0)
+    batch, site = token_batch(), f"A.{LAYERS[0]}"
+    logits(guide, batch)
+    assert torch.equal(guide.trace.nodes[site]["value"], guide.loc[site.replace(".", "-")]), "the value is the mean"
+    with evaluating(model, guide):
+        logits(guide, batch)
+        assert not torch.equal(guide.trace.nodes[site]["value"], guide.loc[site.replace(".", "-")])
+    first = predict(model, guide, batch, num_samples=4, return_samples=True).samples
+    second = predict(plain_model, plain, batch, num_samples=4, return_samples=True).samples
+    assert first is not None
+    assert torch.equal(first, second), "prediction does not depend on how training drew"  # type: ignore[arg-type]
+    assert (first.std(0) > 1e-4).all()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_draws_do_not_depend_on_how_the_data_is_cut(local: bool) -> None:
+    model, guide = pair(init_log_variance=-3.0, local_reparametrisation=local)
+    batch = token_batch()
+    whole = predict(model, guide, batch, num_samples=4, return_samples=True)
+    parts = predict(model, guide, [batch[:2], batch[2:]], num_samples=4, chunk_size=3, return_samples=True)
+    torch.testing.assert_close(whole.samples, parts.samples, rtol=1e-5, atol=1e-6)
+
+
+def test_the_posterior_mean_is_one_pass_without_noise_in_training_mode_too() -> None:
+    _, guide = pair(init_log_variance=0.0, local_reparametrisation=True)
+    batch = token_batch()
+    with PosteriorMean():
+        first, second = logits(guide, batch), logits(guide, batch)
+    assert torch.equal(first, second)
+    assert not torch.equal(logits(guide, batch), first)
+
+
+def test_a_conditioned_draw_is_used_as_given() -> None:
+    _, guide = pair(init_log_variance=-20.0, local_reparametrisation=True)
+    batch, name = token_batch(), f"B.{LAYERS[3]}"
+    value = torch.randn(1, WIDTH, 3)
+    with torch.no_grad():
+        pyro.poutine.condition(guide, {name: value})(batch)
+        found = guide.trace.nodes["obs"]["fn"].logits
+        guide.loc[name.replace(".", "-")].copy_(value)
+    torch.testing.assert_close(found, logits(guide, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_several_particles_have_noise_of_their_own() -> None:
+    model, guide = pair(init_log_variance=-2.0, local_reparametrisation=True)
+    with pyro.plate("particles", 3, dim=-2), torch.no_grad():
+        guide(token_batch())
+    found = guide.trace.nodes["obs"]["fn"].logits
+    assert found.shape == (3, 5)
+    assert (found.std(0) > 1e-3).all()
+    one = ELBO(model, guide).terms(token_batch())
+    many = ELBO(model, guide, num_particles=4).terms(token_batch())
+    assert many.kl.item() == pytest.approx(one.kl.item(), rel=1e-5)

@@ -1,0 +1,125 @@
+"""Random parts other than the core: their sites, and a draw is the weight of the adapted layer."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from bayes_adapters import Batch, Bernoulli, adapted_layers, forward_pass
+from bayes_adapters import layer as layer_module
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA
+from bayes_adapters.priors import Prior, zero_normal
+from bayes_adapters.sites import Granularity, Part, Site, build_sites
+from tests.helpers import WIDTH, bert, fill_B, token_batch
+from tests.weight_sites.parts import down
+
+
+def test_sites_are_grouped_by_shape() -> None:
+    sizes = {"a": (2, 4, 4), "b": (2, 4, 8), "c": (2, 4, 4)}
+    found = {s.name: (s.layers, s.shape) for s in build_sites(sizes, (Part.A, Part.B), Granularity.GLOBAL)}
+    assert found == {
+        "A.global": (("a", "b", "c"), (3, 2, 4)),
+        "B.global.4x2": (("a", "c"), (2, 4, 2)),
+        "B.global.8x2": (("b",), (1, 8, 2)),
+    }
+    alone = build_sites(sizes, (Part.A,), Granularity.GLOBAL, grouped=False)
+    assert [(s.name, s.shape) for s in alone] == [("A.a", (1, 2, 4)), ("A.b", (1, 2, 4)), ("A.c", (1, 2, 4))]
+
+
+def test_a_mask_has_no_rank() -> None:
+    with pytest.raises(ConfigError, match="mask over a layer's input; it has no rank"):
+        _ = Site("mask.a", Part.MASK, ("a",), (4,), Granularity.TOKEN).rank
+
+
+def test_conditioning_A_sets_the_weight() -> None:
+    model, batch = down(), token_batch()
+    plain = LoRA(bert(), Bernoulli(), rank=3)
+    value = torch.randn(4, 3, WIDTH)
+    with torch.no_grad():
+        for i, (layer, own) in enumerate(
+            zip(adapted_layers(plain.backbone).values(), adapted_layers(model.backbone).values(), strict=True)
+        ):
+            layer.lora_A.copy_(value[i])
+            layer.lora_B.copy_(own.lora_B)
+        plain.head.load_state_dict(model.head.state_dict())
+        expected = plain(batch)
+        found = pyro.poutine.condition(model.eval(), {"A.global": value})(batch)
+    torch.testing.assert_close(found, expected)
+
+
+def test_conditioning_the_diagonal_scales_the_rows_of_A() -> None:
+    model, batch = fill_B(DiagonalCore(bert(), Bernoulli(), rank=3, num_data=50)), token_batch()
+    plain = LoRA(bert(), Bernoulli(), rank=3)
+    value = torch.rand(4, 3)
+    with torch.no_grad():
+        for i, (layer, own) in enumerate(
+            zip(adapted_layers(plain.backbone).values(), adapted_layers(model.backbone).values(), strict=True)
+        ):
+            layer.lora_A.copy_(value[i][:, None] * own.lora_A)
+            layer.lora_B.copy_(own.lora_B)
+        plain.head.load_state_dict(model.head.state_dict())
+        torch.testing.assert_close(
+            pyro.poutine.condition(model, {"diagonal.global": value})(batch), plain(batch), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_mask_of_ones_over_the_mean_and_a_mask_of_zeros() -> None:
+    model, batch = fill_B(AdapterDropout(bert(), Bernoulli(), rank=3, drop=0.25, granularity="global")), token_batch()
+    assert [s.name for s in model.sites] == ["mask.global"]
+    with torch.no_grad():
+        with model.adapters_disabled():
+            frozen = model(batch)
+        nothing = pyro.poutine.condition(model, {"mask.global": torch.zeros(4, WIDTH)})(batch)
+        everything = pyro.poutine.condition(model, {"mask.global": torch.full((4, WIDTH), 0.75)})(batch)
+        plain = LoRA(bert(), Bernoulli(), rank=3)
+        for a, b in zip(adapted_layers(plain.backbone).values(), adapted_layers(model.backbone).values(), strict=True):
+            a.lora_A.copy_(b.lora_A)
+            a.lora_B.copy_(b.lora_B)
+        plain.head.load_state_dict(model.head.state_dict())
+        torch.testing.assert_close(nothing, frozen)
+        torch.testing.assert_close(everything, plain(batch), rtol=1e-5, atol=1e-6)
+
+
+PARTS = (Part.MASK, Part.A, Part.CORE, Part.B)
+
+
+def _all_random() -> tuple[AdaptedLinear, dict[Part, torch.Tensor], ForwardPass]:
+    sites = build_sites({"l": (2, 6, 4)}, PARTS, Granularity.GLOBAL)
+    values = {site.part: torch.randn(site.event) for site in sites}
+    values[Part.MASK] = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    prior = Prior({"mask.*": dist.Bernoulli(probs=torch.tensor(0.75)), "*": zero_normal()}, sites)
+    weights = {(part, "l"): Weight(value) for part, value in values.items()}
+    batch = Batch({"input_ids": torch.zeros(3, 5, dtype=torch.long)})
+    layer = AdaptedLinear(nn.Linear(6, 4), 2, 6.0, path="l", sites=sites)
+    return layer, values, ForwardPass(batch, (), prior, weights, len(sites), {})
+
+
+def test_the_layer_computes_its_formula_from_the_draws_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, value, state = _all_random()
+    asked: list[ForwardPass | None] = []
+
+    def current_pass() -> ForwardPass | None:
+        asked.append(found := forward_pass.current_pass())
+        return found
+
+    monkeypatch.setattr(layer_module, "current_pass", current_pass)
+    x = torch.randn(3, 5, 6)
+    with running(state):
+        h = layer(x)
+    z = (x * value[Part.MASK] / 0.75) @ value[Part.A].T @ value[Part.CORE].T @ value[Part.B].T
+    torch.testing.assert_close(h, layer.base_layer(x) + 3.0 * z)
+    assert asked == [state], "one lookup, and its draws are handed on"
+
+
+@pytest.mark.parametrize("part", [*PARTS, Part.DIAGONAL])
+def test_a_layer_with_a_random_part_runs_in_its_model_only(part: Part) -> None:
+    sites = build_sites({"l": (2, 6, 4)}, (part,), Granularity.GLOBAL)
+    layer = AdaptedLinear(nn.Linear(6, 4), 2, 6.0, path="l", sites=sites)
+    with pytest.raises(ConfigError, match=rf"'l' has a random {part.value}, which only exists inside a model"):
+        layer(torch.randn(3, 6))
