@@ -98,6 +98,7 @@ class Amortised(AdapterGuide):
         self.reader = self._reader(ranks)
         extra = 0 if self.reader is None else dim
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
+        self.float()  # whatever torch's default dtype is
 
     def _check(self) -> None:
         require_sizes(dim=self.dim, heads=self.num_heads)
@@ -129,6 +130,11 @@ class Amortised(AdapterGuide):
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
+        if next(self.heads.parameters()).dtype != torch.float32:
+            raise ConfigError(
+                f"This {type(self).__name__} is {next(self.heads.parameters()).dtype}; posteriors are float32 whatever "
+                "the backbone is. Call guide.float(), and cast the model alone."
+            )
         with fp32(call.z.device):
             if self.reader is None or self.context_dim is None:
                 return self.heads[key](call.z, prior)

@@ -150,3 +150,16 @@ def test_a_data_set_of_another_size_than_num_data() -> None:
     fit(model, guide, [token_batch(12)], epochs=1, progress=False)  # a list does not say how large the data set is
     local = core_model("token", num_data=50)  # has one KL an example
     fit(local, MeanField(local), source, epochs=1, progress=False)
+
+
+def test_amortised_guides_are_float32_under_any_backbone() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = core_model(backbone=bert().double())
+        guide = Contextual(model)
+        fit(model, guide, [token_batch()], epochs=1, progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in guide.parameters()} == {torch.float32}
+    with pytest.raises(ConfigError, match=r"This Contextual is torch.float64.*Call guide.float\(\)"):
+        predict(model, guide.double(), token_batch())
