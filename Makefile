@@ -29,7 +29,7 @@ lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(STAMP) ## mypy over the package
+types: $(STAMP) ## mypy over the package and the examples
 	@rm -rf build/typing && mkdir -p build/typing/bayes_adapters
 	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
 	$(PY) -m mypy

@@ -24,7 +24,7 @@ from examples.benchmarks.workload import METHODS, Backbones, Sizes, make_batch
 
 def run_checks(device: str, backbones: Backbones, *, quick: bool) -> list[Check]:
     """Run every check; one that raises counts as failed, and the others still run."""
-    planned = [(check_device, (*which, device), {}) for which in combinations()]
+    planned: list[Any] = [(check_device, (*which, device), {}) for which in combinations()]
     planned += [(check_bfloat16, (*which, device), {}) for which in combinations()]
     planned += [(check_learning, (backbones, device), {"autocast": low, "quick": quick}) for low in (False, True)]
     return [_attempt(function, *positional, **named) for function, positional, named in planned]
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(["training step", "batch", "median ms", f"/ {base}", "peak MiB"], rows))
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(checks) - len(failed)} of {len(checks)} checks passed." + "".join(f"\nFAILED: {n}" for n in failed))
-    result = {"machine": machine, "torch": torch.__version__, "backbone": backbones.name}
+    result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "backbone": backbones.name}
     result |= {"checks": [vars(check) for check in checks], "costs": costs}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,13 @@ class _Layer(nn.Module):
 
     def __init__(self, base: nn.Module, scaling: float, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.base, self.scaling, self.call = base, scaling, None
+        self.base, self.scaling = base, scaling
+        self.call: Any = None  # the :class:`_Call` of the pass that is under way
         self.p = nn.ParameterDict({name: nn.Parameter(value.detach().clone()) for name, value in weights.items()})
 
     def forward(self, x: Tensor) -> Tensor:
         call, p = self.call, self.p
+        assert isinstance(call, _Call)
         z = F.linear(x, p["A"])
         u = z if call.frames is None else torch.cat([z, self._attend(z, call)], -1)
         out = F.linear(F.relu(F.linear(u, p["w1"], p["b1"])), p["w2"], p["b2"])
@@ -52,6 +55,8 @@ class _Layer(nn.Module):
 
     def _attend(self, z: Tensor, call: _Call) -> Tensor:
         p, rows = self.p, z.shape[0]
+        assert call.frames is not None
+        assert call.frame_mask is not None
         null = p["null"][:, None, None].expand(2, rows, 1, -1)
         keys = torch.cat([F.linear(call.frames, p["key"]), null[0]], 1)
         values = torch.cat([F.linear(call.frames, p["value"]), null[1]], 1)
@@ -70,7 +75,7 @@ class HandWritten(nn.Module):
             whose adapters are then replaced.
     """
 
-    def __init__(self, model: AdapterModel, guide: AdapterGuide, backbone: nn.Module) -> None:
+    def __init__(self, model: Any, guide: AdapterGuide, backbone: nn.Module) -> None:
         super().__init__()
         self.reads_frames = isinstance(guide, CrossAttention)
         self.layers: list[_Layer] = []
@@ -83,7 +88,7 @@ class HandWritten(nn.Module):
         self.head = nn.Linear(model.head.in_features, 1).to(model.head.weight.device)
         self.head.load_state_dict(model.head.state_dict())
 
-    def _copy(self, adapted: nn.Module, guide: AdapterGuide, path: str) -> dict[str, Tensor]:
+    def _copy(self, adapted: nn.Module, guide: Any, path: str) -> dict[str, Tensor]:
         key = f"core.{path}".replace(".", "-")
         first, _, second = guide.heads[key].net
         weights = {"A": adapted.lora_A, "B": adapted.lora_B, "w1": first.weight, "b1": first.bias}
@@ -96,6 +101,7 @@ class HandWritten(nn.Module):
     def forward(self, batch: Batch, kl_weight: float) -> Tensor:
         """Return ``(1/B) [Σ_b BCE_b + w Σ_layers Σ_real tokens KL]``, nats per datum."""
         inputs, mask = batch.inputs, batch.inputs["attention_mask"]
+        assert batch.targets is not None
         frames = frame_mask = None
         if self.reads_frames:
             audio = batch.context["audio"]
@@ -110,13 +116,13 @@ class HandWritten(nn.Module):
         nll = F.binary_cross_entropy_with_logits(self.head(pooled)[:, 0], batch.targets)
         return nll + kl_weight * call.kl / batch.size
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[Any]:
         """Gradients in the order of :meth:`matching_gradients`."""
         return [layer.p[k].grad for layer in self.layers for k in sorted(layer.p)] + [
             p.grad for p in self.head.parameters()
         ]
 
-    def matching_gradients(self, model: AdapterModel, guide: AdapterGuide) -> list[Tensor]:
+    def matching_gradients(self, model: AdapterModel, guide: AdapterGuide) -> list[Any]:
         """The library's gradients of the same tensors."""
         parts = [self._copy(adapted, guide, path) for path, adapted in adapted_layers(model.backbone).items()]
         return [weights[k].grad for weights in parts for k in sorted(weights)] + [

@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def measure_prediction(
         guide.to(device)
         parts = (model, guide, batch)
         variants |= {
-            f"{method}: folded": Variant(lambda p=parts: predict(*p, num_samples=draws)),
-            f"{method}: loop": Variant(lambda p=parts: predict(*p, num_samples=draws, chunk_size=1)),
-            f"{method}: mean": Variant(lambda p=parts: predict(*p, mean_only=True)),
+            f"{method}: folded": Variant(partial(predict, *parts, num_samples=draws)),
+            f"{method}: loop": Variant(partial(predict, *parts, num_samples=draws, chunk_size=1)),
+            f"{method}: mean": Variant(partial(predict, *parts, mean_only=True)),
         }
     return interleave(variants, rounds=rounds, warm_up=warm_up, device=device, clock=clock)
 

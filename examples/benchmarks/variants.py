@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from examples.benchmarks.handwritten import HandWritten, disagreement
 from examples.benchmarks.measure import Variant
 from examples.benchmarks.workload import ALPHA, KL_WEIGHT, METHODS, RANK, TARGETS, Backbones, build
 
-ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
+ADAMW: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.01}
 TOLERANCE = 1e-5
 """Largest relative difference of the hand-written loss and gradients from the library's."""
 PEFT = "PEFT LoRA"
@@ -61,7 +62,8 @@ def training_step(name: str, backbones: Callable[[], nn.Module], batch: Batch) -
         return _torch_step(written, lambda: written(batch, KL_WEIGHT))
     if name == svi(method):
         return _svi_step(
-            SVI(model, guide, pyro.optim.AdamW(dict(ADAMW)), TraceMeanField_ELBO(max_plate_nesting=1)), batch
+            SVI(model, guide, PyroOptim(torch.optim.AdamW, dict(ADAMW)), TraceMeanField_ELBO(max_plate_nesting=1)),
+            batch,
         )
     loss = ELBO(model, guide, kl_weight=KL_WEIGHT)
     return _torch_step(loss, lambda: loss(batch))
@@ -99,7 +101,7 @@ def check_hand_written(method: str, backbones: Backbones, batch: Batch, seed: in
 class PeftLoRA(nn.Module):
     """PEFT's LoRA on ``backbone``, a linear head on the mean of real tokens, and binary cross-entropy."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
         from peft import LoraConfig, get_peft_model
 
@@ -116,6 +118,7 @@ class PeftLoRA(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss, nats per datum."""
+        assert batch.targets is not None
         return F.binary_cross_entropy_with_logits(self.logits(batch), batch.targets)
 
 
@@ -136,7 +139,7 @@ def _torch_step(module: nn.Module, loss_of: Callable[[], Tensor]) -> Variant:
 
 def _svi_step(inference: SVI, batch: Batch) -> Variant:
     inference.model.train()
-    state: dict[str, Any] = {"params": {}, "constraints": {}}
+    state: Any = {"params": {}, "constraints": {}}
 
     @contextmanager
     def own_store() -> Iterator[None]:

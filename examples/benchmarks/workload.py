@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ class Backbones:
         size = "2-layer BERT of width 32" if self.tiny else "MiniLM-L6-H384"
         self.name = f"{size}, random weights" if self._random else "all-MiniLM-L6-v2, pretrained"
 
-    def __call__(self) -> nn.Module:
+    def __call__(self) -> Any:
         """Return a fresh copy; every copy has the same weights."""
         model = self._make() if self._random else text_backbone()[0]
         for module in model.modules():
@@ -108,7 +109,7 @@ METHODS = ("c-lora", "caliber-x")
 def build(method: str, backbone: nn.Module, frame_width: int) -> tuple[AdapterModel, AdapterGuide]:
     """Build ``method`` (``"lora"`` or one of :data:`METHODS`) with B ≠ 0, so that the cores reach the loss."""
     torch.manual_seed(0)
-    options = {"targets": TARGETS, "rank": RANK, "alpha": ALPHA}
+    options: dict[str, Any] = {"targets": TARGETS, "rank": RANK, "alpha": ALPHA}
     model: AdapterModel
     if method == "lora":
         model = LoRA(backbone, Bernoulli(), **options)
@@ -126,4 +127,5 @@ def fill_up_projections(model: AdapterModel, scale: float = 0.02) -> None:
     """Draw every B from N(0, scale²)."""
     with torch.no_grad():
         for layer in adapted_layers(model.backbone).values():
-            layer.lora_B.normal_(0.0, scale)
+            if layer.lora_B is not None:
+                layer.lora_B.normal_(0.0, scale)

@@ -203,7 +203,7 @@ def predict_all(trained: Trained, dataset: Any, settings: Settings) -> tuple[Pre
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:
-    moved = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in vars(prediction).items()}
+    moved: dict[str, Any] = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in vars(prediction).items()}
     return Prediction(**moved)
 
 

@@ -77,7 +77,7 @@ class MelEncoder:
         return Frames(mel[:, :longest].contiguous(), torch.arange(longest) < lengths[:, None])
 
 
-class WindowedWhisper(WhisperEncoder):
+class WindowedWhisper(WhisperEncoder):  # type: ignore[misc]
     """Whisper's encoder for any whole number of positions up to its own; at its own length it is the stock encoder."""
 
     @classmethod
@@ -90,7 +90,7 @@ class WindowedWhisper(WhisperEncoder):
             layer.dropout = layer.activation_dropout = layer.self_attn.dropout = 0.0
         return encoder.eval().requires_grad_(False)
 
-    def forward(self, input_features: Tensor, **_: Any) -> BaseModelOutput:  # type: ignore[override]
+    def forward(self, input_features: Tensor, **_: Any) -> BaseModelOutput:
         """Encode mel features (B, 80, 2·P) with the first P position embeddings."""
         hidden = F.gelu(self.conv2(F.gelu(self.conv1(input_features)))).mT
         if hidden.shape[1] > len(self.embed_positions.weight):
