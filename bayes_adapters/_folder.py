@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ FORMAT = "bayes-adapters"
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 _TEMPORARY = ".adapter-"
+_PENDING = f"{_TEMPORARY}next.json"  # the description of a save that has not ended
 
 _SECTIONS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
@@ -56,7 +58,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         AdapterFileError: the file is absent, no adapter's description, or of a newer format.
     """
     folder = Path(directory)
-    path = folder / DESCRIPTION
+    path = _description(folder)
     try:
         about = json.loads(path.read_bytes())
     except OSError as error:
@@ -171,16 +173,40 @@ def require_free(folder: Path) -> None:
 def write(folder: Path, weights: bytes, description: str) -> None:
     """Write both files, each whole or not at all.
 
-    A crash between the two leaves a checksum that does not match, which :func:`read_tensors` reports.
+    The description is written first, beside the old one: after a crash the folder holds the old adapter or the new one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS, weights)
-        _replace(folder / DESCRIPTION, description.encode())
+        if _description(folder).name == _PENDING:
+            _end(folder)  # a save that was interrupted
+        _replace(folder / _PENDING, description.encode())
+        try:
+            _replace(folder / WEIGHTS, weights)
+        except OSError:
+            (folder / _PENDING).unlink(missing_ok=True)
+            raise
+        _end(folder)
     except OSError as error:
         raise AdapterFileError(
             f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
         ) from error
+
+
+def _description(folder: Path) -> Path:
+    """The file that describes the weights: ``adapter.json``, or the one that an interrupted save left to replace it."""
+    pending = folder / _PENDING
+    try:
+        checksum = json.loads(pending.read_bytes())["weights"]["sha256"]
+        with (folder / WEIGHTS).open("rb") as weights:
+            same = hashlib.file_digest(weights, "sha256").hexdigest() == checksum
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder / DESCRIPTION
+    return pending if same else folder / DESCRIPTION
+
+
+def _end(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # another process has just put it there
+        os.replace(folder / _PENDING, folder / DESCRIPTION)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -93,6 +93,7 @@ def _targets(options: argparse.Namespace) -> str:
 def _skeleton(name: str) -> Any:
     """Build the backbone without its weights."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
 
     from bayes_adapters.backbones import locate
@@ -103,7 +104,7 @@ def _skeleton(name: str) -> Any:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             return AutoModel.from_config(config)
-    except (ValueError, KeyError, TypeError, ImportError) as error:
+    except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
             f"{name!r} holds no model that transformers can build: {error} Give a folder with the config.json of one."
         ) from error
@@ -117,11 +118,11 @@ def _show(options: argparse.Namespace) -> str:
     layers = config["targets"]
     rows = [
         ("structure", about["model"]["structure"]),
-        ("options", _pairs({k: v for k, v in config.items() if k not in {"targets", "num_data"}})),
+        ("options", _pairs({k: v for k, v in config.items() if k not in {"targets", "num_data", "blocks"}})),
         ("likelihood", f"{about['likelihood']['name']} {_pairs(about['likelihood']['config'])}".strip()),
         ("guide", f"{about['guide']['name']} {_pairs(about['guide']['config'])}".strip()),
         *_prior(about["prior"]),
-        ("layers", f"{len(layers)}: {layers[0]} ... {layers[-1]}" if len(layers) > 1 else ", ".join(layers)),
+        ("layers", f"{len(layers)}: {layers[0]} ... {layers[-1]}" if len(layers) > 1 else ", ".join(layers) or "none"),
         ("data", "not needed" if about["num_data"] is None else f"{about['num_data']:,} examples"),
         ("parameters", f"{_count(kinds, 'model.'):,} of the model, {_count(kinds, 'guide.'):,} of the guide"),
         ("base", f"{base['class']} {base['name_or_path']} ({base['parameters']:,} parameters, {base['dtype']})"),

@@ -59,7 +59,12 @@ class ForwardPass:
     drawn: set[str] = field(default_factory=set)
 
     def draw(
-        self, site: Site, feature: Float[Tensor, "rows *T k"], *, tokens: bool = True
+        self,
+        site: Site,
+        feature: Float[Tensor, "rows *T k"],
+        *,
+        tokens: bool = True,
+        kept: Bool[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows n *event"]:
         """Sample a local ``site``, one draw for each real token, or one an example (n = 1).
 
@@ -67,6 +72,7 @@ class ForwardPass:
             site: a token or sequence site.
             feature: what the draw acts on, or depends on, S·B rows in the order [S, B].
             tokens: whether the feature's second axis is that of the batch's tokens.
+            kept: of a sequence site, False where an example's draw has no effect, so that it has no KL.
 
         Raises:
             ConfigError: the layer ran twice in this pass, or does not keep the token axis.
@@ -88,7 +94,7 @@ class ForwardPass:
         feature = feature.reshape(*self.outer, size, -1, feature.shape[-1]).float()
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
-            mask = None
+            mask = None if kept is None else kept[:size, None]
         call = SiteCall(site, feature, mask, self.batch.context, self.num_sites, self.scratch)
         infer: Any = {SITE: call}
         prior = site.wrap(self.prior.of(site).expand(feature.shape[:-1]), mask)

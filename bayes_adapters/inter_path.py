@@ -25,7 +25,8 @@ class InterPath(nn.Module):
         lora_A: A_C, shape (r_C, d_in).
         lora_B: B_C, shape (d_out, r_C).
         gain: λ's initial value.
-        slot: where in the forward pass's scratch the descriptor lies, shape (rows, d_c).
+        slot: where in the forward pass's scratch the descriptor lies, shape (rows, d_c); under ``<slot>.kept``, shape
+            (rows,), which examples have the layer's own modality: of the others Φ has no effect, and no KL.
     """
 
     def __init__(self, site: Site, lora_A: nn.Parameter, lora_B: nn.Parameter, gain: float, slot: str) -> None:
@@ -55,7 +56,8 @@ class InterPath(nn.Module):
                 f"The layer {self.site.layers[0]!r} sees {x.shape[0]} rows where there are {rows} examples × samples: "
                 "windows must divide an example evenly."
             )
-        core = forward_pass.draw(self.site, descriptor[:, None], tokens=False)[:, 0]
+        kept = forward_pass.scratch.get(f"{self.slot}.kept")
+        core = forward_pass.draw(self.site, descriptor[:, None], tokens=False, kept=kept)[:, 0]
         z = F.linear(x.to(self.lora_A.dtype), self.lora_A)
         flat = z.reshape(rows, -1, z.shape[-1])  # the windows of an example share its Φ
         z = torch.matmul(flat, core.to(z.dtype).mT).reshape(z.shape)

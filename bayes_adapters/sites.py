@@ -128,7 +128,8 @@ class SiteCall:
             for a core; the layer's input, shape (*S, B, T, d_in), for a mask; the other modality's descriptor, shape
             (*S, B, 1, d_c), for the core of a path between modalities. Sequence sites get its mean over real tokens,
             shape (*S, B, 1, k). None for global sites. ``*S`` are the sizes of sample plates around the model.
-        token_mask: shape (B, T), or None where there is no padding, as in sequence and global sites.
+        token_mask: shape (B, T), or None where there is no padding, as in global sites; shape (B, 1) in a sequence site
+            whose draw has no effect for some examples.
         context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.
         num_sites: number of sites of the model.
         scratch: lives as long as this forward pass; a guide keeps here what its sites share (projected keys, say).
@@ -151,7 +152,7 @@ class SiteCall:
     def token_counts(self) -> Int[Tensor, " B"] | int:
         """The number of draws each example has at this site: its real tokens, or 1 for sequence sites."""
         if self.token_mask is not None:
-            return self.token_mask.sum(-1)
+            return self.token_mask.sum(-1).clamp_min(1)  # without any the KL is 0, whatever it is divided by
         return 1 if self.feature is None else self.feature.shape[-2]
 
 

@@ -161,6 +161,8 @@ class CoLA(ConcatLoRA):
         for name, source, _, _ in self.pairs:
             if source not in inputs.calls:
                 scratch[_slot(name, source)] = self.null_descriptor[source].expand(inputs.rows, -1)
+            if name in inputs.present:
+                scratch[f"{_slot(name, source)}.kept"] = inputs.present[name]
 
         def exchange(_step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
             for source, stream in streams.items():

@@ -25,6 +25,7 @@ from bayes_adapters.errors import BayesAdaptersError
 from examples.verify_prompts.corpus import FOREIGN, Corpus, PairBatches
 from examples.verify_prompts.demo import SHORT
 from examples.verify_prompts.experiment import train
+from examples.verify_prompts.predictions import resampled_together
 
 NOISY = ("white@-5", "babble@-5")
 
@@ -43,15 +44,16 @@ def trained(corpus: Corpus, adapter: Path, quick: bool, device: str) -> tuple[Ad
 def kinds(
     corpus: Corpus, model: AdapterModel, guide: AdapterGuide, samples: int
 ) -> Iterator[tuple[str, Attribution, list[str]]]:
-    """Attribute each kind of test recording; with each its pairs' scripts, which the interval keeps together."""
+    """Attribute each kind of test recording; with each what its recordings say, which is drawn together."""
     for condition in ("clean", *NOISY, *(f"ood-{language}" for language in FOREIGN)):
         dataset = corpus.evaluation("test", condition)
         found = attribute(model, guide, PairBatches(dataset, 32, shuffle=False), num_samples=samples)
         pairs = [dataset.pairs[i] for i in found.index.tolist()]
+        groups = resampled_together([(pair.recording_key, pair.script_text, pair.label) for pair in pairs])
         right = torch.tensor([pair.label == 1 for pair in pairs])
         parts = {"right script": right, "wrong script": ~right} if condition == "clean" else {condition: right | ~right}
         for name, rows in parts.items():
-            yield name, found[rows], [pair.script_text for pair, kept in zip(pairs, rows.tolist(), strict=True) if kept]
+            yield name, found[rows], [said for said, kept in zip(groups, rows.tolist(), strict=True) if kept]
 
 
 def table(rows: dict[str, dict[str, PairedDifference]], counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Differences between methods on the same pairs, with bootstrap intervals over scripts."""
+"""Differences between methods on the same pairs, with bootstrap intervals over what the recordings say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from bayes_adapters import metrics
 from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
 from examples.verify_prompts.markdown import Pairs, table
-from examples.verify_prompts.predictions import Prediction, by_pair
+from examples.verify_prompts.predictions import Prediction, by_pair, resampled_together
 
 REFERENCE = "caliber-x"
 """The method that all others are compared with."""
@@ -67,11 +67,12 @@ def auc_difference(
 
 
 def _matched(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[Tensor, Tensor, Tensor, list[str]] | None:
-    """Probabilities (N, seeds) of both, labels (N,) and scripts of the pairs that both methods have in every seed."""
+    """Probabilities (N, seeds) of both, labels (N,) and what is drawn together, of the pairs that both methods have."""
     found = [by_pair(rows, "probability") for rows in (a, b)]
     seeds = sorted({r.seed for r in a} & {r.seed for r in b})
     keys = [k for k in found[0] if k in found[1] and all(s in t[k] for t in found for s in seeds)]
-    if not seeds or len({k[1] for k in keys}) < 2:
+    groups = resampled_together(keys)
+    if not seeds or len(set(groups)) < 2:
         return None
     one, two = (torch.tensor([[t[k][s] for s in seeds] for k in keys], dtype=torch.float64) for t in found)
-    return one, two, torch.tensor([k[2] for k in keys]), [k[1] for k in keys]
+    return one, two, torch.tensor([k[2] for k in keys]), groups

@@ -33,3 +33,13 @@ def by_pair(rows: Sequence[Prediction], column: str) -> dict[Pair, dict[int, flo
     for row in rows:
         found[row.recording, row.script, row.label][row.seed] = getattr(row, column)
     return dict(found)
+
+
+def resampled_together(keys: Sequence[Pair]) -> list[str]:
+    """Return a label for each pair: what its recording says, or the recording where no pair has its right script.
+
+    A recording with its right and with a wrong script gives two answers that share what is odd about the recording;
+    resampled one by one, their intervals would be too narrow or too wide.
+    """
+    said = {recording: script for recording, script, label in keys if label == 1}
+    return [said.get(recording, recording) for recording, _, _ in keys]

@@ -11,7 +11,7 @@ import torch
 from bayes_adapters.bootstrap import paired_bootstrap
 from examples.verify_prompts.findings import NOISES
 from examples.verify_prompts.markdown import Pairs, table
-from examples.verify_prompts.predictions import Prediction, by_pair
+from examples.verify_prompts.predictions import Prediction, by_pair, resampled_together
 
 
 def rises(pairs: Pairs, methods: Sequence[str], draws: int) -> list[str]:
@@ -35,8 +35,9 @@ def rises(pairs: Pairs, methods: Sequence[str], draws: int) -> list[str]:
 def _rise(one: Sequence[Prediction], two: Sequence[Prediction], draws: int) -> str:
     before, after = by_pair(one, "total"), by_pair(two, "total")
     keys = [key for key in before if key in after]
-    if len({script for _, script, _ in keys}) < 2:
+    groups = resampled_together(keys)
+    if len(set(groups)) < 2:
         return "–"
     a, b = (torch.tensor([fmean(t[k].values()) for k in keys], dtype=torch.float64) for t in (after, before))
-    d = paired_bootstrap(torch.mean, a, b, groups=[script for _, script, _ in keys], draws=draws, seed=0)
+    d = paired_bootstrap(torch.mean, a, b, groups=groups, draws=draws, seed=0)
     return f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"

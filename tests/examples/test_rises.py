@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from examples.verify_prompts.predictions import Prediction
+from examples.verify_prompts.predictions import Prediction, resampled_together
 from examples.verify_prompts.rises import rises
 
 
@@ -30,3 +30,8 @@ def test_a_constant_rise_has_no_interval_and_others_stay_within_their_extremes()
 def test_nothing_measured_nothing_said() -> None:
     assert rises({}, ["m"], 100) == []
     assert rises({("m", "clean"): rows("clean", {"a": 0.1, "b": 0.2})}, ["m"], 100) == []
+
+
+def test_both_answers_about_a_recording_are_drawn_together() -> None:
+    pairs = [("en/1", "one", 1), ("en/1", "two", 0), ("en/2", "two", 1), ("en/2", "one", 0), ("es/7", "one", 0)]
+    assert resampled_together(pairs) == ["one", "one", "two", "two", "es/7"]

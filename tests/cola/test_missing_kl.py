@@ -1,0 +1,26 @@
+"""The KL of Φ counts where Φ has an effect: not in the encoder of a modality that an example lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bayes_adapters import ELBO, Batch, Bernoulli
+from bayes_adapters.guides import Hypernetwork
+from bayes_adapters.handlers import KLMode
+from bayes_adapters.models import CoLA
+from tests.helpers import bert, token_batch, vit
+
+
+@pytest.mark.parametrize("mode", list(KLMode))
+def test_missing_for_every_example_costs_what_missing_for_the_batch_costs(mode: KLMode) -> None:
+    model = CoLA(nn.ModuleDict({"text": bert(), "image": vit()}), Bernoulli(), rank=2)
+    elbo = ELBO(model, Hypernetwork(model, gamma=4, scale="softplus"), kl_mode=mode)
+    text = token_batch(3)
+    left_out = Batch({f"text.{name}": value for name, value in text.inputs.items()}, text.targets)
+    given = {"image.pixel_values": torch.randn(3, 3, 16, 16), "image.present": torch.zeros(3, dtype=torch.bool)}
+    absent = replace(left_out, inputs={**left_out.inputs, **given})
+    torch.testing.assert_close(elbo.terms(absent).kl, elbo.terms(left_out).kl)
