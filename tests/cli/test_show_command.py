@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bayes_adapters import Bernoulli, load, save
 from bayes_adapters.backbones import text_backbone
-from bayes_adapters.guides import Delta
+from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import LoRA
 from tests.cli.parts import Run, check_refusal, lines_joined
+from tests.cola.parts import cola
 from tests.helpers import bert
 
 
@@ -39,3 +40,12 @@ def test_show(home: Path, run: Run, tmp_path: Path) -> None:
     assert "task none" in text
     check_refusal(run("show", tmp_path), "adapter.json", "does not exist")
     check_refusal(run("show", home / "nowhere"), "does not exist")
+
+
+def test_show_of_several_encoders_leaves_their_blocks_out(run: Run, tmp_path: Path) -> None:
+    model = cola()
+    save(tmp_path, model, Hypernetwork(model))
+    code, out, _ = run("show", tmp_path)
+    assert code == 0
+    assert "structure cola" in lines_joined(out)
+    assert "blocks=" not in out

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from bayes_adapters import Bernoulli
 from bayes_adapters.models import LoRA
@@ -38,3 +41,11 @@ def test_targets_of_conv1d_layers_and_of_foreign_folders(run: Run, tmp_path: Pat
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "abacus"}')
     check_refusal(run("targets", tmp_path / "odd"), "no model that transformers can build", "abacus")
+
+
+@pytest.mark.parametrize(("value", "says"), [("big", "hidden_size"), (-8, "negative dimension")])
+def test_a_config_that_no_model_can_have(value: object, says: str, run: Run, tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": value}))
+    check_refusal(run("targets", tmp_path), "no model that transformers can build", says)
