@@ -130,9 +130,10 @@ class Amortised(AdapterGuide):
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
-        if next(self.heads.parameters()).dtype != torch.float32:
+        dtype = next(self.heads.parameters()).dtype
+        if dtype != torch.float32:
             raise ConfigError(
-                f"This {type(self).__name__} is {next(self.heads.parameters()).dtype}; posteriors are float32 whatever "
+                f"This {type(self).__name__} is {dtype}; posteriors are float32 whatever "
                 "the backbone is. Call guide.float(), and cast the model alone."
             )
         with fp32(call.z.device):

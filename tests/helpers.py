@@ -92,6 +92,18 @@ def whisper(layers: int = 2) -> nn.Module:
     return WhisperEncoder(config).eval()
 
 
+class Linear(nn.Module):
+    """A backbone of one linear layer, so that everything can be computed by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"hidden_size": 3})()
+        self.query = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return type("Output", (), {"last_hidden_state": self.query(x)})()
+
+
 def token_batch(size: int = 5, length: int = 7, seed: int = 1, targets: Tensor | None = None) -> Batch:
     """Right-padded tokens; the audio of row 0 is short and that of row 2 is missing (if there are so many rows)."""
     rng = torch.Generator().manual_seed(seed)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, predict
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import (
+    Linear,
     bert,
     core_model,
     token_batch,
@@ -28,15 +28,6 @@ def test_mean_field_recovers_a_known_gaussian_posterior(rank: int) -> None:
     best factorised Gaussian has the same mean and variances 1/Λ_ii (Bishop 2006, 10.1.2). Rank 1: exact posterior.
     Tolerance: 3 % of the scales, 0.02 of the means (Adam, 64 particles, learning rate decaying to 0).
     """
-
-    class Linear(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.config = type("Config", (), {"hidden_size": 3})()
-            self.query = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Any:
-            return type("Output", (), {"last_hidden_state": self.query(x)})()
 
     torch.manual_seed(1)
     model = StochasticCore(

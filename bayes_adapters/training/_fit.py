@@ -282,9 +282,10 @@ def _name(value: KLSchedule | OnStep) -> str:
 
 def _schedule(weight: KLSchedule) -> str | dict[str, float]:
     """A description of our own schedules, the values of somebody else's at steps that tell most apart."""
+    name = _name(weight)
     if dataclasses.is_dataclass(weight):
-        return repr(weight)
-    return {f"{_name(weight)} at step {step}": float(weight(step)) for step in (0, 1, 10, 100, 1_000, 10_000)}
+        return name
+    return {f"{name} at step {step}": float(weight(step)) for step in (0, 1, 10, 100, 1_000, 10_000)}
 
 
 def _scheduler(scheduler: Any) -> dict[str, Any]:

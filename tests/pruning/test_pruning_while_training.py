@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Gaussian, predict
 from bayes_adapters.errors import ConfigError
@@ -17,10 +16,11 @@ from bayes_adapters.guides import RankWise
 from bayes_adapters.models import StochasticFactors
 from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.training import FitResult, batches, fit
-from tests.helpers import bert, token_batch
+from tests.helpers import Linear, bert, token_batch
 from tests.pruning.parts import key, pair
-from tests.rank_wise.parts import LAYERS, Linear
+from tests.rank_wise.parts import LAYERS
 from tests.rank_wise.parts import pair as fresh
+from tests.training.parts import same, weights
 
 WHOLE = token_batch(22, seed=3)
 
@@ -34,17 +34,6 @@ def run(model: Any, guide: Any, epochs: int = 4, **options: Any) -> FitResult:
 
 def schedule(**options: Any) -> PruneSchedule:
     return PruneSchedule(**({"threshold": 1.0, "start": 8, "every": 4} | options))
-
-
-def weights(model: Any, guide: Any) -> dict[str, Tensor]:
-    found = {f"model.{k}": v for k, v in model.state_dict().items()} | {
-        f"guide.{k}": v for k, v in guide.state_dict().items()
-    }
-    return {k: v.detach().clone() for k, v in found.items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_the_schedule_looks_when_it_should() -> None:

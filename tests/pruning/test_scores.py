@@ -14,9 +14,9 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, RankWise
 from bayes_adapters.models import StochasticFactors
 from bayes_adapters.pruning import PruneSchedule, prune, scores
-from tests.helpers import bert
+from tests.helpers import Linear, bert
 from tests.pruning.parts import key, pair
-from tests.rank_wise.parts import LAYERS, Linear
+from tests.rank_wise.parts import LAYERS
 
 
 def hand_score(guide: RankWise, layer: int, i: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters import AdapterGuide, Batch, Bernoulli
 from bayes_adapters.guides import RankWise
@@ -31,15 +31,3 @@ def logits(guide: AdapterGuide, batch: Batch) -> Tensor:
     with torch.no_grad():
         guide(batch)
     return guide.trace.nodes["obs"]["fn"].logits  # type: ignore[attr-defined]
-
-
-class Linear(nn.Module):
-    """A backbone of one linear layer, so that everything can be computed by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = type("Config", (), {"hidden_size": 3})()
-        self.query = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Any:
-        return type("Output", (), {"last_hidden_state": self.query(x)})()

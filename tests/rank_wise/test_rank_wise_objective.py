@@ -15,8 +15,8 @@ from bayes_adapters import ELBO, Batch, Bernoulli
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import RankWise
 from bayes_adapters.models import StochasticFactors
-from tests.helpers import WIDTH, token_batch
-from tests.rank_wise.parts import LAYERS, Linear, pair
+from tests.helpers import WIDTH, Linear, token_batch
+from tests.rank_wise.parts import LAYERS, pair
 
 
 @pytest.mark.parametrize("local", [False, True])
