@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
+from bayes_adapters._whole_file import replace_file
 from bayes_adapters.errors import AdapterFileError, ConfigError
 
 FORMAT = "bayes-adapters"
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-_TEMPORARY = ".adapter-"
-_PENDING = f"{_TEMPORARY}next.json"  # the description of a save that has not ended
+_TEMPORARY = ".adapter"  # how the names of files begin that an interrupted save leaves behind
+_PENDING = f"{_TEMPORARY}-next.json"  # the description of a save that has not ended
 
 _SECTIONS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
@@ -179,9 +179,9 @@ def write(folder: Path, weights: bytes, description: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if _description(folder).name == _PENDING:
             _end(folder)  # a save that was interrupted
-        _replace(folder / _PENDING, description.encode())
+        replace_file(folder / _PENDING, description.encode())
         try:
-            _replace(folder / WEIGHTS, weights)
+            replace_file(folder / WEIGHTS, weights)
         except OSError:
             (folder / _PENDING).unlink(missing_ok=True)
             raise
@@ -207,18 +207,6 @@ def _description(folder: Path) -> Path:
 def _end(folder: Path) -> None:
     with suppress(FileNotFoundError):  # another process has just put it there
         os.replace(folder / _PENDING, folder / DESCRIPTION)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _at(about: Any, key: str) -> Any:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import secrets
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -33,6 +31,7 @@ from bayes_adapters._peft_folder import (
     read_tensors,
     split,
 )
+from bayes_adapters._whole_file import replace_file
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
@@ -193,11 +192,11 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS, tensors_to_bytes(tensors, metadata={"format": "pt"}))
+        replace_file(folder / WEIGHTS, tensors_to_bytes(tensors, metadata={"format": "pt"}))
         (folder / HEAD).unlink(missing_ok=True)
         if head is not None:
-            _replace(folder / HEAD, head)
-        _replace(folder / CONFIG, (json.dumps(_config(model, layers), indent=2) + "\n").encode())
+            replace_file(folder / HEAD, head)
+        replace_file(folder / CONFIG, (json.dumps(_config(model, layers), indent=2) + "\n").encode())
     except OSError as error:
         raise AdapterFileError(
             f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
@@ -253,12 +252,3 @@ def _foreign_head(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | Non
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items()) or "none"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from bayes_adapters import metrics
+from bayes_adapters._whole_file import replace_file
 from bayes_adapters.errors import DataError, near_matches
 
+R = TypeVar("R", bound="Record")
 _PARTS = ("total", "aleatoric", "epistemic")
 
 
@@ -142,19 +143,23 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
         raise DataError(f"A record holds an infinite number, so {path} was not written: {error}.") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, f"{text}\n".encode())
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
+@overload
+def read_records(path: str | os.PathLike[str]) -> list[Record]: ...
+
+
+@overload
+def read_records(path: str | os.PathLike[str], kind: type[R]) -> list[R]: ...
+
+
+def read_records(path: str | os.PathLike[str], kind: type[Record] = Record) -> Sequence[Record]:
     """Read what :func:`write_records` wrote; null becomes NaN.
+
+    Args:
+        path: the file.
+        kind: :class:`Record`, or a subclass with metrics of its own.
 
     Raises:
         DataError: not a JSON list of objects, or a key that is unknown or missing.
@@ -171,7 +176,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         raise DataError(f"{path} is not JSON ({error}). Was it cut short, or written by something else?") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} must be a JSON list of records, as write_records makes it.")
-    names = [f.name for f in fields(Record)]
+    names = [f.name for f in fields(kind)]
     for i, row in enumerate(rows):
         if unknown := [k for k in row if k not in names]:
             near = near_matches(unknown[0], names)
@@ -179,4 +184,4 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         if missing := [k for k in names if k not in row]:
             raise DataError(f"Record {i} of {path} lacks {', '.join(missing)}. Was it made by an older version?")
     filled: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-    return [Record(**row) for row in filled]
+    return [kind(**row) for row in filled]

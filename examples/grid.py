@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -121,9 +121,7 @@ def finished(methods: Sequence[str], seeds: Sequence[int], runs: Path) -> list[P
     return [path for path in paths if path.is_file()]
 
 
-def gather(
-    methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path, read: Callable[[Path], list[R]] | None = None
-) -> list[R]:
+def gather(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path, kind: type[Any] = Record) -> list[Any]:
     """Collect the finished runs into one file of records, ``out``; nothing is written when none is finished.
 
     Args:
@@ -131,10 +129,9 @@ def gather(
         seeds: of the grid.
         runs: the folder of the runs.
         out: where the records go.
-        read: file → records; None is :func:`bayes_adapters.records.read_records`.
+        kind: class of the records, :class:`Record` or a subclass.
     """
-    reader: Callable[[Path], list[Any]] = read or read_records
-    records = [record for path in finished(methods, seeds, runs) for record in reader(path)]
+    records = [record for path in finished(methods, seeds, runs) for record in read_records(path, kind)]
     if records:
         write_records(out, records)
     return records
@@ -149,6 +146,7 @@ class Grid(ABC, Generic[R]):
         module: what ``python -m`` runs.
         description: of the command.
         methods: all there are; the command may run some, the report is about all that have finished.
+        record: the class of a run's records.
         option: the name of the option that chooses among ``methods``.
         seeds: how many, unless the command says otherwise.
         runs: the folder of the runs, unless the command says otherwise.
@@ -159,6 +157,7 @@ class Grid(ABC, Generic[R]):
     module: str
     description: str | None
     methods: Sequence[str]
+    record: type[Any] = Record
     option = "--methods"
     seeds = 5
     runs: Path
@@ -181,11 +180,6 @@ class Grid(ABC, Generic[R]):
         seeds = range(arguments.seeds)
         return run_grid(self.module, arguments.methods, seeds, arguments.runs, jobs=arguments.jobs, arguments=passed)
 
-    def read(self, path: Path) -> list[R]:
-        """Read the records of one run."""
-        records: list[Any] = read_records(path)
-        return records
-
     def report(self, arguments: argparse.Namespace, records: list[R], predictions: list[Path]) -> None:
         """Say what came out, from the records and the files of predictions of all finished runs."""
 
@@ -203,7 +197,7 @@ class Grid(ABC, Generic[R]):
             passed = ["--runs", str(arguments.runs), *self.prepare(arguments)]
             failures = self.run(arguments, passed + (["--device", arguments.device] if self.on_device else []))
             seeds = range(arguments.seeds)
-            records = gather(self.methods, seeds, arguments.runs, arguments.out, self.read)
+            records = gather(self.methods, seeds, arguments.runs, arguments.out, self.record)
             if not records:
                 print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
                 return 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from bayes_adapters._whole_file import replace_file
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.training._state import decode, encode
 
@@ -42,26 +41,12 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
     data = to_bytes(tensors, {"state": text, "sha256": _digest(text, tensors)})
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory, data)
+        replace_file(directory / FILE, data)
     except OSError as error:
         raise AdapterFileError(
             f"The checkpoint cannot be written into {directory} ({error}). Is that a folder you may write to, with "
             f"{len(data) / 2**20:.0f} MiB free? Pass another checkpoint=."
         ) from error
-
-
-def _replace(directory: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=directory, prefix=f".{FILE}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, directory / FILE)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from bayes_adapters.errors import DataError
 from bayes_adapters.records import Record
 
 
@@ -41,20 +37,3 @@ class Row(NamedTuple):
     total: float
     aleatoric: float
     epistemic: float
-
-
-def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """Read results written by :func:`bayes_adapters.records.write_records`; null becomes NaN.
-
-    Raises:
-        DataError: not a list of this benchmark's records.
-    """
-    try:
-        rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON ({error}). Was it cut short, or written by something else?") from error
-    names = {f.name for f in fields(Result)}
-    if not isinstance(rows, list) or any(not isinstance(row, dict) or set(row) != names for row in rows):
-        raise DataError(f"{path} does not hold records of this benchmark. Was it made by another version?")
-    filled: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-    return [Result(**row) for row in filled]

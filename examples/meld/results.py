@@ -25,7 +25,7 @@ from examples.grid import Grid, claim_folder
 from examples.meld.data import Meld, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
 from examples.meld.methods import KL_WEIGHTS, METHODS
-from examples.meld.records import Result, Row, read_results
+from examples.meld.records import Result, Row
 from examples.rows import read_rows, write_rows
 
 EVERY = (FROZEN, *METHODS)
@@ -151,6 +151,7 @@ class MeldSentiment(Grid[Result]):
     module = "examples.meld.results"
     description = __doc__
     methods = EVERY
+    record = Result
     seeds = 3
     runs, out = Path("runs/meld"), Path("results/meld.json")
 
@@ -172,10 +173,6 @@ class MeldSentiment(Grid[Result]):
         voice_prompts()
         sizes = ["--train-size", str(arguments.train_size), "--test-size", str(arguments.test_size)]
         return ["--data", str(arguments.data), *sizes]
-
-    def read(self, path: Path) -> list[Result]:
-        """Read the records of one run."""
-        return read_results(path)
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
         """Write ``report.md`` into the folder of the runs, and the tables into the README."""

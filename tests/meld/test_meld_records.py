@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bayes_adapters.errors import DataError
-from bayes_adapters.records import write_records
+from bayes_adapters.records import read_records, write_records
 from examples.meld import results
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Task, run
 from examples.meld.methods import KL_WEIGHTS, METHODS
-from examples.meld.records import Row, read_results
+from examples.meld.records import Result, Row
 from examples.rows import read_rows, write_rows
 from tests.meld.parts import PROMPTS, SETTINGS, write
 
@@ -64,16 +64,16 @@ def test_records_and_predictions_agree(finished: Any, task: Task, name: str) -> 
 def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
     records, rows = finished["lora"]
     write_records(tmp_path / "a.json", records)
-    again = read_results(tmp_path / "a.json")
+    again = read_records(tmp_path / "a.json", Result)
     assert [str(r) for r in again] == [str(r) for r in records]
     write_rows(tmp_path / "a.csv", Row, rows)
     found = list(read_rows(tmp_path / "a.csv", Row))
     assert [r[:6] for r in found] == [r[:6] for r in rows]
     assert [v for r in found for v in r[6:]] == pytest.approx([v for r in rows for v in r[6:]])
-    for text, message in (("[", "is not JSON"), ('[{"method": 1}]', "does not hold records of this benchmark")):
+    for text, message in (("[", "is not JSON"), ('[{"method": 1}]', "lacks seed, split, .*ranks_kept, train_seconds")):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(DataError, match=message):
-            read_results(tmp_path / "b.json")
+            read_records(tmp_path / "b.json", Result)
     (tmp_path / "b.csv").write_text("x\n")
     with pytest.raises(DataError, match="first line"):
         list(read_rows(tmp_path / "b.csv", Row))
@@ -103,7 +103,7 @@ def test_the_report_compares_finished_runs(
     command += ["--methods", "lora", "ensemble", "--device", "cpu", "--readme", str(readme), "--test-size", "20"]
     monkeypatch.setattr(sys, "argv", command)
     assert results.MeldSentiment().main() == 0
-    assert [r.method for r in read_results(tmp_path / "all.json")] == ["lora", "lora", "ensemble", "ensemble"]
+    assert [r.method for r in read_records(tmp_path / "all.json", Result)] == ["lora", "lora", "ensemble", "ensemble"]
     text = readme.read_text()
     assert "| lora | 1 | " in text
     assert "| ensemble − lora | " in text
