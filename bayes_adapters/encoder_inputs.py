@@ -36,7 +36,7 @@ class EncoderInputs:
 
         ``<encoder>.attention_mask`` is passed on and also serves pooling, unless ``<encoder>.token_mask`` (B, T), which
         only serves pooling, is there. ``<encoder>.present`` (B,) marks examples that lack a modality; their inputs may
-        hold anything finite.
+        hold anything finite. An example whose mask has no real position lacks the modality as well.
 
         Raises:
             DataError: an input of no encoder, or no inputs at all.
@@ -59,6 +59,10 @@ class EncoderInputs:
                 inputs.calls.setdefault(name, {})[argument] = folded
                 if argument == "attention_mask" and f"{name}.token_mask" not in batch.inputs:
                     inputs.masks[name] = folded.bool()
+        for name, mask in inputs.masks.items():
+            real = mask.any(-1)
+            if not bool(real.all()):
+                inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
         if not inputs.calls:
             raise DataError(f"The batch has inputs of none of the encoders {names}.")
         return inputs

@@ -1,0 +1,48 @@
+"""Models of several encoders: an example without a real position, and one module under two names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import ELBO, Batch, Bernoulli, predict
+from bayes_adapters.guides import Delta, Hypernetwork
+from bayes_adapters.models import CoLA, ConcatLoRA, Wander
+from tests.cola.parts import batch, encoders
+
+WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
+MODELS: dict[str, Any] = {
+    "concat": lambda nets: ConcatLoRA(nets, Bernoulli(), rank=2),
+    "cola": lambda nets: CoLA(nets, Bernoulli(), rank=2),
+    "wander": lambda nets: Wander(nets, Bernoulli(), **WANDER),
+    "wander, every layer": lambda nets: Wander(nets, Bernoulli(), every_layer=True, **WANDER),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mask", ["text.attention_mask", "audio.token_mask"])
+def test_an_example_without_a_real_position_lacks_the_modality(name: str, mask: str) -> None:
+    model, data = MODELS[name](encoders()), batch()
+    guide = Hypernetwork(model, gamma=4) if isinstance(model, CoLA) else Delta(model)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in [*model.trainable_parameters().values(), *guide.parameters()]:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    real = {"text.attention_mask": torch.ones(4, 7), "audio.token_mask": torch.ones(4, 10)}[mask].long()
+    some = real.index_fill(0, torch.tensor([1]), 0)
+    encoder, given = mask.partition(".")[0], {k: v for k, v in data.inputs.items() if k != mask}
+
+    def answer(**more: Tensor) -> Tensor:
+        return predict(model, guide, Batch(given | more, data.targets)).probs
+
+    padded = answer(**{mask: some})
+    flagged = answer(**{mask: real, f"{encoder}.present": torch.tensor([1, 0, 1, 1])})
+    assert not torch.allclose(flagged[1], answer(**{mask: real})[1])
+    torch.testing.assert_close(padded, flagged, rtol=1e-5, atol=1e-6)
+    both = answer(**{mask: some, f"{encoder}.present": torch.tensor([1, 1, 0, 1])})
+    torch.testing.assert_close(both[[0, 1, 3]], flagged[[0, 1, 3]], rtol=1e-5, atol=1e-6)
+    ELBO(model, guide, kl_weight=0.0)(Batch(given | {mask: some}, data.targets)).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
