@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Float
@@ -87,15 +88,21 @@ class EncoderInputs:
 
 
 def require_encoders(backbone: nn.Module, least: int, what: str) -> nn.ModuleDict:
-    """Return ``backbone`` if it is a dictionary of at least ``least`` different modules.
+    """Return ``backbone`` if it is a dictionary of at least ``least`` modules, no two of them the same one.
 
     Raises:
         ConfigError: it is not.
     """
-    if isinstance(backbone, nn.ModuleDict) and len({id(m) for m in backbone.values()}) >= least:
-        return backbone
-    held = f" of {len(backbone)} modules" if isinstance(backbone, nn.ModuleDict) else ""
-    raise ConfigError(
-        f"{what} needs at least {least} different encoders: pass backbone=nn.ModuleDict({{'text': ..., 'audio': "
-        f"...}}); got {type(backbone).__name__}{held}."
-    )
+    if not isinstance(backbone, nn.ModuleDict) or len(backbone) < least:
+        held = f" of {len(backbone)} modules" if isinstance(backbone, nn.ModuleDict) else ""
+        raise ConfigError(
+            f"{what} needs at least {least} encoders: pass backbone=nn.ModuleDict({{'text': ..., 'audio': ...}}); got "
+            f"{type(backbone).__name__}{held}."
+        )
+    for first, second in combinations(backbone, 2):
+        if backbone[first] is backbone[second]:
+            raise ConfigError(
+                f"The encoders {first!r} and {second!r} of {what} are one module; torch lists it under the first name "
+                f"only. Load it twice, or copy it: copy.deepcopy(encoder)."
+            )
+    return backbone

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, predict
+from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, predict
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
 from tests.cola.parts import batch, encoders
@@ -46,3 +47,11 @@ def test_an_example_without_a_real_position_lacks_the_modality(name: str, mask: 
     torch.testing.assert_close(both[[0, 1, 3]], flagged[[0, 1, 3]], rtol=1e-5, atol=1e-6)
     ELBO(model, guide, kl_weight=0.0)(Batch(given | {mask: some}, data.targets)).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_module_under_two_names_is_refused(name: str) -> None:
+    text, audio = encoders().values()
+    with pytest.raises(ConfigError, match="'text' and 'again' of .* are one module.*deepcopy"):
+        MODELS[name](nn.ModuleDict({"text": text, "audio": audio, "again": text}))
+    assert not adapted_layers(text)

@@ -220,7 +220,7 @@ def test_folding_keeps_the_function_and_drops_parameters(guide_class: Any) -> No
 @pytest.mark.parametrize(
     ("build", "kind", "says"),
     [
-        (lambda: wander(nn.ModuleDict({"text": bert()})), ConfigError, "at least 2 different encoders"),
+        (lambda: wander(nn.ModuleDict({"text": bert()})), ConfigError, "at least 2 encoders"),
         (lambda: wander(lengths={"text": 3}), ConfigError, "lengths must name every encoder"),
         (lambda: wander(lengths={"text": 3, "audio": 0}), ConfigError, r"lengths\['audio'\] must be"),
         (lambda: wander(terms=0), ConfigError, "terms must be"),

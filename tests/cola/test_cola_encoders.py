@@ -60,7 +60,7 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "says"),
     [
-        (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"at least 2 different encoders.*ModuleDict"),
+        (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"at least 2 encoders.*ModuleDict"),
         (lambda: cola(encoders(3, 2)), ConfigError, "needs equal depths; got 3 and 2"),
         (lambda: cola(share="A", cross_rank=2), ConfigError, "share='A' needs cross_rank = rank; got 2 and 3"),
         (lambda: cola(streams={"text": "cls"}), ConfigError, "streams must name every encoder"),
