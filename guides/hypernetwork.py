@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._head import ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
@@ -70,6 +70,7 @@ class Hypernetwork(AdapterGuide):
         scale: ScaleTransform | str | None = None,
     ) -> None:
         super().__init__(model)
+        whole_number("gamma", gamma)
         self.gamma, self.phi = gamma, choice(Phi, "phi", phi)
         self.scale = None if scale is None else choice(ScaleTransform, "scale", scale)
         if self.phi is Phi.IDENTITY and self.scale is not None:
@@ -78,7 +79,7 @@ class Hypernetwork(AdapterGuide):
         self.static = nn.ParameterDict()
         for site in model.sites:
             width, key = model.descriptor_width(site), site_key(site)
-            if not 1 <= gamma <= width:
+            if gamma > width:
                 raise ConfigError(f"gamma must be between 1 and the descriptor's width {width}; got {gamma}.")
             if self.phi in (Phi.DENSE, Phi.KRON):
                 self.nets[key] = _Net(width, width // gamma, site.rank, self.phi, self.scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import permutations
@@ -15,7 +16,7 @@ from bayes_adapters import lockstep
 from bayes_adapters.blocks import Blocks, Stage, blocks_of
 from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.inter_path import InterPath
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, restored_on_error
@@ -111,6 +112,11 @@ class CoLA(ConcatLoRA):
         self.schedule, self.share = choice(Schedule, "schedule", schedule), choice(Sharing, "share", share)
         self.depths, self.gain = choice(DepthMap, "depth map", depths), gain
         self.cross_rank = rank if cross_rank is None else cross_rank
+        whole_number("cross_rank", self.cross_rank)
+        if not isinstance(gain, int | float) or not math.isfinite(gain):
+            raise ConfigError(
+                f"gain is the first value of λ and must be a finite number, for example 0.5; got {gain!r}."
+            )
         if self.share is not Sharing.NONE and self.cross_rank != rank:
             raise ConfigError(f"share={self.share.value!r} needs cross_rank = rank; got {self.cross_rank} and {rank}.")
         self.blocks = blocks_of(encoders, blocks)

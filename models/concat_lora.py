@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.model_checks import hidden_width, require_withholdable
@@ -70,6 +70,8 @@ class ConcatLoRA(AdapterModel):
         **options: Any,
     ) -> None:
         encoders = require_encoders(backbone, self.least, type(self).__name__)
+        if head_width is not None:
+            whole_number("head_width", head_width)
         self.head_width, self.streams = head_width, _read_streams(streams, encoders)
         super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
         device = next(self.backbone.parameters()).device

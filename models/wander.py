@@ -17,7 +17,7 @@ from bayes_adapters.blocks import Blocks, Stage, blocks_of
 from bayes_adapters.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
 from bayes_adapters.cp_fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.layer import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
@@ -88,6 +88,10 @@ class Wander(ConcatLoRA):
     ) -> None:
         placement = Placement.RESIDUAL if every_layer else Placement.POOLED
         self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
+        if not isinstance(lengths, Mapping):
+            raise ConfigError(
+                f"lengths must map every encoder to the rows of its token factor, such as {{'text': 32}}; got {lengths!r}."
+            )
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
         self.fusion_rank, self.terms = fusion_rank, terms
         if blocks and not every_layer:
@@ -127,10 +131,11 @@ class Wander(ConcatLoRA):
     def _check(self, widths: Mapping[str, int]) -> None:
         if set(self.lengths) != set(widths):
             raise ConfigError(f"lengths must name every encoder, {sorted(widths)}; got {sorted(self.lengths)}.")
-        sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data or 0}
+        sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data}
+        if self.width is not None:
+            sizes["width"] = self.width
         for what, value in (sizes | {f"lengths[{n!r}]": v for n, v in self.lengths.items()}).items():
-            if value < 1:
-                raise ConfigError(f"{what} must be a whole number of at least 1; got {value}.")
+            whole_number(what, value)
         if self.width is None and len(set(widths.values())) > 1:
             raise ConfigError(f"The encoders' widths differ, {dict(widths)}: pass width= to project them to one.")
         if self.width is not None and self.every_layer:

@@ -224,6 +224,7 @@ def test_folding_keeps_the_function_and_drops_parameters(guide_class: Any) -> No
         (lambda: wander(lengths={"text": 3}), ConfigError, "lengths must name every encoder"),
         (lambda: wander(lengths={"text": 3, "audio": 0}), ConfigError, r"lengths\['audio'\] must be"),
         (lambda: wander(terms=0), ConfigError, "terms must be"),
+        (lambda: wander(width=0), ConfigError, "width must be a whole number of at least 1; got 0"),
         (lambda: wander(encoders(2, 1), every_layer=True), ConfigError, "encoders of one depth"),
         (lambda: wander(every_layer=True, width=8), ConfigError, "takes no width="),
         (lambda: wander(cp="sum"), ConfigError, "sum_of_products"),

@@ -14,9 +14,10 @@ from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.models import LoRA, StochasticCore
+from bayes_adapters.guides import Contextual, Hypernetwork, MeanField
+from bayes_adapters.models import CoLA, LoRA, StochasticCore, Wander
 from bayes_adapters.training import batches, fit
+from tests.cola.parts import encoders
 from tests.errors.parts import check
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 
@@ -109,6 +110,39 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(other: float) -> No
     assert Batch({"input_ids": ids, "attention_mask": mask}).token_mask is not None
     with pytest.raises(DataError, match="attention_mask must hold 1"):
         Batch({"input_ids": ids, "attention_mask": torch.where(mask == 1, 1.0, other)})
+
+
+COLA: dict[str, tuple[dict[str, Any], str]] = {
+    "cross_rank": ({"cross_rank": 2.5}, "cross_rank must be a whole number of at least 1; got 2.5"),
+    "gain": ({"gain": "0.5"}, "gain is the first value of λ and must be a finite number"),
+    "head_width": ({"head_width": 2.5}, "head_width must be a whole number"),
+}
+WANDER: dict[str, tuple[dict[str, Any], str]] = {
+    "fusion_rank": ({"fusion_rank": 2.5}, "fusion_rank must be a whole number of at least 1; got 2.5"),
+    "num_data": ({"num_data": 2.5}, "num_data must be a whole number"),
+    "lengths": ({"lengths": 3}, "lengths must map every encoder"),
+    "one length": ({"lengths": {"text": 3.5, "audio": 2}}, "lengths['text'] must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", COLA)
+def test_sizes_of_cola(case: str) -> None:
+    options, says = COLA[case]
+    net = encoders()
+    check(lambda: CoLA(net, Bernoulli(), **options), ConfigError, [says], net)
+
+
+@pytest.mark.parametrize("case", WANDER)
+def test_sizes_of_wander(case: str) -> None:
+    options, says = WANDER[case]
+    net, sizes = encoders(), {"num_data": 4, "lengths": {"text": 3, "audio": 3}}
+    check(lambda: Wander(net, Bernoulli(), **(sizes | options)), ConfigError, [says], net)
+
+
+def test_the_size_of_a_hypernetwork() -> None:
+    gamma: Any = 2.0
+    with pytest.raises(ConfigError, match=r"gamma must be a whole number of at least 1; got 2.0"):
+        Hypernetwork(CoLA(encoders(), Bernoulli(), rank=2), gamma=gamma)
 
 
 def test_a_backbone_with_a_task_head() -> None:
