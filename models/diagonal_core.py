@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.layer import adapted_layers
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.layer import adapted_layers, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike, zero_normal
@@ -28,6 +29,9 @@ class DiagonalCore(AdapterModel):
         num_data: N, the size of the data set.
         prior: of s, see :mod:`bayes_adapters.priors`; None means N(0, 1).
         **options: further options of :class:`AdapterModel`.
+
+    Raises:
+        ConfigError: a layer has fewer inputs than ranks.
     """
 
     structure: ClassVar[str] = "diagonal_core"
@@ -41,21 +45,31 @@ class DiagonalCore(AdapterModel):
         prior: PriorLike | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            likelihood,
-            parts=[Part.DIAGONAL],
-            granularity=Granularity.GLOBAL,
-            prior=zero_normal(1.0) if prior is None else prior,
-            num_data=num_data,
-            **options,
-        )
-        self._singular: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for path, layer in adapted_layers(self.backbone).items():
-                if layer.lora_A is not None:
-                    _, self._singular[path], right = torch.linalg.svd(layer.lora_A, full_matrices=False)
-                    layer.lora_A.copy_(right)
+        with restored_on_error(backbone):
+            super().__init__(
+                backbone,
+                likelihood,
+                parts=[Part.DIAGONAL],
+                granularity=Granularity.GLOBAL,
+                prior=zero_normal(1.0) if prior is None else prior,
+                num_data=num_data,
+                **options,
+            )
+            self._singular: dict[str, Tensor] = {}
+            self._decompose()
+
+    @torch.no_grad()
+    def _decompose(self) -> None:
+        for path, layer in adapted_layers(self.backbone).items():
+            if layer.lora_A is None:
+                continue
+            if layer.rank > layer.lora_A.shape[1]:
+                raise ConfigError(
+                    f"The layer {path!r} has {layer.lora_A.shape[1]} inputs, so A has no {layer.rank} singular values. "
+                    f"Take rank={layer.lora_A.shape[1]} or less, or leave the layer out of targets."
+                )
+            _, self._singular[path], right = torch.linalg.svd(layer.lora_A, full_matrices=False)
+            layer.lora_A.copy_(right)
 
     def start(self, site: Site) -> Tensor:
         return torch.stack([self._singular[path] for path in site.layers]).clone()

@@ -14,7 +14,7 @@ from bayes_adapters import Bernoulli, Targets, adapted_layers
 from bayes_adapters.errors import BayesAdaptersError, ConfigError, TargetError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
 from bayes_adapters.layer import AdaptedLinear
-from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.models import DiagonalCore, FusionLoRA, LoRA, StochasticCore
 from tests.errors.parts import INF, NAN, check
 from tests.helpers import CONTEXT, bert, core_model
 
@@ -49,6 +49,12 @@ def test_a_model_that_cannot_be_built_leaves_the_backbone_alone(case: str) -> No
     options, kind, says = MODEL_OPTIONS[case]
     net = bert()
     check(lambda: StochasticCore(net, Bernoulli(), **({"rank": 3} | options)), kind, says, net)
+
+
+def test_a_diagonal_core_needs_as_many_inputs_as_ranks() -> None:
+    net = bert()
+    says = ["self.query' has 16 inputs", "no 17 singular values", "rank=16 or less"]
+    check(lambda: DiagonalCore(net, Bernoulli(), rank=17, num_data=4), ConfigError, says, net)
 
 
 def test_an_error_after_the_adapters_were_installed_takes_them_out() -> None:
