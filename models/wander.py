@@ -90,7 +90,8 @@ class Wander(ConcatLoRA):
         self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
         if not isinstance(lengths, Mapping):
             raise ConfigError(
-                f"lengths must map every encoder to the rows of its token factor, such as {{'text': 32}}; got {lengths!r}."
+                "lengths must map every encoder to the rows of its token factor, such as {'text': 32}; got "
+                f"{lengths!r}."
             )
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
         self.fusion_rank, self.terms = fusion_rank, terms

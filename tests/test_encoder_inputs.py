@@ -52,6 +52,6 @@ def test_an_example_without_a_real_position_lacks_the_modality(name: str, mask: 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_module_under_two_names_is_refused(name: str) -> None:
     text, audio = encoders().values()
-    with pytest.raises(ConfigError, match="'text' and 'again' of .* are one module.*deepcopy"):
+    with pytest.raises(ConfigError, match=r"'text' and 'again' of .* are one module.*deepcopy"):
         MODELS[name](nn.ModuleDict({"text": text, "audio": audio, "again": text}))
     assert not adapted_layers(text)
