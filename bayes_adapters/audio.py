@@ -123,12 +123,12 @@ def _check_length(path: Path, frames: int, rate: int, low: float, high: float | 
     if seconds < low:
         raise DataError(
             f"{str(path)!r} is too short: {seconds:.3f} s ({frames} samples at {rate} Hz), at least {low:g} s are "
-            "needed. Drop the recording, or lower min_seconds."
+            "needed. Was it cut off? Record it again, or leave it out."
         )
     if high is not None and seconds > high and not math.isclose(seconds, high, abs_tol=1 / rate):
         raise DataError(
             f"{str(path)!r} is too long: {seconds:.3f} s ({frames} samples at {rate} Hz), at most {high:g} s are "
-            "allowed. Cut it into pieces, or raise max_seconds."
+            "allowed. Cut it into shorter pieces."
         )
 
 
