@@ -114,6 +114,8 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     _require_each_exclusion(spec.exclude, linear)
     found = [path for path in found if not (spec.exclude and _matches(path, spec.exclude))]
     if spec.layers is not None:
+        if not isinstance(spec.layers, Sequence) or not all(type(number) is int for number in spec.layers):
+            raise TargetError(f"layers must be a list of block numbers, such as [0, 1], or None; got {spec.layers!r}.")
         index = {path: int(m.group(1)) for path in found if (m := _LAYER_INDEX.search(path))}
         missing = sorted(set(spec.layers) - set(index.values()))
         if missing:

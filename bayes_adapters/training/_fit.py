@@ -161,6 +161,9 @@ def fit(
     )
     if epochs is None and max_steps is None:
         raise ConfigError("Say when to stop: pass epochs=…, max_steps=…, or both.")
+    for name, value in {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step}.items():
+        if value is not None and not callable(value):
+            raise ConfigError(f"{name} must be a function, see the docstring of fit; got {value!r}.")
     if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(f"clip_norm must be positive; got {clip_norm}. None does not clip.")
     if autocast not in {None, torch.bfloat16}:

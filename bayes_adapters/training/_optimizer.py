@@ -33,6 +33,11 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
         raise ConfigError("Neither model nor guide has a parameter with requires_grad=True: there is nothing to train.")
     if spec is None:
         return torch.optim.AdamW(list(parameters.values()), lr=1e-3)
+    if not isinstance(spec, torch.optim.Optimizer) and not callable(spec):
+        raise ConfigError(
+            f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; got {spec!r}. Example: "
+            "optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3)."
+        )
     optimizer = spec if isinstance(spec, torch.optim.Optimizer) else spec(list(parameters.values()))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import config
 from torch import nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, Frames, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Hypernetwork, MeanField
 from bayes_adapters.models import CoLA, LoRA, StochasticCore, Wander
@@ -143,6 +143,21 @@ def test_the_size_of_a_hypernetwork() -> None:
     gamma: Any = 2.0
     with pytest.raises(ConfigError, match=r"gamma must be a whole number of at least 1; got 2.0"):
         Hypernetwork(CoLA(encoders(), Bernoulli(), rank=2), gamma=gamma)
+
+
+@pytest.mark.parametrize("layers", [0, "0", [0.5]])
+def test_blocks_that_are_no_list(layers: Any) -> None:
+    net = bert()
+    says = ["layers must be a list of block numbers", repr(layers)]
+    check(lambda: LoRA(net, Bernoulli(), targets=Targets(["query"], layers=layers)), ConfigError, says, net)
+
+
+@pytest.mark.parametrize("option", ["optimizer", "scheduler", "evaluate", "on_step"])
+def test_fit_takes_functions_and_no_names(option: str) -> None:
+    model, guide = pair()
+    options: dict[str, Any] = {option: "adam"}
+    says = [f"{option} must be", "got 'adam'"]
+    check(lambda: fit(model, guide, [token_batch()], epochs=1, **options), ConfigError, says, model, guide)
 
 
 def test_a_backbone_with_a_task_head() -> None:
