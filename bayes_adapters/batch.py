@@ -14,6 +14,12 @@ from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 
+MASK_NUMBERS = (
+    "{} must hold 1 (or True) where a token is real and 0 where it is padding; it has other numbers. Of a mask that is "
+    "added to attention scores (0 and a large negative number) pass mask == 0."
+)
+"""What is wrong with a mask of other numbers than 0 and 1; ``{}`` is its name."""
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -134,10 +140,7 @@ class Batch:
         if bool((binary.all(-1) & mask.any(-1)).all()):  # one wait for the device, not two
             return
         if not bool(binary.all()):
-            raise DataError(
-                "attention_mask must hold 1 (or True) where a token is real and 0 where it is padding; it has other "
-                "numbers. Of a mask that is added to attention scores (0 and a large negative number) pass mask == 0."
-            )
+            raise DataError(MASK_NUMBERS.format("attention_mask"))
         rows = (~mask.any(-1)).nonzero().flatten().tolist()
         raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
 

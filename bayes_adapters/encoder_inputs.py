@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.batch import MASK_NUMBERS, Batch
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 from bayes_adapters.model_checks import fold
 
@@ -40,7 +40,7 @@ class EncoderInputs:
         hold anything finite. An example whose mask has no real position lacks the modality as well.
 
         Raises:
-            DataError: an input of no encoder, or no inputs at all.
+            DataError: an input of no encoder, no inputs at all, or a mask of other numbers than 0 and 1.
         """
         names = list(encoders)
         inputs = cls({}, {}, {}, batch.size * folds)
@@ -55,11 +55,11 @@ class EncoderInputs:
             if argument == "present":
                 inputs.present[name] = folded.bool()
             elif argument == "token_mask":
-                inputs.masks[name] = folded.bool()
+                inputs.masks[name] = _as_mask(key, folded)
             else:
                 inputs.calls.setdefault(name, {})[argument] = folded
                 if argument == "attention_mask" and f"{name}.token_mask" not in batch.inputs:
-                    inputs.masks[name] = folded.bool()
+                    inputs.masks[name] = _as_mask(key, folded)
         for name, mask in inputs.masks.items():
             real = mask.any(-1)
             if not bool(real.all()):
@@ -85,6 +85,13 @@ class EncoderInputs:
                 f"If the encoder changes the length, pass a mask of the new length as {name}.token_mask."
             )
         return mask
+
+
+def _as_mask(key: str, value: Tensor) -> Bool[Tensor, "rows T"]:
+    mask = value.bool()
+    if not bool((value == mask).all()):
+        raise DataError(MASK_NUMBERS.format(key))
+    return mask
 
 
 def require_encoders(backbone: nn.Module, least: int, what: str) -> nn.ModuleDict:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, predict
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
 from tests.cola.parts import batch, encoders
@@ -55,3 +55,13 @@ def test_one_module_under_two_names_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"'text' and 'again' of .* are one module.*deepcopy"):
         MODELS[name](nn.ModuleDict({"text": text, "audio": audio, "again": text}))
     assert not adapted_layers(text)
+
+
+@pytest.mark.parametrize("key", ["text.attention_mask", "audio.token_mask"])
+def test_a_mask_that_is_added_to_scores_is_not_read_inverted(key: str) -> None:
+    model = MODELS["concat"](encoders())
+    length = 7 if key.startswith("text") else 10
+    added = torch.zeros(4, length).index_fill(1, torch.tensor([length - 1]), -1e9)
+    with pytest.raises(DataError, match=rf"{key} must hold 1"):
+        model(Batch(batch().inputs | {key: added}))
+    model(Batch(batch().inputs | {key: (added == 0).float()}))
