@@ -182,20 +182,36 @@ def blocks_of(
     """Return the blocks of every encoder: those ``given``, as :class:`Blocks` or as JSON, else as they are described.
 
     Raises:
-        ConfigError: ``given`` names no encoder or an encoder without blocks, or an encoder's blocks are neither given
-            nor known.
+        ConfigError: ``given`` names no encoder, an encoder without blocks, or a module that its encoder does not have;
+            or an encoder's blocks are neither given nor known.
     """
     unknown = [name for name in given or {} if name not in encoders]
     if unknown:
         raise ConfigError(f"blocks names {unknown[0]!r}; the encoders are {sorted(encoders)}.")
-    read = {
-        name: own if isinstance(own, Blocks) else Blocks(tuple(Block(**block) for block in own))
-        for name, own in (given or {}).items()
-    }
+    read = {name: _read(name, own, encoders[name]) for name, own in (given or {}).items()}
     empty = [name for name, own in read.items() if not len(own)]
     if empty:
         raise ConfigError(f"blocks gives no block for {empty[0]!r}. Leave it out, and they are found by structure.")
     return {name: read[name] if name in read else describe_blocks(encoder) for name, encoder in encoders.items()}
+
+
+def _read(name: str, given: Blocks | Sequence[Mapping[str, str]], encoder: nn.Module) -> Blocks:
+    try:
+        blocks = given if isinstance(given, Blocks) else Blocks(tuple(Block(**block) for block in given))
+    except TypeError as error:
+        raise ConfigError(
+            f"blocks[{name!r}] must be Blocks, or a list with a dictionary a block, of "
+            f"{', '.join(Block.__match_args__)}; got {str(given)[:200]}."
+        ) from error
+    known = dict(encoder.named_modules())
+    for number, block in enumerate(blocks):
+        for role, path in asdict(block).items():
+            if path not in known:
+                raise ConfigError(
+                    f"blocks[{name!r}][{number}] has {role}={path!r}, which is no module of this "
+                    f"{type(encoder).__name__}.{near_matches(str(path), known)}"
+                )
+    return blocks
 
 
 def _role_paths(block: nn.Module) -> dict[str, list[str]]:

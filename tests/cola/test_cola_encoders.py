@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayes_adapters import Batch, Bernoulli, adapted_layers
+from bayes_adapters.blocks import describe_blocks
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Hypernetwork
 from bayes_adapters.models import CoLA
@@ -17,6 +18,12 @@ from tests.cola.parts import batch, cola, encoders, logits
 from tests.helpers import bert, vit, whisper
 
 BLOCK = 6
+
+
+def renamed(role: str, path: str) -> Any:
+    """The text encoder's blocks as JSON, one module of the first given another path."""
+    found = [vars(block) for block in describe_blocks(bert())]
+    return [found[0] | {role: f"encoder.layer.0.{path}"}, *found[1:]]
 
 
 def test_unequal_depths_are_spread_and_the_rest_gets_one_path() -> None:
@@ -70,6 +77,22 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
         (lambda: cola(streams={"text": "cls"}), ConfigError, "streams must name every encoder"),
         (lambda: cola(schedule="progresive"), ConfigError, "Did you mean 'progressive'"),
         (lambda: cola(blocks={"video": []}), ConfigError, "blocks names 'video'"),
+        (
+            lambda: cola(blocks={"text": [{"path": "encoder.layer.0"}]}),
+            ConfigError,
+            "of path, query, key.*residual; got",
+        ),
+        (
+            lambda: cola(blocks={"text": renamed("query", "attention.qery")}),
+            ConfigError,
+            "query='.*qery', which is no m",
+        ),
+        (
+            lambda: cola(blocks={"text": renamed("residual", "norm")}),
+            ConfigError,
+            r"'text'\]\[0\] has residual='.*norm'",
+        ),
+        (lambda: cola(blocks={"text": renamed("path", "")}), ConfigError, r"path='encoder.layer.0\.', which is no"),
         (lambda: Hypernetwork(cola(), gamma=64), ConfigError, "between 1 and the descriptor's width 16; got 64"),
         (lambda: Hypernetwork(cola(), gamma=4, phi="identity", scale="softplus"), ConfigError, "nothing to be unce"),
         (lambda: Contextual(cola()), ConfigError, "Contextual cannot infer 'cross.text"),
