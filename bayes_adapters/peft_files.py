@@ -156,7 +156,8 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
         model: a model without random parts, such as LoRA. Ranks may differ by layer; layers of rank 0 are left out.
 
     Raises:
-        ConfigError: part of the adapters is random (export its mean as a LoRA first), or every layer has rank 0.
+        ConfigError: part of the adapters is random (export its mean as a LoRA first), every layer has rank 0, or the
+            model has several encoders.
         AdapterFileError: the folder holds other things or cannot be written.
 
     Warns:
@@ -166,6 +167,11 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
     layers = {path: layer for path, layer in adapted_layers(model.backbone).items() if layer.rank > 0}
     odd = [f"{site.name!r} is random" for site in model.sites]
     odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
+    if isinstance(model.backbone, nn.ModuleDict):
+        raise ConfigError(
+            f"A PEFT folder belongs to one backbone; this {type(model).__name__} has the encoders "
+            f"{', '.join(model.backbone)}. Use bayes_adapters.save, which keeps the whole model."
+        )
     if odd or not layers:
         what = odd[0] if odd else "no layer has a rank above 0"
         raise ConfigError(

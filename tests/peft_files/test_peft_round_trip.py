@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bayes_adapters import Bernoulli, Categorical, predict
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta
-from bayes_adapters.models import LoRA
+from bayes_adapters.models import ConcatLoRA, LoRA
 from bayes_adapters.peft_files import from_peft, to_peft
+from tests.cola.parts import encoders
 from tests.helpers import bert, fill_B, token_batch
 from tests.peft_files.parts import BACKBONES, TARGETS, hidden, peft, settings, trained
 
@@ -86,6 +87,13 @@ def test_a_pruned_layer_is_left_out(tmp_path: Path) -> None:
     nothing = LoRA(bert(), Bernoulli(), rank=3, ranks=dict.fromkeys(model.layers, 0))
     with pytest.raises(ConfigError, match="no layer has a rank above 0"):
         to_peft(tmp_path / "nothing", nothing)
+
+
+def test_several_encoders_are_no_backbone_of_peft(tmp_path: Path) -> None:
+    model = ConcatLoRA(encoders(), Bernoulli(), rank=2)
+    with pytest.raises(ConfigError, match="belongs to one backbone; this ConcatLoRA has the encoders text, audio"):
+        to_peft(tmp_path / "a", model)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_layer_whose_path_ends_anothers(tmp_path: Path) -> None:
