@@ -33,7 +33,7 @@ class InterPath(nn.Module):
         super().__init__()
         self.site, self.slot = site, slot
         self.lora_A, self.lora_B = lora_A, lora_B
-        self.gain = nn.Parameter(torch.tensor([gain], device=lora_A.device))
+        self.gain = nn.Parameter(torch.tensor([float(gain)], device=lora_A.device))
 
     def forward(self, x: Float[Tensor, "windows *T d_in"]) -> Float[Tensor, "windows *T d_out"]:
         """Return δ; a backbone that cuts each example into windows has their rows in the order [example, window].

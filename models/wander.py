@@ -93,6 +93,8 @@ class Wander(ConcatLoRA):
                 "lengths must map every encoder to the rows of its token factor, such as {'text': 32}; got "
                 f"{lengths!r}."
             )
+        if width is not None:
+            whole_number("width", width)
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
         self.fusion_rank, self.terms = fusion_rank, terms
         if blocks and not every_layer:
@@ -133,8 +135,6 @@ class Wander(ConcatLoRA):
         if set(self.lengths) != set(widths):
             raise ConfigError(f"lengths must name every encoder, {sorted(widths)}; got {sorted(self.lengths)}.")
         sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data}
-        if self.width is not None:
-            sizes["width"] = self.width
         for what, value in (sizes | {f"lengths[{n!r}]": v for n, v in self.lengths.items()}).items():
             whole_number(what, value)
         if self.width is None and len(set(widths.values())) > 1:

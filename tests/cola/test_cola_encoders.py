@@ -49,6 +49,11 @@ def test_three_encoders_have_a_path_from_each_partner() -> None:
     assert torch.isfinite(logits(model, guide, batch())).all(), "a whole encoder may be missing"
 
 
+def test_a_whole_number_is_a_gain() -> None:
+    model = cola(gain=1)
+    assert all(p.gain.item() == 1.0 for layer in adapted_layers(model.backbone).values() for p in layer.inter.values())
+
+
 def test_missing_for_the_batch_is_missing_for_every_example() -> None:
     model, data = cola(), batch()
     with torch.no_grad():

@@ -120,6 +120,7 @@ COLA: dict[str, tuple[dict[str, Any], str]] = {
 WANDER: dict[str, tuple[dict[str, Any], str]] = {
     "fusion_rank": ({"fusion_rank": 2.5}, "fusion_rank must be a whole number of at least 1; got 2.5"),
     "num_data": ({"num_data": 2.5}, "num_data must be a whole number"),
+    "width": ({"width": -1}, "width must be a whole number of at least 1; got -1"),
     "lengths": ({"lengths": 3}, "lengths must map every encoder"),
     "one length": ({"lengths": {"text": 3.5, "audio": 2}}, "lengths['text'] must be a whole number"),
 }
