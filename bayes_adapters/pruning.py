@@ -14,6 +14,7 @@ Source: BayesLoRA, arXiv 2506.22809 v3, and its released code (thresholds 2 to 5
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters._ranks import cut, require_factors
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.errors import AdapterFileError, ConfigError, whole_number
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
@@ -128,8 +129,7 @@ def prune(
         ConfigError: nothing would be left; the scores are not finite; the model or guide has no ranks to take out; the
             optimiser's state cannot be cut. Nothing was changed.
     """
-    if min_rank < 0:
-        raise ConfigError(f"min_rank must be at least 0; got {min_rank}.")
+    _check(threshold, min_rank)
     values = scores(model, guide, gauge_fix=gauge_fix)
     bad = [path for path, each in values.items() if not bool(each.isfinite().all())]
     if bad:
@@ -160,6 +160,9 @@ class PruneSchedule:
         min_rank: ranks that every layer keeps.
         gauge_fix: see :func:`scores`.
         records: what was done, one record for each time it looked, for :func:`write_log`.
+
+    Raises:
+        ConfigError: steps or ranks that are no whole numbers, or no threshold.
     """
 
     threshold: float
@@ -171,10 +174,10 @@ class PruneSchedule:
     records: list[PruneRecord] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.start < 1 or self.every < 1:
-            raise ConfigError(
-                f"start and every count optimiser steps and must be at least 1; got {self.start}, {self.every}."
-            )
+        _check(self.threshold, self.min_rank)
+        for name, value in {"start": self.start, "every": self.every, "until": self.until}.items():
+            if name != "until" or value is not None:
+                whole_number(name, value)
 
     def __call__(self, step: int, model: AdapterModel, guide: AdapterGuide, optimizer: torch.optim.Optimizer) -> None:
         """Prune if it is time after optimiser step ``step`` (from 1).
@@ -212,6 +215,14 @@ def read_log(path: str | os.PathLike[str]) -> list[PruneRecord]:
         return [PruneRecord(**record) for record in json.loads(Path(path).read_text())]
     except (OSError, ValueError, TypeError) as error:
         raise AdapterFileError(f"{str(path)!r} is no log of pruning: {error}.") from error
+
+
+def _check(threshold: float, min_rank: int) -> None:
+    if not isinstance(threshold, int | float) or math.isnan(threshold):
+        raise ConfigError(
+            f"threshold is the score from which ranks are taken out, the paper's 2 to 5; got {threshold!r}."
+        )
+    whole_number("min_rank", min_rank, least=0)
 
 
 def _moments(model: AdapterModel, guide: AdapterGuide, site: Site) -> tuple[Tensor, Tensor]:

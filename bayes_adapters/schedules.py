@@ -6,10 +6,11 @@ else tempers it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, whole_number
 
 
 @runtime_checkable
@@ -47,7 +48,7 @@ class LinearWarmup:
 
     def __post_init__(self) -> None:
         _non_negative(self.weight)
-        _positive(self.steps)
+        whole_number("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         return self.weight * min(1.0, (step + 1) / self.steps)
@@ -69,9 +70,9 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         _non_negative(self.weight)
-        _positive(self.period)
-        if not 0.0 < self.ramp <= 1.0:
-            raise ConfigError(f"ramp is the share of a period spent rising, in (0, 1]; got {self.ramp}.")
+        whole_number("period", self.period)
+        if not isinstance(self.ramp, int | float) or not 0.0 < self.ramp <= 1.0:
+            raise ConfigError(f"ramp is the share of a period spent rising, in (0, 1]; got {self.ramp!r}.")
 
     def __call__(self, step: int) -> float:
         position = (step % self.period + 1) / self.period
@@ -94,7 +95,7 @@ class Blundell:
 
     def __post_init__(self) -> None:
         _non_negative(self.weight)
-        _positive(self.window)
+        whole_number("window", self.window)
 
     def __call__(self, step: int) -> float:
         i = step % self.window + 1
@@ -111,10 +112,5 @@ def as_schedule(weight: float | KLSchedule) -> KLSchedule:
 
 
 def _non_negative(weight: float) -> None:
-    if not weight >= 0.0:
-        raise ConfigError(f"A KL weight must be at least 0; got {weight}.")
-
-
-def _positive(steps: int) -> None:
-    if steps < 1:
-        raise ConfigError(f"A schedule's length must be at least 1 step; got {steps}.")
+    if not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
+        raise ConfigError(f"A KL weight must be a finite number of at least 0; got {weight!r}.")

@@ -56,6 +56,7 @@ def test_as_schedule() -> None:
         lambda: Cyclic(3, ramp=0.0),
         lambda: Cyclic(3, ramp=1.5),
         lambda: Blundell(0),
+        lambda: Constant(float("inf")),
     ],
 )
 def test_errors(build: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predic
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Hypernetwork, MeanField
 from bayes_adapters.models import CoLA, LoRA, StochasticCore, Wander
+from bayes_adapters.pruning import PruneSchedule
+from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.training import batches, fit
 from tests.cola.parts import encoders
 from tests.errors.parts import check
@@ -159,6 +161,22 @@ def test_fit_takes_functions_and_no_names(option: str) -> None:
     options: dict[str, Any] = {option: "adam"}
     says = [f"{option} must be", "got 'adam'"]
     check(lambda: fit(model, guide, [token_batch()], epochs=1, **options), ConfigError, says, model, guide)
+
+
+PLANS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "start": (lambda value: PruneSchedule(3.0, start=value), 2.5),
+    "every": (lambda value: PruneSchedule(3.0, every=value), 0.5),
+    "until": (lambda value: PruneSchedule(3.0, until=value), "end"),
+    "window": (Blundell, 316.4),
+    "steps": (LinearWarmup, 2.5),
+    "period": (Cyclic, "10"),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_schedules_count_whole_steps(name: str) -> None:
+    build, value = PLANS[name]
+    check(lambda: build(value), ConfigError, [f"{name} must be a whole number of at least 1; got {value!r}"])
 
 
 def test_a_backbone_with_a_task_head() -> None:

@@ -44,8 +44,20 @@ def test_the_schedule_looks_when_it_should() -> None:
     assert plan.records[0].before == dict.fromkeys(LAYERS, 3)
     assert plan.records[0].removed >= 4
     assert plan.records[-1].after == model.ranks
-    with pytest.raises(ConfigError, match="start and every count optimiser steps"):
-        PruneSchedule(threshold=2.0, start=0)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "start 0": ({"start": 0}, "start must be a whole number of at least 1; got 0"),
+    "min_rank": ({"min_rank": -1}, "min_rank must be a whole number of at least 0; got -1"),
+    "threshold": ({"threshold": float("nan")}, r"threshold is the score.*got nan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_schedule_that_could_never_prune_is_refused_before_the_warm_up(case: str) -> None:
+    options, says = BAD[case]
+    with pytest.raises(ConfigError, match=says):
+        schedule(**options)
 
 
 def test_without_a_warm_up_a_run_stops_rather_than_lose_its_adapter() -> None:
