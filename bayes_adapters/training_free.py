@@ -24,7 +24,7 @@ from bayes_adapters._noise_search import Labels as Labels
 from bayes_adapters._noise_search import SearchLog as SearchLog
 from bayes_adapters._noise_search import SearchPoint as SearchPoint
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, choice
+from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.guides import TrainingFree
 from bayes_adapters.handlers import PosteriorMean, UnreadOutcome
@@ -212,8 +212,8 @@ def _check(
         raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
     if not 0.0 < tolerance < math.inf:
         raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
-    if iterations < 0 or widen < 0:
-        raise ConfigError(f"iterations and widen must not be negative; got {iterations} and {widen}.")
+    whole_number("iterations", iterations, least=0)
+    whole_number("widen", widen, least=0)
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

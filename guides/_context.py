@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bayes_adapters.batch import Frames, find_frames
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import Reliability
@@ -16,10 +16,9 @@ from bayes_adapters.sites import SiteCall
 
 
 def require_sizes(**sizes: int) -> None:
-    """Raise :class:`ConfigError` for the first size that is below 1."""
+    """Raise :class:`ConfigError` for the first size that is no whole number of at least 1."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1; got {value}.")
+        whole_number(name, value)
 
 
 def frames_of(call: SiteCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:

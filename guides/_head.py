@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import whole_number
 
 
 class ScaleTransform(StrEnum):
@@ -45,8 +45,7 @@ class PosteriorHead(nn.Module):
 
     def __init__(self, in_features: int, rank: int, width: int, scale: ScaleTransform) -> None:
         super().__init__()
-        if width < 1:
-            raise ConfigError(f"The hidden width must be at least 1; got {width}.")
+        whole_number("width", width)
         self.rank, self.scale = rank, scale
         self.net = nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, 2 * rank * rank))
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch, find_frames
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.lora import LoRA
 
@@ -40,8 +40,8 @@ class FusionLoRA(LoRA):
         fusion_width: int = 256,
         **options: Any,
     ) -> None:
-        if context_dim < 1 or fusion_width < 1:
-            raise ConfigError(f"context_dim and fusion_width must be at least 1; got {context_dim} and {fusion_width}.")
+        whole_number("context_dim", context_dim)
+        whole_number("fusion_width", fusion_width)
         self.context_dim, self.modality, self.fusion_width = context_dim, modality, fusion_width
         super().__init__(backbone, likelihood, **options)
         self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))

@@ -121,7 +121,7 @@ def test_unknown_scale_and_sizes() -> None:
         CrossAttention(core_model(), context_dim=CONTEXT, dim=6, heads=4)
     with pytest.raises(ConfigError, match="init_scale"):
         MeanField(core_model(), init_scale=0.0)
-    with pytest.raises(ConfigError, match="hidden width"):
+    with pytest.raises(ConfigError, match="width must be a whole number"):
         Contextual(core_model(), width=0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity
 from bayes_adapters.training._random import epoch_seed
@@ -34,8 +34,7 @@ class Batches:
         seed: int,
         drop_last: bool,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1; got {batch_size}.")
+        whole_number("batch_size", batch_size)
         if collate is None and not isinstance(dataset, Batch):
             raise ConfigError(
                 f"A {type(dataset).__name__} needs collate=, a function from a list of its items to a Batch; only a "

@@ -14,8 +14,8 @@ from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, Hypernetwork, MeanField
-from bayes_adapters.models import CoLA, LoRA, StochasticCore, Wander
+from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MeanField
+from bayes_adapters.models import CoLA, FusionLoRA, LoRA, StochasticCore, Wander
 from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.training import batches, fit
@@ -231,3 +231,19 @@ def test_amortised_guides_are_float32_under_any_backbone() -> None:
     assert {p.dtype for p in guide.parameters()} == {torch.float32}
     with pytest.raises(ConfigError, match=r"This Contextual is torch.float64.*Call guide.float\(\)"):
         predict(model, guide.double(), token_batch())
+
+
+SIZES: dict[str, Callable[[Any], Any]] = {
+    "context_dim": lambda value: FusionLoRA(bert(), Bernoulli(), context_dim=value),
+    "fusion_width": lambda value: FusionLoRA(bert(), Bernoulli(), context_dim=4, fusion_width=value),
+    "dim": lambda value: CrossAttention(core_model(), context_dim=CONTEXT, dim=value),
+    "heads": lambda value: CrossAttention(core_model(), context_dim=CONTEXT, heads=value),
+    "width": lambda value: Contextual(core_model(), width=value),
+    "batch_size": lambda value: batches(token_batch(), value),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("value", [2.0, "2", None])
+def test_sizes_are_whole_numbers(name: str, value: Any) -> None:
+    check(lambda: SIZES[name](value), ConfigError, [f"{name} must be a whole number of at least 1; got {value!r}"])

@@ -90,7 +90,7 @@ GUIDE_OPTIONS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "scale": (Contextual, {"scale": "sofplus"}, ["scale 'sofplus'", "mean 'softplus'", "sigmoid_squared"]),
     "scale of pooled": (PooledContext, C | {"scale": "exp"}, ["scale 'exp'", "sigmoid_squared, softplus"]),
     "heads": (CrossAttention, C | {"dim": 8, "heads": 3}, ["heads must divide dim", "heads=3", "dim=8"]),
-    "no heads": (CrossAttention, C | {"heads": 0}, ["heads must be at least 1", "got 0"]),
+    "no heads": (CrossAttention, C | {"heads": 0}, ["heads must be a whole number of at least 1", "got 0"]),
     "width": (Contextual, {"width": 0}, ["width", "at least 1", "got 0"]),
     "context_dim": (CrossAttention, {"context_dim": 0}, ["context_dim", "at least 1", "got 0"]),
     "dim": (PooledContext, C | {"dim": -2}, ["dim", "at least 1", "got -2"]),

@@ -60,7 +60,7 @@ def test_a_batch_keeps_its_parts_together() -> None:
 
 
 def test_bad_data_sets() -> None:
-    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+    with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
         batches(WHOLE, 0)
     with pytest.raises(ConfigError, match="list needs collate="):
         batches([1, 2], 2)

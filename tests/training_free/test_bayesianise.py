@@ -143,7 +143,7 @@ def test_refusals() -> None:
         ((model, guide, data.without_targets()), {"labels": "targets"}, DataError, "needs targets in every batch"),
         ((model, guide, data), {"low": 0.1, "high": 0.1}, ConfigError, "0 < low < high"),
         ((model, guide, data), {"tolerance": 0.0}, ConfigError, "tolerance is a relative change"),
-        ((model, guide, data), {"iterations": -1}, ConfigError, "must not be negative"),
+        ((model, guide, data), {"iterations": -1}, ConfigError, "iterations must be a whole number of at least 0"),
         ((model, guide, data), {"num_samples": 0}, ConfigError, "num_samples"),
         ((model, guide, data), {"criterion": "auc"}, ConfigError, "Unknown criterion 'auc'"),
         ((model, guide, data), {"labels": "truth"}, ConfigError, "Unknown labels 'truth'"),
