@@ -121,6 +121,8 @@ class Batch:
         sizes = {name: value.shape[0] for name, value in parts.items()}
         if len(set(sizes.values())) != 1:
             raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")
+        for name in self.inputs:
+            _check_name(name)
         if self.size == 0:
             raise DataError("The batch is empty (0 examples). Was a filter too strict, or a data set exhausted?")
         if self.index is not None and (*self.index.shape, self.index.dtype) != (self.size, torch.int64):
@@ -223,6 +225,18 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
             f"context_dim={context_dim}. Were the frames made by another encoder?"
         )
     return frames
+
+
+def _check_name(name: str) -> None:
+    """Refuse a mask's name that is nearly right: backbones take any argument and ignore those that they do not know."""
+    encoder, _, argument = name.rpartition(".")
+    known = ["attention_mask", "token_mask", "present"] if encoder else ["attention_mask"]
+    near = near_matches(argument, known, cutoff=0.85)
+    if argument not in known and near:
+        raise DataError(
+            f"inputs[{name!r}] would be ignored by a backbone, and padding or a missing modality would count as real."
+            f"{near}"
+        )
 
 
 def _check_rows(rows: object, what: str) -> None:

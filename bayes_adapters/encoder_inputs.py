@@ -40,7 +40,8 @@ class EncoderInputs:
         hold anything finite. An example whose mask has no real position lacks the modality as well.
 
         Raises:
-            DataError: an input of no encoder, no inputs at all, or a mask of other numbers than 0 and 1.
+            DataError: an input of no encoder, no inputs at all, a mask of other numbers than 0 and 1, or
+                ``present`` of another shape.
         """
         names = list(encoders)
         inputs = cls({}, {}, {}, batch.size * folds)
@@ -53,6 +54,8 @@ class EncoderInputs:
                 )
             folded = fold(value, folds)
             if argument == "present":
+                if value.dim() != 1:
+                    raise DataError(f"{key} must have shape (B,), one entry an example; got {tuple(value.shape)}.")
                 inputs.present[name] = folded.bool()
             elif argument == "token_mask":
                 inputs.masks[name] = _as_mask(key, folded)

@@ -65,3 +65,25 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(key: str) -> None:
     with pytest.raises(DataError, match=rf"{key} must hold 1"):
         model(Batch(batch().inputs | {key: added}))
     model(Batch(batch().inputs | {key: (added == 0).float()}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_present_has_one_entry_an_example(name: str) -> None:
+    data = Batch(batch().inputs | {"text.present": torch.ones(4, 1)})
+    with pytest.raises(DataError, match=r"text.present must have shape \(B,\).*got \(4, 1\)"):
+        MODELS[name](encoders())(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["atention_mask", "attention_masks", "text.atention_mask", "text.tokens_mask", "a.presnt"]
+)
+def test_a_misspelled_mask_is_not_ignored(name: str) -> None:
+    with pytest.raises(DataError, match=rf"inputs\['{name}'\] would be ignored.*Did you mean"):
+        Batch(batch().inputs | {name: torch.ones(4, 7)})
+
+
+@pytest.mark.parametrize(
+    "name", ["token_type_ids", "global_attention_mask", "pixel_mask", "bool_masked_pos", "a.decoder_attention_mask"]
+)
+def test_other_arguments_are_the_backbones_own(name: str) -> None:
+    Batch({name: torch.ones(4, 7)})
