@@ -19,8 +19,11 @@ from bayes_adapters.targets import Targets, select
 QUERY_VALUE = "query-value"
 """The value of ``targets`` that stands for the query and value projections, whatever the backbone calls them."""
 
-ALL_BUT_POOLER = Targets("all-linear", exclude=["pooler.dense"])
-"""Every linear layer but a pooler, which no model here reads."""
+ON_TOKENS = Targets(
+    "all-linear",
+    exclude=["pooler.dense", "continuous_position_bias_mlp.0", "continuous_position_bias_mlp.2"],
+)
+"""Every linear layer but a pooler, which no model here reads, and those of Swin V2's table of relative positions."""
 
 _NAMES = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"], ["query_proj", "value_proj"], ["q", "v"])
 _FUSED = (["c_attn"], ["query_key_value"], ["Wqkv"])

@@ -1,37 +1,29 @@
 """Which modules make up an encoder: its blocks, their six linear layers, and the places where a block can be tapped.
 
 The roles are found by looking at one block, not at class names: query, key and value by their names, everything else by
-watching which module computes what in one pass of two random tokens.
+watching which module computes what in one pass of a few random tokens.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
+from bayes_adapters._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
 from bayes_adapters.errors import ConfigError, choice, near_matches
 from bayes_adapters.layer import require_unadapted
 from bayes_adapters.lockstep import Side, Tap
 from bayes_adapters.targets import dimensions
 
-_NAMES = {
-    "query": ("query", "query_proj", "q_proj", "q_lin", "q"),
-    "key": ("key", "key_proj", "k_proj", "k_lin", "k"),
-    "value": ("value", "value_proj", "v_proj", "v_lin", "v"),
-}
-_BY_HAND = "Name the parts yourself: Blocks.from_templates(module, Block(path='layers.{i}', ...))."
-
 
 class Stage(StrEnum):
-    """A place in a block that a tap can read, in the order of execution. Each holds a tensor (B, T, d)."""
+    """A place in a block that a tap can read, in the order of execution. Each holds a tensor (B, T, d).
+
+    Blocks that attend within windows hold (B · windows, T, d) at CONTEXT, an example's windows in a row.
+    """
 
     INPUT = "input"
     """The block's input: the residual stream, normalised already in post-norm encoders."""
@@ -86,7 +78,7 @@ class Blocks:
     """The blocks of an encoder in order; ``len``, indices and iteration as of a tuple.
 
     Args:
-        blocks: one :class:`Block` each, in the order of execution.
+        blocks: one :class:`Block` each, in the order of execution; they may differ in width.
     """
 
     blocks: tuple[Block, ...]
@@ -108,6 +100,8 @@ class Blocks:
     @classmethod
     def from_templates(cls, module: nn.Module, block: Block) -> Blocks:
         """Name the blocks of an encoder by hand.
+
+        An encoder with a list of blocks per stage takes one call a stage, joined: ``Blocks((*first, *second))``.
 
         Args:
             module: the encoder; nothing in it is changed.
@@ -149,14 +143,18 @@ def describe_blocks(module: nn.Module) -> Blocks:
     """Find the blocks of an encoder, their linear layers and their taps by structure.
 
     Blocks are the members of the list of modules that each hold one query, one key and one value layer. The first of
-    them is run once, in eval mode and without gradients, on two random tokens: the linear layers that run beside query,
-    key and value are, in this order, the output projection, fc1 and fc2. Where query sees the block's input itself the
-    encoder is post-norm; where it sees the output of a norm, pre-norm.
+    them is run once, in eval mode and without gradients, on two examples of two random tokens (of one window, where it
+    attends within windows): the linear layers that run beside query, key and value on these examples are, in this
+    order, the output projection, fc1 and fc2. Where query sees the block's input itself, its tokens in whatever order,
+    the encoder is post-norm; where it sees the output of a norm, pre-norm.
+
+    There may be one list per stage: then each stage but the last ends in a linear layer that makes the next one's
+    width, all widths differ, and the blocks are those of the stages one after another.
 
     Known to work: BERT, RoBERTa, ELECTRA, MPNet, DistilBERT, BART's encoder, ViT, DeiT, DINOv2, CLIP and SigLIP
-    vision, AST, Whisper's encoder, wav2vec 2.0 and HuBERT (both kinds of norm). Not possible: WavLM (its attention
-    reads its weights past the layers), fused query-key-value layers (GPT-2, ModernBERT), gated feed-forward (DINOv2
-    giant), one list of blocks per stage (Swin). ALBERT has one block that is used many times: it cannot be tapped.
+    vision, AST, Whisper's encoder, wav2vec 2.0 and HuBERT (both kinds of norm), Swin and Swin V2. Not possible: WavLM
+    (its attention reads its weights past the layers), fused query-key-value layers (GPT-2, ModernBERT), gated
+    feed-forward (DINOv2 giant). ALBERT has one block that is used many times: it cannot be tapped.
 
     Args:
         module: the encoder without adapters; of an encoder-decoder pass the encoder. Nothing in it is changed.
@@ -165,14 +163,19 @@ def describe_blocks(module: nn.Module) -> Blocks:
         The blocks, with paths as in ``module.named_modules()``. They stay valid when adapters are put in.
 
     Raises:
-        ConfigError: no such list, or several; a block's structure is another one; the module has adapters.
+        ConfigError: no such list, or several that are no stages; a block's structure is another one; the module has
+            adapters.
     """
     require_unadapted(module)
-    path, layers = _block_list(module)
+    lists = _block_lists(module)
+    return Blocks(tuple(block for path, layers in lists.items() for block in _describe_list(module, path, layers)))
+
+
+def _describe_list(module: nn.Module, path: str, layers: nn.ModuleList) -> Blocks:
     if len(kinds := {type(layer).__name__ for layer in layers}) > 1:
-        raise ConfigError(f"The blocks in {path!r} are of different kinds, {sorted(kinds)}. {_BY_HAND}")
+        raise ConfigError(f"The blocks in {path!r} are of different kinds, {sorted(kinds)}. {BY_HAND}")
     prefix = f"{path}." if path else ""
-    roles = {role: f"{prefix}{{i}}.{below}" for role, below in _roles(f"{prefix}0", layers[0]).items()}
+    roles = {role: f"{prefix}{{i}}.{below}" for role, below in block_roles(f"{prefix}0", layers[0]).items()}
     return Blocks.from_templates(module, Block(f"{prefix}{{i}}", **roles))
 
 
@@ -214,135 +217,43 @@ def _read(name: str, given: Blocks | Sequence[Mapping[str, str]], encoder: nn.Mo
     return blocks
 
 
-def _role_paths(block: nn.Module) -> dict[str, list[str]]:
-    """Role (query, key, value) → paths of the linear layers in ``block`` that bear its name."""
-    linear = [path for path, m in block.named_modules() if dimensions(m) is not None]
-    return {role: [p for p in linear if p.rsplit(".", 1)[-1] in names] for role, names in _NAMES.items()}
-
-
-def _block_list(module: nn.Module) -> tuple[str, nn.ModuleList]:
+def _block_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
+    """Path → list of blocks: the only one, or one per stage in the order of the stages."""
     found: dict[str, nn.ModuleList] = {}
     for path, layers in module.named_modules():
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
-            counts = {len(paths) for layer in layers for paths in _role_paths(layer).values()}
+            counts = {len(paths) for layer in layers for paths in role_paths(layer).values()}
             if counts == {1}:
                 found[path] = layers
     innermost = {p: m for p, m in found.items() if not any(q.startswith(f"{p}." if p else "") for q in found if q != p)}
-    if len(innermost) == 1:
-        return next(iter(innermost.items()))
+    if len(innermost) == 1 or (innermost and _are_stages(module, innermost)):
+        return innermost
     if innermost:
         raise ConfigError(
-            f"{type(module).__name__} has several lists of blocks, {sorted(innermost)}: pass one encoder, for "
-            f"example model.get_encoder(). An encoder with a list per stage (Swin) has no single depth. {_BY_HAND}"
+            f"{type(module).__name__} has several lists of blocks, {sorted(innermost)}, and they are no stages, each "
+            f"of which makes the next one's width: pass one encoder, for example model.get_encoder(). {BY_HAND}"
         )
     linear = sorted({p.rsplit(".", 1)[-1] for p, m in module.named_modules() if dimensions(m) is not None})
-    names = ", ".join(name for allowed in _NAMES.values() for name in allowed)
+    names = ", ".join(name for allowed in NAMES.values() for name in allowed)
     raise ConfigError(
         f"{type(module).__name__} has no list of blocks that each hold one query, one key and one value layer (allowed "
         f"names: {names}).{near_matches('query', linear)} Its linear layers end in: {', '.join(linear) or 'none'}. "
-        f"Cross-attention and fused query-key-value layers are not covered. {_BY_HAND}"
+        f"Cross-attention and fused query-key-value layers are not covered. {BY_HAND}"
     )
 
 
-@dataclass
-class _Pass:
-    """What one pass through a block showed; tensors are kept, so that identity means sameness."""
-
-    order: list[str]
-    inputs: dict[str, Tensor]
-    outputs: list[tuple[str, Tensor]]
-    source: Tensor
-
-    def origin(self, tensor: Tensor | None) -> str | None:
-        """The innermost module that returned this very tensor."""
-        return next((path for path, output in self.outputs if output is tensor), None)
-
-
-def _roles(path: str, block: nn.Module) -> dict[str, str]:
-    """Return role → path below ``block`` for the fields of :class:`Block` but ``path``."""
-    qkv = {role: paths[0] for role, paths in _role_paths(block).items()}
-    linear = [p for p, m in block.named_modules() if dimensions(m) is not None]
-    size = dimensions(block.get_submodule(qkv["query"]))
-    width = 0 if size is None else size[0]
-    seen = _watch(path, block, width)
-    silent = [p for p in qkv.values() if p not in seen.order]
-    if silent:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} does not call its layers {silent}: its attention reads their weights "
-            "itself, so neither adapters nor taps can be put there. Choose another encoder, or build Blocks with other "
-            "layers in their place."
-        )
-    first = min(seen.order.index(p) for p in qkv.values())
-    rest = [p for p in seen.order[first:] if p in linear and p not in qkv.values()]
-    if len(rest) != 3:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} calls {len(rest)} linear layers besides query, key and value, {rest}; "
-            f"output projection, fc1 and fc2 are three. {_BY_HAND}"
-        )
-    output, fc1, fc2 = rest
-    entered, norm = seen.inputs.get(qkv["query"]), seen.origin(seen.inputs.get(fc1))
-    if entered is seen.source:
-        residual = fc1
-    elif norm is not None and seen.origin(entered) not in (None, norm):
-        residual = norm
-    else:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} is neither post-norm (query sees the block's input) nor pre-norm "
-            f"(query and fc1 each see the result of a norm), so there is no telling where the residual stream is. "
-            f"{_BY_HAND}"
-        )
-    return {**qkv, "output": output, "fc1": fc1, "fc2": fc2, "residual": residual}
-
-
-def _watch(path: str, block: nn.Module, width: int) -> _Pass:
-    parameter = next(block.parameters())
-    generator = torch.Generator().manual_seed(0)
-    source = torch.randn(1, 2, width, generator=generator).to(parameter.device, parameter.dtype)
-    seen = _Pass([], {}, [], source)
-    handles: list[RemovableHandle] = []
-    for below, part in block.named_modules():
-        if below:
-            handles.append(part.register_forward_pre_hook(_note_input(seen, below)))
-            handles.append(part.register_forward_hook(_note_output(seen, below)))
-    parameters = list(inspect.signature(block.forward).parameters.values())
-    rest = {p.name: None for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    try:
-        with torch.no_grad(), _evaluating(block):
-            block(source, **rest)
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} cannot be run alone on a tensor of shape (1, 2, {width}): {error}. "
-            f"{_BY_HAND}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _note_input(seen: _Pass, path: str) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.order.append(path)
-        if args and isinstance(args[0], Tensor):
-            seen.inputs.setdefault(path, args[0])
-
-    return hook
-
-
-def _note_output(seen: _Pass, path: str) -> Any:
-    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor):
-            seen.outputs.append((path, output))
-
-    return hook
-
-
-@contextmanager
-def _evaluating(block: nn.Module) -> Iterator[None]:
-    before = [(m, m.training) for m in block.modules()]
-    block.eval()
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
+def _are_stages(module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> bool:
+    """Whether the lists lie one in each member of one list of stages, of which each makes the next one's width."""
+    parts = [path.split(".") for path in lists]
+    at = [i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1]
+    if len({len(p) for p in parts}) > 1 or len(at) != 1:
+        return False
+    stages = module.get_submodule(".".join(parts[0][: at[0]]))
+    if not isinstance(stages, nn.ModuleList) or [p[at[0]] for p in parts] != [str(i) for i in range(len(stages))]:
+        return False
+    widths = [block_width(layers[0]) for layers in lists.values()]
+    made = [
+        {size[1] for path, m in stage.named_modules() if (size := dimensions(m)) and not path.startswith(f"{below}.")}
+        for stage, below in zip(stages, (".".join(p[at[0] + 1 :]) for p in parts), strict=True)
+    ]
+    return len(set(widths)) == len(widths) and all(w in own for own, w in zip(made, widths[1:], strict=False))

@@ -47,6 +47,8 @@ class ForwardPass:
         weights: (part, layer path) → global draw.
         num_sites: number of sites of the model.
         scratch: shared by the guide's calls.
+        windows: layer → the block around it that attends within windows; other layers are left out.
+        tokens: block with windows → tokens of an example at its input, while it runs.
         drawn: names of the local sites drawn so far.
     """
 
@@ -56,12 +58,35 @@ class ForwardPass:
     weights: Mapping[tuple[Part, str], Weight]
     num_sites: int
     scratch: dict[str, Tensor]
+    windows: Mapping[str, str] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
+
+    @property
+    def rows(self) -> int:
+        """S·B, samples × examples."""
+        return math.prod(self.outer) * self.batch.size
+
+    def windows_at(self, layer: str, feature: Float[Tensor, "windows *T k"]) -> int:
+        """Return into how many windows each example is cut at ``layer``; its rows are [sample, example, window].
+
+        Raises:
+            DataError: the layer is in a block with windows and its rows are not those of the examples.
+        """
+        if layer not in self.windows:
+            return 1
+        if feature.shape[0] % self.rows:
+            raise DataError(
+                f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
+                "samples: it does not run on the examples (a table of relative positions, as in Swin V2's attention?), "
+                f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{'.'.join(layer.split('.')[-2:])!r}])."
+            )
+        return feature.shape[0] // self.rows
 
     def draw(
         self,
         site: Site,
-        feature: Float[Tensor, "rows *T k"],
+        feature: Float[Tensor, "windows *T k"],
         *,
         tokens: bool = True,
         kept: Bool[Tensor, " rows"] | None = None,
@@ -70,13 +95,14 @@ class ForwardPass:
 
         Args:
             site: a token or sequence site.
-            feature: what the draw acts on, or depends on, S·B rows in the order [S, B].
+            feature: what the draw acts on, or depends on, S·B rows in the order [S, B]; within windows (S·B · windows,
+                T, k), where an example's tokens are those of all its windows.
             tokens: whether the feature's second axis is that of the batch's tokens.
             kept: of a sequence site, False where an example's draw has no effect, so that it has no KL.
 
         Raises:
             ConfigError: the layer ran twice in this pass, or does not keep the token axis.
-            DataError: another number of rows than examples × samples.
+            DataError: another number of rows than examples × samples, or windows that hold padding.
         """
         if site.name in self.drawn:
             raise ConfigError(
@@ -84,11 +110,15 @@ class ForwardPass:
                 "its layers), so its core is no single sample site. Use granularity='global', or adapt other layers."
             )
         self.drawn.add(site.name)
-        rows, size = feature.shape[0], self.batch.size
-        if rows != math.prod(self.outer) * size:
+        rows, size, windows = self.rows, self.batch.size, 1
+        if tokens:
+            windows = self.windows_at(site.layers[0], feature)
+            self._require_whole(site.layers[0], feature)
+        if feature.shape[0] != rows * windows:
             raise DataError(
-                f"The adapted layer {site.layers[0]!r} received {rows} rows where the batch has {size} examples and "
-                f"{math.prod(self.outer)} samples. Does the backbone merge or split examples before this layer?"
+                f"The adapted layer {site.layers[0]!r} received {feature.shape[0]} rows where the batch has {size} "
+                f"examples and {math.prod(self.outer)} samples. Does the backbone merge or split examples before this "
+                "layer?"
             )
         mask = self._mask_for(site, feature) if tokens else None
         feature = feature.reshape(*self.outer, size, -1, feature.shape[-1]).float()
@@ -100,6 +130,17 @@ class ForwardPass:
         prior = site.wrap(self.prior.of(site).expand(feature.shape[:-1]), mask)
         value = pyro.sample(site.name, prior, infer=infer)
         return value.reshape(rows, -1, *site.event)
+
+    def _require_whole(self, layer: str, feature: Tensor) -> None:
+        """Raise :class:`DataError` if a block with windows has padded its image: padding has no draw and no KL."""
+        tokens = self.tokens.get(self.windows.get(layer, ""))
+        seen = math.prod(feature.shape[:-1]) // self.rows
+        if tokens is not None and seen != tokens:
+            raise DataError(
+                f"The adapted layer {layer!r} sees {seen} tokens of an example where its block's input has {tokens}: "
+                "the backbone pads images up to whole windows, and padding has no draw of its own. Resize the images "
+                "so that at every stage the windows divide the grid of patches, or use granularity='global'."
+            )
 
     def _mask_for(self, site: Site, feature: Tensor) -> Bool[Tensor, "B T"] | None:
         mask = self.batch.token_mask

@@ -71,7 +71,10 @@ class AdaptedLinear(nn.Module):
         self.enabled = True
 
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
-        """Return the adapted layer's output, in the base layer's dtype."""
+        """Return the adapted layer's output, in the base layer's dtype.
+
+        A row is an example, or one of its windows: see :mod:`bayes_adapters.windows`.
+        """
         out = self.base_layer(x)
         if not self.enabled:
             return out
@@ -84,13 +87,13 @@ class AdaptedLinear(nn.Module):
 
     def _delta(self, x: Tensor) -> Tensor:
         if not self.sites:
-            return self._up(self._down(x, {}), {})
+            return self._up(self._down(x, {}, 1), {})
         forward_pass = self._pass()
-        weights = forward_pass.weights
+        weights, windows = forward_pass.weights, forward_pass.windows_at(self.path, x)
         own = [weights.get((part, self.path)) for part in (Part.A, Part.B)]
         if any(weight is not None and weight.scale is not None for weight in own):
             return self._moments(x, weights)
-        z = self._down(self._mask(x, forward_pass), weights)
+        z = self._down(self._mask(x, forward_pass), weights, windows)
         return self._up(self._core(z, forward_pass), weights)
 
     def _mask(self, x: Tensor, forward_pass: ForwardPass) -> Tensor:
@@ -102,15 +105,15 @@ class AdaptedLinear(nn.Module):
             mask = forward_pass.weights[Part.MASK, self.path].value / kept[self._place(site)]
             return (x.reshape(*mask.shape[:-2], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
         mask = forward_pass.draw(site, x) / kept
-        return (x.reshape(x.shape[0], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
+        return (x.reshape(mask.shape[0], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
 
-    def _down(self, x: Tensor, weights: _Weights) -> Tensor:
+    def _down(self, x: Tensor, weights: _Weights, windows: int) -> Tensor:
         if self.lora_A is not None:
             return F.linear(x.to(self.lora_A.dtype), self.lora_A)
         weight = weights[Part.A, self.path]
         if not (self.flipout and self.training) or weight.mean is None:
             return matmul(x, weight.value)
-        signs = [_signs(x, x.shape[-1]), _signs(x, self.rank)]
+        signs = [_signs(x, x.shape[-1], windows), _signs(x, self.rank, windows)]
         deviation = matmul(x.to(weight.value.dtype) * signs[0], weight.value - weight.mean)
         return matmul(x, weight.mean) + signs[1] * deviation
 
@@ -123,7 +126,7 @@ class AdaptedLinear(nn.Module):
                 value = forward_pass.weights[part, self.path].value
                 return matmul(z, value) if part is Part.CORE else _scale(z, value)
             value = forward_pass.draw(site, z)
-            flat = z.reshape(z.shape[0], -1, self.rank)
+            flat = z.reshape(value.shape[0], -1, self.rank)
             if part is Part.CORE:
                 return (value * flat[..., None, :]).sum(-1).reshape(z.shape)
             return (value * flat).reshape(z.shape)
@@ -200,9 +203,10 @@ def _scale(z: Tensor, weight: Float[Tensor, "*S r"]) -> Tensor:
     return (z.reshape(samples.shape[0], -1, z.shape[-1]) * samples).reshape(z.shape)
 
 
-def _signs(x: Float[Tensor, "rows *T d"], width: int) -> Tensor:
-    shape = (x.shape[0], *[1] * (x.dim() - 2), width)
-    return 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
+def _signs(x: Float[Tensor, "rows *T d"], width: int, windows: int) -> Tensor:
+    shape = (x.shape[0] // windows, *[1] * (x.dim() - 2), width)
+    signs = 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
+    return signs if windows == 1 else signs.repeat_interleave(windows, 0)
 
 
 def check_options(rank: int, alpha: float, dropout: float) -> None:

@@ -49,6 +49,7 @@ from bayes_adapters.pooling import Pooling as Pooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
 from bayes_adapters.targets import Targets, linear_size, select
+from bayes_adapters.windows import counted_tokens, windowed_layers
 
 
 class AdapterModel(nn.Module):
@@ -136,6 +137,9 @@ class AdapterModel(nn.Module):
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
+        self._windows = windowed_layers(backbone, paths)
+        local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
+        self._counted = {self._windows[path] for site in local for path in site.layers if path in self._windows}
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
             options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
@@ -200,9 +204,9 @@ class AdapterModel(nn.Module):
         register_if_captured("model", self)
         outer = outer_shape()
         weights = draw_weights(self.sites, self.prior, batch, self.num_data)
-        forward_pass = ForwardPass(batch, outer, self.prior, weights, len(self.sites), {})
+        forward_pass = ForwardPass(batch, outer, self.prior, weights, len(self.sites), {}, self._windows)
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
-            with running(forward_pass):
+            with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters import guides, models
-from bayes_adapters._system import ALL_BUT_POOLER, MEANINGS, QUERY_VALUE, query_value, required
+from bayes_adapters._system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
 from bayes_adapters._system import System as System
 from bayes_adapters.errors import ConfigError, unknown_name
 from bayes_adapters.guide import AdapterGuide
@@ -142,7 +142,7 @@ SYSTEMS: dict[str, System] = {
             guides.MCDropout,
             Recipe(lr=1e-4, weight_decay=0.1, batch_size=16, epochs=10, patience=2, num_samples=20),
             "BayesLoRA, arXiv 2506.22809 v1, and its notebooks (DistilBERT, SST-2).",
-            {"targets": ALL_BUT_POOLER, "rank": 64, "alpha": 8.0, "drop": 0.15},
+            {"targets": ON_TOKENS, "rank": 64, "alpha": 8.0, "drop": 0.15},
             inferred="The notebooks leave the head untrained; here it is trained.",
         ),
         System(
@@ -162,7 +162,7 @@ SYSTEMS: dict[str, System] = {
                 prune={"threshold": 4.0, "start": 2000, "every": 2000},
             ),
             "BayesLoRA, arXiv 2506.22809 v3, and its code (GLUE, DeBERTa-v3-base).",
-            {"targets": ALL_BUT_POOLER, "rank": 8, "alpha": 16.0},
+            {"targets": ON_TOKENS, "rank": 8, "alpha": 16.0},
             {"init_log_variance": -8.0},
             inferred="On GLUE the code never samples; here training and prediction do. 5 draws are its language-model "
             "setting. The learning rate after the warm-up is taken as constant.",

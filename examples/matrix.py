@@ -149,14 +149,22 @@ _PRIORS: dict[str, Callable[[], Any]] = {
 }
 _SYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
     "lora-fusion": {"context_dim": CONTEXT, "fusion_width": 4},
-    "cola": {"gamma": 2},
-    "bayesian-cola": {"gamma": 2},
+    "cola": {"gamma": 2, "depths": "spread"},
+    "bayesian-cola": {"gamma": 2, "depths": "spread"},
     "wander": _MODELS["Wander"][1],
     "bayesian-wander": _MODELS["Wander"][1],
 } | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv"), _READS)
 _SEVERAL = ("cola", "bayesian-cola", "wander", "bayesian-wander")
 _FEW = ("lora", "bayeslora-2025", "bayeslora-2026", "blob", "scalabl", "c-lora", "caliber-x")
-_PAIRS = (PAIR, "RoBERTa + ViT", "DistilBERT + wav2vec 2.0", "GPT-2 + Llama")
+_PAIRS = (
+    PAIR,
+    "RoBERTa + ViT",
+    "DistilBERT + wav2vec 2.0",
+    "BERT + Swin",
+    "Swin V2 + Whisper encoder",
+    "wav2vec 2.0 + Swin V2",
+    "GPT-2 + Llama",
+)
 
 _TABLES = {
     "Guides and models": (tuple(_GUIDES), tuple(_MODELS)),

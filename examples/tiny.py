@@ -1,4 +1,4 @@
-"""Tiny random backbones of eight kinds, and batches for them: what the matrix of methods is tried on."""
+"""Tiny random backbones of ten kinds, and batches for them: what the matrix of methods is tried on."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def vit() -> nn.Module:
     return hf.ViTModel(hf.ViTConfig(**_COMMON, **_NO_DROPOUT, image_size=8, patch_size=4))
 
 
+_STAGES = {"embed_dim": WIDTH // 2, "depths": [1, 1], "num_heads": [1, 2], "mlp_ratio": 1.5, "window_size": 2}
+_STAGES |= {"image_size": 8, "patch_size": 2, "drop_path_rate": 0.0}
+
+
+def swin() -> nn.Module:
+    """Swin: two stages, windows of 2 × 2 patches."""
+    return hf.SwinModel(hf.SwinConfig(**_STAGES, **_NO_DROPOUT))
+
+
+def swin_v2() -> nn.Module:
+    """Swin V2: the same sizes."""
+    return hf.Swinv2Model(hf.Swinv2Config(**_STAGES, **_NO_DROPOUT))
+
+
 def whisper() -> nn.Module:
     """Whisper's encoder."""
     sizes = {"d_model": WIDTH, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 12}
@@ -77,6 +91,8 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "GPT-2": gpt2,
     "Llama": llama,
     "ViT": vit,
+    "Swin": swin,
+    "Swin V2": swin_v2,
     "Whisper encoder": whisper,
     "wav2vec 2.0": wav2vec2,
 }
@@ -116,7 +132,7 @@ def length(name: str) -> int:
 
 
 def _inputs(name: str, noise: torch.Generator) -> dict[str, Tensor]:
-    if name == "ViT":
+    if name in ("ViT", "Swin", "Swin V2"):
         return {"pixel_values": torch.randn(SIZE, 3, 8, 8, generator=noise)}
     if name == "Whisper encoder":
         return {"input_features": torch.randn(SIZE, 4, 16, generator=noise)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.errors import ConfigError, choice, unknown_name, whole_number
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._head import ScaleTransform, fp32
 from bayes_adapters.model import AdapterModel
@@ -41,20 +42,24 @@ class Hypernetwork(AdapterGuide):
     With ``scale=None`` q(Φ | x̄) is a point mass: CoLA. With a scale transform it is the Gaussian ``N(Φ, f(W_s h)²)``
     elementwise, h the normalised hidden vector: Bayesian CoLA, which no paper has. The prior is the model's.
 
-    W_down is (d_c/γ, d_c), W_up (r², d_c/γ). Linear layers start as torch's do, both layer norms (eps 1e-6) at gain 1
-    and bias 0: at the start each Φ has mean 0 and standard deviation 1 over its entries. Over the inputs Φ spans
-    about d_c/γ + 2 dimensions at most, however large r² is.
+    W_down is (h, d_c), W_up (r², h), with h = ``bottleneck`` or else d_c/γ. Linear layers start as torch's do, both
+    layer norms (eps 1e-6) at gain 1 and bias 0: at the start each Φ has mean 0 and standard deviation 1 over its
+    entries. Over the inputs Φ spans about h + 2 dimensions at most, however large r² is.
 
     Source: Suharitdamrong et al. 2026, CoLA, arXiv 2604.03314, and its released code; ``kron`` from its ablation.
 
     Args:
         model: a model with inter-modal cores, such as CoLA.
-        gamma: γ, the reduction factor.
+        gamma: γ, the reduction factor; of no effect where ``bottleneck`` gives a width.
+        bottleneck: h for every descriptor, however wide, or source encoder → h; encoders left out keep d_c/γ. An
+            encoder that widens from stage to stage has descriptors of several widths: for Swin-V2-L the paper takes 96
+            throughout.
         phi: see :class:`Phi`.
         scale: None, ``"softplus"`` or ``"sigmoid_squared"``.
 
     Raises:
-        ConfigError: γ below 1 or above a descriptor's width, or a scale for ``phi="identity"``.
+        ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, or a scale
+            for ``phi="identity"``.
     """
 
     name: ClassVar[str] = "hypernetwork"
@@ -66,6 +71,7 @@ class Hypernetwork(AdapterGuide):
         model: AdapterModel,
         *,
         gamma: int = 16,
+        bottleneck: int | Mapping[str, int] | None = None,
         phi: Phi | str = Phi.DENSE,
         scale: ScaleTransform | str | None = None,
     ) -> None:
@@ -75,14 +81,22 @@ class Hypernetwork(AdapterGuide):
         self.scale = None if scale is None else choice(ScaleTransform, "scale", scale)
         if self.phi is Phi.IDENTITY and self.scale is not None:
             raise ConfigError("phi='identity' fixes Φ = I, so there is nothing to be uncertain about; leave scale out.")
+        sources = sorted({site.source for site in model.sites})
+        given = {} if bottleneck is None else bottleneck
+        widths = dict(given) if isinstance(given, Mapping) else dict.fromkeys(sources, given)
+        for source, hidden in widths.items():
+            if source not in sources:
+                raise unknown_name("source encoder in bottleneck", source, sources)
+            whole_number(f"bottleneck of {source!r}", hidden)
+        self.bottleneck = dict(bottleneck) if isinstance(bottleneck, Mapping) else bottleneck
         self.nets = nn.ModuleDict()
         self.static = nn.ParameterDict()
         for site in model.sites:
             width, key = model.descriptor_width(site), site_key(site)
-            if gamma > width:
+            if site.source not in widths and gamma > width:
                 raise ConfigError(f"gamma must be between 1 and the descriptor's width {width}; got {gamma}.")
             if self.phi in (Phi.DENSE, Phi.KRON):
-                self.nets[key] = _Net(width, width // gamma, site.rank, self.phi, self.scale)
+                self.nets[key] = _Net(width, widths.get(site.source) or width // gamma, site.rank, self.phi, self.scale)
             elif self.phi is Phi.STATIC:
                 self.static[key] = nn.Parameter(torch.eye(site.rank))
                 if self.scale is not None:
@@ -105,6 +119,7 @@ class Hypernetwork(AdapterGuide):
     def config(self) -> dict[str, Any]:
         return {
             "gamma": self.gamma,
+            "bottleneck": self.bottleneck,
             "phi": self.phi.value,
             "scale": None if self.scale is None else self.scale.value,
         }

@@ -16,17 +16,17 @@ from bayes_adapters import lockstep
 from bayes_adapters.blocks import Blocks, Stage, blocks_of
 from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
-from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.inter_path import InterPath
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.lockstep import Tap
-from bayes_adapters.model_checks import hidden_width
-from bayes_adapters.models.concat_lora import ConcatLoRA
+from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.targets import Targets, linear_size
+from bayes_adapters.windows import window_side
 
 
 class Schedule(StrEnum):
@@ -54,6 +54,8 @@ _STAGES = {
     Schedule.MODULE: (Stage.INPUT, Stage.FEED_FORWARD),
     Schedule.PROGRESSIVE: (Stage.INPUT, Stage.CONTEXT, Stage.FEED_FORWARD),
 }
+_READ_BY = (Stage.INPUT, Stage.INPUT, Stage.INPUT, Stage.CONTEXT, Stage.FEED_FORWARD, Stage.FEED_FORWARD)
+"""The stage at which each of a block's six linears would have its descriptor taken, were it refreshed there."""
 
 
 class CoLA(ConcatLoRA):
@@ -63,8 +65,13 @@ class CoLA(ConcatLoRA):
     from encoder c at the same stage (see :class:`Schedule`). Blocks without a partner get the first path only. Sites:
     ``cross.<layer path>`` (with more than two encoders ``cross.<layer path>.<partner>``), one Φ an example. Inputs,
     head and missing modalities are those of :class:`ConcatLoRA`; the descriptor of a missing modality is a learned null
-    vector too. The paper's Φ is the guide ``Hypernetwork``, a point mass, trained
-    with KL weight 0; any other guide of these sites is a Bayesian CoLA.
+    vector too, one for each width. The paper's Φ is the guide ``Hypernetwork``, a point mass, trained with KL weight
+    0; any other guide of these sites is a Bayesian CoLA.
+
+    An encoder may widen from stage to stage and attend within windows (Swin, Swin V2): a descriptor is as wide as the
+    block it comes from, its pooling runs over all windows of an example, and these share one Φ. Such an encoder's
+    tokens have no marks of their own, so it takes neither ``cls`` pooling nor a mask; and where it pads an image up to
+    whole windows, the schedule ``progressive``, which would pool the padding, refuses the batch.
 
     Source: Suharitdamrong et al. 2026, arXiv 2604.03314, and its released code (r = 16, α = 8, λ 0.5 for vision and
     language, 0.1 for audio and vision). More than two encoders, ``spread`` and missing modalities are this library's.
@@ -120,7 +127,7 @@ class CoLA(ConcatLoRA):
         if self.share is not Sharing.NONE and self.cross_rank != rank:
             raise ConfigError(f"share={self.share.value!r} needs cross_rank = rank; got {self.cross_rank} and {rank}.")
         self.blocks = blocks_of(encoders, blocks)
-        self.pairs = _pair(self.blocks, self.depths)
+        self.steps = _steps(self.blocks, self.depths)
         if targets is None:
             linears = [f"{n}.{path}" for n, own in self.blocks.items() for block in own for path in block.linears]
             targets = linears
@@ -130,10 +137,18 @@ class CoLA(ConcatLoRA):
 
     def _connect(self, prior: PriorLike | None) -> None:
         """Put the inter-modal paths into the adapted layers and make their sites."""
+        for name, own in self.blocks.items():
+            windowed = any(window_side(self.backbone.get_submodule(f"{name}.{b.path}")) is not None for b in own)
+            if windowed and self.streams[name] is StreamPooling.CLS:
+                raise ConfigError(
+                    f"{name!r} attends within windows and has no token that stands for the whole example; cls pooling "
+                    f"would take the first patch. Take streams={{{name!r}: 'mean', ...}}."
+                )
         device = next(self.backbone.parameters()).device
         layers, many = adapted_layers(self.backbone), len(self.blocks) > 2
-        for name, source, own, _ in self.pairs:
-            for path in self.blocks[name][own].linears:
+        self._descriptor_width: dict[str, int] = {}
+        for name, source, own, other in self.pairs:
+            for path, stage in zip(self.blocks[name][own].linears, _READ_BY, strict=True):
                 full = f"{name}.{path}"
                 if full not in layers:
                     continue
@@ -141,11 +156,36 @@ class CoLA(ConcatLoRA):
                 shape = (self.cross_rank, self.cross_rank)
                 site = Site(site_name, Part.CROSS, (full,), shape, Granularity.SEQUENCE, source)
                 self.sites.append(site)
+                self._descriptor_width[site_name] = self._width(source, other, self._refreshed(stage))
                 layers[full].inter[source] = self._inter_path(layers[full], site, _slot(name, source))
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
-        widths = {name: hidden_width(encoder) for name, encoder in self.backbone.named_children()}
-        self.null_descriptor = nn.ParameterDict({n: nn.Parameter(torch.zeros(width)) for n, width in widths.items()})
+        self.null_descriptor = nn.ParameterDict()
+        for _, source, _, other in self.pairs:
+            for stage in _STAGES[self.schedule]:
+                width = self._width(source, other, stage)
+                self.null_descriptor.setdefault(f"{source}-{width}", nn.Parameter(torch.zeros(width)))
         self.to(device)
+
+    @property
+    def pairs(self) -> list[tuple[str, str, int, int]]:
+        """(encoder, source, its block, the source's block) for every ordered pair of encoders, by depth."""
+        return [
+            (name, source, self.steps[name][depth], self.steps[source][depth])
+            for depth in range(len(next(iter(self.steps.values()))))
+            for name, source in permutations(self.blocks, 2)
+        ]
+
+    def _refreshed(self, stage: Stage) -> Stage:
+        """The last stage up to ``stage`` at which the schedule takes descriptors."""
+        order = list(Stage)
+        return [s for s in _STAGES[self.schedule] if order.index(s) <= order.index(stage)][-1]
+
+    def _width(self, name: str, block: int, stage: Stage) -> int:
+        """The width of a block's stream at a stage, which is that of the layer that reads it."""
+        own = self.blocks[name][block]
+        path = {Stage.INPUT: own.query, Stage.CONTEXT: own.output, Stage.FEED_FORWARD: own.fc1}[stage]
+        layer = self.backbone.get_submodule(f"{name}.{path}")
+        return linear_size(layer.base_layer if isinstance(layer, AdaptedLinear) else layer)[0]
 
     def _inter_path(self, layer: AdaptedLinear, site: Site, slot: str) -> InterPath:
         d_in, d_out = linear_size(layer.base_layer)
@@ -157,22 +197,30 @@ class CoLA(ConcatLoRA):
         return InterPath(site, down, up, self.gain, slot)
 
     def descriptor_width(self, site: Site) -> int:
-        return hidden_width(self.backbone.get_submodule(site.source))
+        return self._descriptor_width[site.name]
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         forward_pass = current_pass()
         if forward_pass is None:
             raise ConfigError("CoLA's encoders run inside the model only; call the model, the guide or predict().")
-        scratch = forward_pass.scratch
-        for name, source, _, _ in self.pairs:
-            if source not in inputs.calls:
-                scratch[_slot(name, source)] = self.null_descriptor[source].expand(inputs.rows, -1)
+        scratch, stages = forward_pass.scratch, _STAGES[self.schedule]
+        for name, source in permutations(self.blocks, 2):
             if name in inputs.present:
                 scratch[f"{_slot(name, source)}.kept"] = inputs.present[name]
+        tokens: dict[str, int] = {}
 
-        def exchange(_step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
-            for source, stream in streams.items():
-                descriptor = self._descriptor(source, stream, inputs)
+        def exchange(step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+            depth, number = divmod(step, len(stages))
+            for source in self.blocks:
+                null = self.null_descriptor[
+                    f"{source}-{self._width(source, self.steps[source][depth], stages[number])}"
+                ]
+                descriptor = null.expand(inputs.rows, -1)
+                if source in streams:
+                    if stages[number] is Stage.INPUT:
+                        tokens[source] = streams[source].numel() // descriptor.numel()
+                    pooled = self._pooled(source, streams[source], inputs, tokens[source])
+                    descriptor = inputs.or_null(source, pooled, null)
                 scratch.update({_slot(name, source): descriptor for name in self.blocks if name != source})
             return {}
 
@@ -181,27 +229,33 @@ class CoLA(ConcatLoRA):
         outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
         return {name: output.last_hidden_state for name, output in outputs.items()}
 
-    def _descriptor(self, name: str, stream: Tensor, inputs: EncoderInputs) -> Float[Tensor, "rows d"]:
-        # windowed attention sees (rows · windows, T, d), the windows of an example side by side
+    def _pooled(self, name: str, stream: Tensor, inputs: EncoderInputs, tokens: int) -> Float[Tensor, "rows d"]:
+        """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens an example at its input."""
+        pooling, windows = self.streams[name], stream.shape[0] // inputs.rows
         stream = stream.reshape(inputs.rows, -1, stream.shape[-1])
-        descriptor = self.streams[name](stream, inputs.mask_of(name, stream)).float()
-        return inputs.or_null(name, descriptor, self.null_descriptor[name])
+        if stream.shape[1] != tokens:
+            raise DataError(
+                f"The attention of {name!r} sees {stream.shape[1]} tokens of an example where its block's input has "
+                f"{tokens}: the encoder pads images up to whole windows, and padding must not count. Resize the images "
+                "so that at every stage the windows divide the grid of patches, or take schedule='module', which does "
+                "not read within attention."
+            )
+        if windows > 1 and (pooling is StreamPooling.CLS or name in inputs.masks):
+            what = "cls pooling takes the first token" if pooling is StreamPooling.CLS else "a mask follows the order"
+            raise ConfigError(
+                f"The attention of {name!r} sees its tokens in {windows} windows an example, in another order than its "
+                f"input's, and {what}. Take streams={{{name!r}: 'mean'}} and no mask for this encoder."
+            )
+        return pooling(stream, inputs.mask_of(name, stream)).float()
 
     def _taps(self, name: str) -> list[Tap]:
         """Taps at every stage of every paired block; a pair's exchanges have the same step numbers in both encoders."""
-        stages, taps = _STAGES[self.schedule], []
-        for block in sorted({own for n, _, own, _ in self.pairs if n == name}):
-            depth = self._depth(name, block)
-            for number, stage in enumerate(stages):
-                taps.append(self.blocks[name][block].tap(stage, depth * len(stages) + number))
-        return taps
-
-    def _depth(self, name: str, block: int) -> int:
-        """The number of the lock-step in which a paired block runs: its partner's block in the shallowest encoder."""
-        shallow = min(self.blocks, key=lambda n: len(self.blocks[n]))
-        if name == shallow:
-            return block
-        return next(other for n, source, own, other in self.pairs if (n, source, own) == (name, shallow, block))
+        stages = _STAGES[self.schedule]
+        return [
+            self.blocks[name][block].tap(stage, depth * len(stages) + number)
+            for depth, block in enumerate(self.steps[name])
+            for number, stage in enumerate(stages)
+        ]
 
     def config(self) -> dict[str, Any]:
         return super().config() | {
@@ -218,19 +272,11 @@ def _slot(name: str, source: str) -> str:
     return f"descriptor.{source}.for.{name}"
 
 
-def _pair(blocks: Mapping[str, Blocks], kind: DepthMap) -> list[tuple[str, str, int, int]]:
-    """(encoder, source, its block, the source's block) for every ordered pair of encoders.
+def _steps(blocks: Mapping[str, Blocks], kind: DepthMap) -> dict[str, list[int]]:
+    """Encoder → its blocks that are paired, by the block of the shallowest encoder that they meet.
 
     With more than two encoders every one is paired with the shallowest, and so with each other: blocks that meet the
     same block of the shallowest encoder meet.
     """
-    shallow = min(blocks, key=lambda name: len(blocks[name]))
-    rows = {
-        name: {shallow_block: block for block, shallow_block in depth_map(len(own), len(blocks[shallow]), kind)}
-        for name, own in blocks.items()
-    }
-    return [
-        (name, source, rows[name][depth], rows[source][depth])
-        for depth in range(len(blocks[shallow]))
-        for name, source in permutations(blocks, 2)
-    ]
+    least = min(len(own) for own in blocks.values())
+    return {name: [block for block, _ in depth_map(len(own), least, kind)] for name, own in blocks.items()}
