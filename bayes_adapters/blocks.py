@@ -14,9 +14,9 @@ from torch import nn
 
 from bayes_adapters._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
 from bayes_adapters.errors import ConfigError, choice, near_matches
-from bayes_adapters.layer import require_unadapted
+from bayes_adapters.layer import AdaptedLinear, require_unadapted
 from bayes_adapters.lockstep import Side, Tap
-from bayes_adapters.targets import dimensions
+from bayes_adapters.targets import dimensions, linear_size
 
 
 class Stage(StrEnum):
@@ -177,6 +177,21 @@ def _describe_list(module: nn.Module, path: str, layers: nn.ModuleList) -> Block
     prefix = f"{path}." if path else ""
     roles = {role: f"{prefix}{{i}}.{below}" for role, below in block_roles(f"{prefix}0", layers[0]).items()}
     return Blocks.from_templates(module, Block(f"{prefix}{{i}}", **roles))
+
+
+def stage_width(module: nn.Module, block: Block, stage: Stage | str) -> int:
+    """Return the width d of the stream (B, T, d) that a block of ``module`` holds at ``stage``, adapted or not.
+
+    It is what the layer next to the tap reads or makes. Blocks of one encoder may differ in it (Swin).
+
+    Raises:
+        ConfigError: that layer is no linear one.
+    """
+    readers = {Stage.INPUT: block.query, Stage.CONTEXT: block.output, Stage.FEED_FORWARD: block.fc1}
+    stage = choice(Stage, "stage", stage)
+    layer = module.get_submodule(readers.get(stage, block.fc2))
+    size = linear_size(layer.base_layer if isinstance(layer, AdaptedLinear) else layer)
+    return size[1] if stage is Stage.OUTPUT else size[0]
 
 
 def blocks_of(

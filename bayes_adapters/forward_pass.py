@@ -76,10 +76,11 @@ class ForwardPass:
         if layer not in self.windows:
             return 1
         if feature.shape[0] % self.rows:
+            name = ".".join(layer.split(".")[-2:])
             raise DataError(
                 f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
                 "samples: it does not run on the examples (a table of relative positions, as in Swin V2's attention?), "
-                f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{'.'.join(layer.split('.')[-2:])!r}])."
+                f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{name!r}])."
             )
         return feature.shape[0] // self.rows
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters import lockstep
-from bayes_adapters.blocks import Blocks, Stage, blocks_of
+from bayes_adapters.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.depths import DepthMap, depth_map
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
@@ -181,11 +181,7 @@ class CoLA(ConcatLoRA):
         return [s for s in _STAGES[self.schedule] if order.index(s) <= order.index(stage)][-1]
 
     def _width(self, name: str, block: int, stage: Stage) -> int:
-        """The width of a block's stream at a stage, which is that of the layer that reads it."""
-        own = self.blocks[name][block]
-        path = {Stage.INPUT: own.query, Stage.CONTEXT: own.output, Stage.FEED_FORWARD: own.fc1}[stage]
-        layer = self.backbone.get_submodule(f"{name}.{path}")
-        return linear_size(layer.base_layer if isinstance(layer, AdaptedLinear) else layer)[0]
+        return stage_width(self.backbone.get_submodule(name), self.blocks[name][block], stage)
 
     def _inter_path(self, layer: AdaptedLinear, site: Site, slot: str) -> InterPath:
         d_in, d_out = linear_size(layer.base_layer)

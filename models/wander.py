@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayes_adapters import lockstep
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.blocks import Blocks, Stage, blocks_of
+from bayes_adapters.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
 from bayes_adapters.cp_fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
@@ -116,6 +116,13 @@ class Wander(ConcatLoRA):
         depths = sorted({len(own) for own in self.blocks.values()})
         if len(depths) > 1:
             raise ConfigError(f"Fusion after every layer needs encoders of one depth; got {depths}.")
+        for name, own in self.blocks.items():
+            wide = [stage_width(self.backbone.get_submodule(name), block, Stage.OUTPUT) for block in own]
+            if set(wide) != {size}:
+                raise ConfigError(
+                    f"Fusion after every layer needs blocks of one width, {size}; those of {name!r} have {wide}. Take "
+                    "every_layer=False, which fuses the last hidden states, or an encoder that does not widen."
+                )
         self.depths = range(depths[0]) if self.every_layer else range(1)
         self.project = nn.ModuleDict({name: nn.Linear(w, size) for name, w in widths.items()} if self.width else {})
         self.down, self.bias, self.absent = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()

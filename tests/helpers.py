@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    SwinConfig,
+    SwinModel,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTModel,
     WhisperConfig,
@@ -77,6 +81,16 @@ def vit(layers: int = 2) -> nn.Module:
         patch_size=8,
     )
     return ViTModel(config).eval()
+
+
+def swin(depths: Sequence[int] = (2, 2), version: int = 1, window: int = 2) -> nn.Module:
+    """16 × 16 images as 8 × 8 patches in the first stage and 4 × 4 in the second; widths 8 and 16."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"embed_dim": WIDTH // 2, "num_heads": [2] * len(depths), "mlp_ratio": 1.5}
+    sizes |= {"image_size": 16, "patch_size": 2, "window_size": window, "depths": list(depths), "drop_path_rate": 0.0}
+    if version == 1:
+        return SwinModel(SwinConfig(**sizes)).eval()
+    return Swinv2Model(Swinv2Config(**sizes)).eval()
 
 
 def whisper(layers: int = 2) -> nn.Module:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Swinv2Config, Swinv2Model
 
-from bayes_adapters import Categorical
+from bayes_adapters import Categorical, adapted_layers
 from bayes_adapters.guides import Hypernetwork
 from bayes_adapters.guides.hypernetwork import Phi, _Net, kron_shapes
 from bayes_adapters.inter_path import InterPath
@@ -65,6 +65,35 @@ def test_parameters_of_the_papers_models() -> None:
     assert count(model, guide) - null == 18_628_013
     plain = LoRA(nn.ModuleDict({"text": _meta_bert(12)})["text"], Categorical(2), targets="all-linear", rank=16)
     assert count(plain.backbone) == 12 * 221_184
+
+
+def _by_encoder(model: CoLA, guide: Hypernetwork, name: str) -> int:
+    """Parameters that an encoder is adapted with: both paths of its layers, and the hypernetworks of its sites."""
+    paths = {path: layer for path, layer in adapted_layers(model.backbone).items() if path.startswith(f"{name}.")}
+    nets = [net for key, net in guide.nets.items() if key.startswith(f"cross-{name}-")]
+    return count(*paths.values(), *nets)
+
+
+def test_parameters_of_the_papers_staged_model() -> None:
+    """Swin-V2-L (24 blocks, every second one paired) and 12 audio blocks of width 768, as published for AVS.
+
+    A block of width d with plain LoRA has 288 d; 24 blocks: Σ d = 18,048; of the paired ones: 9,024. Hypernetworks of
+    the image read audio, 768 → 48; those of the audio read the image's paired blocks, d → 96.
+    """
+    config = Swinv2Config(
+        depths=[2, 2, 18, 2], embed_dim=192, num_heads=[6, 12, 24, 48], window_size=12, image_size=192
+    )
+    with torch.device("meta"):
+        nets = nn.ModuleDict({"image": Swinv2Model(config, add_pooling_layer=False), "audio": _meta_bert()})
+    model = CoLA(nets, Categorical(2), rank=16, alpha=8, gain=0.1, depths="every-k")
+    guide = Hypernetwork(model, gamma=16, bottleneck={"image": 96})
+    assert [own for name, _, own, _ in model.pairs if name == "image"] == list(range(1, 24, 2))
+    assert _by_encoder(model, guide, "image") == 288 * (18_048 + 9_024) + 72 + 72 * 50_064 == 11_401_416
+    hypernetworks = 6 * (96 * 9_024 + 12 * (96 + 2 * 96 + 96 * 256 + 256 + 2 * 256))
+    assert _by_encoder(model, guide, "audio") == 288 * 2 * 12 * 768 + 72 + hypernetworks == 12_351_816
+    null = count(model.null, model.null_descriptor)
+    assert null == (1536 + 768) + (192 + 384 + 768 + 1536 + 768)
+    assert count(model, guide) - null - count(model.head) == 23_753_232
 
 
 @pytest.mark.parametrize(("rank", "rows"), [(16, 32), (32, 80)])
