@@ -147,10 +147,11 @@ _PRIORS: dict[str, Callable[[], Any]] = {
     "LogUniform": LogUniform,
     "LogNormal(0, .2)": lambda: dist.LogNormal(0.0, 0.2),
 }
+_SPREAD: dict[str, Any] = {"gamma": 2, "depths": "spread"}
 _SYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
     "lora-fusion": {"context_dim": CONTEXT, "fusion_width": 4},
-    "cola": {"gamma": 2, "depths": "spread"},
-    "bayesian-cola": {"gamma": 2, "depths": "spread"},
+    "cola": _SPREAD,
+    "bayesian-cola": _SPREAD,
     "wander": _MODELS["Wander"][1],
     "bayesian-wander": _MODELS["Wander"][1],
 } | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv"), _READS)

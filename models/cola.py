@@ -137,8 +137,8 @@ class CoLA(ConcatLoRA):
 
     def _connect(self, prior: PriorLike | None) -> None:
         """Put the inter-modal paths into the adapted layers and make their sites."""
-        for name, own in self.blocks.items():
-            windowed = any(window_side(self.backbone.get_submodule(f"{name}.{b.path}")) is not None for b in own)
+        for name, blocks in self.blocks.items():
+            windowed = any(window_side(self.backbone.get_submodule(f"{name}.{b.path}")) is not None for b in blocks)
             if windowed and self.streams[name] is StreamPooling.CLS:
                 raise ConfigError(
                     f"{name!r} attends within windows and has no token that stands for the whole example; cls pooling "
