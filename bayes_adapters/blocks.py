@@ -154,7 +154,8 @@ def describe_blocks(module: nn.Module) -> Blocks:
     Known to work: BERT, RoBERTa, ELECTRA, MPNet, DistilBERT, BART's encoder, ViT, DeiT, DINOv2, CLIP and SigLIP
     vision, AST, Whisper's encoder, wav2vec 2.0 and HuBERT (both kinds of norm), Swin and Swin V2. Not possible: WavLM
     (its attention reads its weights past the layers), fused query-key-value layers (GPT-2, ModernBERT), gated
-    feed-forward (DINOv2 giant). ALBERT has one block that is used many times: it cannot be tapped.
+    feed-forward (DINOv2 giant), stages that are joined by convolutions (SegFormer, PVT). ALBERT has one block that is
+    used many times: it cannot be tapped.
 
     Args:
         module: the encoder without adapters; of an encoder-decoder pass the encoder. Nothing in it is changed.
