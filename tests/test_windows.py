@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import VitDetConfig, VitDetModel
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, adapted_layers, predict, systems
 from bayes_adapters.errors import ConfigError, DataError
@@ -197,7 +198,10 @@ def test_only_blocks_with_windows_may_cut_examples() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_blocks_with_windows_are_found_and_their_tokens_counted(version: int) -> None:
     net = swin((2, 2), version)
-    for other in (bert(), vit(), whisper(), Linear()):
+    # its windows are cut from (B, d, H, W), and its attention has one layer for query, key and value
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
+    vitdet = VitDetModel(VitDetConfig(**sizes, patch_size=4, window_block_indices=[0], window_size=2))
+    for other in (bert(), vit(), whisper(), Linear(), vitdet):
         assert all(window_side(m) is None for m in other.modules())
     query = NAMES[version][0] if version == 1 else "self.query"
     inside = "encoder.layers.1.blocks.0.attention." + query
