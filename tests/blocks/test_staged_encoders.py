@@ -104,6 +104,14 @@ def test_blocks_of_stages_by_hand() -> None:
     assert Blocks((*by_stage[0], *by_stage[1])) == describe_blocks(module)
 
 
+def test_stochastic_depth_does_not_matter() -> None:
+    for config, model in ((hf.SwinConfig, hf.SwinModel), (hf.Swinv2Config, hf.Swinv2Model)):
+        sizes = {"embed_dim": 8, "depths": [1, 3], "num_heads": [2, 2], "window_size": 2, "image_size": 16}
+        found = [describe_blocks(model(config(**sizes, patch_size=2, drop_path_rate=rate))) for rate in (0.0, 0.5)]
+        assert found[0] == found[1]
+        assert found[0].layers == PATHS
+
+
 def _stage(width: int, out: int | None) -> nn.Module:
     block = Part("post")
     for name in ("query", "key", "value", "out", "up", "down"):
@@ -128,6 +136,7 @@ def test_stages_are_told_from_encoders_side_by_side() -> None:
         lambda: nn.ModuleDict({"a": _stage(4, 6), "b": _stage(6, None)}),
         lambda: nn.ModuleList([_stage(4, 6), nn.Linear(4, 6), _stage(6, None)]),
         lambda: nn.ModuleList([bert(), bert()]),
+        lambda: hf.PvtModel(hf.PvtConfig(depths=[1, 1, 1, 1])),
         lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=8, num_hidden_groups=3)),
     ],
 )
