@@ -58,8 +58,8 @@ class Hypernetwork(AdapterGuide):
         scale: None, ``"softplus"`` or ``"sigmoid_squared"``.
 
     Raises:
-        ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, or a scale
-            for ``phi="identity"``.
+        ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, a scale for
+            ``phi="identity"``, or ``phi="kron"`` with a rank that is a prime number.
     """
 
     name: ClassVar[str] = "hypernetwork"
@@ -95,6 +95,11 @@ class Hypernetwork(AdapterGuide):
             width, key = model.descriptor_width(site), site_key(site)
             if site.source not in widths and gamma > width:
                 raise ConfigError(f"gamma must be between 1 and the descriptor's width {width}; got {gamma}.")
+            if self.phi is Phi.KRON and (1, 1) in kron_shapes(site.rank):
+                raise ConfigError(
+                    f"phi='kron' splits Φ (r, r) into two smaller factors, which the rank r = {site.rank} does not "
+                    "allow: take a rank that is a product, such as 4, 8 or 16, or phi='dense'."
+                )
             if self.phi in (Phi.DENSE, Phi.KRON):
                 self.nets[key] = _Net(width, widths.get(site.source) or width // gamma, site.rank, self.phi, self.scale)
             elif self.phi is Phi.STATIC:

@@ -98,6 +98,7 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
             r"'text'\]\[0\] has residual='.*norm'",
         ),
         (lambda: cola(blocks={"text": renamed("path", "")}), ConfigError, r"path='encoder.layer.0\.', which is no"),
+        (lambda: Hypernetwork(cola(rank=7), gamma=4, phi="kron"), ConfigError, "the rank r = 7 does not allow"),
         (lambda: Hypernetwork(cola(), gamma=64), ConfigError, "between 1 and the descriptor's width 16; got 64"),
         (lambda: Hypernetwork(cola(), gamma=4, phi="identity", scale="softplus"), ConfigError, "nothing to be unce"),
         (lambda: Contextual(cola()), ConfigError, "Contextual cannot infer 'cross.text"),
