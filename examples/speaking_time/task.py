@@ -1,30 +1,23 @@
-"""What both examples share: the backbone, batches by length, the figures, and how a run is trained and measured."""
+"""The data, the frozen backbone, batches by length, and how predictions are scored."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import random
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from torchmetrics.functional.regression import spearman_corrcoef
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Prediction, predict
 from bayes_adapters.backbones import text_backbone
-from bayes_adapters.errors import BayesAdaptersError, DataError
+from bayes_adapters.errors import DataError
 from examples.speaking_time.data import Data, Spoken
 
 _MOST_TOKENS = 64  # of a text; English prompts of 5 s have 20
-_BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,6 @@ class Task:
                 module.p = 0.0  # the only noise is the adapters'
         logs = log_seconds(data.train)
         return cls(data, backbone, tokenizer, float(logs.mean()), float(logs.std()))
-
-    @property
-    def log_spread(self) -> float:
-        """What an NLL of ``(log(seconds) − centre) / spread`` lacks to that of log(seconds), in nats."""
-        return math.log(self.spread)
 
     def copy(self) -> nn.Module:
         """Return a backbone that adapters may be put into."""
@@ -101,8 +89,8 @@ class Task:
         assert found.log_density is not None
         mean = found.mean.double() * self.spread + self.centre
         error = mean - log_seconds(by_length(rows))
-        nll = -float(found.log_density.double().mean()) + self.log_spread
-        return Measured(float(error.square().mean().sqrt()), nll, mean, error, self.variance(found))
+        losses = math.log(self.spread) - found.log_density.double()
+        return Measured(mean, error, losses, self.variance(found))
 
     def variance(self, found: Prediction) -> Tensor:
         """Return the variance across draws of the predicted mean, shape (B,), float64, in squared log(seconds)."""
@@ -116,18 +104,26 @@ class Measured:
     """How well a method did on N scripts; RMSE and errors in log(seconds), so 0.1 is about 10 %.
 
     Args:
-        rmse: root of the mean squared error of the predictive mean.
-        nll: mean negative log predictive density of log(seconds), in nats.
         mean: shape (N,), float64: the predictive mean.
         error: shape (N,), float64: ``mean`` minus the measured log(seconds).
+        losses: shape (N,), float64: negative log predictive density of log(seconds), in nats.
         variance: shape (N,), float64: variance of the mean across draws.
     """
 
-    rmse: float
-    nll: float
     mean: Tensor
     error: Tensor
+    losses: Tensor
     variance: Tensor
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error."""
+        return float(self.error.square().mean().sqrt())
+
+    @property
+    def nll(self) -> float:
+        """Mean loss, in nats."""
+        return float(self.losses.mean())
 
 
 class ByLength:
@@ -168,15 +164,22 @@ def log_seconds(rows: Sequence[Spoken]) -> Tensor:
     return torch.tensor([row.seconds for row in rows], dtype=torch.float64).log()
 
 
-def line(data: Data) -> float:
-    """Return the RMSE on test scripts of log(seconds) = a + b log(characters) + c characters, by least squares."""
+def line(data: Data) -> Measured:
+    """Predict the test scripts by log(seconds) = a + b log(characters) + c characters, fitted by least squares.
+
+    The density is a normal one with the standard deviation of the training residuals.
+    """
 
     def design(rows: Sequence[Spoken]) -> Tensor:
         length = torch.tensor([len(row.text) for row in rows], dtype=torch.float64)
         return torch.stack([torch.ones_like(length), length.log(), length], 1)
 
     weights = torch.linalg.lstsq(design(data.train), log_seconds(data.train)[:, None]).solution[:, 0]
-    return float((design(data.test) @ weights - log_seconds(data.test)).square().mean().sqrt())
+    residuals = design(data.train) @ weights - log_seconds(data.train)
+    test = by_length(data.test)
+    mean, truth = design(test) @ weights, log_seconds(test)
+    losses = -torch.distributions.Normal(mean, residuals.square().mean().sqrt()).log_prob(truth)
+    return Measured(mean, mean - truth, losses, torch.zeros_like(mean))
 
 
 def repeat_sd(data: Data) -> float:
@@ -186,81 +189,3 @@ def repeat_sd(data: Data) -> float:
         groups.setdefault(row.script, []).append(row)
     squares = [(logs := log_seconds(rows)).sub(logs.mean()).square().sum() for rows in groups.values()]
     return float((torch.stack(squares).sum() / sum(len(rows) - 1 for rows in groups.values())).sqrt())
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's rank correlation of two tensors of shape (N,); ties have their mean rank.
-
-    It is the same for any increasing functions of them: for a variance or its log, for |error| or its square. NaN where
-    one of them is constant.
-
-    >>> round(spearman(torch.tensor([1.0, 2.0, 2.0, 9.0]), torch.tensor([0.1, 0.2, 0.4, 0.3])), 4)
-    0.6325
-    """
-    if bool((a == a[0]).all()) or bool((b == b[0]).all()):
-        return math.nan
-    return float(spearman_corrcoef(a.double(), b.double()))
-
-
-def spearman_interval(a: Tensor, b: Tensor, scripts: Sequence[str], seed: int = 0) -> tuple[float, float, float]:
-    """Return Spearman's ρ and the 2.5 % and 97.5 % quantiles of 1000 resamplings of whole scripts.
-
-    Args:
-        a: shape (N,).
-        b: shape (N,).
-        scripts: N labels; rows of one label are drawn together.
-        seed: of the resampling.
-    """
-    members = [torch.tensor([i for i, own in enumerate(scripts) if own == name]) for name in dict.fromkeys(scripts)]
-    source = random.Random(seed)
-    draws = []
-    for _ in range(_BOOTSTRAP):
-        rows = torch.cat(source.choices(members, k=len(members)))
-        draws.append(spearman(a[rows], b[rows]))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.nanquantile(torch.tensor(draws, dtype=torch.float64), ends).tolist()
-    return spearman(a, b), low, high
-
-
-def variance_ratio(elsewhere: Tensor, here: Tensor) -> float:
-    """Return mean variance on other data divided by mean variance on the task's own.
-
-    Raises:
-        DataError: the second one is 0: nothing was drawn.
-
-    >>> variance_ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5, 1.5]))
-    3.0
-    """
-    if not float(here.mean()) > 0:
-        raise DataError("The variance on the task's own texts is 0, so there is no ratio. Was there only one draw?")
-    return float(elsewhere.mean() / here.mean())
-
-
-def write_json(folder: Path, numbers: Mapping[str, Any]) -> None:
-    """Write ``metrics.json`` into ``folder``, which is made when absent; NaN becomes null."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def command(run: Any, quick: Any, description: str | None, arguments: list[str] | None = None) -> int:
-    """Run ``run`` with what the command line says; return 2 on an error that is the user's."""
-    transformers.utils.logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a folder for metrics.json and the pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few scripts, epochs and draws: to see that it runs")
-    given = parser.parse_args(arguments)
-    try:
-        run(quick if given.quick else None, seed=given.seed, out=given.out)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

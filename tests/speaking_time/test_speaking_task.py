@@ -1,8 +1,7 @@
-"""How long a script takes to say: measured times, figures by hand, both BayesLoRAs on a part of the real prompts."""
+"""How long a script takes to say: measured times, splits, batches, scores by hand, the line and the command."""
 
 from __future__ import annotations
 
-import json
 import math
 import wave
 from collections.abc import Sequence
@@ -17,33 +16,13 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta
 from bayes_adapters.likelihoods import Gaussian
 from bayes_adapters.models import LoRA
-from bayes_adapters.pruning import read_log
-from examples.speaking_time import bayeslora_2025, bayeslora_2026, data
 from examples.speaking_time.data import Data, Spoken, shortened, speech_seconds
-from examples.speaking_time.task import (
-    Task,
-    by_length,
-    command,
-    line,
-    log_seconds,
-    repeat_sd,
-    spearman,
-    spearman_interval,
-    variance_ratio,
-)
+from examples.speaking_time.experiment import QUICK, Settings
+from examples.speaking_time.one_seed import command
+from examples.speaking_time.task import Task, by_length, line, log_seconds, repeat_sd
 from examples.verify_prompts.prompts import load_prompts
 
 pytestmark = pytest.mark.usefixtures("offline")
-
-
-@pytest.fixture(scope="module")
-def prompts(offline: None) -> Data:
-    return data.load()
-
-
-@pytest.fixture(scope="module")
-def task(prompts: Data) -> Task:
-    return Task.make(prompts)
 
 
 def write(path: Path, samples: torch.Tensor, channels: int = 1) -> Path:
@@ -118,36 +97,6 @@ def test_shortened(prompts: Data) -> None:
         shortened(prompts, 2)
 
 
-def test_spearman_with_ties() -> None:
-    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 4, 3: covariance 3, variances 4.5 and 5.
-    a, b = torch.tensor([1.0, 2.0, 2.0, 9.0]), torch.tensor([0.1, 0.2, 0.4, 0.3])
-    assert spearman(a, b) == pytest.approx(3 / math.sqrt(4.5 * 5))
-    assert spearman(a.log(), b.square()) == pytest.approx(spearman(a, b))
-    assert spearman(a, -a) == pytest.approx(-1.0)
-    assert math.isnan(spearman(a, torch.ones(4)))
-
-
-def test_the_interval_draws_whole_scripts() -> None:
-    generator = torch.Generator().manual_seed(1)
-    a = torch.randn(40, generator=generator)
-    b = a + torch.randn(40, generator=generator)
-    names = [str(i) for i in range(40)]
-    value, low, high = spearman_interval(a, b, names)
-    assert low < value < high
-    assert value == spearman(a, b)
-    # Each row three times is not more evidence where the rows share a script, and would be where they do not.
-    again = spearman_interval(a.repeat(3), b.repeat(3), names * 3)
-    assert again == pytest.approx((value, low, high))
-    _, narrow_low, narrow_high = spearman_interval(a.repeat(3), b.repeat(3), [str(i) for i in range(120)])
-    assert narrow_high - narrow_low < 0.8 * (high - low)
-
-
-def test_variance_ratio() -> None:
-    assert variance_ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5, 1.5])) == 3.0
-    with pytest.raises(DataError, match="only one draw"):
-        variance_ratio(torch.ones(2), torch.zeros(3))
-
-
 def test_variance_across_draws(task: Task) -> None:
     parts = [torch.zeros(2)] * 4
     found = Prediction(*parts, 2, samples=torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -159,9 +108,22 @@ def test_variance_across_draws(task: Task) -> None:
 def test_controls_without_a_network() -> None:
     rows = spoken(*(("x" * n, 0.3 * n**0.8) for n in (1, 2, 5, 9, 20)))
     lawful = Data(rows, (), spoken(("y" * 12, 0.3 * 12**0.8)), {})
-    assert line(lawful) == pytest.approx(0.0, abs=1e-9)
+    assert line(lawful).rmse == pytest.approx(0.0, abs=1e-9)
     twice = Data(spoken(("Hello.", 1.0), ("hello", math.e)), spoken(("once", 7.0)), (), {})
     assert repeat_sd(twice) == pytest.approx(math.sqrt(0.5))
+
+
+def test_the_density_of_the_line(prompts: Data) -> None:
+    found = line(prompts)
+    test = by_length(prompts.test)
+    torch.testing.assert_close(found.error, found.mean - log_seconds(test))
+    shifted = [Spoken(row.key, row.text, row.seconds * 2) for row in prompts.test]
+    moved = line(Data(prompts.train, (), tuple(shifted), {}))
+    torch.testing.assert_close(moved.mean, found.mean)  # test times are not looked at
+    # The constant and the log span each other's errors: training residuals have mean 0 and the sd of the density.
+    fitted = line(Data(prompts.train, (), prompts.train, {}))
+    assert float(fitted.error.mean()) == pytest.approx(0.0, abs=1e-9)
+    assert fitted.nll == pytest.approx(0.5 * (math.log(2 * math.pi) + 1) + math.log(fitted.rmse))
 
 
 def test_batches_by_length(task: Task) -> None:
@@ -193,47 +155,6 @@ def test_scores_are_in_units_of_log_seconds(task: Task) -> None:
     assert float(found.variance.max()) == 0.0
 
 
-def test_bayeslora_2025(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    numbers = bayeslora_2025.main(bayeslora_2025.QUICK, out=tmp_path / "run", data=prompts)
-    assert list(numbers["methods"]) == list(bayeslora_2025.METHODS)
-    printed = capsys.readouterr().out
-    plain = numbers["methods"]["no masks (LoRA)"]
-    assert set(plain) == {"rmse", "nll"}
-    for name in ("a mask per token", "a mask per draw"):
-        own = numbers["methods"][name]
-        assert own["variance"] > 0
-        value, low, high = own["spearman"]
-        assert -1 <= low <= value <= high <= 1
-        assert set(own["variance_ratio"]) == set(prompts.elsewhere)
-        assert own["rmse"] != plain["rmse"]
-        assert f"| {name} | {own['rmse']:.3f} | {own['nll']:.3f} | {value:+.2f} [{low:+.2f}, {high:+.2f}] |" in printed
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == json.loads(json.dumps(numbers))
-    assert (tmp_path / "run" / "scatter.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_bayeslora_2026(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    numbers = bayeslora_2026.main(bayeslora_2026.QUICK, out=tmp_path / "run", data=prompts)
-    rows = numbers["rows"]
-    none, some = rows["KL weight 0"], rows["KL weight 0.0001"]
-    assert none["ranks"] == 96 > some["ranks"] > 0
-    assert none["bytes"] > some["bytes"]
-    assert none["export_bytes"] > some["export_bytes"]
-    for own in (none, some):
-        assert own["export_difference"] < 1e-4
-        assert sum(own["layers"].values()) == own["ranks"]
-    assert numbers["chosen"] == "KL weight 0.0001"
-    control = rows["plain LoRA, the ranks of KL weight 0.0001"]
-    assert control["ranks"] == some["ranks"]
-    assert rows["plain LoRA, all ranks"]["ranks"] == 96
-    log = read_log(tmp_path / "run" / "kl-0.0001" / "pruning.json")
-    assert log[-1].after == some["layers"]
-    assert [record.step for record in log] == list(range(9, 15))
-    assert (tmp_path / "run" / "kl-0.0001" / "ranks.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "run" / "kl-0" / "adapter" / "adapter.safetensors").is_file()
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"] == json.loads(json.dumps(rows))
-    assert f"| KL weight 0.0001 | {some['ranks']} | {some['rmse']:.3f} |" in capsys.readouterr().out
-
-
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
 
@@ -242,7 +163,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         if options["seed"] == 7:
             raise ConfigError("there is no seven")
 
-    assert command(run, "few", "text", ["--quick", "--out", str(tmp_path)]) == 0
-    assert command(run, "few", "text", ["--seed", "7"]) == 2
-    assert seen == [("few", {"seed": 0, "out": tmp_path}), (None, {"seed": 7, "out": None})]
+    assert command(run, "text", ["--quick", "--out", str(tmp_path)]) == 0
+    assert command(run, "text", ["--seed", "7"]) == 2
+    assert seen == [(QUICK, {"seed": 0, "out": tmp_path}), (Settings(), {"seed": 7, "out": None})]
     assert "error: there is no seven" in capsys.readouterr().err
