@@ -10,7 +10,24 @@ are not read. The rule, written down before anything was run:
     error, the one that leaves the fewest ranks; of equals, that with the lower NLL.
 
 The standard error is that of the mean difference of the same utterances. The question is about accuracy; the NLL is
-asked as well because its differences are less noisy.
+asked as well because it sees losses that accuracy does not. Measured (with the difference to LoRA ± a standard error;
+ranks of all 12 layers together, and of the six query layers from the first to the last)::
+
+    KL weight  accuracy              NLL                   ranks  of query layers
+    (LoRA)     .648                  .804                  96     8/8/8/8/8/8
+    0.001      .655, +.006 ± .007    .808, +.004 ± .006    96     8/8/8/8/8/8
+    0.002      .657, +.009 ± .008    .809, +.005 ± .006    96     8/8/8/8/8/8
+    0.003      .659, +.011 ± .008    .809, +.005 ± .006    96     8/8/8/8/8/8
+    0.005      .658, +.010 ± .008    .810, +.006 ± .006    96     8/8/8/8/8/8
+    0.01       .640, −.008 ± .008    .813, +.009 ± .007    90     5/8/8/7/8/6
+    0.02       .647, −.001 ± .009    .811, +.007 ± .008    64     1/4/4/1/2/4
+    0.03       .651, +.003 ± .010    .816, +.012 ± .009    57     1/1/1/1/1/5
+    0.05       .646, −.003 ± .010    .826, +.022 ± .009    38     1/1/1/1/1/1
+
+So the weight is 0.02, with 64 of 96 ranks. By accuracy alone it would be 0.05, with 38. 0.03 and 0.05 were added
+because 0.02, the last of the first list, had been chosen. Query layers lose their ranks first, down to the one that
+each layer keeps; value layers lost none up to 0.02, one at 0.03, and have 3/7/6/6/5/5 at 0.05. The plain LoRA exported
+from a pruned adapter predicts what the adapter predicts at its mean, to the last bit.
 """
 
 from __future__ import annotations
@@ -37,7 +54,7 @@ from examples.meld.kl_weights import weighted
 from examples.meld.methods import Built, method
 from examples.meld.results import backbone
 
-WEIGHTS = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
+WEIGHTS = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +139,17 @@ def row(name: str, own: Found, lora: Found) -> str:
     layers = defaultdict[str, list[str]](list)
     for path, rank in own.ranks.items():
         layers[path.rsplit(".", 1)[-1]].append(str(rank))
-    pairs = [paired(getattr(own, score), getattr(lora, score)) for score in ("right", "nll")]
-    means = [f"{float(values.mean()):.3f} | {d:+.3f} ± {e:.3f}" for values, (d, e) in zip((own.right, own.nll), pairs)]
+    means = []
+    for values, reference in ((own.right, lora.right), (own.nll, lora.nll)):
+        difference, error = paired(values, reference)
+        means.append(f"{float(values.mean()):.3f} | {difference:+.3f} ± {error:.3f}")
     ranks = ", ".join(f"{part} {'/'.join(each)}" for part, each in layers.items())
     cells = [name, *means, f"{own.total}", ranks, f"{own.export:.0e}"]
     return f"| {' | '.join(cells)} |"
 
 
 HEAD = (
-    "| KL weight | accuracy | − LoRA ± s.e. | NLL | − LoRA ± s.e. | ranks | from the first layer to the last | export |",
+    "| KL weight | accuracy | − LoRA ± s.e. | NLL | − LoRA ± s.e. | ranks | from first to last layer | export |",
     "|---|---|---|---|---|---|---|---|",
 )
 

@@ -9,7 +9,9 @@ place of their own. So ``bayeslora-2025`` (p = 0.15) differs from ``mc-dropout``
 token has a mask of its own.
 
 ``lora-r12`` and ``lora-r20`` (at the default rank 8) train as many numbers as BLoB, and about as many as C-LoRA.
-Dropout, TFB, ScalaBL and BayesLoRA (2026) train as many as ``lora``, within 1 %.
+Dropout, TFB, ScalaBL and BayesLoRA (2026) train as many as ``lora``, within 1 %. ``bayeslora-2026-pruned`` is
+``bayeslora-2026`` with a KL weight that takes ranks out; ``lora-r5`` has about as many from the start, the same
+number in every layer.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], Iterable[Batch]]
 OnStep = Callable[[int, AdapterModel, AdapterGuide, torch.optim.Optimizer], None]
 """What is done after each optimiser step; see ``fit``."""
 
-KL_WEIGHTS = {"blob": 1e-3, "scalabl": 1e-3, "bayeslora-2026": 1e-3}
+PRUNED = "bayeslora-2026-pruned"
+"""BayesLoRA (2026) with as few ranks as keep LoRA's accuracy on dev utterances."""
+
+KL_WEIGHTS = {"blob": 1e-3, "scalabl": 1e-3, "bayeslora-2026": 1e-3, PRUNED: 2e-2}
 """Weight w of the KL of a posterior over weights: a step minimises nll + w · KL / N, and w = 1 is the ELBO.
 
-Chosen among 1, 0.1, 0.01 and 0.001 on dev utterances only, see :mod:`examples.meld.kl_weights`.
+Chosen among 1, 0.1, 0.01 and 0.001 on dev utterances only, see :mod:`examples.meld.kl_weights`; that of
+:data:`PRUNED` by :mod:`examples.meld.fewest_ranks`.
 """
 
 PRUNE_THRESHOLD = 4.0
@@ -158,11 +164,11 @@ def _scalabl(parts: Build) -> Built:
     return Built(*_system("scalabl", parts), Training(kl_weight=KL_WEIGHTS["scalabl"]))
 
 
-def _bayeslora_2026(parts: Build) -> Built:
+def _bayeslora_2026(parts: Build, name: str = "bayeslora-2026") -> Built:
     half = max(1, parts.steps // 2)
     # One look, half-way: an epoch that ends before a removal cannot be chosen any more.
     prune = PruneSchedule(PRUNE_THRESHOLD, start=half, until=half, min_rank=1)
-    training = Training(kl_weight=KL_WEIGHTS["bayeslora-2026"], on_step=prune, ranks_kept=_mean_rank)
+    training = Training(kl_weight=KL_WEIGHTS[name], on_step=prune, ranks_kept=_mean_rank)
     return Built(*_system("bayeslora-2026", parts), training)
 
 
@@ -185,6 +191,7 @@ def _training_free(
 
 METHODS: dict[str, Method] = {
     "lora": Method(_lora),
+    "lora-r5": Method(partial(_lora, times=0.625)),
     "lora-r12": Method(partial(_lora, times=1.5)),
     "lora-r20": Method(partial(_lora, times=2.5)),
     "ensemble": Method(_lora, ensemble=True),
@@ -194,6 +201,7 @@ METHODS: dict[str, Method] = {
     "tfb": Method(_tfb),
     "scalabl": Method(_scalabl),
     "bayeslora-2026": Method(_bayeslora_2026),
+    PRUNED: Method(partial(_bayeslora_2026, name=PRUNED)),
     "c-lora": Method(_c_lora),
 }
 """Name → method: the order of the tables."""

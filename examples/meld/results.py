@@ -24,12 +24,14 @@ from examples.comparison import Metric, difference_table, mean_table, paired_dif
 from examples.grid import Grid, claim_folder
 from examples.meld.data import Meld, voice_prompts
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
-from examples.meld.methods import KL_WEIGHTS, METHODS
+from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNED
 from examples.meld.records import Result, Row
 from examples.rows import read_rows, write_rows
 
 EVERY = (FROZEN, *METHODS)
 REFERENCE = "lora"
+CONTROL = "lora-r5"
+"""The LoRA that is subtracted from :data:`PRUNED` in one more row of the differences."""
 COLUMNS: dict[str, tuple[str, str]] = {
     "trained": (CLEAN, "parameters"),
     "accuracy": (CLEAN, "accuracy"),
@@ -100,8 +102,10 @@ WITH_PROMPTS: dict[str, Metric] = {
 """The same of rows of test utterances and prompts together; a prompt's label is -1."""
 
 
-def differences(rows: Sequence[Row], draws: int = 500) -> dict[str, dict[str, PairedDifference]]:
-    """Return each method minus LoRA on the pooled predictions, with intervals from resampling whole dialogues."""
+def differences(
+    rows: Sequence[Row], reference: str = REFERENCE, draws: int = 500
+) -> dict[str, dict[str, PairedDifference]]:
+    """Return each method minus ``reference`` on pooled predictions, with intervals from resampling whole dialogues."""
     outputs: dict[bool, Any] = {pooled: defaultdict(lambda: defaultdict(dict)) for pooled in (False, True)}
     for r in rows:
         for pooled in (False, True) if r.condition == CLEAN else (True,):
@@ -109,7 +113,7 @@ def differences(rows: Sequence[Row], draws: int = 500) -> dict[str, dict[str, Pa
             outputs[pooled][r.method][r.seed][r.key, r.group] = numbers
     group: Callable[[Any], Any] = lambda key: key[1]  # noqa: E731
     parts = [
-        paired_differences(outputs[pooled], REFERENCE, chosen, group=group, draws=draws)
+        paired_differences(outputs[pooled], reference, chosen, group=group, draws=draws)
         for pooled, chosen in ((False, ON_TEST), (True, WITH_PROMPTS))
     ]
     return {m: parts[0][m] | parts[1][m] for m in parts[0]}
@@ -139,8 +143,9 @@ def describe(data: Meld, settings: Settings, seeds: int) -> list[str]:
         f"* {settings.epochs} epochs, batches of {settings.batch_size}, AdamW {settings.lr:g}; r = {settings.rank}, "
         f"α = {settings.alpha:g} on query and value of all layers of a frozen MiniLM; {settings.samples} draws, "
         f"ensembles of {settings.members}; {seeds} seeds.",
-        f"* Weights of the KL of posteriors over weights: {weights}; chosen by the NLL of dev utterances.",
-        "* Out of distribution: the English scripts of telephone prompts. Differences are method − LoRA with 95 % "
+        f"* Weights of the KL of posteriors over weights: {weights}; chosen by the NLL of dev utterances, that of "
+        f"{PRUNED} by the fewest ranks at LoRA's accuracy and NLL on them.",
+        "* Out of distribution: the English scripts of telephone prompts. Differences are in pairs, with 95 % "
         "intervals from resampling dialogues: they reflect the choice of test dialogues, not of training seeds.",
     ]
 
@@ -178,8 +183,12 @@ class MeldSentiment(Grid[Result]):
         """Write ``report.md`` into the folder of the runs, and the tables into the README."""
         tables = {"meld": mean_table(records, COLUMNS, "method")}
         rows = [row for path in predictions for row in read_rows(path, Row)]
-        if {REFERENCE} < {row.method for row in rows}:
+        measured = {row.method for row in rows}
+        if {REFERENCE} < measured:
             tables["meld_differences"] = difference_table(differences(rows), REFERENCE)
+            if {PRUNED, CONTROL} <= measured:
+                pair = [row for row in rows if row.method in {PRUNED, CONTROL}]
+                tables["meld_differences"] += difference_table(differences(pair, CONTROL), CONTROL)[2:]
         report(describe(self.data, self._settings(arguments), arguments.seeds), tables, arguments.runs / "report.md")
         if arguments.readme:
             rewrite_file(arguments.readme, tables)

@@ -15,7 +15,7 @@ from bayes_adapters.sites import Granularity
 from bayes_adapters.training_free import bayesianise
 from examples.meld import methods
 from examples.meld.experiment import Task, draws, run, train
-from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, Build
+from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, PRUNED, Build
 from tests.meld.parts import SETTINGS, backbone
 
 PUBLISHED = {
@@ -28,11 +28,11 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, PRUNED])
 def test_what_a_published_method_is_here(name: str) -> None:
     parts = Build(backbone(), num_data=60, steps=16, rank=3, alpha=5.0, prior_scale=0.7)
     model, guide, training = METHODS[name].build(parts)
-    assert (type(model).__name__, type(guide).__name__) == PUBLISHED[name]
+    assert (type(model).__name__, type(guide).__name__) == PUBLISHED[name.removesuffix("-pruned")]
     config, options = model.config(), guide.config()
     assert (config["rank"], config["alpha"], model.likelihood.config()["num_classes"]) == (3, 5.0, 3)
     assert {path.rsplit(".", 1)[-1] for path in model.layers} == {"query", "value"}
@@ -51,8 +51,8 @@ def test_what_a_published_method_is_here(name: str) -> None:
         assert float(base_distribution(model.prior.of(site)).stddev.flatten()[0]) == pytest.approx(0.7)
     if name == "scalabl":
         assert (options["positive_mean"], options["init_scale"]) == (True, (0.05 / 2**0.5, 0.05))
-    assert (training.on_step is not None) == (name == "bayeslora-2026")
-    if name == "bayeslora-2026":
+    assert (training.on_step is not None) == (name in {"bayeslora-2026", PRUNED})
+    if training.on_step is not None:
         assert options["init_log_variance"] == -8.0
         assert training.on_step == PruneSchedule(PRUNE_THRESHOLD, start=8, until=8, min_rank=1)
 

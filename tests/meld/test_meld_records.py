@@ -12,9 +12,10 @@ import pytest
 
 from bayes_adapters.errors import DataError
 from bayes_adapters.records import read_records, write_records
+from examples.comparison import difference_table
 from examples.meld import results
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Task, run
-from examples.meld.methods import KL_WEIGHTS, METHODS
+from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNED
 from examples.meld.records import Result, Row
 from examples.rows import read_rows, write_rows
 from tests.meld.parts import PROMPTS, SETTINGS, write
@@ -55,7 +56,7 @@ def test_records_and_predictions_agree(finished: Any, task: Task, name: str) -> 
     assert clean.parameters == ood.parameters or name == FROZEN
     assert clean.parameters > 100 or name == FROZEN
     assert clean.train_seconds > 0
-    ranks = {"lora-r12": 3, "lora-r20": 5}.get(name, 2)
+    ranks = {results.CONTROL: 1, "lora-r12": 3, "lora-r20": 5}.get(name, 2)
     assert clean.ranks_kept == ranks or (name == FROZEN and math.isnan(clean.ranks_kept))
     uncertain = [r.epistemic > 0 for r in own[CLEAN]]
     assert any(uncertain) == (name != FROZEN and not name.startswith("lora"))
@@ -84,7 +85,8 @@ def test_the_report_compares_finished_runs(
 ) -> None:
     folder, runs, readme = write(tmp_path / "data"), tmp_path / "runs", tmp_path / "README.md"
     runs.mkdir()
-    for name in ("lora", "ensemble"):
+    shown = ("lora", results.CONTROL, "ensemble", PRUNED)
+    for name in shown:
         write_rows(runs / f"{name}-0.csv", Row, [r._replace(seed=0) for r in finished[name][1]])
         write_records(runs / f"{name}-0.json", [replace(r, seed=0) for r in finished[name][0]])
     readme.write_text("<!-- meld -->\n<!-- /meld -->\n<!-- meld_differences -->\n<!-- /meld_differences -->\n")
@@ -100,13 +102,19 @@ def test_the_report_compares_finished_runs(
         "--seeds",
         "1",
     ]
-    command += ["--methods", "lora", "ensemble", "--device", "cpu", "--readme", str(readme), "--test-size", "20"]
+    command += ["--methods", *shown, "--device", "cpu", "--readme", str(readme), "--test-size", "20"]
     monkeypatch.setattr(sys, "argv", command)
     assert results.MeldSentiment().main() == 0
-    assert [r.method for r in read_records(tmp_path / "all.json", Result)] == ["lora", "lora", "ensemble", "ensemble"]
+    assert [r.method for r in read_records(tmp_path / "all.json", Result)] == [name for name in shown for _ in range(2)]
     text = readme.read_text()
     assert "| lora | 1 | " in text
     assert "| ensemble − lora | " in text
+    rows = [row for name in (PRUNED, results.CONTROL) for row in finished[name][1]]
+    (own,) = results.differences([r._replace(seed=0) for r in rows], results.CONTROL).values()
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {PRUNED} − {results.CONTROL} | "))
+    assert line == difference_table({PRUNED: own}, results.CONTROL)[2]
+    control, pruned = (finished[name][0][0].nll for name in (results.CONTROL, PRUNED))
+    assert own["NLL"].difference == pytest.approx(pruned - control, abs=1e-6)
     written = (runs / "report.md").read_text()
     assert "| lora | 1 | " in written
     assert all(f"{name} {weight:g}" in written for name, weight in KL_WEIGHTS.items())
