@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bayes_adapters._ctranslate2 import convert_whisper
 from bayes_adapters._resources import cache_folder as cache_folder
 from bayes_adapters._resources import hub_snapshot, install_once, say, wheel_folder
-from bayes_adapters.audio import SAMPLE_RATE, check_torchaudio
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.speech.audio import SAMPLE_RATE, check_torchaudio
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEECH_ENCODER = "openai/whisper-tiny.en"

@@ -145,7 +145,7 @@ def _prior(prior: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _verify(options: argparse.Namespace) -> str:
-    from bayes_adapters.verify import Verifier, VerifyTask
+    from bayes_adapters.speech.verify import Verifier, VerifyTask
 
     _quiet()
     if options.samples < 1:

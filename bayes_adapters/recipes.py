@@ -17,8 +17,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import KLMode
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.schedules import Blundell, Constant, KLSchedule
+from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.training._optimizer import trainable
 
 
@@ -77,7 +77,7 @@ class Recipe:
         kl_mode: normalisation of local KLs.
         windowed: multiply w by Blundell's π over windows of :func:`window` steps.
         num_samples: posterior draws averaged at test.
-        prune: options of :class:`bayes_adapters.pruning.PruneSchedule`; None prunes nothing.
+        prune: options of :class:`bayes_adapters.surgery.pruning.PruneSchedule`; None prunes nothing.
     """
 
     lr: float

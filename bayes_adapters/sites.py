@@ -36,7 +36,7 @@ class Part(StrEnum):
     MASK = "mask"
     """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
     CROSS = "cross"
-    """Φ, the core of a path between modalities, shape (r_C, r_C); see :class:`bayes_adapters.inter_path.InterPath`."""
+    """Φ, the core of a path between modalities, shape (r_C, r_C); see :mod:`bayes_adapters.modalities.inter_path`."""
     FACTOR = "factor"
     """A factor of a multiplicative fusion, of any shape; see :class:`bayes_adapters.models.Wander`."""
 

@@ -77,8 +77,8 @@ def build(
 
 
 PROCEDURES: dict[str, str] = {
-    "tfb": "it makes one of a trained lora or blob. Train that, then call bayes_adapters.training_free.bayesianise("
-    "model, guide, anchors) (TFB, arXiv 2412.05723).",
+    "tfb": "it makes one of a trained lora or blob. Train that, then call "
+    "bayes_adapters.surgery.training_free.bayesianise(model, guide, anchors) (TFB, arXiv 2412.05723).",
 }
 """Names of methods that begin with a trained model → what to call."""
 

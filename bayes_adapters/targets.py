@@ -165,7 +165,7 @@ def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear
             if _is_peft(other):
                 raise TargetError(
                     f"{others[0]!r} already holds an adapter of PEFT. Merge it first (peft_model.merge_and_unload()), "
-                    "read its folder with bayes_adapters.peft_files.from_peft, or adapt other layers."
+                    "read its folder with bayes_adapters.files.peft.from_peft, or adapt other layers."
                 )
             kind = type(other).__name__
             raise TargetError(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
+from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
+from bayes_adapters.analysis.records import Record
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.records import Record
 
 Outputs = Mapping[int, Mapping[Hashable, Sequence[float]]]
 """What one method said: seed → example → numbers (probabilities, label, uncertainty, …)."""

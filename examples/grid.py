@@ -22,9 +22,9 @@ from typing import Any, Generic, TypeVar
 import torch
 import transformers
 
+from bayes_adapters.analysis.records import Record, read_records, write_records
 from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import BayesAdaptersError, ConfigError
-from bayes_adapters.records import Record, read_records, write_records
 
 R = TypeVar("R", bound=Record)
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from bayes_adapters import Batch, Categorical, predict
+from bayes_adapters.analysis.metrics import accuracy, ece, nll
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.guides import Delta
-from bayes_adapters.metrics import accuracy, ece, nll
 from bayes_adapters.models import LoRA
+from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import batches, fit
-from bayes_adapters.training_free import bayesianise
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
 

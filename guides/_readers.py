@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayes_adapters.analysis.diagnostics import record
 from bayes_adapters.batch import Frames
-from bayes_adapters.diagnostics import record
 from bayes_adapters.sites import SiteCall
 
 SHARED = "shared"

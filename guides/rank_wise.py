@@ -23,7 +23,8 @@ class RankWise(AdapterGuide):
     """``q(A_ij) = N(M_ij, σ_i²)``, ``q(B_ki) = N(L_ki, σ_i²)``: row i of A and column i of B share one variance.
 
     With the log-uniform prior the KL of an entry falls as its dropout rate ``σ²/μ²`` grows: ranks that the data do not
-    need get a large rate, and :mod:`bayes_adapters.pruning` takes them out. Tied variances cost r parameters a layer.
+    need get a large rate, and :mod:`bayes_adapters.surgery.pruning` takes them out. Tied variances cost r parameters a
+    layer.
 
     ``local_reparametrisation``, in the guide's training mode only: instead of one (A, B) a step, every token's
     ``B A x`` is drawn from a Gaussian with its exact mean and variance::

@@ -28,10 +28,10 @@ class TrainingFree(AdapterGuide):
     σ_q is in units of the entries of B A, before the scale α / r. A direction in which B is exactly 0 (d_i = 0) has the
     deviation σ_q there: any would do, since B' multiplies it by 0.
 
-    :func:`bayes_adapters.training_free.bayesianise` makes model and guide from a trained adapter. M, d and log σ_q are
-    buffers: ``save`` and ``load`` keep them, and nothing of the guide is trained. Since d describes B', the guide
-    freezes the model's B: ``fit`` trains what is left, the head and the likelihood, under noise that stays as it is,
-    and its KL is a constant. With the head frozen as well, ``fit`` refuses: there is nothing to train.
+    :func:`bayes_adapters.surgery.training_free.bayesianise` makes model and guide from a trained adapter. M, d and log
+    σ_q are buffers: ``save`` and ``load`` keep them, and nothing of the guide is trained. Since d describes B', the
+    guide freezes the model's B: ``fit`` trains what is left, the head and the likelihood, under noise that stays as it
+    is, and its KL is a constant. With the head frozen as well, ``fit`` refuses: there is nothing to train.
 
     Source: TFB, arXiv 2412.05723, theorem 4.1, and its released code.
 
@@ -93,8 +93,8 @@ class TrainingFree(AdapterGuide):
                 if float((product - product.diagonal().diag()).abs().max()) > 1e-4 * float(singular.max()) ** 2:
                     raise ConfigError(
                         f"The columns of B in the layer {path!r} are not orthogonal, so their lengths are not its "
-                        "singular values. Rotate the adapter first (bayes_adapters.training_free.rotate), or let "
-                        "bayesianise do all of it."
+                        "singular values. Rotate the adapter first "
+                        "(bayes_adapters.surgery.training_free.rotate), or let bayesianise do all of it."
                     )
                 self.get_buffer(_singular(site))[place] = singular.float()
                 self.get_buffer(_mean(site))[place] = means[path]

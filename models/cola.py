@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters import lockstep
-from bayes_adapters.blocks import Blocks, Stage, blocks_of, stage_width
-from bayes_adapters.depths import DepthMap, depth_map
-from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.forward_pass import current_pass
-from bayes_adapters.inter_path import InterPath
 from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.lockstep import Tap
+from bayes_adapters.modalities import lockstep
+from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
+from bayes_adapters.modalities.depths import DepthMap, depth_map
+from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
+from bayes_adapters.modalities.inter_path import InterPath
+from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
@@ -84,7 +84,7 @@ class CoLA(ConcatLoRA):
         gain: initial λ.
         schedule, share: see :class:`Schedule`, :class:`Sharing`.
         streams: encoder → :class:`StreamPooling`, for its descriptors and its output, or one for all.
-        depths: how blocks are paired, see :func:`bayes_adapters.depths.depth_map`.
+        depths: how blocks are paired, see :func:`bayes_adapters.modalities.depths.depth_map`.
         prior: of Φ; None means N(0, 1), the scale at which the hypernetwork's layer norm starts.
         targets: which of the blocks' linears are adapted; None means all six.
         **options: ``rank``, ``alpha`` and ``dropout`` of :class:`AdapterModel`; ``streams`` and ``head_width`` (AVE:

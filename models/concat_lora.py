@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.model_checks import hidden_width, require_withholdable
 from bayes_adapters.pooling import Pooling
@@ -44,8 +44,8 @@ class ConcatLoRA(AdapterModel):
     """``f = W [pool(h¹) ; … ; pool(h^M)]``, every encoder adapted by plain LoRA; the encoders do not see each other.
 
     A batch's inputs are named ``<encoder>.<argument>``, as in ``text.input_ids`` (see
-    :class:`bayes_adapters.encoder_inputs.EncoderInputs`). A modality that is missing, for the batch or for an example,
-    has a learned null vector in the place of its pooled output.
+    :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`). A modality that is missing, for the batch or for
+    an example, has a learned null vector in the place of its pooled output.
 
     Args:
         backbone: an ``nn.ModuleDict`` of encoders that return ``last_hidden_state``; changed in place.

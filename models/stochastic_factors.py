@@ -16,8 +16,8 @@ from bayes_adapters.sites import Granularity, Part
 class StochasticFactors(AdapterModel):
     """``h = W₀ x + (α/r) B A x``, ``A_ij ~ prior``, ``B_ki ~ prior``, one site for each factor of each layer.
 
-    A layer may lose ranks, see :func:`bayes_adapters.pruning.prune`; the scale stays α/r with the r given here. The
-    default prior ``p(w) ∝ 1/|w|`` has no draws, so the model runs under a guide only.
+    A layer may lose ranks, see :func:`bayes_adapters.surgery.pruning.prune`; the scale stays α/r with the r given here.
+    The default prior ``p(w) ∝ 1/|w|`` has no draws, so the model runs under a guide only.
 
     Source: BayesLoRA, arXiv 2506.22809 v3.
 

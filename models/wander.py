@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters import lockstep
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.blocks import Blocks, Stage, blocks_of, stage_width
-from bayes_adapters.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
-from bayes_adapters.cp_fusion import cp_fusion_pooled, cp_fusion_residual
-from bayes_adapters.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.layer import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.lockstep import Tap
+from bayes_adapters.modalities import lockstep
+from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
+from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
+from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled, cp_fusion_residual
+from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
+from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.model_checks import fold, hidden_width
 from bayes_adapters.models.concat_lora import ConcatLoRA
 from bayes_adapters.priors import Prior, PriorLike
@@ -31,12 +31,12 @@ from bayes_adapters.sites import Granularity, Part, Site
 class Wander(ConcatLoRA):
     """``f = W mean_r( residual + g ∘ Π_m Z_m )`` over M ≥ 2 frozen encoders, of sequences of any length.
 
-    The fusion is that of :mod:`bayes_adapters.cp_fusion`, whose formulas hold here. Its factors F_m (R, r, d) and G_m
-    (R, L_m, r) are global sample sites, ``factor.feature.<encoder>`` and ``factor.token.<encoder>`` (after every layer:
-    with the depth before the encoder's name), one KL per data set. The paper's Wander is the guide ``Delta`` with KL
-    weight 0; ``MeanField`` gives a Bayesian Wander, which no paper has. Everything else (W_m, b_m, the gate g, what
-    stands in for a missing modality, the head) is deterministic. The gate starts at 0: at construction the fusion
-    returns its residual, and its other tensors get gradient from the second step on.
+    The fusion is that of :mod:`bayes_adapters.modalities.cp_fusion`, whose formulas hold here. Its factors F_m (R, r,
+    d) and G_m (R, L_m, r) are global sample sites, ``factor.feature.<encoder>`` and ``factor.token.<encoder>`` (after
+    every layer: with the depth before the encoder's name), one KL per data set. The paper's Wander is the guide
+    ``Delta`` with KL weight 0; ``MeanField`` gives a Bayesian Wander, which no paper has. Everything else (W_m, b_m,
+    the gate g, what stands in for a missing modality, the head) is deterministic. The gate starts at 0: at construction
+    the fusion returns its residual, and its other tensors get gradient from the second step on.
 
     Source: Guo et al., AAAI 2025, arXiv 2412.08979, as its released code computes it; masks, lengths that vary, missing
     modalities, normalisation, the gate, fusion after every layer and random factors are this library's.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
+from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.batch import find_frames
-from bayes_adapters.diagnostics import collecting
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, PooledContext
 from bayes_adapters.models import FusionLoRA

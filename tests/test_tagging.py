@@ -26,9 +26,9 @@ from bayes_adapters import (
 )
 from bayes_adapters.distributions import IGNORED, TokenLabels
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
-from bayes_adapters.peft_files import from_peft, to_peft
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, bert, fill_B, llama, pad, token_batch
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bayes_adapters._whole_file import replace_file
 from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.files._whole_file import replace_file
 from bayes_adapters.training._state import decode, encode
 
 FORMAT = 1

@@ -133,10 +133,10 @@ def fit(
         log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the
             first on; TensorBoard gets these steps.
         on_step: ``(step, model, guide, optimizer)``, called after each optimiser step, ``step`` counting from 1; such
-            as :class:`bayes_adapters.pruning.PruneSchedule`. It may take out ranks; the best epoch is then looked for
-            among those after the last removal. It should depend on its arguments and ``state_dict()`` only, which, with
-            ``load_state_dict()``, is kept in checkpoints where it exists. A run that took out ranks is continued by the
-            model and guide it began with.
+            as :class:`bayes_adapters.surgery.pruning.PruneSchedule`. It may take out ranks; the best epoch is then
+            looked for among those after the last removal. It should depend on its arguments and ``state_dict()`` only,
+            which, with ``load_state_dict()``, is kept in checkpoints where it exists. A run that took out ranks is
+            continued by the model and guide it began with.
 
     Returns:
         A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),

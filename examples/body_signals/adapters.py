@@ -39,9 +39,9 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, predict
-from bayes_adapters.blocks import Block, Blocks
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.modalities.blocks import Block, Blocks
 from bayes_adapters.models import ConcatLoRA, Wander
 from bayes_adapters.training import fit
 from examples.body_signals.data import MODALITIES, SECONDS, Signals

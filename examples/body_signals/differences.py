@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters import metrics
-from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis.bootstrap import PairedDifference
 from bayes_adapters.errors import DataError
 from examples.body_signals.data import MODALITIES
 from examples.body_signals.experiment import WITHHELD, condition_of
@@ -29,7 +29,7 @@ def _over_folds(score: Callable[[Tensor], float]) -> Metric:
 
 
 def mean_auc(probs: Float[Tensor, "N K"], labels: Float[Tensor, " N"]) -> float:
-    """Mean over K columns of the AUROC of :func:`bayes_adapters.metrics.auc`, all at once; NaN without both classes."""
+    """Mean over K columns of :func:`bayes_adapters.analysis.metrics.auc`, all at once; NaN without both classes."""
     stress, rest = (probs[labels == label].T.contiguous() for label in (1, 0))
     if not stress.numel() or not rest.numel():
         return float("nan")

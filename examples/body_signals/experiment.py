@@ -16,9 +16,9 @@ from dataclasses import fields, replace
 
 from torch import Tensor
 
+from bayes_adapters.analysis.metrics import Decomposition, decompose
+from bayes_adapters.analysis.records import Record, score
 from bayes_adapters.errors import DataError
-from bayes_adapters.metrics import Decomposition, decompose
-from bayes_adapters.records import Record, score
 from examples.body_signals.data import MODALITIES, Signals
 from examples.body_signals.methods import Fitted
 from examples.body_signals.records import Row

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from bayes_adapters.records import Record, write_records
+from bayes_adapters.analysis.records import Record, write_records
 from examples.body_signals.adapters import ADAPTED, AdapterSettings, train
 from examples.body_signals.data import default_path, load
 from examples.body_signals.differences import REFERENCE, differences

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import predict
+from bayes_adapters.analysis.metrics import Decomposition, decompose
+from bayes_adapters.analysis.records import Record, score
 from bayes_adapters.errors import DataError
-from bayes_adapters.metrics import Decomposition, decompose
-from bayes_adapters.records import Record, score
 from bayes_adapters.training import fit
 from examples.length_batches import LengthBatches
 from examples.meld.data import SENTIMENTS, Meld, Utterance, Utterances

@@ -44,10 +44,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from bayes_adapters import metrics, predict
+from bayes_adapters import predict
+from bayes_adapters.analysis import metrics
 from bayes_adapters.backbones import text_backbone
-from bayes_adapters.export import to_lora
 from bayes_adapters.guides import Delta
+from bayes_adapters.surgery.export import to_lora
 from examples.meld.data import Meld, Utterances
 from examples.meld.experiment import Settings, Task, Trained, draws, train_member
 from examples.meld.kl_weights import weighted

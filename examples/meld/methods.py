@@ -29,9 +29,9 @@ from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical, syste
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, Delta
 from bayes_adapters.models import LoRA, StochasticCore
-from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training_free import bayesianise
+from bayes_adapters.surgery.pruning import PruneSchedule
+from bayes_adapters.surgery.training_free import bayesianise
 from examples.meld.data import SENTIMENTS
 
 Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], Iterable[Batch]], tuple[AdapterModel, AdapterGuide]]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bayes_adapters.records import Record
+from bayes_adapters.analysis.records import Record
 
 
 @dataclass(frozen=True)

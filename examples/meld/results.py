@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayes_adapters import metrics
+from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis.bootstrap import PairedDifference
+from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
-from bayes_adapters.bootstrap import PairedDifference
-from bayes_adapters.records import write_records
 from examples.comparison import Metric, difference_table, mean_table, paired_differences, rewrite_file
 from examples.grid import Grid, claim_folder
 from examples.meld.data import Meld, voice_prompts

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from bayes_adapters import AdapterGuide, AdapterModel, predict
-from bayes_adapters.export import to_lora
 from bayes_adapters.files import save
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import StochasticFactors
-from bayes_adapters.pruning import PruneRecord, PruneSchedule
 from bayes_adapters.recipes import Recipe
+from bayes_adapters.surgery.export import to_lora
+from bayes_adapters.surgery.pruning import PruneRecord, PruneSchedule
 from bayes_adapters.training import fit
 from examples.speaking_time.data import Data, load, shortened
 from examples.speaking_time.intervals import spearman, variance_ratio

@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers
 
+from bayes_adapters.analysis.records import write_records
 from bayes_adapters.errors import BayesAdaptersError
-from bayes_adapters.records import write_records
 from examples.rows import write_rows
 from examples.speaking_time.data import Data
 from examples.speaking_time.experiment import LINE, QUICK, Settings, Train, Trained, run

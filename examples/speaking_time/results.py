@@ -14,7 +14,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from bayes_adapters.records import write_records
+from bayes_adapters.analysis.records import write_records
 from examples.comparison import rewrite_file
 from examples.grid import Grid, claim_folder
 from examples.rows import read_rows, write_rows

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.analysis.bootstrap import PairedDifference
 from examples.comparison import Metric, Outputs, difference_table, markdown, mean_table, paired_differences
 from examples.speaking_time.intervals import Interval, resampled, spearman, variance_ratio
 from examples.speaking_time.records import TEST, Result, Row

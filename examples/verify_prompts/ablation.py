@@ -13,8 +13,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from bayes_adapters.analysis.records import Record, write_records
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.records import Record, write_records
 from examples.grid import Grid, claim_folder, finished
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from bayes_adapters import AdapterGuide, AdapterModel, load, plots
-from bayes_adapters.attribution import Attribution, attribute
-from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters import AdapterGuide, AdapterModel, load
+from bayes_adapters.analysis import plots
+from bayes_adapters.analysis.attribution import Attribution, attribute
+from bayes_adapters.analysis.bootstrap import PairedDifference
 from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import BayesAdaptersError
 from examples.verify_prompts.corpus import FOREIGN, Corpus, PairBatches

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bayes_adapters import metrics
-from bayes_adapters.bootstrap import PairedDifference, paired_bootstrap
+from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
 from examples.verify_prompts.markdown import Pairs, table
 from examples.verify_prompts.predictions import Prediction, by_pair, resampled_together
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.corruption import Condition
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.speech.corruption import Condition
 from examples.verify_prompts.features import FrameStore
 from examples.verify_prompts.pairs import Pair, WrongScripts
 

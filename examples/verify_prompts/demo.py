@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 import transformers
 
+from bayes_adapters.analysis.records import Record
 from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import BayesAdaptersError, ConfigError
 from bayes_adapters.files import save
-from bayes_adapters.records import Record
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
 from examples.verify_prompts.methods import METHODS, find

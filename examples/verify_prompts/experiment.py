@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from bayes_adapters import AdapterGuide, AdapterModel, predict
+from bayes_adapters.analysis.metrics import Decomposition, correct
+from bayes_adapters.analysis.records import Record, score
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
-from bayes_adapters.metrics import Decomposition, correct
-from bayes_adapters.records import Record, score
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
 from examples.verify_prompts.corpus import Corpus, PairBatches

@@ -26,12 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayes_adapters._resources import install_once, say
-from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import cache_folder, speech_encoder
 from bayes_adapters.batch import Frames
-from bayes_adapters.corruption import Condition, corrupt
 from bayes_adapters.errors import DataError, near_matches
-from bayes_adapters.verify import as_stored
+from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.speech.corruption import Condition, corrupt
+from bayes_adapters.speech.verify import as_stored
 from examples.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
 
 FORMAT = 1
@@ -112,7 +112,7 @@ class FrameStore:
 
         Args:
             language: one of the languages of ``prompts``.
-            condition: for example ``clean``, ``white@10``; see :class:`~bayes_adapters.corruption.Condition`.
+            condition: for example ``clean``, ``white@10``; see :class:`~bayes_adapters.speech.corruption.Condition`.
             key: the prompt.
             draw: which of several independent draws of the noise; of no effect where nothing is random.
 

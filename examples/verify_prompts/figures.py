@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from bayes_adapters import metrics, plots
+from bayes_adapters.analysis import metrics, plots
 from examples.verify_prompts.markdown import Pairs
 from examples.verify_prompts.predictions import Prediction
 

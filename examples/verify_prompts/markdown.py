@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
-from bayes_adapters.records import Record
+from bayes_adapters.analysis.records import Record
 from examples.verify_prompts.predictions import Prediction
 
 Cells = Mapping[tuple[str, str], Sequence[Record]]

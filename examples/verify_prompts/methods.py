@@ -35,13 +35,13 @@ import torch
 from torch import nn
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
-from bayes_adapters.blocks import describe_blocks
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
+from bayes_adapters.modalities.blocks import describe_blocks
 from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training_free import bayesianise
+from bayes_adapters.surgery.training_free import bayesianise
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
 

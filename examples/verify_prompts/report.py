@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bayes_adapters.analysis.records import Record, write_records
 from bayes_adapters.errors import DataError
-from bayes_adapters.records import Record, write_records
 from examples.rows import write_rows
 from examples.verify_prompts.comparisons import REFERENCE, differences
 from examples.verify_prompts.figures import draw_figures

@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from bayes_adapters.records import Record, write_records
+from bayes_adapters.analysis.records import Record, write_records
 from examples.grid import Grid, claim_folder
 from examples.rows import read_rows, write_rows
 from examples.verify_prompts.corpus import Corpus

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from bayes_adapters.bootstrap import paired_bootstrap
+from bayes_adapters.analysis.bootstrap import paired_bootstrap
 from examples.verify_prompts.findings import NOISES
 from examples.verify_prompts.markdown import Pairs, table
 from examples.verify_prompts.predictions import Prediction, by_pair, resampled_together

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bayes_adapters.records import Record, read_records
+from bayes_adapters.analysis.records import Record, read_records
 from examples.comparison import mean_of, mean_table, rewrite_file, short
 
 COLUMNS: dict[str, tuple[str, str]] = {

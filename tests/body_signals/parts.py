@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_adapters.records import Record
+from bayes_adapters.analysis.records import Record
 from examples.body_signals.data import MODALITIES
 from examples.body_signals.encoders import EncoderSettings
 from examples.body_signals.pretrain import PretrainSettings

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bayes_adapters.analysis.metrics import auc, nll
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.metrics import auc, nll
 from examples.body_signals import adapters
 from examples.body_signals.data import MODALITIES
 from examples.body_signals.methods import METHODS, BestSingle, Joint, LateFusion, fit, fit_weights

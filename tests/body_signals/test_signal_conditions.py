@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from bayes_adapters.analysis.metrics import auc
 from bayes_adapters.errors import DataError
-from bayes_adapters.metrics import auc
 from examples.body_signals.data import MODALITIES
 from examples.body_signals.experiment import CONDITIONS, average, evaluate
 from examples.body_signals.methods import fit

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bayes_adapters.analysis.metrics import auc
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.metrics import auc
 from examples.body_signals import results
 from examples.body_signals.differences import differences, mean_auc
 from examples.body_signals.experiment import WITHHELD, condition_of

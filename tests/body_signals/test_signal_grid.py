@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_adapters.records import read_records
+from bayes_adapters.analysis.records import read_records
 from examples import grid
 from examples.body_signals import results
 from examples.body_signals.data import MODALITIES, Fold

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bayes_adapters.verify import advice, claim
+from bayes_adapters.speech.verify import advice, claim
 from tests.cli.parts import LIMITS
 
 

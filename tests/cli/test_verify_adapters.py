@@ -16,7 +16,7 @@ from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
-from bayes_adapters.verify import Verifier, VerifyTask
+from bayes_adapters.speech.verify import Verifier, VerifyTask
 from tests.cli.parts import Run, check_refusal, task
 from tests.helpers import bert
 

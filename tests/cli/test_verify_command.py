@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bayes_adapters import Batch, Frames, load, predict
-from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.verify import Verifier, advice, as_stored, claim
+from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.speech.verify import Verifier, advice, as_stored, claim
 from tests.cli.parts import LIMITS, Run, check_refusal
 from tests.helpers import WIDTH
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from bayes_adapters import Batch, Bernoulli, adapted_layers
-from bayes_adapters.blocks import describe_blocks
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Hypernetwork
+from bayes_adapters.modalities.blocks import describe_blocks
 from bayes_adapters.models import CoLA
 from bayes_adapters.priors import zero_normal
 from tests.cola.parts import batch, cola, encoders, logits

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, Swinv2Config, Swinv2Model
 from bayes_adapters import Categorical, adapted_layers
 from bayes_adapters.guides import Hypernetwork
 from bayes_adapters.guides.hypernetwork import Phi, _Net, kron_shapes
-from bayes_adapters.inter_path import InterPath
+from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.models import CoLA, LoRA
 from bayes_adapters.sites import Granularity, Part, Site
 

@@ -12,7 +12,7 @@ from bayes_adapters import Batch, adapted_layers, remove
 from bayes_adapters.errors import DataError
 from bayes_adapters.forward_pass import ForwardPass, running
 from bayes_adapters.guides import Delta, Hypernetwork
-from bayes_adapters.inter_path import InterPath
+from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.models import CoLA
 from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site

@@ -16,8 +16,8 @@ from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predic
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MeanField
 from bayes_adapters.models import CoLA, FusionLoRA, LoRA, StochasticCore, Wander
-from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
+from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.training import batches, fit
 from tests.cola.parts import encoders
 from tests.errors.parts import check

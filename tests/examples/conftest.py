@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import speech_encoder, text_backbone
-from bayes_adapters.records import write_records
 from examples.rows import write_rows
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Trained, evaluate, train

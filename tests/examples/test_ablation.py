@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_adapters.records import read_records
+from bayes_adapters.analysis.records import read_records
 from examples.verify_prompts import ablation
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings

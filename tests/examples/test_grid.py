@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters import metrics
-from bayes_adapters.bootstrap import PairedDifference
+from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis.bootstrap import PairedDifference
+from bayes_adapters.analysis.records import Record, read_records
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.records import Record, read_records
 from examples.comparison import cell, difference_table, markdown, mean_table, paired_differences, short
 from examples.grid import _stop, claim_folder, gather, run_grid
 

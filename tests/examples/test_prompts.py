@@ -13,10 +13,10 @@ import torch
 
 from bayes_adapters._ctranslate2 import read_variables, whisper_from_variables
 from bayes_adapters._resources import wheel_folder
-from bayes_adapters.audio import read_audio
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
-from bayes_adapters.verify import as_stored
+from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.speech.verify import as_stored
 from examples.verify_prompts import debian, features, prompts
 from examples.verify_prompts.dataset import PairDataset, collate
 from examples.verify_prompts.features import FrameStore

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters import metrics
-from bayes_adapters.bootstrap import paired_bootstrap
+from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis.bootstrap import paired_bootstrap
+from bayes_adapters.analysis.plots import COLOURS
+from bayes_adapters.analysis.records import Record, read_records, score
 from bayes_adapters.errors import DataError
-from bayes_adapters.plots import COLOURS
-from bayes_adapters.records import Record, read_records, score
 from examples.rows import read_rows, write_rows
 from examples.verify_prompts.comparisons import REFERENCE, auc_difference
 from examples.verify_prompts.figures import _groups

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from bayes_adapters.analysis.records import Record
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.records import Record
 from examples.comparison import rewrite
 from examples.grid import claim_folder
 from examples.verify_prompts.experiment import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_adapters.records import read_records
+from bayes_adapters.analysis.records import read_records
 from examples.grid import gather
 
 pytestmark = pytest.mark.usefixtures("offline")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bayes_adapters import predict
+from bayes_adapters.analysis.records import read_records
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.records import read_records
 from examples.rows import read_rows
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import collate

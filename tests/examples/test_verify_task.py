@@ -10,7 +10,7 @@ import torch
 
 from bayes_adapters import save
 from bayes_adapters.likelihoods import Prediction
-from bayes_adapters.verify import VerifyTask
+from bayes_adapters.speech.verify import VerifyTask
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import PLAIN, VERIFY_SAMPLES, Trained, predict_all, risk_limit, task_description
 from tests.examples.parts import SETTINGS

@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_adapter(tmp_path: Path, monkeypatch: pyte
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bayes_adapters._folder.os.fsync", full)
+    monkeypatch.setattr("bayes_adapters.files._folder.os.fsync", full)
     with pytest.raises(AdapterFileError, match=r"No space left.*disk full"):
         save(tmp_path, model, guide)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters.export import to_lora
+from bayes_adapters.surgery.export import to_lora
 from examples.meld import fewest_ranks, methods
 from examples.meld.data import Meld
 from examples.meld.experiment import Settings, Task, run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bayes_adapters._ranks import shrink
+from bayes_adapters.surgery._ranks import shrink
 from examples.meld import methods
 from examples.meld.experiment import Task, run, train
 from examples.meld.methods import METHODS, Build

@@ -10,9 +10,9 @@ import torch
 
 from bayes_adapters import predict
 from bayes_adapters.handlers import base_distribution
-from bayes_adapters.pruning import PruneSchedule
 from bayes_adapters.sites import Granularity
-from bayes_adapters.training_free import bayesianise
+from bayes_adapters.surgery.pruning import PruneSchedule
+from bayes_adapters.surgery.training_free import bayesianise
 from examples.meld import methods
 from examples.meld.experiment import Task, draws, run, train
 from examples.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, PRUNED, Build

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bayes_adapters.analysis.records import read_records, write_records
 from bayes_adapters.errors import DataError
-from bayes_adapters.records import read_records, write_records
 from examples.comparison import difference_table
 from examples.meld import results
 from examples.meld.experiment import CLEAN, FROZEN, OOD, Task, run

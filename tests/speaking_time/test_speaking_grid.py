@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters.pruning import read_log
-from bayes_adapters.records import read_records
+from bayes_adapters.analysis.records import read_records
+from bayes_adapters.surgery.pruning import read_log
 from examples import grid
 from examples.rows import read_rows
 from examples.speaking_time import bayeslora_2025, bayeslora_2026, experiment, results

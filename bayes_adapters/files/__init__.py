@@ -1,0 +1,7 @@
+"""Adapters as files: this library's folders (save, load) and PEFT's (:mod:`bayes_adapters.files.peft`)."""
+
+from bayes_adapters.files._adapter import fingerprint as fingerprint
+from bayes_adapters.files._adapter import load as load
+from bayes_adapters.files._adapter import load_task as load_task
+from bayes_adapters.files._adapter import save as save
+from bayes_adapters.files._folder import describe as describe

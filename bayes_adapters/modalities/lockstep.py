@@ -1,0 +1,322 @@
+"""Run several modules in lock-step: each stops at named places, values are exchanged, all go on.
+
+Each module runs in a greenlet, a call stack of its own in the caller's thread, so modelling code needs no fork, no
+replaced ``forward`` and no threads. Hooks stop it at its taps; they exist only while :func:`run` lasts and act only on
+the call that :func:`run` made, so one module may run under two names, and other calls of it pass through.
+
+A paused module never shows through to the others: gradient mode, inference mode, autocast, Pyro's handlers and plates
+and context variables that it has set are its own until it goes on. Each module sees a copy of the caller's context.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bayes_adapters.errors import ConfigError, choice, near_matches, unknown_name
+from bayes_adapters.modalities._surroundings import Surroundings
+
+Exchange = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
+
+
+class Side(StrEnum):
+    """On which side of a submodule a tap sits."""
+
+    INPUT = "input"
+    """Its first argument."""
+    OUTPUT = "output"
+    """Its result."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where a module stops: it hands over one tensor and goes on with that tensor or another.
+
+    The tensor is the first argument or the result of a submodule, or its first element where that is a tuple or list.
+    A tap sits next to ``forward``: other pre-hooks run before an input tap, other forward hooks after an output tap.
+    What the calling code has kept is not replaced: a residual connection still adds the tensor it was branched from.
+
+    Args:
+        step: the exchange's number. A module's steps increase in the order in which it reaches its taps; other modules
+            stop at the same exchange by the same number.
+        path: a path as in ``module.named_modules()``; ``""`` is the module itself.
+        side: see :class:`Side`.
+    """
+
+    step: int
+    path: str
+    side: Side | str
+
+
+def run(
+    modules: Mapping[str, nn.Module],
+    calls: Mapping[str, Mapping[str, Any]],
+    taps: Mapping[str, Sequence[Tap]],
+    exchange: Exchange,
+) -> dict[str, Any]:
+    """Call ``modules[name](**calls[name])`` for every name, stopping at the taps to exchange tensors.
+
+    Formula, for the steps s in increasing order: every module runs until its first tap with a step ≥ s; then
+    ``exchange(s, {name: tensor})`` is called once, in the caller's context, with the tensors of the modules that have a
+    tap at s, in the order of ``modules``. A module that is not in the returned mapping goes on unchanged. If exchange
+    changes nothing, outputs are bit-identical to plain calls; random numbers, though, are drawn in the order of running
+    (first module up to its first tap, second module …).
+
+    Args:
+        modules: name → module. One module may have several names.
+        calls: name → keyword arguments of that module's call.
+        taps: name → taps in any order; a name that is left out has none and runs through.
+        exchange: see above. A replacement has the shape, dtype and device of what it replaces; gradients flow through
+            it. ``{}`` changes nothing. It may call modules and ``pyro.sample``.
+
+    Returns:
+        Name → what the module's call returned.
+
+    Raises:
+        ConfigError: names do not match, a path does not exist, two taps are in the same place or have the same step, a
+            tap's layer is checkpointed, a tap is passed twice, out of order or not at all, holds no tensor, or
+            ``exchange`` returns something unsuitable. An exception of a module or of ``exchange`` passes through
+            unchanged, with a note that names the module. In every case the other modules are unwound (their ``finally``
+            blocks run) and all hooks are gone.
+
+    >>> import torch
+    >>> nets = {"a": nn.Sequential(nn.Identity(), nn.Flatten(0)), "b": nn.Identity()}
+    >>> calls = {"a": {"input": torch.ones(2)}, "b": {"input": torch.zeros(2)}}
+    >>> taps = {"a": [Tap(0, "1", "input")], "b": [Tap(0, "", "output")]}
+    >>> run(nets, calls, taps, lambda step, x: {"a": x["b"], "b": x["a"]})
+    {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
+    """
+    _check(modules, calls, taps)
+    surroundings = Surroundings()
+    tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), surroundings) for name, m in modules.items()}
+    try:
+        for task in tasks.values():
+            task.attach()
+        for task in tasks.values():
+            task.advance()
+        for step in sorted({tap.step for listed in taps.values() for tap in listed}):
+            waiting = {name: task for name, task in tasks.items() if task.step == step}
+            tensors = {name: task.tensor for name, task in waiting.items()}
+            replacements = _checked(step, tensors, exchange(step, dict(tensors)))
+            for name, task in waiting.items():
+                task.advance(replacements.get(name))
+        return {name: task.output for name, task in tasks.items()}
+    except BaseException as error:
+        for task in tasks.values():
+            task.stop(error)
+        raise
+    finally:
+        for task in tasks.values():
+            task.close()
+
+
+class _Stop(BaseException):
+    """Unwinds a paused module; no ``except Exception`` catches it."""
+
+
+class _Task:
+    """One module's call: where it stands, and how to let it go on."""
+
+    def __init__(
+        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], surroundings: Surroundings
+    ) -> None:
+        self.name, self.module, self.call, self.surroundings = name, module, call, surroundings
+        self.taps = sorted(taps, key=lambda tap: tap.step)
+        self.reached = 0
+        self.tensor: Any = None
+        self.output: Any = None
+        self.error: BaseException | None = None
+        self.stopping = False
+        self.handles: list[RemovableHandle] = []
+        self.driver = getcurrent()
+        self.root = self.paused = greenlet(self._body)
+        context = copy_context()
+        context.run(_tasks.set, (*_tasks.get(), self))
+        self.root.gr_context = context
+
+    @property
+    def step(self) -> int | None:
+        """The step of the last tap that the module has reached."""
+        return self.taps[self.reached - 1].step if self.reached else None
+
+    def attach(self) -> None:
+        for tap in self.taps:
+            place = self.module.get_submodule(tap.path)
+            if tap.side == Side.INPUT:
+                self.handles.append(place.register_forward_pre_hook(self._input_hook(tap), with_kwargs=True))
+            else:
+                self.handles.append(place.register_forward_hook(self._output_hook(tap), prepend=True))
+
+    def advance(self, replacement: Tensor | None = None) -> None:
+        """Let the module run to its next tap, or to its end."""
+        if replacement is not None:
+            self.tensor = replacement
+        self.paused.switch()
+        if self.error is not None:
+            raise self.error
+
+    def stop(self, reason: BaseException) -> None:
+        """Unwind the module if it has begun and not ended; what goes wrong meanwhile is noted on ``reason``."""
+        self.stopping = True
+        if self.root:
+            self.paused.switch()
+            if self.error is not None and not isinstance(self.error, _Stop):
+                reason.add_note(f"While {self.name!r} was being stopped it raised {self.error!r}.")
+
+    def close(self) -> None:
+        """Take out the hooks and let go of everything; a cycle through the greenlet would keep activations alive."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        del self.root, self.paused, self.driver, self.tensor, self.output, self.error, self.call
+
+    def _body(self) -> None:
+        try:
+            self.output = self.module(**self.call)
+            if self.reached < len(self.taps):
+                raise ConfigError(
+                    f"{self.name!r} ended without reaching {_say(self.taps[self.reached])}. Its layer was not "
+                    "called in this pass: skipped (layer drop in training, early exit), run by its forward method "
+                    "instead of a call, or its weights are read by other code. Tap a layer that is always called, or "
+                    "set the config's layerdrop to 0."
+                )
+        except BaseException as error:  # noqa: BLE001  (the driver raises it again)
+            if not isinstance(error, _Stop):
+                error.add_note(f"Raised while {self.name!r} ran in lock-step.")
+            self.error = error
+
+    def _arrive(self, tap: Tap) -> None:
+        if self.stopping:
+            raise _Stop
+        place = self.taps.index(tap)
+        if place < self.reached:
+            raise ConfigError(
+                f"{self.name!r} reached {_say(tap)} twice in one pass. Blocks that share weights (ALBERT) and "
+                "chunked feed-forward (chunk_size_feed_forward) do so; tap a module that is called once."
+            )
+        if place > self.reached:
+            raise ConfigError(
+                f"{self.name!r} reached {_say(tap)} before {_say(self.taps[self.reached])}. Steps must "
+                "increase in the order of execution: number the taps anew. If that order is right, the earlier layer "
+                "was skipped in this pass (layer drop in training, early exit): set the config's layerdrop to 0."
+            )
+
+    def _pause(self, tensor: Tensor) -> Tensor:
+        self.reached += 1
+        # With a run inside a run, the greenlet that is here may be one that this module's own code has started.
+        self.tensor, self.paused = tensor, getcurrent()
+        with self.surroundings.restored():
+            self.driver.switch()
+        if self.stopping:
+            raise _Stop
+        return self.tensor
+
+    def _input_hook(self, tap: Tap) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self not in _tasks.get():
+                return None
+            self._arrive(tap)
+            key = None if args else next(iter(inspect.signature(module.forward).parameters), None)
+            value = args[0] if args else kwargs.get(str(key))
+            new = self._through(tap, value)
+            if new is value:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, str(key): new})
+
+        return hook
+
+    def _output_hook(self, tap: Tap) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            if self not in _tasks.get():
+                return None
+            self._arrive(tap)
+            new = self._through(tap, output)
+            return None if new is output else new
+
+        return hook
+
+    def _through(self, tap: Tap, value: Any) -> Any:
+        """Hand over the tensor in ``value``; return ``value`` itself, or a copy of it with the replacement."""
+        if isinstance(value, Tensor):
+            return self._pause(value)
+        if type(value) in (tuple, list) and value and isinstance(value[0], Tensor):
+            new = self._pause(value[0])
+            return value if new is value[0] else type(value)((new, *value[1:]))
+        raise ConfigError(
+            f"{self.name!r}: {_say(tap)} holds no tensor but a {type(value).__name__}. A tap needs a tensor, or a "
+            "tuple or list that begins with one, as first argument (by position, or by the name of forward's first "
+            "parameter) or as result. Tap a layer inside it."
+        )
+
+
+_tasks: ContextVar[tuple[_Task, ...]] = ContextVar("bayes_adapters_lockstep_tasks", default=())
+"""The tasks to which the running code belongs, outermost first."""
+
+
+def _check(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Mapping[str, Any]], taps: Mapping[str, Sequence[Tap]]
+) -> None:
+    for name in [*calls, *taps]:
+        if name not in modules:
+            raise unknown_name("module", name, modules)
+    missing = [name for name in modules if name not in calls]
+    if missing:
+        raise ConfigError(f"No call for {missing}: pass its keyword arguments, calls={{{missing[0]!r}: {{...}}}}.")
+    for name, listed in taps.items():
+        places: dict[tuple[str, str], int] = {}
+        for tap in listed:
+            choice(Side, "side of a tap", tap.side)
+            if tap.step in places.values():
+                raise ConfigError(f"{name!r} has two taps with step {tap.step}; each of a module's taps has its own.")
+            if (tap.path, tap.side) in places:
+                raise ConfigError(f"{name!r} has two taps at {_say(tap)}; one place has one tap.")
+            places[tap.path, tap.side] = tap.step
+            if any(m.training and getattr(m, "gradient_checkpointing", False) for m in _down(name, modules[name], tap)):
+                raise ConfigError(
+                    f"{name!r} is trained with gradient checkpointing, which would run {tap.path!r} a second time "
+                    "during backward, without the exchange. Switch it off on this module."
+                )
+
+
+def _down(name: str, module: nn.Module, tap: Tap) -> list[nn.Module]:
+    """The modules on the way from ``module`` to the tap, both included."""
+    way = [module]
+    for part in tap.path.split(".") if tap.path else []:
+        below = dict(way[-1].named_children())
+        if part not in below:
+            paths = [path for path, _ in module.named_modules(remove_duplicate=False)]
+            raise ConfigError(f"{name!r} has no submodule {tap.path!r}.{near_matches(tap.path, paths)}")
+        way.append(below[part])
+    return way
+
+
+def _say(tap: Tap) -> str:
+    return f"the {tap.side} of {repr(tap.path) if tap.path else 'the module itself'} (step {tap.step})"
+
+
+def _checked(step: int, given: Mapping[str, Tensor], replacements: Any) -> Mapping[str, Tensor]:
+    if not isinstance(replacements, Mapping):
+        raise ConfigError(
+            f"exchange(step={step}) must return a mapping from names to replacements, {{}} to change nothing; it "
+            f"returned a {type(replacements).__name__}."
+        )
+    for name, new in replacements.items():
+        if name not in given:
+            raise unknown_name(f"module at step {step} in what exchange returned", str(name), given)
+        old = given[name]
+        if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
+            what = f"{tuple(new.shape)} {new.dtype} {new.device}" if isinstance(new, Tensor) else type(new).__name__
+            raise ConfigError(
+                f"exchange(step={step}) must replace {name!r} by a tensor of the same shape, dtype and device, "
+                f"{tuple(old.shape)} {old.dtype} {old.device}; it returned {what}. Is a pooled vector not expanded, "
+                "or a cast (tensor.to(old.dtype)) missing?"
+            )
+    return replacements

@@ -1,0 +1,1 @@
+"""Recordings: read, corrupted as the world corrupts them, and verified against a text."""

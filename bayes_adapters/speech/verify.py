@@ -1,0 +1,265 @@
+"""One answer for one pair: does this recording say this script, and can the answer be trusted?
+
+Works on an adapter whose saved task is ``verify_prompts``: a text model whose guide reads a speech encoder's frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
+from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.devices import pick_device
+from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
+from bayes_adapters.files import load, load_task
+from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.model import AdapterModel
+from bayes_adapters.predict import predict
+from bayes_adapters.speech.audio import read_audio
+
+TASK = "verify_prompts"
+_POSITIONS = 50  # of the speech encoder, a second
+_THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99", "total_risk10")
+
+
+@dataclass(frozen=True)
+class VerifyTask:
+    """What a saved adapter says about the task it was trained for.
+
+    Args:
+        text_backbone: name or folder, for :func:`bayes_adapters.backbones.text_backbone`.
+        speech_encoder: name or folder, for :func:`bayes_adapters.backbones.speech_encoder`.
+        max_seconds: longest recording, seconds.
+        frames_per_second: rate of the frames the guide reads; divides 50.
+        max_tokens: longest script in tokens; longer ones were cut in training.
+        thresholds: ``total_q90``, ``total_q99``, ``epistemic_q90``, ``epistemic_q99``: quantiles of the uncertainty of
+            validation pairs, nats; ``total_risk10``: the largest total uncertainty up to which at most 10 % of the
+            answers to validation pairs were wrong, nats.
+        calibration: whatever training measured on validation data; reported, not applied.
+    """
+
+    text_backbone: str
+    speech_encoder: str
+    max_seconds: float
+    frames_per_second: int
+    max_tokens: int
+    thresholds: dict[str, float]
+    calibration: dict[str, Any]
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> VerifyTask:
+        """Read and check the task of a saved adapter; nothing else of it is read.
+
+        Raises:
+            AdapterFileError: no readable adapter, another task, or an entry is missing or out of range.
+        """
+        task = load_task(directory)
+        if task.get("task") != TASK:
+            raise AdapterFileError(
+                f"The adapter in {str(directory)!r} was saved for the task {task.get('task')!r}, not for {TASK!r}. "
+                "Give one that examples/verify_prompts saved, such as runs/demo/adapter."
+            )
+        thresholds = task.get("thresholds")
+        given = thresholds if isinstance(thresholds, dict) else {}
+        right = {
+            "text_backbone": isinstance(task.get("text_backbone"), str),
+            "speech_encoder": isinstance(task.get("speech_encoder"), str),
+            "max_seconds": _is_positive(task.get("max_seconds")),
+            "frames_per_second": task.get("frames_per_second") in (1, 2, 5, 10, 25, 50),
+            "max_tokens": isinstance(task.get("max_tokens"), int) and _is_positive(task.get("max_tokens")),
+            "calibration": isinstance(task.get("calibration", {}), dict),
+        } | {f"thresholds.{name}": _is_positive(given.get(name), zero=True) for name in _THRESHOLDS}
+        wrong = [name for name, fine in right.items() if not fine]
+        if wrong:
+            raise AdapterFileError(
+                f"The task of the adapter in {str(directory)!r} lacks or misstates {', '.join(wrong)}. Train and save "
+                "it again with this version of examples/verify_prompts."
+            )
+        return cls(
+            task["text_backbone"],
+            task["speech_encoder"],
+            float(task["max_seconds"]),
+            int(task["frames_per_second"]),
+            task["max_tokens"],
+            {name: float(given[name]) for name in _THRESHOLDS},
+            dict(task.get("calibration", {})),
+        )
+
+    def check(self, recording: str | Path, script: str) -> Float[Tensor, " N"]:
+        """Read the recording and look at the script before any model is loaded; return the waveform, (N,), 16 kHz.
+
+        Raises:
+            DataError: the recording cannot be used (absent, no audio, empty, too short or long), or the script has no
+                word.
+        """
+        if not any(character.isalnum() for character in script):
+            raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
+        return read_audio(recording, max_seconds=self.max_seconds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one pair.
+
+    Args:
+        probability: that the recording says the script, 0 to 1.
+        total, aleatoric, epistemic: uncertainty in nats, total = aleatoric + epistemic ≤ log 2.
+        words: answer and advice in two sentences.
+        trusted: whether total and epistemic uncertainty are within the 90 % quantiles of validation pairs, and the
+            total within the range where at most 10 % of the answers were wrong.
+    """
+
+    probability: float
+    total: float
+    aleatoric: float
+    epistemic: float
+    words: str
+    trusted: bool
+
+
+class Verifier:
+    """A saved adapter with its encoders, ready for recordings.
+
+    Args:
+        model, guide: trained for the task; their device is used.
+        tokenizer: of the text backbone.
+        encoder: the frozen speech encoder.
+        task: what the adapter says of itself.
+
+    Raises:
+        ConfigError: the model's likelihood is not ``Bernoulli``.
+    """
+
+    def __init__(
+        self, model: AdapterModel, guide: AdapterGuide, tokenizer: Any, encoder: SpeechEncoder, task: VerifyTask
+    ) -> None:
+        if model.likelihood.name != "bernoulli":
+            raise ConfigError(f"Verifying needs the likelihood 'bernoulli'; the model has {model.likelihood.name!r}.")
+        self.model, self.guide, self.tokenizer, self.encoder, self.task = model, guide, tokenizer, encoder, task
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, device: str = "auto") -> Verifier:
+        """Load a saved adapter and the two backbones it names.
+
+        Args:
+            directory: what ``bayes_adapters.save`` wrote, with a ``verify_prompts`` task.
+            device: a torch device; ``auto`` is the first GPU if there is one, else the CPU.
+
+        Raises:
+            AdapterFileError: the adapter is corrupted, of another task, or made for other backbones.
+            ConfigError: the device does not exist.
+            MissingResourceError: a backbone is neither local nor reachable.
+        """
+        task, place = VerifyTask.from_directory(directory), pick_device(device)
+        backbone, tokenizer = text_backbone(task.text_backbone)
+        model, guide = load(directory, backbone.to(place))
+        encoder = speech_encoder(task.speech_encoder, task.max_seconds)
+        encoder.encoder.to(place)
+        return cls(model, guide, tokenizer, encoder, task)
+
+    def verify(self, recording: str | Path, script: str, *, samples: int = 32, seed: int = 0) -> Verdict:
+        """Answer for one pair.
+
+        Args:
+            recording: an audio file of at most ``task.max_seconds``.
+            script: the text it should say, of at most ``task.max_tokens`` tokens and what the tokenizer allows.
+            samples: posterior draws S.
+            seed: of the draws; the same seed gives the same answer.
+
+        Raises:
+            DataError: the recording or the script cannot be used.
+            ConfigError: ``samples`` is below 1.
+        """
+        wave = self.task.check(recording, script)
+        tokens = self.tokenizer(script, return_tensors="pt")
+        count, limit = tokens["input_ids"].shape[1], min(self.task.max_tokens, self.tokenizer.model_max_length)
+        if count > limit:
+            raise DataError(
+                f"The script is too long: {count} tokens, at most {limit} are allowed. Cut script and recording."
+            )
+        frames = self.encoder([wave], pool=_POSITIONS // self.task.frames_per_second)
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        frames = Frames(as_stored(frames.values).float(), frames.mask).to(inputs["input_ids"].device)
+        batch = Batch(inputs, context={"audio": frames})
+        answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed)
+        probability, total, epistemic = (float(v[0]) for v in (answer.probs, answer.total, answer.epistemic))
+        sentence, trusted = advice(total, epistemic, self.task.thresholds)
+        return Verdict(
+            probability, total, float(answer.aleatoric[0]), epistemic, f"{claim(probability)} {sentence}", trusted
+        )
+
+
+def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """Round frames to float16, as training read them from its cache: what is verified is what was trained on.
+
+    >>> import torch
+    >>> as_stored(torch.tensor([0.1])).float()
+    tensor([0.1000])
+    >>> as_stored(torch.tensor([0.1])).float().item() == torch.tensor(0.1).item()
+    False
+    """
+    return values.half()
+
+
+def claim(probability: float) -> str:
+    """Say the answer in a sentence.
+
+    >>> claim(0.97)
+    'Yes, this recording says the script (p = 0.97).'
+    >>> claim(0.2)
+    'Probably not: this recording does not seem to say the script (p = 0.20).'
+    """
+    p = f"(p = {probability:.2f})"
+    if probability >= 0.9:
+        return f"Yes, this recording says the script {p}."
+    if probability >= 0.5:
+        return f"Probably yes: this recording seems to say the script {p}."
+    if probability > 0.1:
+        return f"Probably not: this recording does not seem to say the script {p}."
+    return f"No, this recording does not say the script {p}."
+
+
+def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tuple[str, bool]:
+    """Say whether to trust an answer, by comparing its uncertainty with that of validation pairs.
+
+    Args:
+        total: nats.
+        epistemic: nats.
+        thresholds: see :class:`VerifyTask`.
+
+    Returns:
+        A sentence, and whether both parts are within their 90 % quantiles and the total within ``total_risk10``.
+
+    >>> limits = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}
+    >>> advice(0.1, 0.01, limits)
+    ('Trust it: its uncertainty is within what was seen on validation recordings.', True)
+    """
+    reasons = {
+        "epistemic": ("this recording or script is unlike the training data", epistemic),
+        "total": ("recording and script leave the answer open", total),
+    }
+    for quantile, level, order in ((99, "99th", "Do not rely on it"), (90, "90th", "Check it by ear")):
+        for part, (reason, value) in reasons.items():
+            limit = thresholds[f"{part}_q{quantile}"]
+            if not value <= limit:
+                return (
+                    f"{order}: its {part} uncertainty, {value:.2g} nats, is above the {level} percentile of validation "
+                    f"recordings ({limit:.2g}): {reason}."
+                ), False
+    if not total <= thresholds["total_risk10"]:
+        return (
+            f"Check it by ear: its total uncertainty, {total:.2g} nats, is above {thresholds['total_risk10']:.2g}; "
+            "only up to there were at most 10 % of the answers on validation recordings wrong."
+        ), False
+    return "Trust it: its uncertainty is within what was seen on validation recordings.", True
+
+
+def _is_positive(value: Any, zero: bool = False) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and (value > 0 or (zero and value == 0))

@@ -1,0 +1,1 @@
+"""What is done to an adapter beside training it: pruning, merging, folding, export, noise around a trained one."""

@@ -1,0 +1,50 @@
+"""Fold the terms of a Wander trained with ``cp="product_of_sums"`` into one: the same function, fewer parameters."""
+
+from __future__ import annotations
+
+import torch
+
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.modalities.cp_factors import CP
+from bayes_adapters.models import Wander
+
+
+@torch.no_grad()
+def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
+    """Return a model and guide with one term, whose function or posterior over functions is that of ``model``.
+
+    In ``Π_m (Σ_i G_m^(i)) … (Σ_j F_m^(j))`` only the sums appear, so ``Σ_i`` of the terms replaces them. A sum of
+    independent Gaussians is a Gaussian: ``N(Σ μ_i, Σ σ_i²)``. (R − 1) M (r d) + (R − 1) r Σ L_m entries go. The
+    prior of the result is its default one, not that of the sum: fold after training.
+
+    Args:
+        model: without low-rank adapters; its encoders are shared with the result.
+        guide: ``Delta`` or ``MeanField``.
+
+    Raises:
+        ConfigError: ``cp="sum_of_products"``, another guide, or encoders with adapters.
+    """
+    if model.rule.cp is not CP.PRODUCT_OF_SUMS:
+        raise ConfigError(
+            "cp='sum_of_products' does not fold: its R products are R different functions, and no single product "
+            "equals their sum. Train with cp='product_of_sums' if the model is to be folded."
+        )
+    if not isinstance(guide, Delta | MeanField) or model.layers:
+        raise ConfigError(
+            f"Only Delta and MeanField fold, on encoders without low-rank adapters; got {type(guide).__name__} and "
+            f"{len(model.layers)} adapted layers."
+        )
+    config = {k: v for k, v in model.config().items() if k not in ("terms", "targets", "dropout", "pooling")}
+    small = Wander(model.backbone, model.likelihood, terms=1, **config)
+    known = small.state_dict()
+    small.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
+    folded = type(guide)(small, **guide.config())
+    for site in model.sites:
+        key = site_key(site)
+        folded.loc[key].copy_(guide.loc[key].sum(1, keepdim=True))
+        if isinstance(guide, MeanField) and isinstance(folded, MeanField):
+            variance = guide.parameter.scale(guide.rho[key]).square().sum(1, keepdim=True)
+            folded.rho[key].copy_(guide.parameter.rho(variance.sqrt()))
+    return small, folded

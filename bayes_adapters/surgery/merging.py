@@ -1,0 +1,90 @@
+"""Merge deterministic low-rank updates into the weights: ``W = W₀ + s B A``, the same function without the adapter."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.layer import AdaptedLinear, adapted_layers, remove
+from bayes_adapters.model import AdapterModel
+
+
+@torch.no_grad()
+def merge(backbone: nn.Module) -> nn.Module:
+    """Return a copy of ``backbone`` whose layers hold ``W₀ + (alpha / r) B A`` and which has no adapters.
+
+    Args:
+        backbone: with plain adapters (E = I, nothing random), of floating-point weights; it is not changed. For a
+            Bayesian adapter whose random parts are weights, make one with
+            :func:`bayes_adapters.surgery.export.to_lora` first.
+
+    Raises:
+        ConfigError: an adapter is random, depends on another modality, or its base layer has no floating-point weight.
+    """
+    for path, layer in adapted_layers(backbone).items():
+        if layer.inter:
+            raise ConfigError(
+                f"{path!r} has a path from {', '.join(layer.inter)} whose core Φ(x̄) is another one for every input, so "
+                "no single weight equals it. merge_intra(model) merges the rest; to merge all, train with "
+                "ConcatLoRA, whose encoders do not see each other."
+            )
+        _require_plain(path, layer)
+    merged = copy.deepcopy(backbone)
+    for layer in adapted_layers(merged).values():
+        _merge(layer)
+    return remove(merged)
+
+
+@torch.no_grad()
+def merge_intra(model: AdapterModel) -> AdapterModel:
+    """Return a copy of ``model`` whose intra-modal paths are in the base weights; its inter-modal paths stay.
+
+    The copy computes the same function. It is for use, not for saving: its base weights are no longer those of the
+    backbone that a saved adapter names. A guide made for ``model`` fits it by its state: ``G(copy, **g.config())`` and
+    ``load_state_dict(g.state_dict())``.
+
+    Args:
+        model: with deterministic intra-modal paths, such as CoLA.
+
+    Raises:
+        ConfigError: an intra-modal path is random, shares its matrices with the inter-modal one, or its base layer has
+            no floating-point weight.
+    """
+    for path, layer in adapted_layers(model.backbone).items():
+        _require_plain(path, layer)
+        if any(other.lora_A is layer.lora_A or other.lora_B is layer.lora_B for other in layer.inter.values()):
+            raise ConfigError(
+                f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
+                "needs share='none'."
+            )
+    merged = copy.deepcopy(model)
+    for layer in adapted_layers(merged.backbone).values():
+        _merge(layer)
+    return merged
+
+
+def _require_plain(path: str, layer: AdaptedLinear) -> None:
+    if layer.sites:
+        parts = ", ".join(part.value for part in layer.sites)
+        raise ConfigError(
+            f"{path!r} has a random {parts}: a draw, not a weight, so there is nothing to merge. Export the "
+            "posterior's mean first: bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
+        )
+    weight = getattr(layer.base_layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        raise ConfigError(
+            f"The base layer {path!r} has no floating-point weight (quantised?); load the backbone in full precision."
+        )
+
+
+def _merge(layer: AdaptedLinear) -> None:
+    if layer.lora_A is None or layer.lora_B is None:
+        return
+    delta = layer.scaling * layer.lora_B.double() @ layer.lora_A.double()
+    weight = layer.base_layer.get_parameter("weight")
+    weight.add_((delta.T if isinstance(layer.base_layer, Conv1D) else delta).to(weight.dtype))
+    layer.lora_B.zero_()

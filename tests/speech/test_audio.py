@@ -1,0 +1,155 @@
+"""Reading recordings: what comes out of good files, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.speech import audio
+from bayes_adapters.speech.audio import read_audio, resample
+
+
+def tone(hertz: float, rate: int, seconds: float) -> np.ndarray:
+    return 0.5 * np.sin(2 * math.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+def write(path: Path, data: np.ndarray, rate: int, **options: Any) -> Path:
+    soundfile.write(str(path), data, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_formats_and_rates(tmp_path: Path, suffix: str, rate: int) -> None:
+    wave = read_audio(write(tmp_path / f"tone.{suffix}", tone(440, rate, 0.5), rate))
+    assert wave.dtype == torch.float32
+    assert wave.shape == (8_000,)
+    assert wave[1000:-1000].abs().max() == pytest.approx(0.5, abs=0.05)
+
+
+@settings(max_examples=20, deadline=None)
+@given(hertz=st.floats(100, 3_500), rate=st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000]))
+def test_resampling_keeps_the_frequency(hertz: float, rate: int) -> None:
+    wave = resample(torch.from_numpy(tone(hertz, rate, 1.0)).float(), rate, 16_000)
+    spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs()
+    assert float(spectrum.argmax()) * 16_000 / len(wave) == pytest.approx(hertz, abs=1.0)
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    left, right = tone(300, 16_000, 0.3), tone(500, 16_000, 0.3)
+    wave = read_audio(write(tmp_path / "two.wav", np.stack([left, right], 1), 16_000, subtype="FLOAT"))
+    torch.testing.assert_close(wave, torch.from_numpy((left + right) / 2).float())
+
+
+def test_same_rate_is_untouched(tmp_path: Path) -> None:
+    data = tone(300, 16_000, 0.3).astype(np.float32)
+    wave = read_audio(write(tmp_path / "a.wav", data, 16_000, subtype="FLOAT"))
+    assert torch.equal(wave, torch.from_numpy(data))
+
+
+def test_absent_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_audio(tmp_path / "none.wav")
+    with pytest.raises(DataError, match="is a folder"):
+        read_audio(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text.wav", "text.raw", "text.txt"])
+def test_no_audio(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("this is a text")
+    with pytest.raises(DataError, match="14 bytes"):
+        read_audio(path)
+
+
+def test_empty_file_and_empty_recording(tmp_path: Path) -> None:
+    path = tmp_path / "zero.wav"
+    path.touch()
+    with pytest.raises(DataError, match="0 bytes"):
+        read_audio(path)
+    with pytest.raises(DataError, match="0 samples"):
+        read_audio(write(tmp_path / "header.wav", np.zeros(0), 16_000))
+
+
+def test_too_short_and_too_long(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", tone(300, 16_000, 0.05), 16_000)
+    with pytest.raises(DataError, match=r"0\.050 s \(800 samples at 16000 Hz\), at least 0\.1 s"):
+        read_audio(path)
+    assert len(read_audio(path, min_seconds=0.05)) == 800
+    path = write(tmp_path / "b.wav", tone(300, 16_000, 2.0), 16_000)
+    with pytest.raises(DataError, match=r"2\.000 s .* at most 1\.5 s"):
+        read_audio(path, max_seconds=1.5)
+    assert len(read_audio(path, max_seconds=2.0)) == 32_000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_not_finite(tmp_path: Path, value: float) -> None:
+    data = tone(300, 16_000, 0.3)
+    data[[3, 5]] = value
+    with pytest.raises(DataError, match="2 NaN or infinite samples of 4800"):
+        read_audio(write(tmp_path / "a.wav", data, 16_000, subtype="FLOAT"))
+
+
+def test_cut_off_flac(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(DataError):
+        read_audio(path)
+
+
+def test_rates_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got 0"):
+        read_audio(tmp_path / "a.wav", sample_rate=0)
+    with pytest.raises(ConfigError, match="got -1 and 5"):
+        resample(torch.zeros(5), -1, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ModuleNotFoundError("No module named 'torchaudio'", name="torchaudio"),
+            r'pip install "bayes-adapters\[audio\]"',
+        ),
+        (OSError("undefined symbol"), r"torchaudio .* torch .*undefined symbol.*torch>=2\.11,<2\.13 with torchaudio"),
+    ],
+)
+def test_torchaudio_missing_or_broken(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(MissingResourceError, match=words):
+        resample(torch.zeros(800), 8_000, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(ModuleNotFoundError("soundfile"), "needs the package soundfile"), (OSError("sndfile"), "libsndfile")],
+)
+def test_soundfile_missing_or_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, word: str
+) -> None:
+    path = write(tmp_path / "a.wav", tone(300, 16_000, 0.3), 16_000)
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(MissingResourceError, match=word):
+        read_audio(path)
+
+
+def test_a_torchaudio_that_is_not_installed_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    audio.check_torchaudio()
