@@ -16,7 +16,8 @@ from bayes_adapters.errors import ConfigError, choice, near_matches
 from bayes_adapters.layer import AdaptedLinear, require_unadapted
 from bayes_adapters.modalities._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
 from bayes_adapters.modalities.lockstep import Side, Tap
-from bayes_adapters.targets import dimensions, linear_size
+from bayes_adapters.model_checks import hidden_width
+from bayes_adapters.targets import dimensions
 
 
 class Stage(StrEnum):
@@ -183,15 +184,15 @@ def _describe_list(module: nn.Module, path: str, layers: nn.ModuleList) -> Block
 def stage_width(module: nn.Module, block: Block, stage: Stage | str) -> int:
     """Return the width d of the stream (B, T, d) that a block of ``module`` holds at ``stage``, adapted or not.
 
-    It is what the layer next to the tap reads or makes. Blocks of one encoder may differ in it (Swin).
-
-    Raises:
-        ConfigError: that layer is no linear one.
+    It is what the linear layer next to the tap reads or makes; blocks of one encoder may differ in it (Swin). Where a
+    block given by hand names something else there, it is the width of what the encoder returns.
     """
     readers = {Stage.INPUT: block.query, Stage.CONTEXT: block.output, Stage.FEED_FORWARD: block.fc1}
     stage = choice(Stage, "stage", stage)
     layer = module.get_submodule(readers.get(stage, block.fc2))
-    size = linear_size(layer.base_layer if isinstance(layer, AdaptedLinear) else layer)
+    size = dimensions(layer.base_layer if isinstance(layer, AdaptedLinear) else layer)
+    if size is None:
+        return hidden_width(module)
     return size[1] if stage is Stage.OUTPUT else size[0]
 
 

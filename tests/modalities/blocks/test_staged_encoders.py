@@ -93,6 +93,12 @@ def test_stages_hold_what_they_say(version: int) -> None:
         torch.testing.assert_close(middle.sum(1), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_block_by_hand_without_linear_layers_is_as_wide_as_the_output() -> None:
+    module = bert()
+    block = Block(*["encoder.layer.0"] * 8)
+    assert {stage_width(module, block, stage) for stage in Stage} == {module.config.hidden_size}
+
+
 def test_blocks_of_stages_by_hand() -> None:
     module = swin((1, 3))
     by_stage = []
