@@ -15,14 +15,16 @@ from examples.verify_prompts.predictions import Prediction, by_pair, resampled_t
 
 REFERENCE = "caliber-x"
 """The method that all others are compared with."""
+ALSO = (("cola", "lora-fusion"), ("cola", "concat-lora"), ("bayesian-cola", "cola"))
+"""Further pairs: (method, what it is compared with)."""
 
 
 def differences(pairs: Pairs, methods: Sequence[str], condition: str, draws: int) -> list[str]:
-    """Table of accuracy, AUC and NLL of each method minus :data:`REFERENCE`; no lines where nothing can be compared."""
+    """Table of accuracy, AUC and NLL, method minus :data:`REFERENCE` and :data:`ALSO`; no lines where none can be."""
     rows = []
-    for method in methods:
-        matched = _matched(pairs.get((method, condition), ()), pairs.get((REFERENCE, condition), ()))
-        if method == REFERENCE or matched is None:
+    for method, other in (*((m, REFERENCE) for m in methods if m != REFERENCE), *ALSO):
+        matched = _matched(pairs.get((method, condition), ()), pairs.get((other, condition), ()))
+        if matched is None:
             continue
         a, b, y, scripts = matched
         cells = []
@@ -33,7 +35,7 @@ def differences(pairs: Pairs, methods: Sequence[str], condition: str, draws: int
                 one, two = _scores(metric, a, y), _scores(metric, b, y)
                 d = paired_bootstrap(torch.mean, one, two, groups=scripts, draws=draws, seed=0)
             cells.append("–" if math.isnan(d.difference) else f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
-        rows.append([f"{method} − {REFERENCE}", *cells])
+        rows.append([f"{method} − {other}", *cells])
     return table(["difference", "accuracy", "AUC", "NLL (nats)"], rows) if rows else []
 
 

@@ -122,7 +122,8 @@ def _glossary(methods: Sequence[str], pairs: Pairs) -> list[str]:
     )
     if any((REFERENCE, c) in pairs for _, c in pairs) and len(methods) > 1:
         text += (
-            f" Differences are method minus `{REFERENCE}` on the same pairs, averaged over the seeds both have, with a "
-            "95 % interval from resampling scripts: it reflects the choice of test scripts, not of training seeds."
+            f" Differences, most of them method minus `{REFERENCE}`, are on the same pairs, averaged over the seeds "
+            "both have, with a 95 % interval from resampling scripts: it reflects the choice of test scripts, not of "
+            "training seeds."
         )
     return [text, ""]

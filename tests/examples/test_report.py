@@ -17,7 +17,7 @@ from bayes_adapters.analysis.plots import COLOURS
 from bayes_adapters.analysis.records import Record, read_records, score
 from bayes_adapters.errors import DataError
 from examples.rows import read_rows, write_rows
-from examples.verify_prompts.comparisons import REFERENCE, auc_difference
+from examples.verify_prompts.comparisons import REFERENCE, auc_difference, differences
 from examples.verify_prompts.figures import _groups
 from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.predictions import Prediction
@@ -105,6 +105,17 @@ def test_folder_holds_the_data_the_figures_and_links_that_work(tmp_path: Path) -
     for line_a, line_b in zip(text.splitlines(), text.splitlines()[1:], strict=False):
         if line_b.startswith("| ---"):  # every row of a table is as wide as its head
             assert line_a.count(" |") == line_b.count(" |")
+
+
+def test_further_methods_are_compared_with_their_own_baselines() -> None:
+    skills = {"lora-fusion": 1.5, "cola": 1.0, "bayesian-cola": 0.5}
+    rows = {(m, "clean"): _pairs(m, "clean", 0, skill) for m, skill in skills.items()}
+    lines = differences(rows, list(skills), "clean", 20)
+    cells = [line.removeprefix("| ").split(" | ") for line in lines if "[" in line]
+    assert [row[0] for row in cells] == ["cola − lora-fusion", "bayesian-cola − cola"]
+    answers = [[torch.tensor([getattr(r, k) for r in own]) for k in ("probability", "label")] for own in rows.values()]
+    fusion, cola, _ = (metrics.auc(*answer) for answer in answers)
+    assert float(cells[0][2].split()[0]) == pytest.approx(cola - fusion, abs=6e-4)
 
 
 def test_good_numbers_give_good_sentences(tmp_path: Path) -> None:
