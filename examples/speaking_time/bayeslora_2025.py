@@ -3,8 +3,8 @@
     python -m examples.speaking_time.bayeslora_2025 --out runs/speaking_time_2025
 
 Rank, scale, dropout rate, weight decay, batch size and number of draws are the preset's (``systems.SYSTEMS``). To fit
-two minutes of one core, query and value are adapted rather than all linear layers; learning rate and epochs were chosen
-on the validation scripts, which also say which epoch is kept.
+three minutes of one core, query and value are adapted rather than all linear layers; learning rate and epochs were
+chosen on the validation scripts, which also say which epoch is kept.
 """
 
 from __future__ import annotations

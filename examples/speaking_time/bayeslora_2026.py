@@ -4,10 +4,10 @@
 
 One training for each of three KL weights, from none to one that takes out most ranks, beside plain LoRA with all ranks
 and with those that were kept. Rank, scale, first variance, threshold, decay of the head's weights and number of draws
-are the preset's (``systems.SYSTEMS``). It was made for 9999 steps; here are 160, to fit two minutes of one core: query
-and value are adapted rather than all linear layers, log-variances learn faster, batches have 16 scripts, and ranks are
-taken out from the middle of training to four fifths of it. KL weights, learning rates and epochs were chosen on the
-validation scripts, which also say which epoch after the last removal is kept.
+are the preset's (``systems.SYSTEMS``). It was made for 9999 steps; here are 160, to fit three minutes of one core:
+query and value are adapted rather than all linear layers, log-variances learn faster, batches have 16 scripts, and
+ranks are taken out from the middle of training to four fifths of it. KL weights, learning rates and epochs were chosen
+on the validation scripts, which also say which epoch after the last removal is kept.
 """
 
 from __future__ import annotations
