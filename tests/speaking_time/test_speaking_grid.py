@@ -174,7 +174,8 @@ def test_the_grid_runs_and_continues(
     rows = [row for path in sorted(runs.glob("*.csv")) for row in read_rows(path, Row)]
     check(records, rows)
     by_seed = [{r.method: r.rmse for r in records if (r.condition, r.seed) == (TEST, s)} for s in (0, 1)]
-    assert all((by_seed[0][m] == by_seed[1][m]) == (m == LINE) for m in named)
+    # least squares rounds differently from one place in memory to another
+    assert [m for m in named if by_seed[0][m] == pytest.approx(by_seed[1][m], rel=1e-9)] == [LINE]
     split = [{(r.key, r.log_seconds) for r in rows if (r.condition, r.seed) == (TEST, s)} for s in (0, 1)]
     assert split[0] == split[1], "the split is the same for every seed"
     text = readme.read_text()
