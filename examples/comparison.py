@@ -147,12 +147,14 @@ def mean_of(values: Sequence[float]) -> float:
 
 
 def short(value: float, digits: int = 2) -> str:
-    """Write a number without the zero before its point; a dash for NaN.
+    """Write a number without the zero before its point, with a minus sign where it is negative; a dash for NaN.
 
     >>> short(0.5), short(-0.25), short(1.0), short(float("nan"))
-    ('.50', '-.25', '1.00', '–')
+    ('.50', '−.25', '1.00', '–')
     """
-    return "–" if math.isnan(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    if math.isnan(value):
+        return "–"
+    return ("−" if value < 0 else "") + re.sub(r"^0\.", ".", f"{abs(value):.{digits}f}")
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
@@ -170,7 +172,7 @@ def cell(values: Sequence[float], digits: int = 3) -> str:
 
 
 def _interval(d: PairedDifference, digits: int) -> str:
-    signed = ["–" if math.isnan(v) else ("−" if v < 0 else "+") + short(abs(v), digits) for v in d]
+    signed = [short(v, digits) if math.isnan(v) or v < 0 else f"+{short(v, digits)}" for v in d]
     return "–" if math.isnan(d.difference) else f"{signed[0]} [{signed[1]}, {signed[2]}]"
 
 

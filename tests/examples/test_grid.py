@@ -202,5 +202,5 @@ def test_tables() -> None:
 
 
 def test_numbers() -> None:
-    assert [short(v) for v in (0.5, -0.25, 1.0, 10.5, math.nan)] == [".50", "-.25", "1.00", "10.50", "–"]
+    assert [short(v) for v in (0.5, -0.25, 1.0, 10.5, math.nan)] == [".50", "−.25", "1.00", "10.50", "–"]
     assert cell([0.5, math.nan]) == ".500"
