@@ -14,12 +14,6 @@ from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 
-MASK_NUMBERS = (
-    "{} must hold 1 (or True) where a token is real and 0 where it is padding; it has other numbers. Of a mask that is "
-    "added to attention scores (0 and a large negative number) pass mask == 0."
-)
-"""What is wrong with a mask of other numbers than 0 and 1; ``{}`` is its name."""
-
 
 @dataclass(frozen=True)
 class Frames:
@@ -130,21 +124,7 @@ class Batch:
                 f"index must be int64 of shape (B,) = ({self.size},), each example's number in its data set; got "
                 f"{self.index.dtype} of shape {tuple(self.index.shape)}."
             )
-        mask, ids = self.token_mask, self.inputs.get("input_ids")
-        if mask is not None and ids is not None and mask.shape != ids.shape:
-            raise DataError(
-                f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
-                "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
-            )
-        if mask is None:
-            return
-        binary = self.inputs["attention_mask"] == mask
-        if bool((binary.all(-1) & mask.any(-1)).all()):  # one wait for the device, not two
-            return
-        if not bool(binary.all()):
-            raise DataError(MASK_NUMBERS.format("attention_mask"))
-        rows = (~mask.any(-1)).nonzero().flatten().tolist()
-        raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
+        _check_masks(self.inputs)
 
     @property
     def size(self) -> int:
@@ -225,6 +205,29 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
             f"context_dim={context_dim}. Were the frames made by another encoder?"
         )
     return frames
+
+
+def _check_masks(inputs: Mapping[str, Tensor]) -> None:
+    """Refuse masks of other numbers than 0 and 1, and examples without a real token where there is one encoder."""
+    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    if mask is not None and ids is not None and mask.shape != ids.shape:
+        raise DataError(
+            f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
+            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
+        )
+    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in ("attention_mask", "token_mask")}
+    binary = {key: (value == value.bool()).all() for key, value in masks.items()}
+    real = [] if mask is None else [mask.bool().any(-1).all()]
+    if not masks or bool(torch.stack([*binary.values(), *real]).all()):  # one wait for the device
+        return
+    for key, fits in binary.items():
+        if not bool(fits):
+            raise DataError(
+                f"{key} must hold 1 (or True) where a token is real and 0 where it is padding; it has other numbers. "
+                "Of a mask that is added to attention scores (0 and a large negative number) pass mask == 0."
+            )
+    rows = [] if mask is None else (~mask.bool().any(-1)).nonzero().flatten().tolist()
+    raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
 
 
 def _check_name(name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import MASK_NUMBERS, Batch
+from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 from bayes_adapters.model_checks import fold
 
@@ -40,8 +40,7 @@ class EncoderInputs:
         hold anything finite. An example whose mask has no real position lacks the modality as well.
 
         Raises:
-            DataError: an input of no encoder, no inputs at all, a mask of other numbers than 0 and 1, or
-                ``present`` of another shape.
+            DataError: an input of no encoder, no inputs at all, or ``present`` of another shape.
         """
         names = list(encoders)
         inputs = cls({}, {}, {}, batch.size * folds)
@@ -58,15 +57,14 @@ class EncoderInputs:
                     raise DataError(f"{key} must have shape (B,), one entry an example; got {tuple(value.shape)}.")
                 inputs.present[name] = folded.bool()
             elif argument == "token_mask":
-                inputs.masks[name] = _as_mask(key, folded)
+                inputs.masks[name] = folded.bool()
             else:
                 inputs.calls.setdefault(name, {})[argument] = folded
                 if argument == "attention_mask" and f"{name}.token_mask" not in batch.inputs:
-                    inputs.masks[name] = _as_mask(key, folded)
+                    inputs.masks[name] = folded.bool()
         for name, mask in inputs.masks.items():
             real = mask.any(-1)
-            if not bool(real.all()):
-                inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
+            inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
         if not inputs.calls:
             raise DataError(f"The batch has inputs of none of the encoders {names}.")
         return inputs
@@ -88,13 +86,6 @@ class EncoderInputs:
                 f"If the encoder changes the length, pass a mask of the new length as {name}.token_mask."
             )
         return mask
-
-
-def _as_mask(key: str, value: Tensor) -> Bool[Tensor, "rows T"]:
-    mask = value.bool()
-    if not bool((value == mask).all()):
-        raise DataError(MASK_NUMBERS.format(key))
-    return mask
 
 
 def require_encoders(backbone: nn.Module, least: int, what: str) -> nn.ModuleDict:
