@@ -160,10 +160,13 @@ class CoLA(ConcatLoRA):
                 layers[full].inter[source] = self._inter_path(layers[full], site, _slot(name, source))
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
         self.null_descriptor = nn.ParameterDict()
+        self._null_key: dict[tuple[str, int, Stage], str] = {}
         for _, source, _, other in self.pairs:
             for stage in _STAGES[self.schedule]:
                 width = self._width(source, other, stage)
-                self.null_descriptor.setdefault(f"{source}-{width}", nn.Parameter(torch.zeros(width)))
+                key = self._null_key[source, other, stage] = f"{source}-{width}"
+                if key not in self.null_descriptor:
+                    self.null_descriptor[key] = nn.Parameter(torch.zeros(width))
         self.to(device)
 
     @property
@@ -208,9 +211,7 @@ class CoLA(ConcatLoRA):
         def exchange(step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
             depth, number = divmod(step, len(stages))
             for source in self.blocks:
-                null = self.null_descriptor[
-                    f"{source}-{self._width(source, self.steps[source][depth], stages[number])}"
-                ]
+                null = self.null_descriptor[self._null_key[source, self.steps[source][depth], stages[number]]]
                 descriptor = null.expand(inputs.rows, -1)
                 if source in streams:
                     if stages[number] is Stage.INPUT:
