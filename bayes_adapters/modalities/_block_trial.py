@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.predict import evaluating
 from bayes_adapters.targets import dimensions
 from bayes_adapters.windows import GRID, window_side
 
@@ -138,7 +137,7 @@ def _watch(path: str, block: nn.Module) -> _Pass:
     if side is not None:
         rest[GRID] = (side, side)
     try:
-        with torch.no_grad(), _evaluating(block), seen.moved:
+        with torch.no_grad(), evaluating(block), seen.moved:
             block(source, **rest)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise ConfigError(
@@ -165,14 +164,3 @@ def _note_output(seen: _Pass, path: str) -> Any:
             seen.outputs.append((path, output))
 
     return hook
-
-
-@contextmanager
-def _evaluating(block: nn.Module) -> Iterator[None]:
-    before = [(m, m.training) for m in block.modules()]
-    block.eval()
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
