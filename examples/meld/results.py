@@ -43,7 +43,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "AUROC prompts (epistemic)": (OOD, "auroc_ood"),
     "AUROC prompts (total)": (OOD, "auroc_ood_total"),
     "ranks": (CLEAN, "ranks_kept"),
-    "training, s": (CLEAN, "train_seconds"),
 }
 """Heading → condition and metric. ``trained`` counts numbers; NLL in nats, three classes in equal shares have 1.099."""
 
