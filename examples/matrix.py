@@ -9,6 +9,7 @@ one of :data:`REASONS`. Anything else is an error.
 
 from __future__ import annotations
 
+import argparse
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -307,7 +308,8 @@ def _fields(line: str) -> list[str]:
 
 
 def main() -> None:
-    """Try every cell and write the file."""
+    """Parse the command line, try every cell and write the file."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     outcomes = {cell: attempt(cell) for cell in cells()}
     FILE.write_text(render(outcomes))
     works = sum(outcome == WORKS for outcome in outcomes.values())

@@ -45,8 +45,9 @@ class KVSharing(StrEnum):
 class Amortised(AdapterGuide):
     """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, one network (μ, g) a layer.
 
-    c_t is what ``context`` says (see :class:`Context`). :class:`Contextual`, :class:`PooledContext` and
-    :class:`CrossAttention` are this guide with the context fixed.
+    c_t is what ``context`` says (see :class:`Context`). :class:`bayes_adapters.guides.Contextual`,
+    :class:`bayes_adapters.guides.PooledContext` and :class:`bayes_adapters.guides.CrossAttention` are this guide with
+    the context fixed.
 
     Source: C-LoRA, arXiv 2505.17773 (network, f); CoCo-LoRA, arXiv 2604.16615, and CALIBER, arXiv 2604.16657, whose
     equations are not public: their forms are reconstructions on C-LoRA.

@@ -87,8 +87,8 @@ class CoLA(ConcatLoRA):
         depths: how blocks are paired, see :func:`bayes_adapters.modalities.depths.depth_map`.
         prior: of Φ; None means N(0, 1), the scale at which the hypernetwork's layer norm starts.
         targets: which of the blocks' linears are adapted; None means all six.
-        **options: ``rank``, ``alpha`` and ``dropout`` of :class:`AdapterModel`; ``streams`` and ``head_width`` (AVE:
-            512) of :class:`ConcatLoRA`.
+        **options: ``rank``, ``alpha`` and ``dropout`` of :class:`bayes_adapters.AdapterModel`; ``streams`` and
+            ``head_width`` (AVE: 512) of :class:`ConcatLoRA`.
 
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared

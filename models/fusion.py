@@ -20,7 +20,7 @@ class FusionLoRA(LoRA):
     The fusion control of CALIBER: it sees the context, but its adapters do not.
 
     Args:
-        backbone: see :class:`AdapterModel`.
+        backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         context_dim: d_a, width of the context's frames.
         modality: the key of the frames in ``Batch.context``.

@@ -49,6 +49,14 @@ def test_what_is_refused_follows_from_what_guides_say_they_serve(structure: str)
         assert (WRITTEN[Cell("Guides and models", name, structure)] == WORKS) == served, name
 
 
+def test_asking_for_help_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["matrix", "--help"])
+    monkeypatch.setattr(matrix, "cells", lambda: pytest.fail("the cells were tried"))
+    with pytest.raises(SystemExit) as ended:
+        matrix.main()
+    assert ended.value.code == 0
+
+
 def test_an_unlisted_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(backbone: nn.Module) -> tuple[AdapterModel, AdapterGuide]:
         raise ConfigError("something new")

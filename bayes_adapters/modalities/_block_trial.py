@@ -37,7 +37,7 @@ def block_width(block: nn.Module) -> int:
 
 
 def block_roles(path: str, block: nn.Module) -> dict[str, str]:
-    """Return role → path below ``block`` for the fields of :class:`Block` but ``path``."""
+    """Return role → path below ``block``, the fields of ``blocks.Block`` but ``path``."""
     qkv = {role: paths[0] for role, paths in role_paths(block).items()}
     linear = [p for p, m in block.named_modules() if dimensions(m) is not None]
     seen = _watch(path, block)

@@ -10,7 +10,7 @@ from pyro.poutine import runtime
 
 
 class Surroundings:
-    """What the thread looks like to the caller of :func:`run`; :meth:`restored` brings it back during a pause."""
+    """What the thread looks like to the caller of ``lockstep.run``; :meth:`restored` brings it back during a pause."""
 
     def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator()

@@ -60,7 +60,7 @@ class Batches:
         return self.dataset.size if isinstance(self.dataset, Batch) else len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; :func:`fit` calls this with 0, 1 and so on."""
+        """Choose the order; :func:`bayes_adapters.training.fit` calls this with 0, 1 and so on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ def batches(
         drop_last: leave out a last batch that is smaller.
 
     Returns:
-        A sized re-iterable of :class:`Batch` with ``set_epoch``, as :func:`fit` takes it.
+        A sized re-iterable of :class:`Batch` with ``set_epoch``, as :func:`bayes_adapters.training.fit` takes it.
 
     Raises:
         ConfigError: ``batch_size`` below 1, or no ``collate`` for a data set that needs one.

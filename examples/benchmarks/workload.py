@@ -45,7 +45,8 @@ class Backbones:
 
     Args:
         kind: ``"minilm"`` (pretrained), ``"minilm-random"`` (its config, random weights, no download), ``"tiny"`` (two
-            layers, for tests), or ``"minilm-or-random"``: pretrained where it can be had, and :attr:`name` says which.
+            layers, for tests), or ``"minilm-or-random"``: pretrained where it can be had; the attribute ``name`` says
+            which.
     """
 
     def __init__(self, kind: str) -> None:

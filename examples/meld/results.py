@@ -1,6 +1,6 @@
 """All methods over several seeds on MELD. Each run is written as it finishes; a second call continues.
 
-    python -m examples.meld.results --data FOLDER --seeds 3 --jobs 2
+    python -m examples.meld.results --data FOLDER --seeds 5 --jobs 2
 
 Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--readme README.md`` also
 puts the two tables between the markers ``meld`` and ``meld_differences`` of that file.
@@ -156,7 +156,6 @@ class MeldSentiment(Grid[Result]):
     description = __doc__
     methods = EVERY
     record = Result
-    seeds = 3
     runs, out = Path("runs/meld"), Path("results/meld.json")
 
     def options(self, parser: argparse.ArgumentParser) -> None:

@@ -144,3 +144,8 @@ def test_the_command_says_what_is_missing(
     with pytest.raises(SystemExit):
         results.MeldSentiment().main()
     assert "--data" in capsys.readouterr().err
+
+
+def test_the_command_measures_as_many_seeds_as_the_table() -> None:
+    measured = read_records(Path(__file__).parents[2] / "results" / "meld.json", Result)
+    assert {record.seed for record in measured} == {*range(results.MeldSentiment.seeds)}
