@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.errors import ConfigError, DataError, described, near_matches
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,22 @@ class Batch:
         parts |= {k: v for k, v in (("targets", self.targets), ("index", self.index)) if v is not None}
         for name, value in parts.items():
             if not isinstance(value, Tensor) or value.dim() == 0:
-                given = "a tensor without dimensions" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise DataError(f"{name} must be a tensor whose first dimension counts the examples; it is {given}.")
+                given, fix = "a tensor without dimensions", ""
+                if not isinstance(value, Tensor):
+                    given = described(value)
+                    fix = (
+                        " Convert it with torch.as_tensor; a tokenizer returns tensors with return_tensors='pt', "
+                        "padding=True."
+                    )
+                raise DataError(
+                    f"{name} must be a tensor whose first dimension counts the examples; it is {given}.{fix}"
+                )
+        for name, value in self.inputs.items():
+            if name.rpartition(".")[2] == "input_ids" and value.dim() == 1:
+                raise DataError(
+                    f"inputs[{name!r}] has shape {tuple(value.shape)} and must be (B, T): one text is a batch of one, "
+                    "ids[None], as a tokenizer returns it for a list of texts with return_tensors='pt'."
+                )
         sizes = {name: value.shape[0] for name, value in parts.items()}
         if len(set(sizes.values())) != 1:
             raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")

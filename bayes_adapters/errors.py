@@ -45,12 +45,20 @@ class MissingResourceError(BayesAdaptersError, RuntimeError):
 def near_matches(name: str, allowed: Iterable[str], count: int = 4, cutoff: float = 0.5) -> str:
     """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
 
+    Capitals do not count.
+
     >>> near_matches("qery", ["query", "key", "value"])
     " Did you mean 'query' or 'key'?"
+    >>> near_matches("C-LoRA", ["lora", "c-lora"])
+    " Did you mean 'c-lora' or 'lora'?"
     >>> near_matches("zzz", ["query"])
     ''
     """
-    near = difflib.get_close_matches(name, list(allowed), n=count, cutoff=cutoff)
+    folded: dict[str, list[str]] = {}
+    for other in allowed:
+        folded.setdefault(other.lower(), []).append(other)
+    close = difflib.get_close_matches(name.lower(), folded, n=count, cutoff=cutoff)
+    near = [other for key in close for other in folded[key]][:count]
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
@@ -58,6 +66,15 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> ConfigError:
     """Build the error for a ``kind`` (guide, option, …) that does not exist, listing all that do."""
     names = sorted(allowed)
     return ConfigError(f"Unknown {kind} {name!r}.{near_matches(name, names)} Allowed: {', '.join(names) or 'none'}.")
+
+
+def described(value: object) -> str:
+    """Say what an argument of the wrong type is: ``a list``, or ``the class Categorical``, which lacks its call.
+
+    >>> described([]), described(ConfigError)
+    ('a list', 'the class ConfigError')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def whole_number(name: str, value: object, least: int = 1) -> None:

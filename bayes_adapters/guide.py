@@ -14,7 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
@@ -47,8 +47,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
     def __init__(self, model: AdapterModel) -> None:
         if not isinstance(model, AdapterModel):
             raise ConfigError(
-                f"{type(self).__name__} is built for a model such as StochasticCore(backbone, likelihood); got a "
-                f"{type(model).__name__}."
+                f"{type(self).__name__} is built for a model such as StochasticCore(backbone, likelihood); got "
+                f"{described(model)}."
             )
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
@@ -133,11 +133,22 @@ def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
     if not isinstance(model, AdapterModel) or not isinstance(guide, AdapterGuide):
         raise ConfigError(
             "A model such as StochasticCore(backbone, likelihood) and the guide built for it are needed, in this "
-            f"order; got a {type(model).__name__} and a {type(guide).__name__}."
+            f"order; got {described(model)} and {described(guide)}."
         )
     if guide.model is not model:
         raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
     model.require_installed()
+
+
+def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` unless the guide's parameters are where the model's are."""
+    device = next(model.parameters()).device
+    for name, parameter in guide.named_parameters():
+        if parameter.device != device:
+            raise ConfigError(
+                f"The model is on {device} and the guide's {name!r} on {parameter.device}. Call "
+                f"guide.to({str(device)!r}), and make an optimizer only after that."
+            )
 
 
 def _covers_reals(prior: TorchDistributionMixin) -> bool:

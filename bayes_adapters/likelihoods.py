@@ -59,10 +59,18 @@ def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)
 
 
+def _column(targets: Tensor) -> str:
+    return " Take targets.squeeze(1)." if targets.dim() == 2 and targets.shape[1] == 1 else ""
+
+
 def _integers(targets: Tensor, classes: int) -> None:
     if targets.dim() != 1 or targets.is_floating_point():
+        fix = " One-hot rows become class numbers by targets.argmax(1)." if targets.dim() == 2 else ""
+        if targets.dim() == 1:
+            fix = " Class numbers: targets.long(). Real numbers need the likelihood Gaussian."
         raise DataError(
             f"Class targets must be int64 of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+            f"{_column(targets) or fix}"
         )
     bad = (targets < 0) | (targets >= classes)
     if bool(bad.any()):
@@ -74,8 +82,10 @@ def _integers(targets: Tensor, classes: int) -> None:
 
 def _reals(targets: Tensor) -> None:
     if targets.dim() != 1 or not targets.is_floating_point():
+        fix = " Take targets.float(); for class numbers the likelihood is Categorical." if targets.dim() == 1 else ""
         raise DataError(
             f"Targets must be floating point of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+            f"{_column(targets) or fix}"
         )
     bad = ~torch.isfinite(targets)
     if bool(bad.any()):

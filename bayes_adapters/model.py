@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import Batch, Frames
-from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
+from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
     adapted_layers,
@@ -124,7 +124,7 @@ class AdapterModel(nn.Module):
         if not isinstance(likelihood, Likelihood):
             raise ConfigError(
                 "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
-                f"a {type(likelihood).__name__}. The order is (backbone, likelihood)."
+                f"{described(likelihood)}. The order is (backbone, likelihood)."
             )
         self.pooling = self._pooling(pooling, likelihood)
         require_trainable(backbone)
@@ -192,13 +192,13 @@ class AdapterModel(nn.Module):
 
         Raises:
             DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
-                attention mask, than the backbone returns.
+                attention mask, than the backbone returns; or a part of the batch on another device than the model.
             NonFiniteError: NaN or infinity in the inputs or the context.
         """
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
         self.require_installed()
-        check_batch(batch)
+        check_batch(batch, next(self.head.parameters()).device)
         if batch.targets is not None:
             self.likelihood.check(batch.targets)
         register_if_captured("model", self)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, NonFiniteError, near_matches
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, near_matches
 
 
 def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
@@ -43,10 +43,22 @@ def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
             )
 
 
-def check_batch(batch: Batch) -> None:
-    """Raise :class:`NonFiniteError` if an input or a context frame is NaN or infinite."""
+def check_batch(batch: Batch, device: torch.device) -> None:
+    """Refuse a batch that the model on ``device`` cannot take.
+
+    Raises:
+        DataError: a part of it is on another device.
+        NonFiniteError: an input or a context frame is NaN or infinite.
+    """
     tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
     tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
+    placed = tensors if batch.targets is None else tensors | {"targets": batch.targets}
+    for name, value in placed.items():
+        if value.device != device:
+            raise DataError(
+                f"{name} is on {value.device} and the model on {device}. Call batch.to({str(device)!r}); fit and "
+                "predict do that themselves."
+            )
     for name, value in tensors.items():
         # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
         if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import DataError, whole_number
-from bayes_adapters.guide import AdapterGuide, require_pair
+from bayes_adapters.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.model import AdapterModel
@@ -68,9 +68,11 @@ def predict(
     Raises:
         DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
             the likelihood's support.
-        ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model.
+        ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
+            device.
     """
     require_pair(model, guide)
+    require_one_device(model, guide)
     whole_number("num_samples", num_samples)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)

@@ -84,12 +84,15 @@ class FrameDensity(nn.Module):
             The density, float32, on the device of the first group; all groups and contexts must be there.
 
         Raises:
-            ConfigError: ``quantile`` is out of range.
+            ConfigError: ``quantile`` is out of range, or a tensor or Frames was given in the place of a list of them.
             DataError: no groups, a group with too few frames, frames that are constant, not finite or of different
                 widths, or too few held-out contexts.
         """
         if not 0.5 < quantile < 1:
             raise ConfigError(f"quantile is a share of held-out contexts, between 0.5 and 1; got {quantile}.")
+        for name, given in (("groups", groups), ("held_out", held_out)):
+            if isinstance(given, Tensor | Frames):
+                raise ConfigError(f"{name} must be a list of {type(given).__name__}; got one alone. Pass [{name}].")
         if not groups:
             raise DataError("A frame density needs at least one group of training frames; got none.")
         widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})

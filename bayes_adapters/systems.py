@@ -15,7 +15,7 @@ from torch import nn
 from bayes_adapters import guides, models
 from bayes_adapters._system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
 from bayes_adapters._system import System as System
-from bayes_adapters.errors import ConfigError, unknown_name
+from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import KLMode
 from bayes_adapters.layer import restored_on_error
@@ -50,6 +50,8 @@ def build(
         ConfigError: an unknown system or option (near matches are listed), an option that is missing, or a combination
             that model or guide refuses. The backbone is then as it was.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"build() takes (name, backbone, likelihood); got {described(name)} as the name.")
     if name in PROCEDURES:
         raise ConfigError(f"{name!r} is no pair of a model and a guide: {PROCEDURES[name]}")
     if name not in SYSTEMS:

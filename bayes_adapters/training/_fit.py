@@ -16,7 +16,7 @@ import torch
 from bayes_adapters.batch import Batch
 from bayes_adapters.elbo import ELBO
 from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.guide import AdapterGuide, require_one_device
 from bayes_adapters.handlers import KLMode
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
@@ -97,11 +97,11 @@ def fit(
     Args:
         model: the model.
         guide: the guide made for it, on the same device.
-        data: what can be read once an epoch: a list of :class:`Batch`, :func:`batches`, a DataLoader that yields Batch.
-            ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with 0, 1, … where it exists. What
-            ``identity()`` of it or its data set returns, a dictionary of JSON (size, seed, checksum, …, the same in
-            every epoch), must be the same for a run to be continued; without it only the number of batches and what
-            batches() and a DataLoader know are compared.
+        data: what can be read once an epoch: a list of :class:`Batch`, :func:`bayes_adapters.training.batches`, a
+            DataLoader that yields Batch. ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with
+            0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
+            seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
+            the number of batches and what batches() and a DataLoader know are compared.
         epochs: passes over the data.
         max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
             with validation.
@@ -171,7 +171,7 @@ def fit(
             f"autocast must be torch.bfloat16 or None; got {autocast!r}. float16 would need loss scaling."
         )
     elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
-    _check_devices(model, guide)
+    require_one_device(model, guide)
     _data.check_size(data, model)
     passes = epochs if max_steps is None else None
     data = _data.as_data(data, "data", passes)
@@ -219,16 +219,6 @@ def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None:
             whole_number(name, value)
-
-
-def _check_devices(model: AdapterModel, guide: AdapterGuide) -> None:
-    device = next(model.parameters()).device
-    for name, parameter in guide.named_parameters():
-        if parameter.device != device:
-            raise ConfigError(
-                f"The model is on {device} and the guide's {name!r} on {parameter.device}. Call "
-                f"guide.to({str(device)!r}) before fit, and before you make an optimizer."
-            )
 
 
 def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:

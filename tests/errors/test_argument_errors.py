@@ -18,6 +18,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, Mean
 from bayes_adapters.models import CoLA, FusionLoRA, LoRA, StochasticCore, Wander
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.surgery.pruning import PruneSchedule
+from bayes_adapters.systems import build
 from bayes_adapters.training import batches, fit
 from tests.cola.parts import encoders
 from tests.errors.parts import check
@@ -48,6 +49,42 @@ def test_model_and_guide_in_the_wrong_order(tmp_path: Path) -> None:
     ):
         check(call, ConfigError, says, model, guide)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_class_in_the_place_of_an_object() -> None:
+    model: Any = core_model()
+    says = ["got a StochasticCore and the class Contextual"]
+    check(lambda: fit(model, Contextual, [token_batch()], epochs=1), ConfigError, says, model)  # type: ignore[arg-type]
+    check(lambda: LoRA(bert(), Bernoulli), ConfigError, ["got the class Bernoulli"])  # type: ignore[arg-type]
+    check(lambda: MeanField(StochasticCore), ConfigError, ["got the class StochasticCore"])  # type: ignore[arg-type]
+
+
+def test_the_name_of_a_system_comes_first() -> None:
+    net: Any = bert()
+    check(lambda: build(net, "c-lora", Bernoulli()), ConfigError, ["(name, backbone, likelihood)", "a BertModel"], net)
+    check(lambda: build("C-LoRA", net, Bernoulli()), ConfigError, ["Did you mean 'c-lora'"], net)
+
+
+def test_a_guide_on_another_device() -> None:
+    model = core_model()
+    guide = Contextual(model).to("meta")
+    says = ["model is on cpu", "on meta", "guide.to('cpu')"]
+    check(lambda: predict(model, guide, token_batch()), ConfigError, says, model)
+    check(lambda: fit(model, guide, [token_batch()], epochs=1), ConfigError, says, model)
+
+
+@pytest.mark.parametrize("part", ["inputs['input_ids']", "context['audio']", "targets"])
+def test_a_batch_on_another_device(part: str) -> None:
+    model, guide = pair()
+    given = token_batch()
+    ids, targets, audio = given.inputs["input_ids"], given.targets, given.context["audio"]
+    assert targets is not None
+    batch = Batch(
+        {"input_ids": ids.to("meta") if part.startswith("inputs") else ids},
+        targets.to("meta") if part == "targets" else targets,
+        {"audio": audio.to("meta") if part.startswith("context") else audio},
+    )
+    check(lambda: ELBO(model, guide)(batch), DataError, [f"{part} is on meta and the model on cpu", "batch.to('cpu')"])
 
 
 def test_a_guide_needs_a_model() -> None:

@@ -51,6 +51,8 @@ BATCHES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "too few numbers": (lambda: Batch({"input_ids": IDS}, index=torch.arange(3)), ["same number", "'index': 3"]),
     "one number": (lambda: Batch({"input_ids": torch.tensor(3)}), ["inputs['input_ids']", "without dimensions"]),
+    "one text": (lambda: Batch({"input_ids": IDS[0]}, torch.tensor([1])), ["(6,)", "(B, T)", "ids[None]"]),
+    "one text of several encoders": (lambda: Batch({"text.input_ids": IDS[0]}), ["inputs['text.input_ids']", "(6,)"]),
     "one row": (lambda: Batch({"input_ids": IDS})[2], ["got the int 2", "a slice", "batch[2:3]", "torch.tensor([2])"]),
     "the last row": (
         lambda: Batch({"input_ids": IDS})[-1],
@@ -64,7 +66,7 @@ BATCHES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "rows in a list": (lambda: Batch({"input_ids": IDS})[[0, 2]], ["got a list"]),  # type: ignore[index]
     "one row's frames": (lambda: Frames(FRAMES, TRUE)[2], ["got the int 2", "frames[2:3]"]),  # type: ignore[index]
     "loop over rows": (lambda: list(Batch({"input_ids": IDS})), ["got the int 0", "slice"]),  # type: ignore[call-overload]
-    "lists": (lambda: Batch({"input_ids": [[1, 2]]}), ["inputs['input_ids']", "a list"]),  # type: ignore[dict-item]
+    "lists": (lambda: Batch({"input_ids": [[1, 2]]}), ["inputs['input_ids']", "a list", "return_tensors='pt'"]),  # type: ignore[dict-item]
 }
 
 
@@ -76,6 +78,14 @@ UNTYPED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "yes for a reliability": (
         lambda: PooledContext(core_model(), context_dim=CONTEXT, reliability=True),  # type: ignore
         ["a bool", "reliability=Reliability(density)"],
+    ),
+    "one tensor for a list of groups": (
+        lambda: FrameDensity.fit(FRAMES[0], [Frames(FRAMES, TRUE)]),  # type: ignore
+        ["groups must be a list of Tensor", "[groups]"],
+    ),
+    "one Frames for a list of them": (
+        lambda: FrameDensity.fit([FRAMES[0]], Frames(FRAMES, TRUE)),  # type: ignore
+        ["held_out must be a list of Frames", "[held_out]"],
     ),
     "a config for a density": (
         lambda: Reliability({"context_dim": 3, "components": 1}),  # type: ignore

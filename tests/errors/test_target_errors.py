@@ -19,14 +19,23 @@ from tests.helpers import core_model, token_batch
 LABELS: dict[str, tuple[Callable[[], Likelihood], Tensor, list[str]]] = {
     "class too high": (lambda: Categorical(3), torch.tensor([0, 1, 3, 0, 2]), ["0 … 2", "[3]", "rows [2]", "from 1"]),
     "class too low": (lambda: Categorical(3), torch.tensor([0, -100, 2, 0, -1]), ["[-100, -1]", "rows [1, 4]"]),
-    "classes as floats": (lambda: Categorical(3), torch.zeros(5), ["int64 of shape (B,)", "torch.float32"]),
-    "classes in a column": (lambda: Categorical(3), torch.zeros(5, 1).long(), ["shape (B,)", "(5, 1)"]),
+    "classes as floats": (
+        lambda: Categorical(3),
+        torch.zeros(5),
+        ["int64 of shape (B,)", "torch.float32", "targets.long()"],
+    ),
+    "classes in a column": (lambda: Categorical(3), torch.zeros(5, 1).long(), ["shape (B,)", "(5, 1)", "squeeze(1)"]),
+    "classes one-hot": (lambda: Categorical(3), torch.eye(5, 3).long(), ["(5, 3)", "targets.argmax(1)"]),
     "labels 1 and 2": (Bernoulli, torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), ["[0, 1]", "[2.0, 2.0]", "1/2"]),
     "labels -1 and 1": (Bernoulli, torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0]), ["[0, 1]", "[-1.0]", "-1/1"]),
-    "labels as integers": (Bernoulli, torch.tensor([0, 1, 0, 1, 1]), ["floating point", "torch.int64"]),
+    "labels as integers": (
+        Bernoulli,
+        torch.tensor([0, 1, 0, 1, 1]),
+        ["floating point", "torch.int64", "targets.float()"],
+    ),
     "labels nan": (Bernoulli, torch.tensor([0.0, NAN, 0.0, 1.0, 1.0]), ["rows [1]", "NaN", "repair"]),
     "gaussian inf": (Gaussian, torch.tensor([0.0, 1.0, INF, 1.0, 1.0]), ["rows [2]", "infinite"]),
-    "gaussian in a column": (Gaussian, torch.zeros(5, 1), ["shape (B,)", "(5, 1)"]),
+    "gaussian in a column": (Gaussian, torch.zeros(5, 1), ["shape (B,)", "(5, 1)", "squeeze(1)"]),
     "heteroscedastic nan": (HeteroscedasticGaussian, torch.tensor([NAN, 1.0, 1.0, 1.0, 1.0]), ["rows [0]", "NaN"]),
     "heteroscedastic integers": (HeteroscedasticGaussian, torch.arange(5), ["floating point", "torch.int64"]),
 }
