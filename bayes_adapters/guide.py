@@ -85,6 +85,11 @@ class AdapterGuide(GuideMessenger, nn.Module):
                 "reals, such as Normal, Laplace or StudentT, or the guide Delta."
             )
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Keys of ``Batch.context`` that the posterior looks at."""
+        return frozenset()
+
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         """Return q over the draws of one site.
 

@@ -269,6 +269,11 @@ class AdapterModel(nn.Module):
         raise ConfigError(f"The site {site.name!r} of this {type(self).__name__} is conditioned on no other modality.")
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Keys of ``Batch.context`` that the model itself looks at."""
+        return frozenset()
+
+    @property
     def ranks(self) -> dict[str, int]:
         """Path → ranks of each adapted layer: r, or what pruning has left."""
         return {path: layer.rank for path, layer in adapted_layers(self.backbone).items()}

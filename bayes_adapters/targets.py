@@ -103,8 +103,7 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     if not linear:
         raise TargetError(
             f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a "
-            "backbone, "
-            "or a wrapper around one? Pass the transformer itself, for example AutoModel.from_pretrained(...)."
+            "backbone, or a wrapper around one? Pass the transformer, for example AutoModel.from_pretrained(...)."
         )
     if spec.names == ALL_LINEAR:
         found = list(linear)
@@ -173,5 +172,6 @@ def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear
             )
         raise TargetError(
             f"No linear layer of {type(backbone).__name__} matches {name!r}.{near_matches(name, suffixes)} "
-            f"Its linear layers end in: {', '.join(suffixes)}."
+            f"Its linear layers end in: {', '.join(suffixes)}. Pass some of these as targets=[...], or "
+            "targets='all-linear'."
         )

@@ -129,6 +129,10 @@ class Amortised(AdapterGuide):
             return PooledReader(list(ranks), self.context_dim, self.dim, shared, null)
         return ProjectedReader(list(ranks), self.context_dim, self.dim, null)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset() if self.context is Context.NONE else frozenset({self.modality})
+
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
         dtype = next(self.heads.parameters()).dtype

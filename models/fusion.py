@@ -46,6 +46,10 @@ class FusionLoRA(LoRA):
         super().__init__(backbone, likelihood, **options)
         self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.modality})
+
     def build_head(self, width: int) -> nn.Module:
         return nn.Sequential(
             nn.Linear(width + self.context_dim, self.fusion_width),

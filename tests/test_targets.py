@@ -68,7 +68,10 @@ def test_a_suffix_is_a_whole_name() -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["qery"], r"matches 'qery'\. Did you mean 'query'.*\? Its linear layers end in: dense, key, query, value\."),
+        (
+            ["qery"],
+            r"matches 'qery'\. Did you mean 'query'.*\? .*end in: dense, key, query, value\. Pass some of these",
+        ),
         (["query", "vale"], r"matches 'vale'\. Did you mean 'value'"),
         (["LayerNorm"], r"'LayerNorm' matches '.*LayerNorm', a LayerNorm; only"),
         ("query", r"'query' matches no linear layer of BertModel.*For a suffix pass a list: \['query'\]"),

@@ -157,6 +157,24 @@ def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:
         yield batch
 
 
+def with_context(stream: Iterator[Batch], reads: Iterable[str]) -> Iterator[Batch]:
+    """Yield the batches of an epoch; at its end raise :class:`DataError` if none had a modality of ``reads``.
+
+    A batch may lack its context, but where all do, it was forgotten, and training would go on without it.
+    """
+    missing = set(reads)
+    for batch in stream:
+        missing -= set(batch.context)
+        yield batch
+    if missing:
+        name = min(missing)
+        raise DataError(
+            f"Model or guide reads the context {name!r}, and no batch of the epoch had any. Pass Batch(..., "
+            f"context={{{name!r}: Frames(values, mask)}}); to train without it on purpose, pass frames whose mask is "
+            "False everywhere."
+        )
+
+
 def groups(stream: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Yield lists of ``size`` consecutive batches; the last may be shorter."""
     while group := list(islice(stream, size)):

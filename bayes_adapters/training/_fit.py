@@ -145,7 +145,8 @@ def fit(
 
     Raises:
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).
-        DataError: data without batches, without targets, or used up after one epoch.
+        DataError: data without batches, without targets, or used up after one epoch; or an epoch in which no batch has
+            the context that model or guide reads.
         NonFiniteError: a loss or gradient is NaN or infinite; weights and optimiser are as before that step.
         AdapterFileError: a damaged checkpoint, or one that cannot be written.
         MissingResourceError: ``tensorboard`` is not installed.

@@ -149,7 +149,7 @@ class Loop:
         state = self.state
         self.generators.seed(self.settings.seed, state.epoch)
         _data.set_epoch(self.data, state.epoch)
-        stream = _data.checked(self.data, "data")
+        stream = _data.with_context(_data.checked(self.data, "data"), self.model.reads | self.guide.reads)
         self._skip(stream)
         for group in self._groups(stream):
             due = len(state.records) % self.settings.log_every == 0

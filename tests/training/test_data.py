@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from bayes_adapters import Batch
+from bayes_adapters import Batch, Bernoulli
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import CrossAttention, Delta
+from bayes_adapters.models import FusionLoRA
 from bayes_adapters.training import batches
+from tests.helpers import CONTEXT, bert
 from tests.training.parts import WHOLE, data, history, pair, run, same, weights
 
 
@@ -105,6 +109,25 @@ def test_bad_data(source: Any, message: str) -> None:
     model, guide = pair()
     with pytest.raises(DataError, match=message):
         run(model, guide, source())
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_a_context_that_is_read_and_never_given(fusion: bool) -> None:
+    parts = [WHOLE[:4], WHOLE[4:8], WHOLE[8:12]]
+    deaf = [replace(part, context={}) for part in parts]
+    masked = [pair()[0].withhold(part, "audio") for part in parts]
+
+    def pair_of() -> Any:
+        if not fusion:
+            return pair(lambda model: CrossAttention(model, context_dim=CONTEXT))
+        model = FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT, rank=2)
+        return model, Delta(model)
+
+    for accumulate in (1, 2):
+        with pytest.raises(DataError, match="reads the context 'audio', and no batch of the epoch had any"):
+            run(*pair_of(), deaf, epochs=1, accumulate=accumulate)
+    assert run(*pair_of(), [*deaf, parts[0]], epochs=1).steps == 4
+    assert run(*pair_of(), masked, epochs=1).steps == 3
 
 
 def test_bad_validation() -> None:
