@@ -42,6 +42,8 @@ from bayes_adapters.model_checks import (
     checked_ranks,
     fold,
     hidden_width,
+    require_length,
+    require_read,
     require_trainable,
     require_withholdable,
 )
@@ -107,7 +109,7 @@ class AdapterModel(nn.Module):
     ) -> None:
         super().__init__()
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
-        self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
+        self.rank, self.alpha, self.dropout, self.num_data, self.grouped = rank, alpha, dropout, num_data, grouped
         if self.granularity is Granularity.GLOBAL and num_data is None:
             raise ConfigError(
                 "Global sites have one KL per data set, so the model must know its size: pass "
@@ -119,6 +121,11 @@ class AdapterModel(nn.Module):
             raise ConfigError(
                 f"A prior was given but nothing in {type(self).__name__} is random; take a structure with random "
                 "parts, such as StochasticCore."
+            )
+        if flipout and Part.A not in parts:
+            raise ConfigError(
+                f"flipout=True has no effect in {type(self).__name__}: it decorrelates the draws of a random A. Leave "
+                "it out, or take StochasticDown."
             )
         check_options(rank, alpha, dropout)
         if not isinstance(likelihood, Likelihood):
@@ -227,6 +234,7 @@ class AdapterModel(nn.Module):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
+        require_read(batch.inputs, self.backbone)
         output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()})
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None:
@@ -234,8 +242,10 @@ class AdapterModel(nn.Module):
                 f"{type(self.backbone).__name__} returns a {type(output).__name__} without last_hidden_state. Pass the "
                 "transformer without a task head, as AutoModel.from_pretrained(...) makes it, with return_dict=True."
             )
-        mask = batch.token_mask
-        return self.pooling(hidden, None if mask is None else fold(mask, folds))
+        mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
+        if mask is not None and self.pooling is not Pooling.NONE:
+            require_length(mask, hidden)
+        return self.pooling(hidden, mask)
 
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
@@ -316,3 +326,7 @@ class AdapterModel(nn.Module):
             "pooling": self.pooling.value,
         }
         return options | {"ranks": pruned} if pruned else options
+
+    def grouping(self) -> dict[str, Any]:
+        """Return ``grouped=False`` as part of a configuration, or nothing where sites are grouped, the default."""
+        return {} if self.grouped else {"grouped": False}

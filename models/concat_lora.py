@@ -52,8 +52,8 @@ class ConcatLoRA(AdapterModel):
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         streams: encoder → :class:`StreamPooling`, or one for all.
         head_width: hidden units of a second linear layer before the outputs; None means one layer.
-        **options: options of :class:`AdapterModel` that do not concern random parts; ``targets`` defaults to every
-            linear layer.
+        **options: options of :class:`AdapterModel` that do not concern random parts or pooling; ``targets`` defaults
+            to every linear layer.
     """
 
     structure: ClassVar[str] = "concat_lora"
@@ -83,6 +83,15 @@ class ConcatLoRA(AdapterModel):
     def modalities(self) -> list[str]:
         """Names of the encoders."""
         return list(self.streams)
+
+    def _pooling(self, pooling: Pooling | str | None, likelihood: Likelihood) -> Pooling:
+        chosen = super()._pooling(pooling, likelihood)
+        if chosen is not Pooling.MEAN:  # the default, which configurations of saved models name
+            raise ConfigError(
+                f"pooling={chosen.value!r} has no effect in a {type(self).__name__}: every encoder's output is pooled "
+                "as streams= says, for example streams='cls'."
+            )
+        return chosen
 
     def feature_width(self, backbone: nn.Module) -> int:
         return sum(hidden_width(encoder) for encoder in backbone.children())

@@ -53,4 +53,4 @@ class StochasticDown(AdapterModel):
         )
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"num_data": self.num_data, "flipout": self.flipout}
+        return super().config() | {"num_data": self.num_data, "flipout": self.flipout} | self.grouping()

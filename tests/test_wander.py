@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -218,6 +219,27 @@ def test_folding_keeps_the_function_and_drops_parameters(guide_class: Any) -> No
 
 
 @pytest.mark.parametrize(
+    ("prior", "guide_class", "options"),
+    [(dist.HalfNormal(1.0), Delta, {}), (dist.Normal(2.0, 0.1), MeanField, {"positive_mean": True})],
+)
+def test_folding_sums_means_and_not_what_is_trained_in_their_place(
+    prior: Any, guide_class: Any, options: dict[str, Any]
+) -> None:
+    model, data = wander(cp="product_of_sums", terms=4, prior=prior), batch()
+    guide = guide_class(model, **options)
+    before = torch.get_rng_state()
+    _, folded = fold(model, guide)
+    assert torch.equal(torch.get_rng_state(), before)
+    with PosteriorMean():
+        torch.testing.assert_close(logits(folded, data), logits(guide, data), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_takes_the_models_own_guide() -> None:
+    with pytest.raises(ConfigError, match="built for another model"):
+        fold(wander(cp="product_of_sums"), Delta(wander(cp="product_of_sums")))
+
+
+@pytest.mark.parametrize(
     ("build", "kind", "says"),
     [
         (lambda: wander(nn.ModuleDict({"text": bert()})), ConfigError, "at least 2 encoders"),
@@ -230,7 +252,7 @@ def test_folding_keeps_the_function_and_drops_parameters(guide_class: Any) -> No
         (lambda: wander(cp="sum"), ConfigError, "sum_of_products"),
         (lambda: Contextual(wander()), ConfigError, "Contextual cannot infer 'factor"),
         (lambda: MCDropout(wander()), ConfigError, "which is a factor"),
-        (lambda: fold(wander(), Delta(wander())), ConfigError, "does not fold: its R products"),
+        (lambda: fold(model := wander(), Delta(model)), ConfigError, "does not fold: its R products"),
         (lambda: wander()(Batch({"input_ids": torch.ones(2, 3).long()})), DataError, "belongs to no encoder"),
     ],
 )

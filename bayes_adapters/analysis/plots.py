@@ -173,7 +173,8 @@ def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
 
     Args:
         ranks: path of an adapted layer → its ranks, as ``model.ranks`` and a record of pruning have them. The last
-            number in a path is its block; a path without one gets the column "–".
+            number in a path is its block; a path without one gets the column "–". Where blocks of several stages or
+            encoders would share a cell, a row's name is the whole path, with ``*`` in the block's place.
         rank: r before pruning, where the colours end.
 
     >>> figure = ranks_by_layer({"layer.0.query": 3, "layer.1.query": 0, "head": 8}, 8)
@@ -182,6 +183,8 @@ def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
     """
     figure, _ = _grid(ranks, "ranks_by_layer", "adapted layer")
     places = {path: _block(path) for path in ranks}
+    if len(set(places.values())) < len(places):
+        places = {path: _block(path, whole=True) for path in ranks}
     blocks = sorted({block for _, block in places.values()}, key=lambda b: (b is None, b or 0))
     kinds = list(dict.fromkeys(kind for kind, _ in places.values()))
     values = np.full((len(kinds), len(blocks)), np.nan)
@@ -239,13 +242,16 @@ def attribution_bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, wha
     return figure
 
 
-def _block(path: str) -> tuple[str, int | None]:
-    """Split a layer's path into its kind and the number of its block."""
+def _block(path: str, whole: bool = False) -> tuple[str, int | None]:
+    """Split a layer's path into its kind, with ``whole`` all of it, and the number of its block."""
     parts = path.split(".")
     places = [i for i, part in enumerate(parts) if part.isdecimal()]
     if not places:
         return path, None
-    return ".".join(parts[places[-1] + 1 :]) or path, int(parts[places[-1]])
+    number, first = int(parts[places[-1]]), places[-1] + 1
+    if whole:
+        return ".".join([*parts[: first - 1], "*", *parts[first:]]), number
+    return ".".join(parts[first:]) or path, number
 
 
 def _grid(entries: Mapping[str, Any], function: str, what: str = "method") -> tuple[Figure, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide, site_key
+from bayes_adapters.guide import AdapterGuide, require_pair, site_key
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.modalities.cp_factors import CP
 from bayes_adapters.models import Wander
+from bayes_adapters.sites import SiteCall
 
 
 @torch.no_grad()
@@ -24,8 +25,9 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
         guide: ``Delta`` or ``MeanField``.
 
     Raises:
-        ConfigError: ``cp="sum_of_products"``, another guide, or encoders with adapters.
+        ConfigError: ``cp="sum_of_products"``, another guide or that of another model, or encoders with adapters.
     """
+    require_pair(model, guide)
     if model.rule.cp is not CP.PRODUCT_OF_SUMS:
         raise ConfigError(
             "cp='sum_of_products' does not fold: its R products are R different functions, and no single product "
@@ -37,13 +39,20 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
             f"{len(model.layers)} adapted layers."
         )
     config = {k: v for k, v in model.config().items() if k not in ("terms", "targets", "dropout", "pooling")}
-    small = Wander(model.backbone, model.likelihood, terms=1, **config)
+    # the small model starts at its default prior, whose draws have both signs
+    options = {k: v for k, v in guide.config().items() if k != "positive_mean"}
+    device = next(model.parameters()).device
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+        small = Wander(model.backbone, model.likelihood, terms=1, **config)
+        folded = type(guide)(small, **options)
     known = small.state_dict()
     small.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
-    folded = type(guide)(small, **guide.config())
     for site in model.sites:
         key = site_key(site)
-        folded.loc[key].copy_(guide.loc[key].sum(1, keepdim=True))
+        # the mean and not the parameter, which under a prior on a part of the reals is another number
+        mean = guide.posterior(SiteCall(site, None, None, {}, len(model.sites), {}), model.prior.of(site)).mean
+        folded.loc[key].copy_(mean.sum(1, keepdim=True))
         if isinstance(guide, MeanField) and isinstance(folded, MeanField):
             variance = guide.parameter.scale(guide.rho[key]).square().sum(1, keepdim=True)
             folded.rho[key].copy_(guide.parameter.rho(variance.sqrt()))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.sites import Granularity
+from bayes_adapters.sites import Granularity, Part
 from bayes_adapters.training._random import epoch_seed
 
 _FIX = (
@@ -138,7 +138,9 @@ def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
 
 def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
-    if model.granularity is Granularity.GLOBAL and isinstance(data, Batches) and data.examples != model.num_data:
+    # a mask has no KL, so its model has no size of its own
+    counted = any(site.granularity is Granularity.GLOBAL and site.part is not Part.MASK for site in model.sites)
+    if counted and isinstance(data, Batches) and data.examples != model.num_data:
         raise ConfigError(
             f"The model was built with num_data={model.num_data} and the data have {data.examples} examples: the KL of "
             f"its global sites would be weighed wrongly. Build it with num_data={data.examples}."

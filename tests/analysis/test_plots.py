@@ -75,6 +75,15 @@ def test_uncertainty_by_condition_has_a_panel_for_each_noise_and_part() -> None:
     assert _png(figure).startswith(b"\x89PNG")
 
 
+def test_ranks_of_stages_and_of_encoders_do_not_hide_each_other() -> None:
+    ranks = {f"{net}.layers.{s}.blocks.{b}.q": r for net, s, b, r in (("x", 0, 0, 1), ("x", 0, 1, 2), ("x", 1, 0, 3))}
+    ranks |= {"x.head": 5, "y.layer.0.q": 4}
+    axes = plots.ranks_by_layer(ranks, 8).axes[0]
+    rows = ["x.layers.0.blocks.*.q", "x.layers.1.blocks.*.q", "x.head", "y.layer.*.q"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == rows
+    assert sorted(t.get_text() for t in axes.texts) == ["1", "2", "3", "4", "5"]
+
+
 def test_colours_stay_apart_and_more_methods_than_colours_are_refused() -> None:
     assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == 7
     with pytest.raises(DataError, match="At most 7"):

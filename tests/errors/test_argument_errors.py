@@ -14,8 +14,8 @@ from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MeanField
-from bayes_adapters.models import CoLA, FusionLoRA, LoRA, StochasticCore, Wander
+from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MCDropout, MeanField
+from bayes_adapters.models import AdapterDropout, CoLA, FusionLoRA, LoRA, StochasticCore, Wander
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.systems import build
@@ -252,9 +252,19 @@ def test_a_data_set_of_another_size_than_num_data() -> None:
     source = batches(token_batch(12), 4)
     says = ["num_data=50", "the data have 12 examples", "Build it with num_data=12"]
     check(lambda: fit(model, guide, source, epochs=1), ConfigError, says, model, guide)
+    masked = AdapterDropout(bert(), Bernoulli(), granularity="global")  # has no KL
+    fit(masked, MCDropout(masked), source, max_steps=1, progress=False)
     fit(model, guide, [token_batch(12)], epochs=1, progress=False)  # a list does not say how large the data set is
     local = core_model("token", num_data=50)  # has one KL an example
     fit(local, MeanField(local), source, epochs=1, progress=False)
+
+
+def test_factors_of_a_fusion_have_one_kl_a_data_set_too() -> None:
+    nets = nn.ModuleDict({"a": bert(), "b": bert(seed=1)})
+    model = Wander(nets, Bernoulli(), num_data=50, lengths={"a": 2, "b": 2}, fusion_rank=2, terms=2)
+    guide, ids = MeanField(model), token_batch(12).inputs["input_ids"]
+    source = batches(Batch({"a.input_ids": ids, "b.input_ids": ids}, torch.zeros(12)), 4)
+    check(lambda: fit(model, guide, source, epochs=1), ConfigError, ["Build it with num_data=12"], model, guide)
 
 
 def test_amortised_guides_are_float32_under_any_backbone() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import bayes_adapters
 from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, load, predict, save
 from bayes_adapters.errors import AdapterFileError
-from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.models import FusionLoRA, LoRA
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, PooledContext
+from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticCore, StochasticDown
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.reliability import FrameDensity, Reliability
 from bayes_adapters.targets import Targets
@@ -143,6 +143,18 @@ def test_every_backbone(
     if targets == "all-linear" and granularity == "token":
         targets = Targets("all-linear", exclude=["pooler.dense"])  # it sees one vector, not tokens
     check_round_trip(pair(backbone(), granularity, guide, targets=targets), backbone(), batch(), tmp_path)
+
+
+@pytest.mark.parametrize("structure", [StochasticCore, StochasticDown, DiagonalCore, AdapterDropout])
+def test_one_site_a_layer(structure: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {} if structure in (StochasticDown, DiagonalCore) else {"granularity": "global"}
+    options |= {} if structure is AdapterDropout else {"num_data": 50}
+    model = structure(bert(), Bernoulli(), rank=2, grouped=False, **options)
+    guide = MCDropout(model) if structure is AdapterDropout else MeanField(model)
+    batch = token_batch().without_targets()
+    again, _ = check_round_trip(scramble(model, guide), bert(), batch, tmp_path)
+    assert [site.name for site in again.sites] == [site.name for site in model.sites]
+    assert len(again.sites) == len(again.layers) == 4
 
 
 @pytest.mark.parametrize("structure", [LoRA, FusionLoRA])

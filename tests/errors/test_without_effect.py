@@ -1,0 +1,80 @@
+"""Options and inputs that a model would not look at are refused, with the one that it does look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.guides import Delta
+from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticCore, Wander
+from tests.helpers import bert, token_batch, whisper
+
+WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
+
+
+def encoders() -> nn.ModuleDict:
+    return nn.ModuleDict({"text": bert(), "audio": whisper()})
+
+
+@pytest.mark.parametrize(("kind", "options"), [(ConcatLoRA, {}), (CoLA, {}), (Wander, WANDER)])
+@pytest.mark.parametrize("pooling", ["cls", "last"])
+def test_several_encoders_are_pooled_by_streams(kind: Any, options: dict[str, Any], pooling: str) -> None:
+    nets = encoders()
+    with pytest.raises(ConfigError, match=rf"pooling='{pooling}' has no effect in a {kind.__name__}.*streams='cls'"):
+        kind(nets, Bernoulli(), pooling=pooling, **options)
+    assert not adapted_layers(nets)
+    assert kind(nets, Bernoulli(), pooling="mean", **options).config()["pooling"] == "mean"
+
+
+@pytest.mark.parametrize("kind", [LoRA, StochasticCore])
+def test_flipout_is_for_a_random_A(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"flipout=True has no effect in {kind.__name__}.*StochasticDown"):
+        kind(bert(), Bernoulli(), flipout=True)
+
+
+@pytest.mark.parametrize("name", ["token_mask", "present"])
+def test_masks_of_several_encoders_are_not_ignored_by_one(name: str) -> None:
+    model, inputs = LoRA(bert(), Bernoulli()), token_batch().inputs
+    mask = inputs["attention_mask"] if name == "token_mask" else torch.tensor([1, 0, 1, 1, 1])
+    with pytest.raises(DataError, match=rf"'{name}'\] would be ignored by BertModel.*<encoder>.{name}; of a single"):
+        model(Batch({"input_ids": inputs["input_ids"], name: mask}))
+
+
+class _Reading(nn.Module):
+    """A backbone with an argument of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.bert = type("Config", (), {"hidden_size": 16})(), bert()
+
+    def forward(self, input_ids: torch.Tensor, token_mask: torch.Tensor) -> Any:
+        return self.bert(input_ids, attention_mask=token_mask)
+
+
+def test_a_backbone_may_read_them_itself() -> None:
+    inputs = token_batch().inputs
+    LoRA(_Reading(), Bernoulli())(Batch({"input_ids": inputs["input_ids"], "token_mask": inputs["attention_mask"]}))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_mask_of_another_length_does_not_choose_a_position(pooling: str) -> None:
+    """Whisper halves the length: place 7 of the mask is place 3 of the hidden states."""
+    model = LoRA(whisper(), Bernoulli(), targets=["q_proj"], pooling=pooling)
+    frames, mask = torch.randn(2, 8, 20), torch.ones(2, 20).long().index_fill(1, torch.arange(8, 20), 0)
+    with pytest.raises(DataError, match=r"shape \(2, 20\) and the backbone's hidden states \(2, 10\).*ConcatLoRA"):
+        model(Batch({"input_features": frames, "attention_mask": mask}))
+    one = ConcatLoRA(nn.ModuleDict({"audio": whisper()}), Bernoulli(), targets=["q_proj"])
+    half = mask[:, ::2]
+    given = {"audio.input_features": frames, "audio.token_mask": half}
+    assert torch.isfinite(predict(one, Delta(one), Batch(given)).probs).all()
+
+
+def test_the_default_pooling_is_loaded_again(tmp_path: Any) -> None:
+    model = ConcatLoRA(encoders(), Bernoulli())
+    save(tmp_path, model, Delta(model))
+    assert load(tmp_path, encoders())[0].config() == model.config()
