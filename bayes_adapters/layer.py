@@ -281,7 +281,13 @@ def require_unadapted(backbone: nn.Module) -> None:
 
 @contextmanager
 def restored_on_error(backbone: nn.Module) -> Iterator[None]:
-    """If the context ends with an error, take out the adapters it installed and undo the freezing."""
+    """If the context ends with an error, take out the adapters it installed and undo the freezing.
+
+    Raises:
+        ConfigError: ``backbone`` is no module.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(f"The backbone must be a torch module; got a {type(backbone).__name__}.")
     before = set(adapted_layers(backbone))
     flags = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
     try:

@@ -117,10 +117,10 @@ class AdapterModel(nn.Module):
             )
         if num_data is not None:
             whole_number("num_data", num_data)
-        if not parts and prior is not None:
+        if not parts and not (prior is None and granularity is None):
             raise ConfigError(
-                f"A prior was given but nothing in {type(self).__name__} is random; take a structure with random "
-                "parts, such as StochasticCore."
+                f"A {'prior' if granularity is None else 'granularity'} was given but nothing in {type(self).__name__} "
+                "is random; take a structure with random parts, such as StochasticCore."
             )
         if flipout and Part.A not in parts:
             raise ConfigError(

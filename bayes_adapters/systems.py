@@ -71,9 +71,9 @@ def build(
     if missing:
         meanings = "; ".join(f"{o}: {MEANINGS.get(o, 'see the docstring')}" for o in sorted(missing))
         raise ConfigError(f"{name} needs {', '.join(f'{o}=' for o in sorted(missing))} ({meanings}).")
-    if chosen[0].get("targets") == QUERY_VALUE:
-        chosen[0]["targets"] = query_value(backbone)
     with restored_on_error(backbone):
+        if chosen[0].get("targets") == QUERY_VALUE:
+            chosen[0]["targets"] = query_value(backbone)
         model = system.model(backbone, likelihood, **chosen[0])
         return model, system.guide(model, **chosen[1])
 

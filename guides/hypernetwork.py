@@ -50,7 +50,7 @@ class Hypernetwork(AdapterGuide):
 
     Args:
         model: a model with inter-modal cores, such as CoLA.
-        gamma: γ, the reduction factor; of no effect where ``bottleneck`` gives a width.
+        gamma: γ, the reduction factor; of no effect where ``bottleneck`` gives a width, or ``phi`` has no network.
         bottleneck: h for every descriptor, however wide, or source encoder → h; encoders left out keep d_c/γ. An
             encoder that widens from stage to stage has descriptors of several widths: for Swin-V2-L the paper takes 96
             throughout.
@@ -59,7 +59,8 @@ class Hypernetwork(AdapterGuide):
 
     Raises:
         ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, a scale for
-            ``phi="identity"``, or ``phi="kron"`` with a rank that is a prime number.
+            ``phi="identity"``, a bottleneck for a ``phi`` without a network, or ``phi="kron"`` with a rank that is a
+            prime number.
     """
 
     name: ClassVar[str] = "hypernetwork"
@@ -88,19 +89,22 @@ class Hypernetwork(AdapterGuide):
             if source not in sources:
                 raise unknown_name("source encoder in bottleneck", source, sources)
             whole_number(f"bottleneck of {source!r}", hidden)
+        learned = self.phi in (Phi.DENSE, Phi.KRON)
+        if bottleneck is not None and not learned:
+            raise ConfigError(f"phi={self.phi.value!r} has no network and no hidden width; leave bottleneck out.")
         self.bottleneck = dict(bottleneck) if isinstance(bottleneck, Mapping) else bottleneck
         self.nets = nn.ModuleDict()
         self.static = nn.ParameterDict()
         for site in model.sites:
             width, key = model.descriptor_width(site), site_key(site)
-            if site.source not in widths and gamma > width:
+            if learned and site.source not in widths and gamma > width:
                 raise ConfigError(f"gamma must be between 1 and the descriptor's width {width}; got {gamma}.")
             if self.phi is Phi.KRON and (1, 1) in kron_shapes(site.rank):
                 raise ConfigError(
                     f"phi='kron' splits Φ (r, r) into two smaller factors, which the rank r = {site.rank} does not "
                     "allow: take a rank that is a product, such as 4, 8 or 16, or phi='dense'."
                 )
-            if self.phi in (Phi.DENSE, Phi.KRON):
+            if learned:
                 self.nets[key] = _Net(width, widths.get(site.source) or width // gamma, site.rank, self.phi, self.scale)
             elif self.phi is Phi.STATIC:
                 self.static[key] = nn.Parameter(torch.eye(site.rank))

@@ -40,6 +40,7 @@ class StochasticFactors(AdapterModel):
         prior: PriorLike | None = None,
         **options: Any,
     ) -> None:
+        self.flipout = bool(options.get("flipout", False))
         super().__init__(
             backbone,
             likelihood,
@@ -52,4 +53,4 @@ class StochasticFactors(AdapterModel):
         )
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"num_data": self.num_data}
+        return super().config() | {"num_data": self.num_data} | ({"flipout": True} if self.flipout else {})

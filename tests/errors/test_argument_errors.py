@@ -12,10 +12,10 @@ import torch
 from jaxtyping import config
 from torch import nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save, systems
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MCDropout, MeanField
-from bayes_adapters.models import AdapterDropout, CoLA, FusionLoRA, LoRA, StochasticCore, Wander
+from bayes_adapters.models import AdapterDropout, CoLA, DiagonalCore, FusionLoRA, LoRA, StochasticCore, Wander
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.systems import build
@@ -229,6 +229,17 @@ def test_a_backbone_with_a_task_head() -> None:
     model = LoRA(Headed(), Bernoulli())
     with pytest.raises(ConfigError, match=r"Headed returns a tuple without last_hidden_state.*AutoModel"):
         model(token_batch())
+
+
+@pytest.mark.parametrize("given", [None, "bert-base-uncased"])
+def test_a_backbone_that_is_no_module(given: Any) -> None:
+    builds = [
+        lambda: LoRA(given, Bernoulli()),
+        lambda: DiagonalCore(given, Bernoulli(), num_data=4),
+        lambda: systems.build("lora", given, Bernoulli()),
+    ]
+    for build in builds:
+        check(build, ConfigError, ["backbone must be a torch module", type(given).__name__])
 
 
 def test_models_of_inference_mode() -> None:

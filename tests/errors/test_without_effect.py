@@ -10,8 +10,8 @@ from torch import nn
 
 from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Delta
-from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticCore, Wander
+from bayes_adapters.guides import Delta, Hypernetwork, RankWise
+from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticCore, StochasticFactors, Wander
 from tests.helpers import bert, token_batch, whisper
 
 WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
@@ -35,6 +35,19 @@ def test_several_encoders_are_pooled_by_streams(kind: Any, options: dict[str, An
 def test_flipout_is_for_a_random_A(kind: Any) -> None:
     with pytest.raises(ConfigError, match=rf"flipout=True has no effect in {kind.__name__}.*StochasticDown"):
         kind(bert(), Bernoulli(), flipout=True)
+
+
+def test_granularity_is_for_what_is_random() -> None:
+    with pytest.raises(ConfigError, match="A granularity was given but nothing in LoRA is random"):
+        LoRA(bert(), Bernoulli(), granularity="token")
+
+
+@pytest.mark.parametrize("phi", ["static", "identity"])
+def test_a_phi_without_a_network_has_no_hidden_width(phi: str) -> None:
+    model = CoLA(encoders(), Bernoulli(), rank=2)
+    with pytest.raises(ConfigError, match=rf"phi='{phi}' has no network and no hidden width"):
+        Hypernetwork(model, phi=phi, bottleneck=7)
+    Hypernetwork(model, phi=phi, gamma=99)  # no width for it to divide
 
 
 @pytest.mark.parametrize("name", ["token_mask", "present"])
@@ -78,3 +91,11 @@ def test_the_default_pooling_is_loaded_again(tmp_path: Any) -> None:
     model = ConcatLoRA(encoders(), Bernoulli())
     save(tmp_path, model, Delta(model))
     assert load(tmp_path, encoders())[0].config() == model.config()
+
+
+@pytest.mark.parametrize("flipout", [True, False])
+def test_the_flipout_of_factors_is_loaded_again(flipout: bool, tmp_path: Any) -> None:
+    model = StochasticFactors(bert(), Bernoulli(), num_data=4, rank=2, flipout=flipout)
+    save(tmp_path, model, RankWise(model))
+    again = adapted_layers(load(tmp_path, bert())[0].backbone).values()
+    assert {layer.flipout for layer in again} == {flipout}
