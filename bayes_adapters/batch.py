@@ -71,13 +71,21 @@ class Frames:
         return Frames(self.values[rows], self.mask[rows])
 
 
+TOKEN_MASK = "token_mask"
+"""The input that marks real positions of hidden states and is not the backbone's."""
+_MASKS = ("attention_mask", TOKEN_MASK, "present")
+
+
 @dataclass(frozen=True)
 class Batch:
     """One mini-batch of B examples.
 
     Args:
         inputs: keyword arguments of the backbone; every tensor has B as its first dimension. ``attention_mask``
-            (B, T), if present, says which tokens are real: padding counts nowhere.
+            (B, T), if present, says which tokens are real: padding counts nowhere. Of a backbone that changes the
+            length (wav2vec 2.0, Whisper) ``token_mask`` (B, T'), which the backbone does not see, says so for the T'
+            positions of its hidden states. Names of models with several encoders: see
+            :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
         targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, T) int64 for tagging, -100
             where a token has no label, or None at prediction time.
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
@@ -147,8 +155,11 @@ class Batch:
 
     @property
     def token_mask(self) -> Bool[Tensor, "B T"] | None:
-        """Shape (B, T), True where a token is real; None when the backbone has no padding (images, say)."""
-        mask = self.inputs.get("attention_mask")
+        """Shape (B, T), True where a token is real; None when the backbone has no padding (images, say).
+
+        It is ``inputs["token_mask"]``, or ``inputs["attention_mask"]`` where there is none.
+        """
+        mask = self.inputs.get(TOKEN_MASK, self.inputs.get("attention_mask"))
         return None if mask is None else mask.bool()
 
     @property
@@ -229,25 +240,32 @@ def _check_masks(inputs: Mapping[str, Tensor]) -> None:
             f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
             "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
         )
-    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in ("attention_mask", "token_mask")}
+    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS}
     binary = {key: (value == value.bool()).all() for key, value in masks.items()}
-    real = [] if mask is None else [mask.bool().any(-1).all()]
-    if not masks or bool(torch.stack([*binary.values(), *real]).all()):  # one wait for the device
+    real = {key: value.bool().reshape(value.shape[0], -1).any(-1) for key, value in masks.items() if "." not in key}
+    if not masks or bool(torch.stack([*binary.values(), *(rows.all() for rows in real.values())]).all()):  # one wait
         return
     for key, fits in binary.items():
         if not bool(fits):
             raise DataError(
-                f"{key} must hold 1 (or True) where a token is real and 0 where it is padding; it has other numbers. "
-                "Of a mask that is added to attention scores (0 and a large negative number) pass mask == 0."
+                f"{key} must hold 1 (or True) where something is real, and 0 where it is padding or missing; it has "
+                "other numbers. Of a mask that is added to attention scores (0 and a large negative number) pass "
+                "mask == 0."
             )
-    rows = [] if mask is None else (~mask.bool().any(-1)).nonzero().flatten().tolist()
-    raise DataError(f"Rows {rows[:8]} of attention_mask have no real token. Drop these examples or tokenise them.")
+    for key, having in real.items():
+        if empty := (~having).nonzero().flatten().tolist():
+            raise DataError(f"Rows {empty[:8]} of {key} have no real token. Drop these examples or tokenise them.")
 
 
 def _check_name(name: str) -> None:
     """Refuse a mask's name that is nearly right: backbones take any argument and ignore those that they do not know."""
     encoder, _, argument = name.rpartition(".")
-    known = ["attention_mask", "token_mask", "present"] if encoder else ["attention_mask"]
+    if name == "present":
+        raise DataError(
+            "inputs['present'] marks examples that lack a modality, as <encoder>.present of models with several "
+            "encoders; what a single backbone reads cannot be missing. Drop these examples."
+        )
+    known = _MASKS if encoder else _MASKS[:2]
     near = near_matches(argument, known, cutoff=0.85)
     if argument not in known and near:
         raise DataError(

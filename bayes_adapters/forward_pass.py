@@ -149,8 +149,10 @@ class ForwardPass:
             return None
         if mask.shape[1] != feature.shape[1]:
             raise ConfigError(
-                f"The adapted layer {site.layers[0]!r} sees {feature.shape[1]} positions where attention_mask has "
-                f"{mask.shape[1]}. Adapt layers that keep the token axis, use granularity='global', or pass no mask."
+                f"The adapted layer {site.layers[0]!r} sees {feature.shape[1]} positions where the mask of tokens has "
+                f"{mask.shape[1]}. If the backbone changes the length (wav2vec 2.0, Whisper), pass a mask of the new "
+                "length as inputs['token_mask']; else adapt layers that keep the token axis, use granularity='global', "
+                "or pass no mask."
             )
         return mask
 

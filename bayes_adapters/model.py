@@ -24,7 +24,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured
-from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.layer import (
@@ -43,7 +43,6 @@ from bayes_adapters.model_checks import (
     fold,
     hidden_width,
     require_length,
-    require_read,
     require_trainable,
     require_withholdable,
 )
@@ -224,7 +223,7 @@ class AdapterModel(nn.Module):
         if not self.likelihood.per_token:
             return self.likelihood.distribution(outputs)
         length = outputs.shape[-2]
-        for what, value in (("attention_mask", batch.token_mask), ("targets", batch.targets)):
+        for what, value in (("The mask of tokens", batch.token_mask), ("targets", batch.targets)):
             if value is not None and value.shape[1] != length:
                 raise DataError(
                     f"{what} has {value.shape[1]} tokens and the backbone returns {length}. One target a token needs a "
@@ -234,8 +233,7 @@ class AdapterModel(nn.Module):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
-        require_read(batch.inputs, self.backbone)
-        output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items()})
+        output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -72,25 +71,13 @@ def check_batch(batch: Batch, device: torch.device) -> None:
             )
 
 
-def require_read(inputs: Mapping[str, Tensor], backbone: nn.Module) -> None:
-    """Raise :class:`DataError` if a mask of models with several encoders is given to a backbone that ignores it."""
-    for name in ("token_mask", "present"):
-        if name in inputs and name not in inspect.signature(backbone.forward).parameters:
-            raise DataError(
-                f"inputs[{name!r}] would be ignored by {type(backbone).__name__}, and padding would count as real. It "
-                f"belongs to models of several encoders, as <encoder>.{name}; of a single backbone attention_mask says "
-                "which tokens are real, and its input cannot be missing."
-            )
-
-
 def require_length(mask: Bool[Tensor, "rows ..."], hidden: Float[Tensor, "rows T d"]) -> None:
     """Raise :class:`DataError` unless ``mask`` has an entry for each position of ``hidden``."""
     if mask.shape != hidden.shape[:2]:
         raise DataError(
-            f"attention_mask has shape {tuple(mask.shape)} and the backbone's hidden states {tuple(hidden.shape[:2])}: "
-            "which of them are padding is not known. Of a backbone that changes the length (wav2vec 2.0, Whisper) take "
-            "ConcatLoRA(nn.ModuleDict({'audio': backbone}), ...), whose inputs are audio.<argument> and whose "
-            "audio.token_mask has the new length."
+            f"The mask of tokens has shape {tuple(mask.shape)} and the backbone's hidden states "
+            f"{tuple(hidden.shape[:2])}. If the backbone changes the length (wav2vec 2.0, Whisper), pass a mask of the "
+            "new length as inputs['token_mask']."
         )
 
 

@@ -187,6 +187,11 @@ class CoLA(ConcatLoRA):
         return stage_width(self.backbone.get_submodule(name), self.blocks[name][block], stage)
 
     def _inter_path(self, layer: AdaptedLinear, site: Site, slot: str) -> InterPath:
+        if self.share is not Sharing.NONE and layer.rank != self.cross_rank:
+            raise ConfigError(
+                f"share={self.share.value!r} needs the cross rank {self.cross_rank} in every layer, and {layer.path!r} "
+                f"has {layer.rank} ranks left. Leave ranks= out, or take share='none'."
+            )
         d_in, d_out = linear_size(layer.base_layer)
         down, up = layer.lora_A, layer.lora_B
         if down is None or up is None or self.share not in (Sharing.A, Sharing.ALL):

@@ -75,6 +75,11 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
         (lambda: CoLA(bert(), Bernoulli()), ConfigError, r"at least 2 encoders.*ModuleDict"),
         (lambda: cola(encoders(3, 2)), ConfigError, "needs equal depths; got 3 and 2"),
         (lambda: cola(share="A", cross_rank=2), ConfigError, "share='A' needs cross_rank = rank; got 2 and 3"),
+        (
+            lambda: cola(share="A", ranks={"text.encoder.layer.0.attention.self.query": 1}),
+            ConfigError,
+            "share='A' needs the cross rank 3 in every layer, and 'text.* has 1 ranks left",
+        ),
         (lambda: cola(cross_rank=0), ConfigError, "cross_rank must be a whole number of at least 1; got 0"),
         (lambda: cola(gain=float("nan")), ConfigError, "gain is the first value of λ.*got nan"),
         (lambda: cola(head_width=0), ConfigError, "head_width must be a whole number of at least 1; got 0"),

@@ -238,8 +238,8 @@ def test_a_backbone_that_is_no_module(given: Any) -> None:
         lambda: DiagonalCore(given, Bernoulli(), num_data=4),
         lambda: systems.build("lora", given, Bernoulli()),
     ]
-    for build in builds:
-        check(build, ConfigError, ["backbone must be a torch module", type(given).__name__])
+    for attempt in builds:
+        check(attempt, ConfigError, ["backbone must be a torch module", type(given).__name__])
 
 
 def test_models_of_inference_mode() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
+from bayes_adapters import Batch, Bernoulli, adapted_layers, load, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Hypernetwork, RankWise
 from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticCore, StochasticFactors, Wander
@@ -50,28 +50,9 @@ def test_a_phi_without_a_network_has_no_hidden_width(phi: str) -> None:
     Hypernetwork(model, phi=phi, gamma=99)  # no width for it to divide
 
 
-@pytest.mark.parametrize("name", ["token_mask", "present"])
-def test_masks_of_several_encoders_are_not_ignored_by_one(name: str) -> None:
-    model, inputs = LoRA(bert(), Bernoulli()), token_batch().inputs
-    mask = inputs["attention_mask"] if name == "token_mask" else torch.tensor([1, 0, 1, 1, 1])
-    with pytest.raises(DataError, match=rf"'{name}'\] would be ignored by BertModel.*<encoder>.{name}; of a single"):
-        model(Batch({"input_ids": inputs["input_ids"], name: mask}))
-
-
-class _Reading(nn.Module):
-    """A backbone with an argument of that name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config, self.bert = type("Config", (), {"hidden_size": 16})(), bert()
-
-    def forward(self, input_ids: torch.Tensor, token_mask: torch.Tensor) -> Any:
-        return self.bert(input_ids, attention_mask=token_mask)
-
-
-def test_a_backbone_may_read_them_itself() -> None:
-    inputs = token_batch().inputs
-    LoRA(_Reading(), Bernoulli())(Batch({"input_ids": inputs["input_ids"], "token_mask": inputs["attention_mask"]}))
+def test_what_one_backbone_reads_cannot_be_missing() -> None:
+    with pytest.raises(DataError, match=r"inputs\['present'\] marks .*<encoder>.present"):
+        Batch({**token_batch().inputs, "present": torch.tensor([1, 0, 1, 1, 1])})
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -79,12 +60,10 @@ def test_a_mask_of_another_length_does_not_choose_a_position(pooling: str) -> No
     """Whisper halves the length: place 7 of the mask is place 3 of the hidden states."""
     model = LoRA(whisper(), Bernoulli(), targets=["q_proj"], pooling=pooling)
     frames, mask = torch.randn(2, 8, 20), torch.ones(2, 20).long().index_fill(1, torch.arange(8, 20), 0)
-    with pytest.raises(DataError, match=r"shape \(2, 20\) and the backbone's hidden states \(2, 10\).*ConcatLoRA"):
-        model(Batch({"input_features": frames, "attention_mask": mask}))
-    one = ConcatLoRA(nn.ModuleDict({"audio": whisper()}), Bernoulli(), targets=["q_proj"])
-    half = mask[:, ::2]
-    given = {"audio.input_features": frames, "audio.token_mask": half}
-    assert torch.isfinite(predict(one, Delta(one), Batch(given)).probs).all()
+    inputs = {"input_features": frames, "attention_mask": mask}
+    with pytest.raises(DataError, match=r"shape \(2, 20\) and the backbone's hidden states \(2, 10\).*'token_mask'"):
+        model(Batch(inputs))
+    model(Batch(inputs | {"token_mask": mask[:, ::2]}))
 
 
 def test_the_default_pooling_is_loaded_again(tmp_path: Any) -> None:

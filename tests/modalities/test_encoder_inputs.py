@@ -67,6 +67,11 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(key: str) -> None:
     model(Batch(batch().inputs | {key: (added == 0).float()}))
 
 
+def test_present_is_yes_or_no() -> None:
+    with pytest.raises(DataError, match=r"text\.present must hold 1"):
+        Batch(batch().inputs | {"text.present": torch.tensor([1.0, 0.5, 1.0, -1.0])})
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_present_has_one_entry_an_example(name: str) -> None:
     data = Batch(batch().inputs | {"text.present": torch.ones(4, 1)})
