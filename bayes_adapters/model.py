@@ -108,7 +108,8 @@ class AdapterModel(nn.Module):
     ) -> None:
         super().__init__()
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
-        self.rank, self.alpha, self.dropout, self.num_data, self.grouped = rank, alpha, dropout, num_data, grouped
+        self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
+        self.grouped, self.flipout = grouped, flipout
         if self.granularity is Granularity.GLOBAL and num_data is None:
             raise ConfigError(
                 "Global sites have one KL per data set, so the model must know its size: pass "
@@ -314,17 +315,14 @@ class AdapterModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON, targets resolved to module paths; ``ranks`` where some were pruned."""
+        """Constructor arguments as JSON, targets resolved to module paths; some are left out where they are usual."""
         pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
-        options = {
+        unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
+        usual = {"ranks": {}, "grouped": True, "flipout": False}
+        return {
             "targets": list(self.layers),
             "rank": self.rank,
             "alpha": self.alpha,
             "dropout": self.dropout,
             "pooling": self.pooling.value,
-        }
-        return options | {"ranks": pruned} if pruned else options
-
-    def grouping(self) -> dict[str, Any]:
-        """Return ``grouped=False`` as part of a configuration, or nothing where sites are grouped, the default."""
-        return {} if self.grouped else {"grouped": False}
+        } | {name: value for name, value in unusual.items() if value != usual[name]}

@@ -56,4 +56,4 @@ class AdapterDropout(AdapterModel):
         )
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"drop": self.drop, "granularity": self.granularity} | self.grouping()
+        return super().config() | {"drop": self.drop, "granularity": self.granularity}

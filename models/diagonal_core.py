@@ -75,4 +75,4 @@ class DiagonalCore(AdapterModel):
         return torch.stack([self._singular[path] for path in site.layers]).clone()
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"num_data": self.num_data} | self.grouping()
+        return super().config() | {"num_data": self.num_data}

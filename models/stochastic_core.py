@@ -39,4 +39,4 @@ class StochasticCore(AdapterModel):
         super().__init__(backbone, likelihood, parts=[Part.CORE], granularity=granularity, prior=prior, **options)
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"granularity": self.granularity, "num_data": self.num_data} | self.grouping()
+        return super().config() | {"granularity": self.granularity, "num_data": self.num_data}

@@ -40,7 +40,6 @@ class StochasticDown(AdapterModel):
         flipout: bool = True,
         **options: Any,
     ) -> None:
-        self.flipout = flipout
         super().__init__(
             backbone,
             likelihood,
@@ -53,4 +52,4 @@ class StochasticDown(AdapterModel):
         )
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"num_data": self.num_data, "flipout": self.flipout} | self.grouping()
+        return super().config() | {"num_data": self.num_data, "flipout": self.flipout}

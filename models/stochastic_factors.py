@@ -40,7 +40,6 @@ class StochasticFactors(AdapterModel):
         prior: PriorLike | None = None,
         **options: Any,
     ) -> None:
-        self.flipout = bool(options.get("flipout", False))
         super().__init__(
             backbone,
             likelihood,
@@ -53,4 +52,5 @@ class StochasticFactors(AdapterModel):
         )
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"num_data": self.num_data} | ({"flipout": True} if self.flipout else {})
+        own = {name: value for name, value in super().config().items() if name != "grouped"}
+        return own | {"num_data": self.num_data}
