@@ -108,6 +108,7 @@ _FIXED: dict[type, Iterable[str]] = {
     models.StochasticDown: ("parts", "granularity"),
     models.DiagonalCore: ("parts", "granularity", "flipout"),
     models.StochasticFactors: ("parts", "granularity", "grouped", "flipout"),
+    models.ConcatLoRA: (*_RANDOM, "pooling"),
     models.CoLA: {*_RANDOM, "pooling", "ranks"} - {"prior"},
     models.Wander: {*_RANDOM, "pooling", "ranks"} - {"prior", "num_data"},
     guides.PooledContext: ("context", "heads"),

@@ -177,8 +177,9 @@ def _expand(prior: TorchDistributionMixin, site: Site) -> tuple[str, dict[str, T
             raise ValueError(f"its shape is {tuple(base.batch_shape + base.event_shape)}")
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(
-            f"The prior {family} of {site.name!r} does not fit the site's shape {site.shape}: {error}. "
-            "Give a scalar distribution, or one of that shape."
+            f"The prior {family} of {site.name!r}, of shape {tuple(base.batch_shape + base.event_shape)}, does not fit "
+            f"the site's shape {site.shape}: {error}. Give a scalar distribution, or one of that shape, such as "
+            "identity_normal(rank)."
         ) from error
     return family, parameters, event_dim
 

@@ -253,6 +253,15 @@ SYSTEMS: dict[str, System] = {
             inferred=_CONTEXT_PAPERS,
         ),
         System(
+            "concat-lora",
+            models.ConcatLoRA,
+            guides.Delta,
+            _COLA,
+            "LoRA in every encoder, their pooled outputs side by side: CoLA's baseline, arXiv 2604.03314.",
+            {"targets": ON_TOKENS, "rank": 16, "alpha": 8.0},
+            inferred="Trained as cola; adapters also in linear layers outside the blocks, where an encoder has any.",
+        ),
+        System(
             "cola",
             models.CoLA,
             guides.Hypernetwork,

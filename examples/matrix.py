@@ -156,7 +156,7 @@ _SYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
     "wander": _MODELS["Wander"][1],
     "bayesian-wander": _MODELS["Wander"][1],
 } | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv"), _READS)
-_SEVERAL = ("cola", "bayesian-cola", "wander", "bayesian-wander")
+_SEVERAL = ("concat-lora", "cola", "bayesian-cola", "wander", "bayesian-wander")
 _FEW = ("lora", "bayeslora-2025", "bayeslora-2026", "blob", "scalabl", "c-lora", "caliber-x")
 _PAIRS = (
     PAIR,

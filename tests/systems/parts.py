@@ -23,13 +23,14 @@ NAMES = {
     "caliber-g": ("StochasticCore", "PooledContext"),
     "caliber-x": ("StochasticCore", "CrossAttention"),
     "caliber-shared-kv": ("StochasticCore", "CrossAttention"),
+    "concat-lora": ("ConcatLoRA", "Delta"),
     "cola": ("CoLA", "Hypernetwork"),
     "bayesian-cola": ("CoLA", "Hypernetwork"),
     "lora-fusion": ("FusionLoRA", "Delta"),
     "wander": ("Wander", "Delta"),
     "bayesian-wander": ("Wander", "MeanField"),
 }
-SEVERAL = {"cola", "bayesian-cola", "wander", "bayesian-wander"}
+SEVERAL = {"concat-lora", "cola", "bayesian-cola", "wander", "bayesian-wander"}
 LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0])
 
 

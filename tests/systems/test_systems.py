@@ -23,6 +23,9 @@ def test_the_names() -> None:
     assert all(system.name == name and system.source for name, system in SYSTEMS.items())
 
 
+TWO_ENCODERS = ("concat-lora", "cola", "bayesian-cola")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_system_is_what_its_paper_says(name: str) -> None:
     """Built without overrides, at the paper's rank."""
@@ -30,10 +33,10 @@ def test_a_system_is_what_its_paper_says(name: str) -> None:
     options = required(name) | ({"gamma": 2} if "cola" in name else {})
     model, guide = build(name, backbone, Bernoulli(), **options)
     assert (type(model).__name__, type(guide).__name__) == NAMES[name]
-    rank, alpha = {"bayeslora-2025": (64, 8.0), "cola": (16, 8.0), "bayesian-cola": (16, 8.0)}.get(name, (8, 16.0))
+    rank, alpha = {"bayeslora-2025": (64, 8.0), **dict.fromkeys(TWO_ENCODERS, (16, 8.0))}.get(name, (8, 16.0))
     assert (model.rank, model.alpha) == (rank, alpha)
     layers = len(adapted_layers(backbone))
-    assert layers == (0 if "wander" in name else 12 if "cola" in name else 6 if "bayeslora" in name else 2)
+    assert layers == (0 if "wander" in name else 12 if name in TWO_ENCODERS else 6 if "bayeslora" in name else 2)
     assert guide.model is model
 
 
