@@ -34,8 +34,9 @@ types: $(STAMP) ## mypy over the package and the examples
 	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
 	$(PY) -m mypy
 
-results: $(STAMP) ## run every method with every seed and write the records of the results
+results: $(STAMP) ## run every method with every seed; write the records of the results and README's tables
 	$(PY) -m examples.verify_prompts.results
+	$(PY) -m examples.verify_prompts.tables
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark
