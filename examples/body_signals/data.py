@@ -8,7 +8,9 @@ test, interview, hyperventilation) with rests between them. One NumPy file holds
     y (N,) 0 rest or 1 stress                        subject (N,) number of the person
 
 Windows follow one another without overlap from a person's first heart rate; a window that is partly rest and partly
-stress is left out. That rule rebuilds the HR and y of person 2 from the repository's processed file.
+stress is left out. :mod:`examples.body_signals.windows` makes such a file. The one that the results were measured on
+was made elsewhere: its HR and y of person 2 follow this rule from the repository's processed file; how its other
+signals were aligned with them is not known.
 """
 
 from __future__ import annotations
@@ -130,13 +132,10 @@ def load(path: Path | None = None) -> Signals:
     """
     path = default_path() if path is None else path
     if not path.is_file():
-        shapes = ", ".join(f"{k} (N, {m.samples}, {m.channels}) at {m.rate} Hz" for k, m in MODALITIES.items())
         raise MissingResourceError(
             f"There is no file {path} of body signals. Clone the GitHub repository italha-d/Stress-Predict-Dataset "
-            "(MIT licence), cut Raw_data/S*/{BVP,ACC,EDA,TEMP,HR}.csv of every person into windows of 30 s from the "
-            "first heart rate on, label them by Processed_data/heartrate_timestamps_labels/P*_comb_binary.csv, drop "
-            f"windows of both labels, and save them with numpy.savez as float32 {shapes}; y (N,) 0 or 1; subject (N,) "
-            "int. Put the file there, or name it with --data."
+            "(MIT licence) and make it: python -m examples.body_signals.windows Stress-Predict-Dataset. A file that "
+            "lies elsewhere is named with --data."
         )
     try:
         with np.load(path, allow_pickle=False) as file:
