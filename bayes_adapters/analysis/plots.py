@@ -44,12 +44,13 @@ def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: floa
     figure, columns = _grid(panels, "reliability_diagram")
     rows = math.ceil(len(panels) / columns)
     figure.set_size_inches(0.5 + 2.75 * columns, 0.7 + 3.6 * rows)
-    outer = figure.add_gridspec(rows, columns)
+    grid = figure.add_gridspec(2 * rows, columns, height_ratios=(4, 1) * rows)
     bars: list[Axes] = []
     for i, (name, lines) in enumerate(panels.items()):
-        inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(4, 1), hspace=0.06)
-        top = figure.add_subplot(inner[0])
-        low = figure.add_subplot(inner[1], sharex=top, sharey=bars[0] if bars else None)
+        top = figure.add_subplot(grid[2 * (i // columns), i % columns])
+        low = figure.add_subplot(
+            grid[2 * (i // columns) + 1, i % columns], sharex=top, sharey=bars[0] if bars else None
+        )
         bars.append(low)
         top.plot([0, 1], [0, 1], color="0.55", lw=1, ls=(0, (4, 3)), zorder=1)
         drawn, errors = _styles(lines), []
