@@ -15,7 +15,12 @@ from examples.verify_prompts.predictions import Prediction, by_pair, resampled_t
 
 REFERENCE = "caliber-x"
 """The method that all others are compared with."""
-ALSO = (("cola", "lora-fusion"), ("cola", "concat-lora"), ("bayesian-cola", "cola"))
+ALSO = (
+    ("cola", "lora-fusion"),
+    ("cola", "lora-fusion-r144"),
+    ("cola", "concat-lora"),
+    ("bayesian-cola", "cola"),
+)
 """Further pairs: (method, what it is compared with)."""
 
 

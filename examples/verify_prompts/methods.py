@@ -80,8 +80,8 @@ def _lora_text(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 
 def _lora_fusion(build: Build, rank: int = RANK) -> tuple[AdapterModel, AdapterGuide]:
-    alpha = ALPHA / RANK * rank  # the same scale, alpha / rank, whatever the rank
-    model = FusionLoRA(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=rank, alpha=alpha)
+    # α stays when the rank grows: with α/r kept instead, three of five seeds of rank 144 stayed at chance
+    model = FusionLoRA(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=rank, alpha=ALPHA)
     return model, Delta(model)
 
 
@@ -186,7 +186,8 @@ class Method:
 METHODS: dict[str, Method] = {
     "lora-text": Method(_lora_text, random=False),
     "lora-fusion": Method(_lora_fusion, random=False),
-    "lora-fusion-r68": Method(partial(_lora_fusion, rank=68), random=False),
+    "lora-fusion-r68": Method(partial(_lora_fusion, rank=68), random=False),  # as large as caliber-x
+    "lora-fusion-r144": Method(partial(_lora_fusion, rank=144), random=False),  # as large as cola
     "c-lora": Method(_c_lora),
     "caliber-g": Method(_caliber_g, reads_frames=True),
     "caliber-x": Method(_caliber_x, reads_frames=True),
