@@ -105,7 +105,7 @@ class Encoded(nn.Module):
 def _concat(rank: int) -> Callable[..., tuple[AdapterModel, AdapterGuide]]:
     def build(encoders: nn.ModuleDict, _count: int) -> tuple[AdapterModel, AdapterGuide]:
         # query and value of 2 layers of 5 encoders: 2,560 numbers a rank, and 641 of the head and for missing streams
-        model = ConcatLoRA(encoders, Bernoulli(), targets=["query", "value"], rank=rank, alpha=2.0 * rank)
+        model = ConcatLoRA(encoders, Bernoulli(), targets=["query", "value"], rank=rank, alpha=4.0)
         return model, Delta(model)
 
     return build
@@ -131,7 +131,8 @@ def _wander(
 
 ADAPTED: dict[str, Method] = {
     "concat-lora": Method(_concat(2)),
-    "concat-lora-r4": Method(_concat(4)),
+    "concat-lora-r4": Method(_concat(4)),  # as large as wander
+    "concat-lora-r7": Method(_concat(7)),  # as large as bayesian-wander
     "wander-released": Method(_wander("product_of_sums", Delta, every_stream=False), encoded=True),
     "wander": Method(_wander("product_of_sums", Delta), encoded=True),
     "wander-sum-of-products": Method(_wander("sum_of_products", Delta), encoded=True),

@@ -72,6 +72,7 @@ def test_lora_of_matched_size() -> None:
     assert count("wander") == head + factors + 5 * (8 * 64 + 8) + 2 * 5 * 64  # W and b, absent and gate
     assert abs(count("concat-lora-r4") - count("wander")) < 5 * 2 * 2 * (64 + 64) / 2  # no other rank is nearer
     assert count("bayesian-wander") == count("wander") + factors
+    assert abs(count("concat-lora-r7") - count("bayesian-wander")) < 5 * 2 * 2 * (64 + 64) / 2
 
 
 def test_an_epoch_withholds_other_streams_and_never_all_of_them(task: Task) -> None:
