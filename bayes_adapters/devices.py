@@ -1,8 +1,12 @@
-"""The device to work on."""
+"""The device to work on, and the random generators of those that a module is on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 from bayes_adapters.errors import ConfigError
 
@@ -21,3 +25,14 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Take 'cpu', 'cuda' or 'auto'."
         ) from error
+
+
+@contextmanager
+def generators_kept(module: nn.Module) -> Iterator[None]:
+    """After the context torch's generators, on the CPU and where ``module`` is, have the state they had before.
+
+    For building what draws initial values that are overwritten at once.
+    """
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, load, predict, save
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
@@ -285,31 +285,6 @@ def test_a_model_that_cannot_be_built_leaves_the_encoders_alone(options: dict[st
     assert sorted(set(flags.values())) == [False, True]
     with torch.no_grad():
         assert torch.equal(nets["text"](data).last_hidden_state, before)
-
-
-# plain LoRA in every encoder
-
-
-def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
-    nets, data = encoders(), batch()
-    model = ConcatLoRA(nets, Bernoulli(), rank=2, head_width=5)
-    assert {p.split(".")[0] for p in model.layers} == {"text", "audio"}
-    assert model.head[0].in_features == 2 * WIDTH
-    guide = Delta(model)
-    whole = logits(guide, data)
-    half = logits(guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))
-    assert not torch.allclose(whole, half)
-    predict(model, guide, data)
-
-
-def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
-    model = ConcatLoRA(encoders(), Bernoulli(), rank=2, streams={"text": "cls", "audio": "mean"})
-    guide = Delta(model)
-    save(tmp_path / "a", model, guide)
-    nets = encoders()
-    loaded = load(tmp_path / "a", nets)
-    assert torch.equal(logits(loaded[1], batch()), logits(guide, batch()))
-    assert adapted_layers(nets)
 
 
 def test_adapters_beside_fusion_after_every_layer_and_given_blocks_survive_a_file(tmp_path: Path) -> None:

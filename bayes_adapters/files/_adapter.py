@@ -18,6 +18,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from bayes_adapters import priors, registry
+from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._folder import (
     FORMAT,
@@ -111,10 +112,9 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
     tensors = read_tensors(folder, about)
     require_unadapted(backbone)
     _require_base(folder, about["base"], backbone)
-    devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
     try:
         with restored_on_error(backbone):
-            with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+            with generators_kept(backbone):  # initial values are drawn and then overwritten
                 model, guide = _build(about, backbone)
             _assign(folder, _own_tensors(model, guide), tensors)
     except AdapterFileError:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import registry
+from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
 from bayes_adapters.guide import AdapterGuide, require_pair
@@ -67,8 +68,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
             "No rank is left in any layer, so there is no adapter to export: the model is the frozen backbone and the "
             "head model.head."
         )
-    devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+    with generators_kept(backbone):  # initial values are drawn and then overwritten
         lora: AdapterModel = registry.find("model", "lora")(
             backbone,
             copy.deepcopy(model.likelihood),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guide import AdapterGuide, require_pair, site_key
 from bayes_adapters.guides import Delta, MeanField
@@ -41,9 +42,7 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
     config = {k: v for k, v in model.config().items() if k not in ("terms", "targets", "dropout", "pooling")}
     # the small model starts at its default prior, whose draws have both signs
     options = {k: v for k, v in guide.config().items() if k != "positive_mean"}
-    device = next(model.parameters()).device
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+    with generators_kept(model):  # initial values are drawn and then overwritten
         small = Wander(model.backbone, model.likelihood, terms=1, **config)
         folded = type(guide)(small, **options)
     known = small.state_dict()

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
+from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.guides import TrainingFree
@@ -240,8 +241,7 @@ def _pair(backbone: nn.Module, model: AdapterModel, count: int, scale: float) ->
         name: old[name] for name in ("rank", "alpha", "dropout", "pooling", "ranks") if name in old
     }
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
-    devices = sorted({p.device.index or 0 for p in backbone.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):  # initial values are drawn and then overwritten
+    with generators_kept(backbone):  # initial values are drawn and then overwritten
         likelihood = copying.deepcopy(model.likelihood)
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)

@@ -1,0 +1,35 @@
+"""Plain LoRA in every encoder, their outputs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
+from bayes_adapters.guides import Delta
+from bayes_adapters.models import ConcatLoRA
+from tests.cola.parts import batch, encoders, logits
+from tests.helpers import WIDTH
+
+
+def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
+    nets, data = encoders(), batch()
+    model = ConcatLoRA(nets, Bernoulli(), rank=2, head_width=5)
+    assert {p.split(".")[0] for p in model.layers} == {"text", "audio"}
+    assert model.head[0].in_features == 2 * WIDTH
+    guide = Delta(model)
+    whole = logits(model, guide, data)
+    half = logits(model, guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))
+    assert not torch.allclose(whole, half)
+    predict(model, guide, data)
+
+
+def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
+    model = ConcatLoRA(encoders(), Bernoulli(), rank=2, streams={"text": "cls", "audio": "mean"})
+    guide = Delta(model)
+    save(tmp_path / "a", model, guide)
+    nets = encoders()
+    loaded = load(tmp_path / "a", nets)
+    assert torch.equal(logits(*loaded, batch()), logits(model, guide, batch()))
+    assert adapted_layers(nets)
