@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.model_checks import require_length
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 
@@ -147,13 +148,8 @@ class ForwardPass:
         mask = self.batch.token_mask
         if mask is None or feature.dim() == 2:
             return None
-        if mask.shape[1] != feature.shape[1]:
-            raise ConfigError(
-                f"The adapted layer {site.layers[0]!r} sees {feature.shape[1]} positions where the mask of tokens has "
-                f"{mask.shape[1]}. If the backbone changes the length (wav2vec 2.0, Whisper), pass a mask of the new "
-                "length as inputs['token_mask']; else adapt layers that keep the token axis, use granularity='global', "
-                "or pass no mask."
-            )
+        others = "; else adapt layers that keep the token axis, use granularity='global', or pass no mask"
+        require_length(mask, feature.shape[1], f"the adapted layer {site.layers[0]!r} sees", otherwise=others)
         return mask
 
 

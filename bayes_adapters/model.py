@@ -50,6 +50,7 @@ from bayes_adapters.pooling import Pooling as Pooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
 from bayes_adapters.targets import Targets, linear_size, select
+from bayes_adapters.token_ids import check_token_ids, longest_texts
 from bayes_adapters.windows import counted_tokens, windowed_layers
 
 
@@ -145,6 +146,7 @@ class AdapterModel(nn.Module):
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         self._windows = windowed_layers(backbone, paths)
+        self._longest = longest_texts(backbone)
         local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
         self._counted = {self._windows[path] for site in local for path in site.layers if path in self._windows}
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
@@ -199,13 +201,15 @@ class AdapterModel(nn.Module):
 
         Raises:
             DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
-                attention mask, than the backbone returns; or a part of the batch on another device than the model.
+                attention mask, than the backbone returns; token ids that the backbone cannot embed; or a part of the
+                batch on another device than the model.
             NonFiniteError: NaN or infinity in the inputs or the context.
         """
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
         self.require_installed()
         check_batch(batch, next(self.head.parameters()).device)
+        check_token_ids(self.backbone, batch.inputs, self._longest)
         if batch.targets is not None:
             self.likelihood.check(batch.targets)
         register_if_captured("model", self)
@@ -224,12 +228,13 @@ class AdapterModel(nn.Module):
         if not self.likelihood.per_token:
             return self.likelihood.distribution(outputs)
         length = outputs.shape[-2]
-        for what, value in (("The mask of tokens", batch.token_mask), ("targets", batch.targets)):
-            if value is not None and value.shape[1] != length:
-                raise DataError(
-                    f"{what} has {value.shape[1]} tokens and the backbone returns {length}. One target a token needs a "
-                    "backbone that keeps the token axis; positions without a label have the target -100."
-                )
+        if batch.token_mask is not None:
+            require_length(batch.token_mask, length, "the backbone returns")
+        if batch.targets is not None and batch.targets.shape[1] != length:
+            raise DataError(
+                f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target a token "
+                "needs a backbone that keeps the token axis; positions without a label have the target -100."
+            )
         return self.likelihood.of_tokens(outputs, batch.token_mask)
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
@@ -243,7 +248,7 @@ class AdapterModel(nn.Module):
             )
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         if mask is not None and self.pooling is not Pooling.NONE:
-            require_length(mask, hidden)
+            require_length(mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, mask)
 
     def require_installed(self) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.batch import TOKEN_MASK, Batch
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, near_matches
 
 
@@ -71,13 +70,22 @@ def check_batch(batch: Batch, device: torch.device) -> None:
             )
 
 
-def require_length(mask: Bool[Tensor, "rows ..."], hidden: Float[Tensor, "rows T d"]) -> None:
-    """Raise :class:`DataError` unless ``mask`` has an entry for each position of ``hidden``."""
-    if mask.shape != hidden.shape[:2]:
+def require_length(
+    mask: Tensor, positions: int, where: str, key: str = f"inputs['{TOKEN_MASK}']", otherwise: str = ""
+) -> None:
+    """Raise :class:`DataError` unless ``mask`` has shape (rows, ``positions``).
+
+    Args:
+        mask: what marks real positions.
+        positions: how many there are.
+        where: what has them, with its verb, for the message: ``"the backbone returns"``.
+        key: the entry of the batch that holds a mask of another length than the inputs'.
+        otherwise: other remedies, for the message.
+    """
+    if mask.shape[1:] != (positions,):
         raise DataError(
-            f"The mask of tokens has shape {tuple(mask.shape)} and the backbone's hidden states "
-            f"{tuple(hidden.shape[:2])}. If the backbone changes the length (wav2vec 2.0, Whisper), pass a mask of the "
-            "new length as inputs['token_mask']."
+            f"The mask of tokens has shape {tuple(mask.shape)} where {where} {positions} positions. If the backbone "
+            f"changes the length (wav2vec 2.0, Whisper), pass a mask of the new length as {key}{otherwise}."
         )
 
 

@@ -24,7 +24,8 @@ import transformers
 
 from bayes_adapters.analysis.records import Record, read_records, write_records
 from bayes_adapters.devices import pick_device
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
+from bayes_adapters.errors import ConfigError
+from examples.user_errors import user_errors
 
 R = TypeVar("R", bound=Record)
 
@@ -183,29 +184,26 @@ class Grid(ABC, Generic[R]):
     def report(self, arguments: argparse.Namespace, records: list[R], predictions: list[Path]) -> None:
         """Say what came out, from the records and the files of predictions of all finished runs."""
 
+    @user_errors
     def main(self) -> int:
         """Parse the command line and run; return the exit status: 1 after a run that failed, 2 after a refusal."""
         transformers.utils.logging.disable_progress_bar()  # the lines printed here say what is going on
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         arguments = self._parse()
-        try:
-            if self.on_device:
-                arguments.device = str(pick_device(arguments.device))
-            if arguments.one:
-                self.one(arguments.one[0], int(arguments.one[1]), arguments)
-                return 0
-            passed = ["--runs", str(arguments.runs), *self.prepare(arguments)]
-            failures = self.run(arguments, passed + (["--device", arguments.device] if self.on_device else []))
-            seeds = range(arguments.seeds)
-            records = gather(self.methods, seeds, arguments.runs, arguments.out, self.record)
-            if not records:
-                print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
-                return 1
-            paths = [path.with_suffix(".csv") for path in finished(self.methods, seeds, arguments.runs)]
-            self.report(arguments, records, paths)
-        except BayesAdaptersError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        if self.on_device:
+            arguments.device = str(pick_device(arguments.device))
+        if arguments.one:
+            self.one(arguments.one[0], int(arguments.one[1]), arguments)
+            return 0
+        passed = ["--runs", str(arguments.runs), *self.prepare(arguments)]
+        failures = self.run(arguments, passed + (["--device", arguments.device] if self.on_device else []))
+        seeds = range(arguments.seeds)
+        records = gather(self.methods, seeds, arguments.runs, arguments.out, self.record)
+        if not records:
+            print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
+            return 1
+        paths = [path.with_suffix(".csv") for path in finished(self.methods, seeds, arguments.runs)]
+        self.report(arguments, records, paths)
         return 1 if failures else 0
 
     def _parse(self) -> argparse.Namespace:

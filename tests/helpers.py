@@ -189,6 +189,13 @@ def moments(guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor
     return {s.name: loc_scale(guide.trace.nodes[s.name]["fn"]) for s in guide.model.sites}
 
 
+def logits(guide: AdapterGuide, batch: Batch) -> Tensor:
+    """The model's output under one draw of the guide."""
+    with torch.no_grad():
+        guide(batch)
+    return guide.trace.nodes["obs"]["fn"].logits  # type: ignore[attr-defined]
+
+
 def loc_scale(fn: Any) -> tuple[Tensor, Tensor]:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

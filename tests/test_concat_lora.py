@@ -9,8 +9,8 @@ import torch
 from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import ConcatLoRA
-from tests.cola.parts import batch, encoders, logits
-from tests.helpers import WIDTH
+from tests.helpers import WIDTH, logits
+from tests.text_and_audio import batch, encoders
 
 
 def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
@@ -19,8 +19,8 @@ def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
     assert {p.split(".")[0] for p in model.layers} == {"text", "audio"}
     assert model.head[0].in_features == 2 * WIDTH
     guide = Delta(model)
-    whole = logits(model, guide, data)
-    half = logits(model, guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))
+    whole = logits(guide, data)
+    half = logits(guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))
     assert not torch.allclose(whole, half)
     predict(model, guide, data)
 
@@ -31,5 +31,5 @@ def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
     save(tmp_path / "a", model, guide)
     nets = encoders()
     loaded = load(tmp_path / "a", nets)
-    assert torch.equal(logits(*loaded, batch()), logits(model, guide, batch()))
+    assert torch.equal(logits(loaded[1], batch()), logits(guide, batch()))
     assert adapted_layers(nets)

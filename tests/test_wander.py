@@ -9,7 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, load, predict, save
 from bayes_adapters.batch import Frames
@@ -22,25 +22,10 @@ from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled
 from bayes_adapters.models import ConcatLoRA, Wander
 from bayes_adapters.priors import zero_normal
 from bayes_adapters.surgery.folding import fold
-from tests.helpers import WIDTH, bert, vit, whisper
+from tests.helpers import WIDTH, bert, logits, vit, whisper
+from tests.text_and_audio import batch, encoders
 
 LENGTHS = {"text": 5, "audio": 6}
-
-
-def encoders(text: int = 2, audio: int = 2) -> nn.ModuleDict:
-    return nn.ModuleDict({"text": bert(text), "audio": whisper(audio)})
-
-
-def batch(size: int = 4, **more: Tensor) -> Batch:
-    rng = torch.Generator().manual_seed(0)
-    mask = torch.ones(size, 7, dtype=torch.long)
-    mask[1, 3:] = 0
-    inputs = {
-        "text.input_ids": torch.randint(0, 40, (size, 7), generator=rng),
-        "text.attention_mask": mask,
-        "audio.input_features": torch.randn(size, 8, 20, generator=rng),
-    }
-    return Batch(inputs | more, torch.randint(0, 2, (size,), generator=rng).float())
 
 
 def wander(backbone: nn.ModuleDict | None = None, *, opened: bool = True, **options: Any) -> Wander:
@@ -52,12 +37,6 @@ def wander(backbone: nn.ModuleDict | None = None, *, opened: bool = True, **opti
             for gate in model.gate:
                 gate.fill_(0.5)
     return model
-
-
-def logits(guide: Any, data: Batch) -> Tensor:
-    with torch.no_grad():
-        guide(data)
-    return guide.trace.nodes["obs"]["fn"].logits
 
 
 def test_sites_and_the_standard_deviation_at_which_they_start() -> None:

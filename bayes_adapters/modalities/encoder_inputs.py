@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.batch import TOKEN_MASK, Batch
 from bayes_adapters.errors import ConfigError, DataError, near_matches
-from bayes_adapters.model_checks import fold
+from bayes_adapters.model_checks import fold, require_length
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,8 @@ class EncoderInputs:
             DataError: they differ in length.
         """
         mask = self.masks.get(name)
-        if mask is not None and mask.shape != stream.shape[:2]:
-            raise DataError(
-                f"The mask of {name!r} has shape {tuple(mask.shape)} and its hidden states {tuple(stream.shape[:2])}. "
-                f"If the encoder changes the length, pass a mask of the new length as {name}.token_mask."
-            )
+        if mask is not None:
+            require_length(mask, stream.shape[1], f"the encoder {name!r} returns", f"inputs['{name}.{TOKEN_MASK}']")
         return mask
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from bayes_adapters.errors import BayesAdaptersError, DataError, MissingResourceError
+from bayes_adapters.errors import DataError, MissingResourceError
 from examples.body_signals.data import MODALITIES, SECONDS, default_path
+from examples.user_errors import user_errors
 
 _LABELS = Path("Processed_data", "heartrate_timestamps_labels")
 _HEART_RATE = "HR"
@@ -123,17 +123,14 @@ def _recording(path: Path, name: str) -> tuple[float, np.ndarray]:
     return float(table[0, 0]), table[2:]
 
 
+@user_errors
 def main() -> int:
     """Parse the command line, cut, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", type=Path, help="folder of the cloned repository")
     parser.add_argument("--out", type=Path, default=default_path(), help="the file to write (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
-        arrays, left_out = cut(arguments.clone)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    arrays, left_out = cut(arguments.clone)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(arguments.out, **arrays)  # type: ignore[arg-type]
     people = len(set(arrays["subject"].tolist()))

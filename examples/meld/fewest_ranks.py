@@ -54,6 +54,7 @@ from examples.meld.experiment import Settings, Task, Trained, draws, train_membe
 from examples.meld.kl_weights import weighted
 from examples.meld.methods import Built, method
 from examples.meld.results import backbone
+from examples.user_errors import user_errors
 
 WEIGHTS = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
 
@@ -155,6 +156,7 @@ HEAD = (
 )
 
 
+@user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
     transformers.utils.logging.disable_progress_bar()

@@ -35,6 +35,7 @@ from examples.meld.data import Meld
 from examples.meld.experiment import Settings, Task, train_member
 from examples.meld.methods import KL_WEIGHTS, PRUNED, Build, Built, method
 from examples.meld.results import backbone
+from examples.user_errors import user_errors
 
 METHODS = tuple(name for name in KL_WEIGHTS if name != PRUNED)
 WEIGHTS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -66,6 +67,7 @@ def dev_nll(task: Task, name: str, weight: float, seed: int, settings: Settings)
     return min(epoch["val_nll"] for epoch in history), kept
 
 
+@user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
     transformers.utils.logging.disable_progress_bar()

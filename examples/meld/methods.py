@@ -131,10 +131,9 @@ class Method:
 
 
 def _lora(parts: Build, times: float = 1.0) -> Built:
-    """A LoRA of ``times`` the rank, and the same scale alpha / rank."""
+    """A LoRA of ``times`` the rank, and the same alpha."""
     rank = round(times * parts.rank)
-    alpha = parts.alpha / parts.rank * rank
-    model = LoRA(parts.backbone, Categorical(len(SENTIMENTS)), rank=rank, alpha=alpha)
+    model = LoRA(parts.backbone, Categorical(len(SENTIMENTS)), rank=rank, alpha=parts.alpha)
     return Built(model, Delta(model), Training(random=False))
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import transformers
 
 from bayes_adapters.analysis.records import write_records
-from bayes_adapters.errors import BayesAdaptersError
 from examples.rows import write_rows
 from examples.speaking_time.data import Data
 from examples.speaking_time.experiment import LINE, QUICK, Settings, Train, Trained, run
 from examples.speaking_time.records import Result, Row
 from examples.speaking_time.tables import tables
 from examples.speaking_time.task import repeat_sd
+from examples.user_errors import user_errors
 
 
 def compare(
@@ -63,6 +63,7 @@ def compare(
     return results, rows
 
 
+@user_errors
 def command(main: Callable[..., Any], description: str | None, arguments: list[str] | None = None) -> int:
     """Call ``main(settings, seed=…, out=…)`` as the command line says; return 2 on an error that is the user's."""
     transformers.utils.logging.disable_progress_bar()
@@ -71,9 +72,5 @@ def command(main: Callable[..., Any], description: str | None, arguments: list[s
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few scripts, epochs and draws: to see that it runs")
     given = parser.parse_args(arguments)
-    try:
-        main(QUICK if given.quick else Settings(), seed=given.seed, out=given.out)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    main(QUICK if given.quick else Settings(), seed=given.seed, out=given.out)
     return 0

@@ -22,7 +22,7 @@ from bayes_adapters.analysis import plots
 from bayes_adapters.analysis.attribution import Attribution, attribute
 from bayes_adapters.analysis.bootstrap import PairedDifference
 from bayes_adapters.devices import pick_device
-from bayes_adapters.errors import BayesAdaptersError
+from examples.user_errors import user_errors
 from examples.verify_prompts.corpus import FOREIGN, Corpus, PairBatches
 from examples.verify_prompts.demo import SHORT
 from examples.verify_prompts.experiment import train
@@ -67,6 +67,7 @@ def table(rows: dict[str, dict[str, PairedDifference]], counts: dict[str, int]) 
     return "\n".join(lines)
 
 
+@user_errors
 def main() -> int:
     """Parse the command line and run."""
     transformers.utils.logging.disable_progress_bar()
@@ -77,20 +78,16 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="train a short adapter even if there is one")
     arguments = parser.parse_args()
-    try:
-        corpus = Corpus.load()
-        model, guide = trained(corpus, arguments.adapter, arguments.quick, str(pick_device(arguments.device)))
-        rows: dict[str, dict[str, PairedDifference]] = {}
-        counts: dict[str, int] = {}
-        for name, found, scripts in kinds(corpus, model, guide, arguments.samples):
-            rows[name], counts[name] = found.means(groups=scripts)["audio"], len(scripts)
-        print(table(rows, counts))
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        plots.attribution_bars(rows, what="the recording").savefig(arguments.out / "attribution.png")
-        print(f"wrote {arguments.out / 'attribution.png'}", file=sys.stderr)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    corpus = Corpus.load()
+    model, guide = trained(corpus, arguments.adapter, arguments.quick, str(pick_device(arguments.device)))
+    rows: dict[str, dict[str, PairedDifference]] = {}
+    counts: dict[str, int] = {}
+    for name, found, scripts in kinds(corpus, model, guide, arguments.samples):
+        rows[name], counts[name] = found.means(groups=scripts)["audio"], len(scripts)
+    print(table(rows, counts))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    plots.attribution_bars(rows, what="the recording").savefig(arguments.out / "attribution.png")
+    print(f"wrote {arguments.out / 'attribution.png'}", file=sys.stderr)
     return 0
 
 

@@ -16,6 +16,9 @@ from examples.verify_prompts.predictions import Prediction, by_pair, resampled_t
 REFERENCE = "caliber-x"
 """The method that all others are compared with."""
 ALSO = (
+    ("caliber-g", "lora-fusion-r36"),
+    ("coco-lora", "lora-fusion-r12"),
+    ("caliber-shared-kv", "lora-fusion-r12"),
     ("cola", "lora-fusion"),
     ("cola", "lora-fusion-r144"),
     ("cola", "concat-lora"),

@@ -18,8 +18,9 @@ import transformers
 
 from bayes_adapters.analysis.records import Record
 from bayes_adapters.devices import pick_device
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import save
+from examples.user_errors import user_errors
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
 from examples.verify_prompts.methods import METHODS, find
@@ -108,6 +109,7 @@ def say(message: str, started: float) -> None:
     print(f"[{time.perf_counter() - started:6.0f} s] {message}", file=sys.stderr, flush=True)
 
 
+@user_errors
 def main() -> int:
     """Parse the command line and run."""
     transformers.utils.logging.disable_progress_bar()  # the lines printed here say what is going on
@@ -124,17 +126,13 @@ def main() -> int:
     )
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
-    try:
-        device = str(pick_device(arguments.device))
-        base = SHORT if arguments.short else Settings(conditions=CONDITIONS)
-        settings = replace(base, device=device)
-        methods = tuple(arguments.methods)
-        if arguments.short and arguments.methods == list(DEMO_METHODS):
-            methods = ("caliber-x", "lora-fusion")
-        return run(arguments.out, methods, arguments.seed, settings, SHORT_BAR if arguments.short else FULL_BAR)
-    except BayesAdaptersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device = str(pick_device(arguments.device))
+    base = SHORT if arguments.short else Settings(conditions=CONDITIONS)
+    settings = replace(base, device=device)
+    methods = tuple(arguments.methods)
+    if arguments.short and arguments.methods == list(DEMO_METHODS):
+        methods = ("caliber-x", "lora-fusion")
+    return run(arguments.out, methods, arguments.seed, settings, SHORT_BAR if arguments.short else FULL_BAR)
 
 
 if __name__ == "__main__":

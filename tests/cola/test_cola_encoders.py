@@ -14,8 +14,9 @@ from bayes_adapters.guides import Contextual, Hypernetwork
 from bayes_adapters.modalities.blocks import describe_blocks
 from bayes_adapters.models import CoLA
 from bayes_adapters.priors import zero_normal
-from tests.cola.parts import batch, cola, encoders, logits
-from tests.helpers import bert, vit, whisper
+from tests.cola.parts import cola
+from tests.helpers import bert, logits, vit, whisper
+from tests.text_and_audio import batch, encoders
 
 BLOCK = 6
 
@@ -33,7 +34,7 @@ def test_unequal_depths_are_spread_and_the_rest_gets_one_path() -> None:
     layers = adapted_layers(model.backbone)
     assert len(layers) == 10 * BLOCK
     assert sum(bool(layer.inter) for layer in layers.values()) == 8 * BLOCK
-    assert torch.isfinite(logits(model, Hypernetwork(model, gamma=4), batch())).all()
+    assert torch.isfinite(logits(Hypernetwork(model, gamma=4), batch())).all()
 
 
 def test_three_encoders_have_a_path_from_each_partner() -> None:
@@ -43,10 +44,10 @@ def test_three_encoders_have_a_path_from_each_partner() -> None:
     assert all(set(layer.inter) == set(nets) - {p.split(".")[0]} for p, layer in adapted_layers(nets).items())
     pixels = {"image.pixel_values": torch.randn(4, 3, 16, 16)}
     guide = Hypernetwork(model, gamma=4)
-    whole = logits(model, guide, batch(**pixels))
-    other = logits(model, guide, batch(**{"image.pixel_values": torch.randn(4, 3, 16, 16)}))
+    whole = logits(guide, batch(**pixels))
+    other = logits(guide, batch(**{"image.pixel_values": torch.randn(4, 3, 16, 16)}))
     assert not torch.allclose(whole, other)
-    assert torch.isfinite(logits(model, guide, batch())).all(), "a whole encoder may be missing"
+    assert torch.isfinite(logits(guide, batch())).all(), "a whole encoder may be missing"
 
 
 def test_a_whole_number_is_a_gain() -> None:
@@ -61,12 +62,12 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
             null.normal_()
     guide = Hypernetwork(model, gamma=4)
     text = {k: v for k, v in data.inputs.items() if k.startswith("text.")}
-    absent = logits(model, guide, Batch(text))
-    flagged = logits(model, guide, Batch(data.inputs | {"audio.present": torch.zeros(4)}))
+    absent = logits(guide, Batch(text))
+    flagged = logits(guide, Batch(data.inputs | {"audio.present": torch.zeros(4)}))
     torch.testing.assert_close(absent, flagged, rtol=1e-5, atol=1e-6)
-    some = logits(model, guide, Batch(data.inputs | {"audio.present": torch.tensor([1, 0, 1, 1])}))
+    some = logits(guide, Batch(data.inputs | {"audio.present": torch.tensor([1, 0, 1, 1])}))
     torch.testing.assert_close(some[1], absent[1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(some[[0, 2, 3]], logits(model, guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some[[0, 2, 3]], logits(guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.models import CoLA
 from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
-from tests.cola.parts import batch, cola, encoders, logits
+from tests.cola.parts import cola
+from tests.helpers import logits
+from tests.text_and_audio import batch, encoders
 
 
 def test_at_the_start_the_encoders_are_the_frozen_ones_and_remove_restores_them() -> None:
@@ -24,9 +26,9 @@ def test_at_the_start_the_encoders_are_the_frozen_ones_and_remove_restores_them(
     text = nets["text"](input_ids=data.inputs["text.input_ids"], attention_mask=data.inputs["text.attention_mask"])
     model = cola(nets, fill=False)
     guide = Hypernetwork(model, gamma=4)
-    found = logits(model, guide, data)
+    found = logits(guide, data)
     with model.adapters_disabled():
-        assert torch.equal(found, logits(model, guide, data))
+        assert torch.equal(found, logits(guide, data))
     remove(nets)
     again = nets["text"](input_ids=data.inputs["text.input_ids"], attention_mask=data.inputs["text.attention_mask"])
     assert torch.equal(text.last_hidden_state, again.last_hidden_state)
@@ -100,7 +102,7 @@ def test_padding_counts_nowhere() -> None:
     longer["text.input_ids"] = torch.cat([data.inputs["text.input_ids"], torch.full((4, 3), 17)], 1)
     longer["text.attention_mask"] = torch.cat([data.inputs["text.attention_mask"], torch.zeros(4, 3).long()], 1)
     torch.testing.assert_close(
-        logits(model, guide, Batch(longer)), logits(model, guide, data.without_targets()), rtol=1e-4, atol=1e-5
+        logits(guide, Batch(longer)), logits(guide, data.without_targets()), rtol=1e-4, atol=1e-5
     )
 
 
@@ -114,7 +116,7 @@ def test_both_encoders_depend_on_the_other() -> None:
         found = _streams(model, Batch(swapped))
     assert not torch.allclose(seen[last["text"]], found[last["text"]])
     assert not torch.allclose(seen[last["audio"]], found[last["audio"]]), "through the text encoder and back"
-    assert not torch.allclose(logits(model, guide, data), logits(model, guide, Batch(swapped)))
+    assert not torch.allclose(logits(guide, data), logits(guide, Batch(swapped)))
 
 
 def test_shared_matrices_are_one_parameter() -> None:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from bayes_adapters import ELBO, load, predict, save
 from bayes_adapters.guides import Delta, Hypernetwork, MeanField
 from bayes_adapters.guides.hypernetwork import Phi, _Net
-from tests.cola.parts import batch, cola, encoders
+from tests.cola.parts import cola
 from tests.helpers import WIDTH
+from tests.text_and_audio import batch, encoders
 
 
 def test_every_tensor_gets_gradient_from_the_second_step() -> None:

@@ -12,8 +12,9 @@ from bayes_adapters import Batch, adapted_layers
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import CoLA
-from tests.cola.parts import batch, cola, logits
-from tests.helpers import bert, swin
+from tests.cola.parts import cola
+from tests.helpers import bert, logits, swin
+from tests.text_and_audio import batch
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 EVERY = {"depths": "every-k"}
@@ -112,7 +113,7 @@ def test_the_width_is_that_of_the_stage_which_the_schedule_reads(schedule: str, 
     assert widths[f"cross.image.{block.output}"] == (24 if "output" in read else 16)
     assert widths[f"cross.image.{block.query}"] == widths[f"cross.image.{block.fc1}"] == 16
     assert set(model.null_descriptor) == {"image-8", "text-16"} | ({"text-24"} if "output" in read else set())
-    assert torch.isfinite(logits(model, Hypernetwork(model, gamma=4), images())).all()
+    assert torch.isfinite(logits(Hypernetwork(model, gamma=4), images())).all()
 
 
 @pytest.mark.parametrize("missing", ["image", "text"])
@@ -128,16 +129,16 @@ def test_a_missing_encoder_has_a_null_vector_for_each_width(missing: str) -> Non
             null.normal_()
     guide = Hypernetwork(model, gamma=4)
     left = {k: v for k, v in data.inputs.items() if not k.startswith(missing)}
-    absent = logits(model, guide, Batch(left))
+    absent = logits(guide, Batch(left))
     sites = [s for s in model.sites if s.source == missing]
     for site in sites:
         null = model.null_descriptor[f"{missing}-{model.descriptor_width(site)}"]
         torch.testing.assert_close(guide.trace.nodes[site.name]["infer"]["site"].z[:, 0], null.detach().expand(4, -1))
-    flagged = logits(model, guide, images(**{f"{missing}.present": torch.zeros(4)}))
+    flagged = logits(guide, images(**{f"{missing}.present": torch.zeros(4)}))
     torch.testing.assert_close(absent, flagged, rtol=1e-5, atol=1e-6)
-    some = logits(model, guide, images(**{f"{missing}.present": torch.tensor([1, 0, 1, 1])}))
+    some = logits(guide, images(**{f"{missing}.present": torch.tensor([1, 0, 1, 1])}))
     torch.testing.assert_close(some[1], absent[1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(some[[0, 2, 3]], logits(model, guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some[[0, 2, 3]], logits(guide, data)[[0, 2, 3]], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(some[0], absent[0])
 
 
@@ -147,10 +148,10 @@ def test_padding_up_to_whole_windows_is_refused_where_it_would_be_pooled(version
     data = images()
     model = cola(encoders(version, window=3), **EVERY)
     with pytest.raises(DataError, match=r"attention of 'image' sees 81 tokens .* has 64: .*schedule='module'"):
-        logits(model, Hypernetwork(model, gamma=4), data)
+        logits(Hypernetwork(model, gamma=4), data)
     for schedule in ("module", "uniform"):
         model = cola(encoders(version, window=3), schedule=schedule, **EVERY)
-        whole = logits(model, Hypernetwork(model, gamma=4), data)
+        whole = logits(Hypernetwork(model, gamma=4), data)
         assert torch.isfinite(whole).all()
 
 
@@ -158,7 +159,7 @@ def test_one_padded_window_is_refused_as_well() -> None:
     """Swin V2 fixes its windows at construction: in a smaller image one window holds more than the image."""
     model = cola(encoders(version=2, window=4), **EVERY)
     with pytest.raises(DataError, match="sees 16 tokens of an example where its block's input has 9"):
-        logits(model, Hypernetwork(model, gamma=4), images(pixels=torch.randn(4, 3, 6, 6)))
+        logits(Hypernetwork(model, gamma=4), images(pixels=torch.randn(4, 3, 6, 6)))
 
 
 def test_what_depends_on_the_order_of_tokens_is_refused() -> None:
@@ -166,6 +167,6 @@ def test_what_depends_on_the_order_of_tokens_is_refused() -> None:
         cola(encoders(), streams={"text": "cls", "image": "cls"}, **EVERY)
     model = cola(encoders(), streams={"text": "cls", "image": "mean"}, **EVERY)
     guide = Hypernetwork(model, gamma=4)
-    assert torch.isfinite(logits(model, guide, images())).all()
+    assert torch.isfinite(logits(guide, images())).all()
     with pytest.raises(ConfigError, match=r"in 16 windows an example, .* no mask for this encoder"):
-        logits(model, guide, images(**{"image.token_mask": torch.ones(4, 64)}))
+        logits(guide, images(**{"image.token_mask": torch.ones(4, 64)}))

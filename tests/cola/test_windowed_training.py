@@ -14,8 +14,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from bayes_adapters import ELBO, Batch, load, predict, save
 from bayes_adapters.guides import Hypernetwork
-from tests.cola.parts import batch, cola, logits
-from tests.helpers import bert, swin, whisper
+from tests.cola.parts import cola
+from tests.helpers import bert, logits, swin, whisper
+from tests.text_and_audio import batch
 
 
 def wav2vec2() -> nn.Module:
@@ -54,9 +55,9 @@ def test_a_pair_starts_frozen_trains_predicts_and_survives_a_file(pair: str, kin
     data = Batch({**_inputs(other), "image.pixel_values": pixels}, batch().targets)
     model = cola(build(), fill=False, depths="every-k", streams="mean")
     guide = GUIDES[kind](model)
-    start = logits(model, guide, data)
+    start = logits(guide, data)
     with model.adapters_disabled():
-        assert torch.equal(start, logits(model, guide, data)), "δ = 0"
+        assert torch.equal(start, logits(guide, data)), "δ = 0"
     elbo = ELBO(model, guide, kl_weight=0.0 if kind == "point" else 1e-3)
     parameters = {**model.trainable_parameters(), **{f"guide.{n}": p for n, p in guide.named_parameters()}}
     optimizer = torch.optim.Adam(list(parameters.values()), lr=1e-2)
@@ -81,4 +82,4 @@ def test_a_pair_starts_frozen_trains_predicts_and_survives_a_file(pair: str, kin
     again = predict(*load(tmp_path / "a", build()), data.without_targets(), num_samples=4, return_samples=True)
     torch.testing.assert_close(again.samples, whole.samples, rtol=1e-6, atol=1e-7)
     for name in model.modalities:
-        assert torch.isfinite(logits(model, guide, model.withhold(data, name))).all()
+        assert torch.isfinite(logits(guide, model.withhold(data, name))).all()

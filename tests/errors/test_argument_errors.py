@@ -20,9 +20,9 @@ from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.systems import build
 from bayes_adapters.training import batches, fit
-from tests.cola.parts import encoders
 from tests.errors.parts import check
 from tests.helpers import CONTEXT, bert, core_model, token_batch
+from tests.text_and_audio import encoders
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def test_a_mask_of_another_length_does_not_choose_a_position(pooling: str) -> No
     model = LoRA(whisper(), Bernoulli(), targets=["q_proj"], pooling=pooling)
     frames, mask = torch.randn(2, 8, 20), torch.ones(2, 20).long().index_fill(1, torch.arange(8, 20), 0)
     inputs = {"input_features": frames, "attention_mask": mask}
-    with pytest.raises(DataError, match=r"shape \(2, 20\) and the backbone's hidden states \(2, 10\).*'token_mask'"):
+    with pytest.raises(DataError, match=r"shape \(2, 20\) where the backbone returns 10 positions.*'token_mask'"):
         model(Batch(inputs))
     model(Batch(inputs | {"token_mask": mask[:, ::2]}))
 

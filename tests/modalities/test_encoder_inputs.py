@@ -12,7 +12,7 @@ from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, predict
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
-from tests.cola.parts import batch, encoders
+from tests.text_and_audio import batch, encoders
 
 WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
 MODELS: dict[str, Any] = {

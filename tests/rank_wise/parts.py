@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bayes_adapters import AdapterGuide, Batch, Bernoulli
+from bayes_adapters import Bernoulli
 from bayes_adapters.guides import RankWise
 from bayes_adapters.models import StochasticFactors
 from tests.helpers import bert
@@ -25,9 +24,3 @@ def pair(rank: int = 3, scale: float = 0.3, num_data: int = 50, **options: Any) 
             if name.startswith("B"):
                 loc.copy_(scale * torch.randn(loc.shape, generator=rng))
     return model, guide
-
-
-def logits(guide: AdapterGuide, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        guide(batch)
-    return guide.trace.nodes["obs"]["fn"].logits  # type: ignore[attr-defined]

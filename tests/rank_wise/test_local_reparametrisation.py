@@ -17,8 +17,8 @@ from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.models import StochasticDown
 from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
-from tests.helpers import WIDTH, bert, token_batch
-from tests.rank_wise.parts import LAYERS, logits, pair
+from tests.helpers import WIDTH, bert, logits, token_batch
+from tests.rank_wise.parts import LAYERS, pair
 
 
 def _layer(A: Weight, B: Weight) -> tuple[AdaptedLinear, ForwardPass]:

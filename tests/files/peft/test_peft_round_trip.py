@@ -15,9 +15,9 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import ConcatLoRA, LoRA
-from tests.cola.parts import encoders
 from tests.files.peft.parts import BACKBONES, TARGETS, hidden, peft, settings, trained
 from tests.helpers import bert, fill_B, token_batch
+from tests.text_and_audio import encoders
 
 # PEFT reads an attribute that this version of transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

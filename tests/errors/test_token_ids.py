@@ -1,0 +1,79 @@
+"""Token ids outside the vocabulary and texts longer than the table of positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaModel
+
+from bayes_adapters import Batch, Bernoulli, predict
+from bayes_adapters.errors import DataError
+from bayes_adapters.guides import Delta
+from bayes_adapters.models import ConcatLoRA, LoRA
+from tests.helpers import VOCAB, bert, gpt2, llama
+from tests.text_and_audio import batch, encoders
+
+POSITIONS = 32
+
+
+def roberta() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    return RobertaModel(RobertaConfig(vocab_size=VOCAB, max_position_embeddings=POSITIONS + 2, **sizes)).eval()
+
+
+BACKBONES = {"bert": bert, "gpt2": gpt2, "roberta": roberta}
+
+
+def lora(backbone: nn.Module) -> tuple[LoRA, Delta]:
+    model = LoRA(backbone, Bernoulli(), targets="all-linear", rank=2)
+    return model, Delta(model)
+
+
+def ids(length: int = 5, **wrong: int) -> Tensor:
+    found = torch.arange(3 * length).reshape(3, length) % (VOCAB - 2) + 2
+    for row, value in wrong.items():
+        found[int(row[3:]), 1] = value
+    return found
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_id_outside_the_vocabulary_is_refused(name: str) -> None:
+    model, guide = lora(BACKBONES[name]())
+    predict(model, guide, Batch({"input_ids": ids(row1=VOCAB - 1)}))
+    for wrong in (VOCAB, -100):
+        with pytest.raises(DataError, match=rf"token id {wrong} \(wrong ids are in rows \[0, 2\]\).* 0 … {VOCAB - 1}"):
+            predict(model, guide, Batch({"input_ids": ids(row0=wrong, row2=wrong)}))
+
+
+def test_added_tokens_are_in_the_vocabulary() -> None:
+    model, guide = lora(bert())
+    model.backbone.resize_token_embeddings(VOCAB + 3)
+    predict(model, guide, Batch({"input_ids": ids(row0=VOCAB + 2)}))
+    with pytest.raises(DataError, match=f"token id {VOCAB + 3}"):
+        predict(model, guide, Batch({"input_ids": ids(row0=VOCAB + 3)}))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_text_longer_than_the_positions_is_refused(name: str) -> None:
+    model, guide = lora(BACKBONES[name]())
+    predict(model, guide, Batch({"input_ids": ids(POSITIONS)}))
+    with pytest.raises(DataError, match=rf"has {POSITIONS + 1} tokens .* positions for {POSITIONS}\..*truncation=True"):
+        predict(model, guide, Batch({"input_ids": ids(POSITIONS + 1)}))
+
+
+def test_positions_that_are_given_or_not_learned_set_no_limit() -> None:
+    long = ids(POSITIONS + 1)
+    predict(*lora(llama()), Batch({"input_ids": long}))
+    positions = (torch.arange(POSITIONS + 1) // 2).expand(3, -1)
+    predict(*lora(bert()), Batch({"input_ids": long, "position_ids": positions}))
+
+
+def test_of_several_encoders_the_right_one_is_named() -> None:
+    model = ConcatLoRA(encoders(), Bernoulli(), rank=2)
+    guide = Delta(model)
+    with pytest.raises(DataError, match=rf"inputs\['text.input_ids'\] holds the token id {VOCAB}.*BertModel"):
+        predict(model, guide, batch(**{"text.input_ids": torch.full((4, 7), VOCAB)}))
+    long = {key: torch.ones(4, 33, dtype=torch.long) for key in ("text.input_ids", "text.attention_mask")}
+    with pytest.raises(DataError, match=rf"inputs\['text.input_ids'\] has 33 tokens .* positions for {POSITIONS}\."):
+        predict(model, guide, batch(**long))
