@@ -33,8 +33,9 @@ class RankWise(AdapterGuide):
 
     That has less noisy gradients, but it is an approximation: the product is not Gaussian, and outputs and tokens are
     treated as independent. It is no function of x that could be drawn again, so prediction, ``guide.eval()``, draws
-    weights. The value of a site is then its mean, and the KL must be the closed form: ``bayes_adapters.ELBO`` does
-    that. Pyro's own ELBOs would score the mean as a draw, on a second pass without noise; they are refused.
+    weights. The value of a site is then its mean, and the KL must be the closed form, or an average over draws of its
+    own where a prior has none (StudentT): ``bayes_adapters.ELBO`` does that. Pyro's own ELBOs would score the mean as a
+    draw, on a second pass without noise; they are refused.
 
     Source: BayesLoRA, arXiv 2506.22809 v3, and its released code (log σ² = −8 at the start; −12 in v2).
 

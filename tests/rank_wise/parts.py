@@ -9,14 +9,17 @@ import torch
 from bayes_adapters import Bernoulli
 from bayes_adapters.guides import RankWise
 from bayes_adapters.models import StochasticFactors
+from bayes_adapters.priors import PriorLike
 from tests.helpers import bert
 
 LAYERS = [f"encoder.layer.{i}.attention.self.{name}" for i in range(2) for name in ("query", "value")]
 
 
-def pair(rank: int = 3, scale: float = 0.3, num_data: int = 50, **options: Any) -> tuple[StochasticFactors, RankWise]:
+def pair(
+    rank: int = 3, scale: float = 0.3, num_data: int = 50, prior: PriorLike | None = None, **options: Any
+) -> tuple[StochasticFactors, RankWise]:
     """A two-layer BERT whose B is not near zero."""
-    model = StochasticFactors(bert(), Bernoulli(), rank=rank, num_data=num_data)
+    model = StochasticFactors(bert(), Bernoulli(), rank=rank, num_data=num_data, prior=prior)
     guide = RankWise(model, **options)
     rng = torch.Generator().manual_seed(2)
     with torch.no_grad():
