@@ -93,7 +93,7 @@ class Amortised(AdapterGuide):
         self.context, self.kv_sharing = choice(Context, "context", context), choice(KVSharing, "kv_sharing", kv_sharing)
         self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, modality
         self.width, self.scale, self.null_context = width, choice(ScaleTransform, "scale", scale), null_context
-        self._check()
+        self._check(reliability is not None)
         self.reliability = None if context_dim is None else as_reliability(reliability, context_dim, model)
         ranks = {site_key(site): site.rank for site in model.sites}
         self.reader = self._reader(ranks)
@@ -101,7 +101,7 @@ class Amortised(AdapterGuide):
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
         self.float()  # whatever torch's default dtype is
 
-    def _check(self) -> None:
+    def _check(self, reliable: bool) -> None:
         require_sizes(dim=self.dim, heads=self.num_heads)
         if (self.context is Context.NONE) != (self.context_dim is None):
             raise ConfigError(
@@ -118,6 +118,17 @@ class Amortised(AdapterGuide):
                 f"kv_sharing='shared' has no effect with context={self.context.value!r}; it is for 'global' and "
                 "'cross_attention'."
             )
+        unread = {"heads": self.num_heads != 1} if self.context is not Context.CROSS_ATTENTION else {}
+        if self.context is Context.NONE:
+            own = {"dim": self.dim != 64, "modality": self.modality != "audio", "null_context": not self.null_context}
+            unread |= own | {"reliability": reliable}
+        for option, given in unread.items():
+            if given:
+                raise ConfigError(
+                    f"{option}= has no effect with context={self.context.value!r}: "
+                    + ("only 'cross_attention' has heads" if option == "heads" else "no context is read")
+                    + ". Leave it out, or take another context."
+                )
 
     def _reader(self, ranks: dict[str, int]) -> nn.Module | None:
         shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context

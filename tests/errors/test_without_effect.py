@@ -10,9 +10,10 @@ from torch import nn
 
 from bayes_adapters import Batch, Bernoulli, adapted_layers, load, save
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.guides import Delta, Hypernetwork, RankWise
+from bayes_adapters.guides import Amortised, Delta, Hypernetwork, PooledContext, RankWise
 from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticCore, StochasticFactors, Wander
-from tests.helpers import bert, token_batch, whisper
+from bayes_adapters.reliability import FrameDensity, Reliability
+from tests.helpers import CONTEXT, bert, core_model, token_batch, whisper
 
 WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
 
@@ -48,6 +49,31 @@ def test_a_phi_without_a_network_has_no_hidden_width(phi: str) -> None:
     with pytest.raises(ConfigError, match=rf"phi='{phi}' has no network and no hidden width"):
         Hypernetwork(model, phi=phi, bottleneck=7)
     Hypernetwork(model, phi=phi, gamma=99)  # no width for it to divide
+
+
+@pytest.mark.parametrize(
+    ("context", "option"),
+    [
+        ("none", {"reliability": Reliability(FrameDensity(CONTEXT, 1))}),
+        ("none", {"null_context": False}),
+        ("none", {"modality": "video"}),
+        ("none", {"dim": 8}),
+        ("none", {"heads": 2}),
+        ("global", {"heads": 2}),
+        ("global_shared_heads", {"heads": 2}),
+    ],
+)
+def test_how_a_context_is_read_is_for_guides_that_read_it_so(context: str, option: dict[str, Any]) -> None:
+    width = {} if context == "none" else {"context_dim": CONTEXT}
+    with pytest.raises(ConfigError, match=rf"{next(iter(option))}= has no effect with context='{context}'"):
+        Amortised(core_model(), context=context, **width, **option)
+    guide = Amortised(core_model(), context=context, **width)
+    assert Amortised(core_model(), **guide.config()).config() == guide.config()
+
+
+def test_a_pooled_context_has_no_heads() -> None:
+    with pytest.raises(ConfigError, match=r"heads= has no effect.*only 'cross_attention' has heads"):
+        PooledContext(core_model(), context_dim=CONTEXT, heads=2)
 
 
 def test_what_one_backbone_reads_cannot_be_missing() -> None:
