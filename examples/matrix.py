@@ -213,14 +213,19 @@ def _pair(guide: str, structure: str, prior: Any, backbone: nn.Module) -> tuple[
     model_type, options = _MODELS[structure]
     if prior is not None:
         options = options | {"prior": prior}
-    model = model_type(backbone, Bernoulli(), rank=RANK, **options)
+    model = model_type(backbone, Bernoulli(), **(_rank(structure) | options))
     guide_type, guide_options = _GUIDES[guide]
     return model, guide_type(model, **guide_options)
 
 
+def _rank(name: str) -> dict[str, Any]:
+    """The adapters' rank, for a model or a system that has adapters."""
+    return {} if "wander" in name.lower() else {"rank": RANK}
+
+
 def build_system(system: str, backbone: nn.Module, task: str = "Bernoulli") -> tuple[AdapterModel, AdapterGuide]:
     """Build a published system at a size that suits the tiny backbones."""
-    options = {"rank": RANK, **_SYSTEM_OPTIONS.get(system, {})} | _N
+    options = {**_rank(system), **_SYSTEM_OPTIONS.get(system, {})} | _N
     return systems.build(system, backbone, TASKS[task](), **options)
 
 

@@ -23,9 +23,12 @@ from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled, cp_fusion_resi
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.model_checks import fold, hidden_width
-from bayes_adapters.models.concat_lora import ConcatLoRA
+from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site
+
+_OF_ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
+"""Options of low-rank adapters and their defaults in :class:`bayes_adapters.AdapterModel`."""
 
 
 class Wander(ConcatLoRA):
@@ -58,11 +61,12 @@ class Wander(ConcatLoRA):
             1/√(r R) for F_m and 1/√(L_m R) for G_m.
         blocks: encoder → its :class:`Blocks`, for encoders that ``describe_blocks`` does not know.
         targets: linear layers to adapt by plain LoRA as well; None adapts none, as the paper.
-        **options: ``rank``, ``alpha``, ``streams`` and ``head_width`` of :class:`ConcatLoRA`.
+        **options: ``head_width`` of :class:`ConcatLoRA`; with ``targets`` also ``rank``, ``alpha`` and ``dropout``, and
+            with ``every_layer`` also ``streams``.
 
     Raises:
-        ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, or ``blocks``
-            without ``every_layer``.
+        ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
+            ``streams`` without ``every_layer``, or ``rank``, ``alpha`` or ``dropout`` without ``targets``.
     """
 
     structure: ClassVar[str] = "wander"
@@ -148,6 +152,21 @@ class Wander(ConcatLoRA):
             raise ConfigError(f"The encoders' widths differ, {dict(widths)}: pass width= to project them to one.")
         if self.width is not None and self.every_layer:
             raise ConfigError("Fusion after every layer adds to the encoders' own streams; it takes no width=.")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse options of parts that there are not; configurations of saved models name their defaults."""
+        if not self.every_layer and {*self.streams.values()} != {StreamPooling.MASKED_MEAN}:
+            raise ConfigError(
+                "streams= has no effect with every_layer=False: the head reads the mean of the r fused tokens. Leave "
+                "it out, or take every_layer=True."
+            )
+        for option, usual in () if self.layers else _OF_ADAPTERS.items():
+            if getattr(self, option) != usual:
+                raise ConfigError(
+                    f"{option}={getattr(self, option)} has no effect: it is for low-rank adapters, and without "
+                    "targets= no layer has one. The fusion's own rank is fusion_rank=."
+                )
 
     def _key(self, depth: int, name: str, separator: str) -> str:
         return f"{depth}{separator}{name}" if self.every_layer else name

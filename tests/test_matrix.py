@@ -42,7 +42,9 @@ def test_everything_that_is_exported_is_in_it() -> None:
 def test_what_is_refused_follows_from_what_guides_say_they_serve(structure: str) -> None:
     several = structure in ("ConcatLoRA", "CoLA", "Wander")
     model_type, options = matrix._MODELS[structure]
-    model = model_type(make(matrix.PAIR if several else "BERT"), matrix.Bernoulli(), rank=2, **options)
+    model = model_type(
+        make(matrix.PAIR if several else "BERT"), matrix.Bernoulli(), **(matrix._rank(structure) | options)
+    )
     for name, (guide, _) in matrix._GUIDES.items():
         fits = all(site.granularity in guide.serves and site.part in guide.parts for site in model.sites)
         served = fits and (bool(model.sites) or not guide.needs_sites)

@@ -92,6 +92,25 @@ def test_a_mask_of_another_length_does_not_choose_a_position(pooling: str) -> No
     model(Batch(inputs | {"token_mask": mask[:, ::2]}))
 
 
+@pytest.mark.parametrize(
+    ("option", "used"),
+    [
+        ({"streams": "cls"}, {"every_layer": True}),
+        ({"rank": 4}, {"targets": ["query", "q_proj"]}),
+        ({"alpha": 8.0}, {"targets": ["query", "q_proj"]}),
+        ({"dropout": 0.5}, {"targets": ["query", "q_proj"]}),
+    ],
+)
+def test_options_of_parts_that_a_wander_has_not(option: dict[str, Any], used: dict[str, Any], tmp_path: Any) -> None:
+    nets = encoders()
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}=.*has no effect"):
+        Wander(nets, Bernoulli(), **WANDER, **option)
+    assert any(parameter.requires_grad for parameter in nets.parameters())  # as before: not frozen
+    model = Wander(nets, Bernoulli(), **WANDER, **option, **used)
+    save(tmp_path, model, Delta(model))
+    assert load(tmp_path, encoders())[0].config() == model.config()
+
+
 def test_the_default_pooling_is_loaded_again(tmp_path: Any) -> None:
     model = ConcatLoRA(encoders(), Bernoulli())
     save(tmp_path, model, Delta(model))
