@@ -66,7 +66,7 @@ class FusionLoRA(LoRA):
         context = context.repeat(features.shape[0] // batch.size, 1)
         if features.dim() == 3:
             context = context[:, None].expand(-1, features.shape[1], -1)
-        return self.head(torch.cat([features.to(context.dtype), context], -1))
+        return super().outputs(torch.cat([features.to(context.dtype), context], -1), batch)
 
     def config(self) -> dict[str, Any]:
         extra = {"context_dim": self.context_dim, "modality": self.modality, "fusion_width": self.fusion_width}

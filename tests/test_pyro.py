@@ -289,3 +289,11 @@ def test_fusion_sees_the_context_and_falls_back_to_its_null() -> None:
     wrong = FusionLoRA(bert(), Bernoulli(), rank=2, context_dim=CONTEXT + 1)
     with pytest.raises(DataError, match="6 wide; the model was built with context_dim=7"):
         wrong(batch)
+
+
+def test_a_fusion_that_was_cast_as_a_whole_runs() -> None:
+    model = FusionLoRA(bert(), Bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5)
+    with torch.no_grad():
+        before, after = model(token_batch()), model.to(torch.bfloat16)(token_batch())
+    assert after.dtype == torch.bfloat16
+    torch.testing.assert_close(after.float(), before, rtol=0, atol=0.02)
