@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.layer import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike
@@ -26,8 +27,11 @@ class AdapterDropout(AdapterModel):
         drop: p, in (0, 1).
         granularity: ``"token"``: independent masks, as the paper; ``"sequence"``: one mask an example; ``"global"``:
             one mask a draw, so that a draw is one function of all inputs.
-        prior: Bernoulli keep masks of other probabilities, by site; None means ``drop`` everywhere.
+        prior: Bernoulli keep masks of other probabilities above 0, by site; None means ``drop`` everywhere.
         **options: further options of :class:`AdapterModel`.
+
+    Raises:
+        ConfigError: ``drop`` out of range, or a prior whose mean, by which what is kept is divided, is not positive.
     """
 
     structure: ClassVar[str] = "adapter_dropout"
@@ -45,15 +49,22 @@ class AdapterDropout(AdapterModel):
         if not 0.0 < drop < 1.0:
             raise ConfigError(f"drop is the probability of masking an input and must lie in (0, 1); got {drop}.")
         self.drop = drop
-        super().__init__(
-            backbone,
-            likelihood,
-            parts=[Part.MASK],
-            granularity=granularity,
-            prior=dist.Bernoulli(probs=torch.tensor(1.0 - drop)) if prior is None else prior,
-            num_data=1,  # the KL of a mask is 0, so the size of the data set has no effect
-            **options,
-        )
+        with restored_on_error(backbone):
+            super().__init__(
+                backbone,
+                likelihood,
+                parts=[Part.MASK],
+                granularity=granularity,
+                prior=dist.Bernoulli(probs=torch.tensor(1.0 - drop)) if prior is None else prior,
+                num_data=1,  # the KL of a mask is 0, so the size of the data set has no effect
+                **options,
+            )
+            for site in self.sites:
+                if not bool((self.prior.of(site).mean > 0).all()):
+                    raise ConfigError(
+                        f"The prior of {site.name!r} keeps some inputs with probability 0, and what is kept is divided "
+                        "by it. Take a probability above 0, or leave the layer out of targets."
+                    )
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"drop": self.drop, "granularity": self.granularity}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from bayes_adapters import ELBO, Bernoulli, predict
+from bayes_adapters import ELBO, Bernoulli, adapted_layers, predict
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import MCDropout
 from bayes_adapters.models import AdapterDropout
@@ -59,3 +60,14 @@ def test_mc_dropout_has_no_kl_and_trains_only_the_adapters() -> None:
 def test_rates_outside_their_range() -> None:
     with pytest.raises(ConfigError, match=r"drop is the probability.*\(0, 1\); got 1.0"):
         AdapterDropout(bert(), Bernoulli(), drop=1.0)
+
+
+def test_a_layer_that_never_keeps_anything_is_refused() -> None:
+    """It would divide 0 by 0."""
+    net, never = bert(), dist.Bernoulli(probs=torch.tensor(0.0))
+    prior = {"*query": never, "*": dist.Bernoulli(probs=torch.tensor(1.0))}
+    with pytest.raises(ConfigError, match=r"query' keeps some inputs with probability 0.*out of targets"):
+        AdapterDropout(net, Bernoulli(), prior=prior)
+    assert not adapted_layers(net)
+    model = AdapterDropout(net, Bernoulli(), prior=prior["*"])
+    assert predict(model, MCDropout(model), token_batch(), num_samples=2).mean.isfinite().all()
