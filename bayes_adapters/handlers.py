@@ -155,7 +155,8 @@ def base_distribution(fn: Any) -> Any:
 
 def _device(fn: Any) -> torch.device:
     base = base_distribution(fn)
-    return next(v.device for v in vars(base).values() if isinstance(v, Tensor))
+    own = (v.device for v in vars(base).values() if isinstance(v, Tensor))
+    return next(own, None) or fn.mean.device  # LogNormal and Beta hold another distribution rather than tensors
 
 
 def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
