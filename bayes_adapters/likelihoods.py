@@ -193,7 +193,9 @@ class _NormalLikelihood(Likelihood):
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean = sums["mean"] / num_samples
-        spread = (sums["square"] / num_samples - mean.square()).clamp_min(0.0)
+        spread = sums["square"] / num_samples - mean.square()
+        # A deviation below the resolution of a float32 mean is rounding, in its sum of squares too.
+        spread = spread.masked_fill(spread <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
         variance = spread + sums["variance"] / num_samples
         total = 0.5 * (2 * math.pi * math.e * variance).log()
         epistemic = _above_rounding(total - sums["entropy"] / num_samples)

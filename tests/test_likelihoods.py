@@ -91,6 +91,15 @@ def test_gaussian_variance_far_from_zero() -> None:
     assert (found.epistemic > 0.1).all()
 
 
+def test_equal_draws_in_chunks_have_no_spread_far_from_zero() -> None:
+    """Added up in chunks of 7, 100 equal squares near 10⁵ are not 100 times one; their rounding would rank examples."""
+    likelihood, f = Gaussian(-2.0), torch.linspace(-300.0, 300.0, 500)[None, :, None].expand(100, 500, 1)
+    parts = [likelihood.summarise(likelihood.distribution(chunk)) for chunk in f.split(7)]
+    found = likelihood.predict({name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}, 100)
+    assert not found.epistemic.any()
+    assert torch.equal(found.total, found.aleatoric)
+
+
 LIKELIHOODS: list[Any] = [Categorical(3), Categorical(2), Bernoulli(), Gaussian(), HeteroscedasticGaussian()]
 
 
