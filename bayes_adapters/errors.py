@@ -30,6 +30,13 @@ class DataError(BayesAdaptersError, ValueError):
     """A batch, data set or recording that cannot be used."""
 
 
+class FoldError(DataError):
+    """Several draws were folded into one pass of a backbone that runs an adapted layer on something else than examples.
+
+    DeBERTa applies its query and key layers to a table of relative positions, of which there is one for all draws.
+    """
+
+
 class NonFiniteError(BayesAdaptersError, FloatingPointError):
     """A NaN or an infinity in the inputs, the loss or the gradients; no weight was changed by that step."""
 

@@ -15,7 +15,7 @@ from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, FoldError
 from bayes_adapters.model_checks import require_length
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
@@ -84,6 +84,34 @@ class ForwardPass:
                 f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{name!r}])."
             )
         return feature.shape[0] // self.rows
+
+    def require_examples(self, layer: str, feature: Float[Tensor, "windows *T k"], *, signs: bool) -> None:
+        """Check that a layer with global parts runs on examples, where each has its own draw or its own signs.
+
+        Args:
+            layer: the layer's path.
+            feature: its input.
+            signs: whether each example has its own signs.
+
+        Raises:
+            FoldError: it runs on something else, and several draws are folded into this pass.
+            ConfigError: it runs on something else, and ``signs``.
+        """
+        if feature.shape[0] % self.rows == 0:
+            return
+        what = (
+            f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
+            "samples: it runs on something that is the same for all of them (relative positions, as in DeBERTa?)"
+        )
+        if math.prod(self.outer) > 1:
+            raise FoldError(
+                f"{what}, so several draws of it cannot share a pass. Take one a pass: chunk_size=1 in predict, "
+                "num_particles=1 in the ELBO."
+            )
+        if signs:
+            raise ConfigError(
+                f"{what}, so flipout has no example whose signs it could take. Build the model with flipout=False."
+            )
 
     def draw(
         self,

@@ -93,6 +93,8 @@ class AdaptedLinear(nn.Module):
         own = [weights.get((part, self.path)) for part in (Part.A, Part.B)]
         if any(weight is not None and weight.scale is not None for weight in own):
             return self._moments(x, weights)
+        if next(iter(self.sites.values())).granularity is Granularity.GLOBAL:
+            forward_pass.require_examples(self.path, x, signs=self._flips(weights))
         z = self._down(self._mask(x, forward_pass), weights, windows)
         return self._up(self._core(z, forward_pass), weights)
 
@@ -111,11 +113,24 @@ class AdaptedLinear(nn.Module):
         if self.lora_A is not None:
             return F.linear(x.to(self.lora_A.dtype), self.lora_A)
         weight = weights[Part.A, self.path]
-        if not (self.flipout and self.training) or weight.mean is None:
+        if not self._flips(weights) or weight.mean is None:
             return matmul(x, weight.value)
-        signs = [_signs(x, x.shape[-1], windows), _signs(x, self.rank, windows)]
+        signs = [self._signs(x, side, windows) for side in ("in", "out")]
         deviation = matmul(x.to(weight.value.dtype) * signs[0], weight.value - weight.mean)
         return matmul(x, weight.mean) + signs[1] * deviation
+
+    def _flips(self, weights: _Weights) -> bool:
+        weight = weights.get((Part.A, self.path))
+        return self.flipout and self.training and weight is not None and weight.mean is not None
+
+    def _signs(self, x: Tensor, side: str, windows: int) -> Tensor:
+        """Signs of each example, which stay the same where a backbone applies a layer more than once in a pass."""
+        scratch, key = self._pass().scratch, f"signs.{self.path}.{side}"
+        if key not in scratch:
+            shape = (x.shape[0] // windows, x.shape[-1] if side == "in" else self.rank)
+            scratch[key] = 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
+        signs = scratch[key].reshape(-1, *[1] * (x.dim() - 2), scratch[key].shape[-1])
+        return signs if windows == 1 else signs.repeat_interleave(windows, 0)
 
     def _core(self, z: Tensor, forward_pass: ForwardPass) -> Tensor:
         for part in (Part.CORE, Part.DIAGONAL):
@@ -201,12 +216,6 @@ def matmul(x: Float[Tensor, "rows *T k"], weight: Float[Tensor, "*S n k"]) -> Fl
 def _scale(z: Tensor, weight: Float[Tensor, "*S r"]) -> Tensor:
     samples = weight.reshape(-1, 1, weight.shape[-1])
     return (z.reshape(samples.shape[0], -1, z.shape[-1]) * samples).reshape(z.shape)
-
-
-def _signs(x: Float[Tensor, "rows *T d"], width: int, windows: int) -> Tensor:
-    shape = (x.shape[0] // windows, *[1] * (x.dim() - 2), width)
-    signs = 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
-    return signs if windows == 1 else signs.repeat_interleave(windows, 0)
 
 
 def check_options(rank: int, alpha: float, dropout: float) -> None:

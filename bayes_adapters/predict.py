@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import DataError, whole_number
+from bayes_adapters.errors import DataError, FoldError, whole_number
 from bayes_adapters.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.likelihoods import Prediction
@@ -56,7 +56,8 @@ def predict(
         guide: the guide made for it.
         data: one batch, or batches of one data set in order. Batches without ``index`` are numbered consecutively.
         num_samples: S.
-        chunk_size: draws per backbone pass; None means all S. Memory grows with chunk_size × B.
+        chunk_size: draws per backbone pass; None means all S, or 1 where draws cannot share a pass: DeBERTa runs
+            adapted layers on relative positions, which all draws have in common. Memory grows with chunk_size × B.
         mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0).
         return_samples: also return each draw's mean, shape (S, B, …).
         seed: noise is a function of (seed, site, sample, example index, token), so the result depends on neither batch
@@ -70,6 +71,7 @@ def predict(
             the likelihood's support.
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
             device.
+        FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
     """
     require_pair(model, guide)
     require_one_device(model, guide)
@@ -81,7 +83,7 @@ def predict(
     samples = 1 if mean_only else num_samples
     device = next(model.parameters()).device
     parts: list[Prediction] = []
-    offset = 0
+    offset, chunk = 0, chunk_size or samples
     with _LOCK, torch.no_grad(), evaluating(model, guide):
         for batch in [data] if isinstance(data, Batch) else data:
             if not isinstance(batch, Batch):
@@ -91,11 +93,14 @@ def predict(
                 model.likelihood.check(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
-            parts.append(
-                _predict_batch(
-                    model, guide, batch, ids, samples, chunk_size or samples, mean_only, return_samples, seed
-                )
-            )
+            try:
+                part = _predict_batch(model, guide, batch, ids, samples, chunk, mean_only, return_samples, seed)
+            except FoldError:
+                if chunk_size is not None:
+                    raise
+                chunk = 1
+                part = _predict_batch(model, guide, batch, ids, samples, chunk, mean_only, return_samples, seed)
+            parts.append(part)
     if not parts:
         raise DataError("There is nothing to predict: the data holds no batch. Was a generator already exhausted?")
     return Prediction.concatenate(parts)
