@@ -28,7 +28,7 @@ from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.handlers import KLMode, KLWeight, base_distribution
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
-from bayes_adapters.sites import SITE, Granularity, SiteCall
+from bayes_adapters.sites import SITE, SiteCall
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ElboTerms:
         nll: expected negative log-likelihood, nats per datum.
         kl: the weighted and, in mode ``per_token_mean``, normalised KL, nats per datum.
         kl_weight: w.
-        scales: site → posterior standard deviations of real tokens' cores (mean, minimum, maximum); computed on demand.
+        scales: site → posterior standard deviations (mean, minimum, maximum) of the cores that have a KL, which
+            padding and examples that lack a path's modality have not; computed on demand.
     """
 
     loss: Tensor
@@ -155,8 +156,10 @@ def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
         if call is None or scale is None or not scale.numel():
             continue
         scale = scale.detach()
-        if call.site.granularity is Granularity.TOKEN and call.token_mask is not None:
+        if call.token_mask is not None:
             single = (slice(None),) * len(call.site.event)
             scale = scale.expand(site["fn"].shape())[(..., call.token_mask, *single)]
+            if not scale.numel():
+                continue
         out[name] = (float(scale.mean()), float(scale.min()), float(scale.max()))
     return out

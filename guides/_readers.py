@@ -121,7 +121,11 @@ class AttentionReader(nn.Module):
         samples = query.shape[0]
         query = self._split(query.transpose(0, 1).reshape(size, samples * length, self.dim))
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None, None])
-        record("attention_entropy", call.site.name, lambda: _attention_entropy(query, keys, mask))
+        record(
+            "attention_entropy",
+            call.site.name,
+            lambda: _of_real_tokens(_attention_entropy(query, keys, mask).unflatten(-1, (samples, length)), call),
+        )
         out = attended.transpose(1, 2).reshape(size, samples, length, self.dim).transpose(0, 1)
         return out.reshape(*outer, size, length, self.dim)
 
@@ -160,3 +164,8 @@ def _attention_entropy(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     scores = query @ keys.mT / query.shape[-1] ** 0.5
     weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.special.entr(weights).sum(-1)
+
+
+def _of_real_tokens(value: Float[Tensor, "B H S T"], call: SiteCall) -> Float[Tensor, "_ H S"]:
+    by_token = value.permute(0, 3, 1, 2)
+    return by_token.flatten(0, 1) if call.token_mask is None else by_token[call.token_mask]

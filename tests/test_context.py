@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.batch import find_frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, PooledContext
+from bayes_adapters.handlers import PosteriorMean
 from bayes_adapters.models import FusionLoRA
 from tests.helpers import (
     CONTEXT,
@@ -158,6 +160,17 @@ def test_attention_picks_the_frame_it_is_pointed_at() -> None:
     with collecting() as seen, torch.no_grad():
         guide(batch)
     assert list(seen["attention_entropy"].values()) == pytest.approx([math.log(2)] * len(model.sites), rel=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_the_entropy_of_attention_does_not_see_padding(granularity: str) -> None:
+    model = core_model(granularity)
+    guide, found = CrossAttention(model, context_dim=CONTEXT, dim=4, heads=2), []
+    for batch in (token_batch(), pad(token_batch(), 15)):
+        with collecting() as seen, torch.no_grad(), PosteriorMean(), pyro.plate("samples", 2, dim=-2):
+            guide(batch)
+        found.append(seen["attention_entropy"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> None:

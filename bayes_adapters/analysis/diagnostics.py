@@ -14,7 +14,10 @@ _collected: ContextVar[dict[str, dict[str, float]] | None] = ContextVar("bayes_a
 
 @contextmanager
 def collecting() -> Iterator[dict[str, dict[str, float]]]:
-    """Within the context guides record diagnostics: quantity → site → mean value (``attention_entropy`` in nats)."""
+    """Within the context guides record diagnostics: quantity → site → mean value over real tokens.
+
+    There is ``attention_entropy``, in nats.
+    """
     seen: dict[str, dict[str, float]] = {}
     token = _collected.set(seen)
     try:
