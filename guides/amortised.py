@@ -13,7 +13,7 @@ from torch import nn
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32, require_float32
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.reliability import Reliability
@@ -146,12 +146,7 @@ class Amortised(AdapterGuide):
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
-        dtype = next(self.heads.parameters()).dtype
-        if dtype != torch.float32:
-            raise ConfigError(
-                f"This {type(self).__name__} is {dtype}; posteriors are float32 whatever "
-                "the backbone is. Call guide.float(), and cast the model alone."
-            )
+        require_float32(self)
         with fp32(call.z.device):
             if self.reader is None or self.context_dim is None:
                 return self.heads[key](call.z, prior)

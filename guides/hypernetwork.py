@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name, whole_number
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.guides._head import ScaleTransform, fp32
+from bayes_adapters.guides._head import ScaleTransform, fp32, require_float32
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, SiteCall
 
@@ -110,10 +110,11 @@ class Hypernetwork(AdapterGuide):
                 self.static[key] = nn.Parameter(torch.eye(site.rank))
                 if self.scale is not None:
                     self.static[f"{key}-scale"] = nn.Parameter(torch.zeros(site.rank, site.rank))
-        self.to(next(model.parameters()).device)
+        self.to(next(model.parameters()).device).float()  # whatever torch's default dtype is
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key, g = site_key(call.site), None
+        require_float32(self)
         with fp32(call.z.device):
             if self.phi is Phi.IDENTITY:
                 loc = torch.eye(call.site.rank, device=call.z.device).expand(*call.z.shape[:-1], -1, -1)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayes_adapters import ELBO, load, predict, save
+from bayes_adapters import ELBO, Batch, load, predict, save
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, Hypernetwork, MeanField
 from bayes_adapters.guides.hypernetwork import Phi, _Net
 from tests.cola.parts import cola
@@ -100,3 +101,13 @@ def test_draws_do_not_depend_on_how_the_data_is_cut() -> None:
     whole = predict(model, guide, data, num_samples=4, return_samples=True).samples
     parts = predict(model, guide, [data[:1], data[1:]], num_samples=4, chunk_size=3, return_samples=True).samples
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hypernetwork_that_was_cast_with_its_model_is_refused_by_name() -> None:
+    model = cola().bfloat16()
+    features = {k: v.bfloat16() if v.is_floating_point() else v for k, v in batch().inputs.items()}
+    data = Batch(features, batch().targets)
+    guide = Hypernetwork(model, gamma=4, scale="softplus")
+    assert ELBO(model, guide)(data).isfinite()
+    with pytest.raises(ConfigError, match=r"This Hypernetwork is torch.bfloat16; posteriors are float32.*guide.float"):
+        ELBO(model, guide.bfloat16())(data)
