@@ -31,7 +31,7 @@ class DataError(BayesAdaptersError, ValueError):
 
 
 class FoldError(DataError):
-    """Several draws were folded into one pass of a backbone that runs an adapted layer on something else than examples.
+    """A pass with so many draws and examples that an adapted layer cannot tell which of its rows belong to which.
 
     DeBERTa applies its query and key layers to a table of relative positions, of which there is one for all draws.
     """

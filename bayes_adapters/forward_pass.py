@@ -51,6 +51,7 @@ class ForwardPass:
         windows: layer → the block around it that attends within windows; other layers are left out.
         tokens: block with windows → tokens of an example at its input, while it runs.
         drawn: names of the local sites drawn so far.
+        both_layouts: whether the backbone has layers that see (T, S·B, k) beside those that see (S·B, T, k).
     """
 
     batch: Batch
@@ -62,6 +63,7 @@ class ForwardPass:
     windows: Mapping[str, str] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
+    both_layouts: bool = False
 
     @property
     def rows(self) -> int:
@@ -84,6 +86,22 @@ class ForwardPass:
                 f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{name!r}])."
             )
         return feature.shape[0] // self.rows
+
+    def tokens_first(self, layer: str, feature: Float[Tensor, "n *T k"]) -> bool:
+        """Whether a layer's input has the shape (T, S·B, k), as in Longformer's attention and in XLNet.
+
+        Raises:
+            FoldError: T = S·B, so that the shape does not tell.
+        """
+        if not self.both_layouts or feature.dim() != 3 or feature.shape[1] != self.rows:
+            return False
+        if feature.shape[0] == self.rows > 1:
+            raise FoldError(
+                f"The adapted layer {layer!r} received {self.rows} × {self.rows} vectors, and this backbone has layers "
+                "that see (tokens, examples) and layers that see (examples, tokens): which is which does not show "
+                "where examples × samples are as many as tokens. Take another chunk_size, batch size or padding."
+            )
+        return feature.shape[0] != self.rows
 
     def require_examples(self, layer: str, feature: Float[Tensor, "windows *T k"], *, signs: bool) -> None:
         """Check that a layer with global parts runs on examples, where each has its own draw or its own signs.

@@ -87,15 +87,18 @@ class AdaptedLinear(nn.Module):
 
     def _delta(self, x: Tensor) -> Tensor:
         if not self.sites:
-            return self._up(self._down(x, {}, 1), {})
+            return self._up(self._down(x, {}), {})
         forward_pass = self._pass()
-        weights, windows = forward_pass.weights, forward_pass.windows_at(self.path, x)
+        if forward_pass.tokens_first(self.path, x):
+            return self._delta(x.transpose(0, 1)).transpose(0, 1)
+        forward_pass.windows_at(self.path, x)
+        weights = forward_pass.weights
         own = [weights.get((part, self.path)) for part in (Part.A, Part.B)]
         if any(weight is not None and weight.scale is not None for weight in own):
             return self._moments(x, weights)
         if next(iter(self.sites.values())).granularity is Granularity.GLOBAL:
             forward_pass.require_examples(self.path, x, signs=self._flips(weights))
-        z = self._down(self._mask(x, forward_pass), weights, windows)
+        z = self._down(self._mask(x, forward_pass), weights)
         return self._up(self._core(z, forward_pass), weights)
 
     def _mask(self, x: Tensor, forward_pass: ForwardPass) -> Tensor:
@@ -109,13 +112,13 @@ class AdaptedLinear(nn.Module):
         mask = forward_pass.draw(site, x) / kept
         return (x.reshape(mask.shape[0], -1, x.shape[-1]) * mask).reshape(x.shape).to(x.dtype)
 
-    def _down(self, x: Tensor, weights: _Weights, windows: int) -> Tensor:
+    def _down(self, x: Tensor, weights: _Weights) -> Tensor:
         if self.lora_A is not None:
             return F.linear(x.to(self.lora_A.dtype), self.lora_A)
         weight = weights[Part.A, self.path]
         if not self._flips(weights) or weight.mean is None:
             return matmul(x, weight.value)
-        signs = [self._signs(x, side, windows) for side in ("in", "out")]
+        signs = [self._signs(x, side) for side in ("in", "out")]
         deviation = matmul(x.to(weight.value.dtype) * signs[0], weight.value - weight.mean)
         return matmul(x, weight.mean) + signs[1] * deviation
 
@@ -123,14 +126,15 @@ class AdaptedLinear(nn.Module):
         weight = weights.get((Part.A, self.path))
         return self.flipout and self.training and weight is not None and weight.mean is not None
 
-    def _signs(self, x: Tensor, side: str, windows: int) -> Tensor:
-        """Signs of each example, which stay the same where a backbone applies a layer more than once in a pass."""
-        scratch, key = self._pass().scratch, f"signs.{self.path}.{side}"
+    def _signs(self, x: Tensor, side: str) -> Tensor:
+        """Signs of each example for all its rows, the same where a backbone applies a layer again in a pass."""
+        forward_pass = self._pass()
+        scratch, key = forward_pass.scratch, f"signs.{self.path}.{side}"
         if key not in scratch:
-            shape = (x.shape[0] // windows, x.shape[-1] if side == "in" else self.rank)
+            shape = (forward_pass.rows, x.shape[-1] if side == "in" else self.rank)
             scratch[key] = 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float()
-        signs = scratch[key].reshape(-1, *[1] * (x.dim() - 2), scratch[key].shape[-1])
-        return signs if windows == 1 else signs.repeat_interleave(windows, 0)
+        signs = scratch[key].repeat_interleave(x.shape[0] // forward_pass.rows, 0)  # windows, or tokens in a row
+        return signs.reshape(-1, *[1] * (x.dim() - 2), signs.shape[-1])
 
     def _core(self, z: Tensor, forward_pass: ForwardPass) -> Tensor:
         for part in (Part.CORE, Part.DIAGONAL):

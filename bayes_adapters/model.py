@@ -53,6 +53,9 @@ from bayes_adapters.targets import Targets, linear_size, select
 from bayes_adapters.token_ids import check_token_ids, longest_texts
 from bayes_adapters.windows import counted_tokens, windowed_layers
 
+_BOTH_LAYOUTS = ("longformer", "led", "xlnet")
+"""Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
+
 
 class AdapterModel(nn.Module):
     """A frozen backbone with low-rank adapters, a head and a likelihood, as a Pyro model: ``model(batch)``.
@@ -147,6 +150,8 @@ class AdapterModel(nn.Module):
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
+        types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
+        self._both_layouts = not types.isdisjoint(_BOTH_LAYOUTS)
         local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
         self._counted = {self._windows[path] for site in local for path in site.layers if path in self._windows}
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
@@ -215,7 +220,9 @@ class AdapterModel(nn.Module):
         register_if_captured("model", self)
         outer = outer_shape()
         weights = draw_weights(self.sites, self.prior, batch, self.num_data)
-        forward_pass = ForwardPass(batch, outer, self.prior, weights, len(self.sites), {}, self._windows)
+        forward_pass = ForwardPass(
+            batch, outer, self.prior, weights, len(self.sites), {}, self._windows, both_layouts=self._both_layouts
+        )
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
             with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))

@@ -1,4 +1,4 @@
-"""Backbones that apply a layer more than once in a pass, or to something that all examples share."""
+"""Backbones that apply a layer more than once in a pass, to something that all examples share, or to tokens first."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def albert() -> nn.Module:
     """One block, applied three times."""
     torch.manual_seed(0)
     return hf.AlbertModel(hf.AlbertConfig(**SIZES, embedding_size=8, num_hidden_layers=3)).eval()
+
+
+def longformer() -> nn.Module:
+    """Its attention's layers see (T, B, d), all others (B, T, d)."""
+    torch.manual_seed(0)
+    config = hf.LongformerConfig(**SIZES, num_hidden_layers=2, attention_window=[4, 4], max_position_embeddings=40)
+    return hf.LongformerModel(config).eval()
+
+
+def xlnet() -> nn.Module:
+    """All of its linear layers see (T, B, d), its output is (B, T, d)."""
+    torch.manual_seed(0)
+    return hf.XLNetModel(hf.XLNetConfig(vocab_size=VOCAB, d_model=WIDTH, n_layer=2, n_head=2, d_inner=24)).eval()
+
+
+def opt() -> nn.Module:
+    """The layers of its feed-forward part see (B · T, d)."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 24, "num_attention_heads": 2}
+    return hf.OPTModel(hf.OPTConfig(vocab_size=VOCAB, num_hidden_layers=2, **sizes)).eval()
 
 
 TARGETS = ["query_proj", "value_proj"]
@@ -83,18 +103,59 @@ def test_a_table_has_no_example_whose_signs_flipout_could_take() -> None:
             loss(token_batch())
 
 
-def test_flipout_keeps_its_signs_where_a_layer_is_applied_again() -> None:
-    """z = A_b x of three passes through one block, with one A_b an example: least squares leave nothing over."""
-    model = fill_B(StochasticDown(albert(), Bernoulli(), num_data=5, rank=2)).train()
+@pytest.mark.parametrize("length", [4, 8])
+@pytest.mark.parametrize(
+    ("net", "targets", "options"),
+    [
+        (longformer, ["query", "output.dense"], {"granularity": "global", "num_data": 5}),
+        (longformer, ["query", "output.dense"], {"granularity": "token"}),
+        (xlnet, ["layer_1", "layer_2"], {"granularity": "global", "num_data": 5}),
+        (xlnet, ["layer_1", "layer_2"], {"granularity": "token"}),
+    ],
+)
+def test_a_draw_is_one_function_where_tokens_come_first(net: Any, targets: Any, length: int, options: Any) -> None:
+    """Eight tokens are as many as four draws of two examples."""
+    model = fill_B(StochasticCore(net(), Bernoulli(), targets=targets, **options))
+    guide = MeanField(model, init_scale=0.4)
+    batch = token_batch(2, length).without_targets()
+    folded = predict(model, guide, batch, num_samples=4, return_samples=True).samples
+    one = predict(model, guide, batch, num_samples=4, chunk_size=1, return_samples=True).samples
+    alone = predict(model, guide, [batch[:1], batch[1:]], num_samples=4, chunk_size=3, return_samples=True).samples
+    assert isinstance(one, Tensor)
+    assert (one.std(0) > 1e-4).all()
+    torch.testing.assert_close(folded, one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, one, rtol=1e-5, atol=1e-6)
+
+
+def test_as_many_tokens_as_examples_are_refused_where_they_cannot_be_told_apart() -> None:
+    model = StochasticCore(xlnet(), Bernoulli(), targets=["layer_1"])
+    with pytest.raises(FoldError, match=r"received 4 × 4 vectors.*Take another chunk_size, batch size or padding"):
+        ELBO(model, MeanField(model))(token_batch(4, 4))
+    assert ELBO(model, MeanField(model))(token_batch(1, 1)).isfinite()
+    model = StochasticCore(opt(), Bernoulli(), targets=["q_proj"])
+    assert ELBO(model, MeanField(model))(token_batch(4, 4)).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("net", "target", "calls"), [(albert, "query", 3), (xlnet, "layer.0.ff.layer_1", 1), (opt, "layers.0.fc1", 1)]
+)
+def test_flipout_gives_an_example_one_function(net: Any, target: str, calls: int) -> None:
+    """``B A_b x`` of all tokens and passes, with one A_b an example: least squares leave nothing over."""
+    model = fill_B(StochasticDown(net(), Bernoulli(), num_data=5, rank=2, targets=[target])).train()
     guide = MeanField(model, init_scale=0.5)
     layer = adapted_layers(model.backbone)[model.layers[0]]
     seen: list[tuple[Tensor, Tensor]] = []
     layer.register_forward_hook(lambda _m, x, y: seen.append((x[0].detach(), (y - layer.base_layer(x[0])).detach())))
-    batch = token_batch(3, 12)
+    size, length = 3, 24
     with torch.no_grad():
-        guide(batch)
-    assert len(seen) == 3
-    x, y = (torch.cat([pair[i] for pair in seen], 1).double() for i in (0, 1))
-    for row in range(batch.size):
-        fit = torch.linalg.lstsq(x[row], y[row]).solution
+        guide(token_batch(size, length))
+    assert len(seen) == calls
+
+    def by_example(value: Tensor) -> Tensor:
+        return value.transpose(0, 1) if net is xlnet else value.reshape(size, length, -1)
+
+    x, y = (torch.cat([by_example(pair[i]) for pair in seen], 1).double() for i in (0, 1))
+    found = [torch.linalg.lstsq(x[row], y[row]).solution for row in range(size)]
+    for row, fit in enumerate(found):
         torch.testing.assert_close(x[row] @ fit, y[row], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(fit, found[row - 1], atol=1e-2)
