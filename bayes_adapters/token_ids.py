@@ -5,35 +5,66 @@ Torch says of both only that an index is out of range, and on a GPU it leaves th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from bayes_adapters.errors import DataError
 
 _IDS, _POSITIONS = "input_ids", "position_ids"
+_ABSOLUTE = re.compile(r"(^|\.)(wpe|\w*pos\w*)$")
+"""Paths of tables of positions; DeBERTa's, of relative ones, is called rel_embeddings."""
 
 
-def longest_texts(backbone: nn.Module) -> dict[str, int]:
-    """Return the key of token ids in a batch → the most tokens a text may have there.
+@dataclass(frozen=True)
+class Longest:
+    """How long a text may be.
 
-    The key is ``input_ids``, or ``<encoder>.input_ids`` of each encoder in a ``ModuleDict``. Only a table of learned
-    positions sets a limit: BERT, RoBERTa and GPT-2 have one, Llama and T5 do not. RoBERTa keeps the first
-    ``padding_idx + 1`` rows of its table for itself.
+    Args:
+        tokens: the most tokens that take a position.
+        padding: the id that takes none (RoBERTa), or None.
+        masked: whether masked tokens take none either (OPT).
+    """
+
+    tokens: int
+    padding: int | None = None
+    masked: bool = False
+
+    def count(self, ids: Int[Tensor, "*B T"], mask: Tensor | None) -> int:
+        """Return the positions that the longest text of ``ids`` takes."""
+        taken = mask if self.masked else None if self.padding is None else ids != self.padding
+        if taken is None or ids.shape[-1] <= self.tokens:  # nothing to look at, and no wait for the device
+            return ids.shape[-1]
+        return int(taken.bool().sum(-1).max())
+
+
+def longest_texts(backbone: nn.Module) -> dict[str, Longest]:
+    """Return the key of token ids in a batch → how long a text may be there.
+
+    The key is ``input_ids``, or ``<encoder>.input_ids`` of each encoder in a ``ModuleDict``. Only a table of absolute
+    positions sets a limit: BERT, RoBERTa, GPT-2 and OPT have one; Llama, T5 and DeBERTa-v3, whose table of relative
+    positions may be as large, do not. RoBERTa keeps the first ``padding_idx + 1`` rows of its table for itself.
     """
     encoders = {f"{k}.{_IDS}": m for k, m in backbone.items()} if isinstance(backbone, nn.ModuleDict) else {}
-    limits = {}
+    limits: dict[str, Longest] = {}
     for key, encoder in (encoders or {_IDS: backbone}).items():
         rows = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-        words = _words(encoder)
-        for table in encoder.modules():
-            if isinstance(table, nn.Embedding) and table is not words and table.num_embeddings == rows:
-                limits[key] = rows if table.padding_idx is None else rows - table.padding_idx - 1
+        for path, table in encoder.named_modules():
+            if not isinstance(table, nn.Embedding) or _ABSOLUTE.search(path) is None:
+                continue
+            offset = getattr(table, "offset", 0)  # rows that OPT and BART leave unused at the start
+            if table.num_embeddings - offset == rows:
+                free = rows if table.padding_idx is None else rows - table.padding_idx - 1
+                found = Longest(free, table.padding_idx, bool(offset))
+                limits[key] = min(found, limits.get(key, found), key=lambda limit: limit.tokens)
     return limits
 
 
-def check_token_ids(backbone: nn.Module, inputs: Mapping[str, Tensor], longest: Mapping[str, int]) -> None:
+def check_token_ids(backbone: nn.Module, inputs: Mapping[str, Tensor], longest: Mapping[str, Longest]) -> None:
     """Refuse token ids that ``backbone`` cannot embed.
 
     Args:
@@ -61,10 +92,14 @@ def check_token_ids(backbone: nn.Module, inputs: Mapping[str, Tensor], longest: 
                     "tokenizer of another model: load it by the backbone's own name. After adding tokens, call "
                     "backbone.resize_token_embeddings(len(tokenizer)) before building the model."
                 )
-        if key in longest and ids.shape[-1] > longest[key] and f"{name}{dot}{_POSITIONS}" not in inputs:
+        limit = longest.get(key)
+        if limit is None or f"{name}{dot}{_POSITIONS}" in inputs:
+            continue
+        count = limit.count(ids, inputs.get(f"{name}{dot}attention_mask"))
+        if count > limit.tokens:
             raise DataError(
-                f"inputs[{key!r}] has {ids.shape[-1]} tokens a text and {type(encoder).__name__} has positions for "
-                f"{longest[key]}. Cut the texts: tokenizer(..., truncation=True, max_length={longest[key]})."
+                f"inputs[{key!r}] has {count} tokens a text and {type(encoder).__name__} has positions for "
+                f"{limit.tokens}. Cut the texts: tokenizer(..., truncation=True, max_length={limit.tokens})."
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import RobertaConfig, RobertaModel
+from transformers import DebertaV2Config, DebertaV2Model, OPTConfig, OPTModel, RobertaConfig, RobertaModel
 
 from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.errors import DataError
@@ -22,7 +22,23 @@ def roberta() -> nn.Module:
     return RobertaModel(RobertaConfig(vocab_size=VOCAB, max_position_embeddings=POSITIONS + 2, **sizes)).eval()
 
 
-BACKBONES = {"bert": bert, "gpt2": gpt2, "roberta": roberta}
+def opt() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24}
+    config = OPTConfig(vocab_size=VOCAB, max_position_embeddings=POSITIONS, word_embed_proj_dim=16, **sizes)
+    return OPTModel(config).eval()
+
+
+def deberta_v3() -> nn.Module:
+    """Relative positions only, in a table with as many rows as max_position_embeddings says: 512 in the real one."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    relative = {"relative_attention": True, "position_buckets": POSITIONS // 2, "pos_att_type": ["p2c", "c2p"]}
+    config = DebertaV2Config(
+        vocab_size=VOCAB, max_position_embeddings=POSITIONS, position_biased_input=False, **relative, **sizes
+    )
+    return DebertaV2Model(config).eval()
+
+
+BACKBONES = {"bert": bert, "gpt2": gpt2, "roberta": roberta, "opt": opt}
 
 
 def lora(backbone: nn.Module) -> tuple[LoRA, Delta]:
@@ -67,6 +83,20 @@ def test_positions_that_are_given_or_not_learned_set_no_limit() -> None:
     predict(*lora(llama()), Batch({"input_ids": long}))
     positions = (torch.arange(POSITIONS + 1) // 2).expand(3, -1)
     predict(*lora(bert()), Batch({"input_ids": long, "position_ids": positions}))
+    predict(*lora(deberta_v3()), Batch({"input_ids": long}))
+
+
+@pytest.mark.parametrize("name", ["roberta", "opt"])
+def test_padding_that_takes_no_position_does_not_count(name: str) -> None:
+    model, guide = lora(BACKBONES[name]())
+    padded = torch.cat([ids(POSITIONS), torch.ones(3, 8, dtype=torch.long)], 1)
+    mask = (torch.arange(POSITIONS + 8) < POSITIONS).long().expand(3, -1)
+    whole = predict(model, guide, Batch({"input_ids": padded, "attention_mask": mask})).mean
+    cut = predict(model, guide, Batch({"input_ids": padded[:, :POSITIONS], "attention_mask": mask[:, :POSITIONS]})).mean
+    torch.testing.assert_close(whole, cut)
+    longer = torch.cat([torch.full((3, 1), 5), padded], 1), torch.cat([mask[:, :1], mask], 1)
+    with pytest.raises(DataError, match=f"has {POSITIONS + 1} tokens"):
+        predict(model, guide, Batch({"input_ids": longer[0], "attention_mask": longer[1]}))
 
 
 def test_of_several_encoders_the_right_one_is_named() -> None:
