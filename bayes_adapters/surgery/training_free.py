@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy as copying
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -111,8 +111,9 @@ def bayesianise(
         plain = predict(model, guide, batches, mean_only=True, chunk_size=chunk_size)
         batches = _label(batches, plain, model)
     factors = _factors(model, guide, batches[0])
+    config = model.config()  # of ranks it asks the adapters, which without a copy are about to be taken out
     with _free_backbone(model, copy) as backbone:
-        new, posterior = _pair(backbone, model, count, low)
+        new, posterior = _pair(backbone, model, config, count, low)
         nulls = _rotate_into(new, posterior, factors)
 
         def value(scale: float | None) -> float:
@@ -235,11 +236,11 @@ def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str
     return {path: (downs[path].detach(), layer.lora_B.detach()) for path, layer in layers.items()}
 
 
-def _pair(backbone: nn.Module, model: AdapterModel, count: int, scale: float) -> tuple[StochasticDown, TrainingFree]:
-    old = model.config()
-    options: dict[str, Any] = {
-        name: old[name] for name in ("rank", "alpha", "dropout", "pooling", "ranks") if name in old
-    }
+def _pair(
+    backbone: nn.Module, model: AdapterModel, config: Mapping[str, Any], count: int, scale: float
+) -> tuple[StochasticDown, TrainingFree]:
+    kept = ("rank", "alpha", "dropout", "pooling", "ranks")
+    options: dict[str, Any] = {name: config[name] for name in kept if name in config}
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         likelihood = copying.deepcopy(model.likelihood)

@@ -45,13 +45,15 @@ def test_copy_leaves_the_model_and_shares_frozen_memory() -> None:
     assert not torch.equal(probs, predict(model, guide, data).probs)
 
 
-def test_without_copy_the_backbone_is_taken_over() -> None:
-    model, other = lora(), lora()
+@pytest.mark.parametrize("ranks", [None, {"encoder.layer.0.attention.self.query": 1}])
+def test_without_copy_the_backbone_is_taken_over(ranks: dict[str, int] | None) -> None:
+    model, other = lora(ranks=ranks), lora(ranks=ranks)
     backbone = model.backbone
     expected = make(other)
     new, guide, log = make(model, copy=False)
     assert new.backbone is backbone
     assert log.scale == expected[2].scale
+    assert new.ranks == other.ranks
     assert all(layer.lora_A is None for layer in adapted_layers(backbone).values())
     assert torch.equal(predict(new, guide, batch()).probs, predict(*expected[:2], batch()).probs)
 
