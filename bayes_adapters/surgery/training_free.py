@@ -219,7 +219,7 @@ def _check(
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return layer path → (A, B), for a random A its posterior mean."""
+    """Return layer path → (A, B) in float32 at least, for a random A its posterior mean."""
     layers: dict[str, Any] = dict(adapted_layers(model.backbone))
     downs: dict[str, Tensor] = {path: layer.lora_A for path, layer in layers.items() if layer.lora_A is not None}
     if model.sites:
@@ -233,7 +233,12 @@ def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str
             value: Any = guide.trace.nodes[site.name]["value"]
             downs |= dict(zip(site.layers, value, strict=True))
         guide.trace = type(guide.trace)()
-    return {path: (downs[path].detach(), layer.lora_B.detach()) for path, layer in layers.items()}
+
+    def wide(value: Tensor) -> Tensor:
+        """In half precision the rotated columns would not be orthogonal."""
+        return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+
+    return {path: (wide(downs[path]), wide(layer.lora_B)) for path, layer in layers.items()}
 
 
 def _pair(

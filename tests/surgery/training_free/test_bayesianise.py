@@ -58,6 +58,17 @@ def test_without_copy_the_backbone_is_taken_over(ranks: dict[str, int] | None) -
     assert torch.equal(predict(new, guide, batch()).probs, predict(*expected[:2], batch()).probs)
 
 
+def test_adapters_in_half_precision_keep_their_mean() -> None:
+    model = lora().bfloat16()
+    new, guide, _ = make(model, widen=9)
+    wanted = {
+        path: layer.lora_B.float() @ layer.lora_A.float() for path, layer in adapted_layers(model.backbone).items()
+    }
+    for path, means in zip(new.layers, guide.get_buffer("mean-A-global"), strict=True):
+        up = adapted_layers(new.backbone)[path].lora_B
+        torch.testing.assert_close(up @ means, wanted[path], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("copy", [True, False])
 def test_an_error_leaves_the_model_as_it_was(copy: bool) -> None:
     model = lora()
