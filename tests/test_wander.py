@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, load, predict, save
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
@@ -211,6 +211,13 @@ def test_folding_sums_means_and_not_what_is_trained_in_their_place(
     assert torch.equal(torch.get_rng_state(), before)
     with PosteriorMean():
         torch.testing.assert_close(logits(folded, data), logits(guide, data), rtol=1e-4, atol=1e-5)
+
+
+def test_what_folding_returns_is_trained_apart_from_the_model() -> None:
+    model = Wander(encoders(), Gaussian(), num_data=4, lengths=LENGTHS, terms=2, cp="product_of_sums")
+    small, _ = fold(model, Delta(model))
+    shared = {id(p) for p in model.trainable_parameters().values()} & {id(p) for p in small.parameters()}
+    assert not shared
 
 
 def test_folding_takes_the_models_own_guide() -> None:

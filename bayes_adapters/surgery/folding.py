@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from bayes_adapters.devices import generators_kept
@@ -43,7 +45,7 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
     # the small model starts at its default prior, whose draws have both signs
     options = {k: v for k, v in guide.config().items() if k != "positive_mean"}
     with generators_kept(model):  # initial values are drawn and then overwritten
-        small = Wander(model.backbone, model.likelihood, terms=1, **config)
+        small = Wander(model.backbone, copy.deepcopy(model.likelihood), terms=1, **config)
         folded = type(guide)(small, **options)
     known = small.state_dict()
     small.load_state_dict({k: v for k, v in model.state_dict().items() if k in known})
