@@ -187,7 +187,7 @@ def set_epoch(data: Any, epoch: int) -> None:
     """Tell the data, and the parts of a DataLoader, which epoch starts, wherever they have ``set_epoch``."""
     parts = [data]
     if isinstance(data, DataLoader):
-        parts += [data.dataset, data.sampler, data.batch_sampler]
+        parts += [data.dataset, *_samplers(data)]
     for part in parts:
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
@@ -197,8 +197,14 @@ def own_generators(data: Any) -> Sequence[torch.Generator]:
     """Return the generators a DataLoader draws its order from."""
     if not isinstance(data, DataLoader):
         return []
-    found = [data.generator, getattr(data.sampler, "generator", None)]
+    found = [data.generator, *(getattr(sampler, "generator", None) for sampler in _samplers(data))]
     return [g for g in found if isinstance(g, torch.Generator)]
+
+
+def _samplers(data: DataLoader[Any]) -> list[Any]:
+    """The sampler of examples, that of batches, and the one that the latter may hold, each once."""
+    found = [data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None)]
+    return [sampler for i, sampler in enumerate(found) if all(sampler is not other for other in found[:i])]
 
 
 def count(data: Any) -> int | None:

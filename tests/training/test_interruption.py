@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from bayes_adapters import Batch
 from tests.training.parts import SETTINGS, Items, Stopping, data, history, join, pair, run, same, weights
@@ -112,10 +112,13 @@ def test_ctrl_c_works_without_a_checkpoint() -> None:
         run(model, guide, Stopping(0, 2, KeyboardInterrupt()))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_shuffling_data_loader_continues_bit_exactly(own: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["none", "loader", "batch sampler"])
+def test_a_shuffling_data_loader_continues_bit_exactly(own: str, tmp_path: Path) -> None:
     def loader() -> Any:
-        generator = torch.Generator().manual_seed(1) if own else None
+        generator = None if own == "none" else torch.Generator().manual_seed(1)
+        if own == "batch sampler":
+            order = BatchSampler(RandomSampler(Items(), generator=generator), 4, False)
+            return DataLoader(Items(), batch_sampler=order, collate_fn=join)
         return DataLoader(Items(), batch_size=4, shuffle=True, collate_fn=join, generator=generator)
 
     expected = pair()
