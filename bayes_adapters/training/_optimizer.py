@@ -111,6 +111,10 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         "class": type(optimizer).__qualname__,
         "defaults": {name: repr(value) for name, value in optimizer.defaults.items()},
         "groups": [len(group["params"]) for group in optimizer.param_groups],
+        "options": {
+            str(i): {name: repr(group.get(name)) for name in optimizer.defaults if name != "lr"}
+            for i, group in enumerate(optimizer.param_groups)
+        },
         "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
     }
 

@@ -37,6 +37,8 @@ def test_other_runs_are_refused_with_their_differences(tmp_path: Path) -> None:
     assert "guide.class" in refused(*pair(MeanField))
     assert "likelihood.class" in refused(*pair(likelihood=Gaussian()))
     assert "optimizer.lr" in refused(*pair(), optimizer=lambda p: torch.optim.Adam(p, lr=0.5))
+    eps = refused(*pair(), optimizer=lambda p: torch.optim.Adam([{"params": p, "eps": 1.0}], 0.01))
+    assert "optimizer.options.0.eps: the checkpoint has '1e-08', this run '1.0'" in eps
     assert "optimizer.class" in refused(*pair(), optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
     assert "scheduler" in refused(*pair(), scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2))
     assert "kl_weight: the checkpoint has 'Constant(" in refused(*pair(), kl_weight=lambda step: 1.0)
