@@ -101,7 +101,7 @@ def fit(
             DataLoader that yields Batch. ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
-            the number of batches and what batches() and a DataLoader know are compared.
+            the number of batches and what batches() and a DataLoader know are compared. So it is with ``validation``.
         epochs: passes over the data.
         max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
             with validation.
@@ -198,7 +198,7 @@ def fit(
         autocast=autocast,
         log_every=log_every,
     )
-    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, settings, on_step)
+    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, validation, settings, on_step)
     loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
     if resume:
         loop.resume()
@@ -241,6 +241,7 @@ def _config(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     data: Any,
+    validation: Any,
     settings: Settings,
     on_step: OnStep | None,
 ) -> dict[str, Any]:
@@ -263,6 +264,7 @@ def _config(
         "kl_mode": elbo.kl_mode.value,
         "num_particles": elbo.num_particles,
         "data": _data.describe(data),
+        "validation": None if validation is None else _data.describe(validation),
         "autocast": str(settings.autocast),
         "settings": {name: value for name, value in vars(settings).items() if name not in free},
     }

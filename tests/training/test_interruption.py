@@ -84,6 +84,9 @@ class _Interrupting:
     def __init__(self, parts: list[Batch]) -> None:
         self.parts, self.readings = parts, 0
 
+    def __len__(self) -> int:
+        return len(self.parts)
+
     def __iter__(self) -> Any:
         self.readings += 1
         if self.readings == 2:

@@ -111,6 +111,13 @@ def test_data_that_say_what_they_are_are_recognised(make: Any, where: str, tmp_p
         run(*pair(), make("new"), checkpoint=tmp_path, epochs=3)
 
 
+def test_a_best_epoch_is_not_compared_across_validation_data(tmp_path: Path) -> None:
+    run(*pair(), checkpoint=tmp_path, epochs=1, validation=_batches("old"))
+    assert run(*pair(), checkpoint=tmp_path, epochs=2, validation=_batches("old")).steps == 12
+    with pytest.raises(ConfigError, match=r"validation.dataset.name: the checkpoint has 'old', this run 'new'"):
+        run(*pair(), checkpoint=tmp_path, epochs=3, validation=_batches("new"))
+
+
 @pytest.mark.parametrize(
     ("identity", "says"),
     [(["a"], "list"), (3, "int"), ({"x": {1, 2}}, "set"), ({"x": float("nan")}, "float"), ({"x": WHOLE}, "Batch")],
