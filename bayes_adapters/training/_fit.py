@@ -118,7 +118,7 @@ def fit(
         evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
         monitor: the metric that decides which epoch is best; ``"auto"`` is val_nll with ``validation`` and nothing
             without; None watches nothing.
-        mode: ``"min"`` or ``"max"``.
+        mode: ``"min"``, or ``"max"`` for a metric that ``monitor`` names.
         patience: stop after this many epochs in a row without a better value.
         restore_best: end with the best epoch's weights rather than the last one's, where a metric is monitored.
         checkpoint: a directory; ``checkpoint.safetensors`` in it is replaced at each epoch's end and on Ctrl-C.
@@ -182,6 +182,12 @@ def fit(
     schedule = None if scheduler is None else scheduler(optimizer)
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigError("ReduceLROnPlateau steps on a metric; fit steps its scheduler after every optimiser step.")
+    maximise = choice(Mode, "mode", mode) is Mode.MAX
+    if maximise and monitor in ("auto", None):
+        raise ConfigError(
+            "mode='max' says that higher is better, and monitor= names no metric: 'auto' is val_nll, of which lower is "
+            "better. Name one of evaluate=…, such as monitor='accuracy', or leave mode out."
+        )
     settings = Settings(
         epochs=epochs,
         max_steps=max_steps,
@@ -191,7 +197,7 @@ def fit(
         monitor=_monitored(
             monitor, patience, validation is not None, evaluate is not None, len(optimizer.param_groups)
         ),
-        maximise=choice(Mode, "mode", mode) is Mode.MAX,
+        maximise=maximise,
         patience=patience,
         directory=None if checkpoint is None else Path(checkpoint),
         seed=seed,

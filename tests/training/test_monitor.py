@@ -104,6 +104,12 @@ def test_evaluate_alone_is_logged_and_watches_nothing() -> None:
         run(*pair(), evaluate=Script(1.0), patience=1)
 
 
+@pytest.mark.parametrize("monitor", ["auto", None])
+def test_the_highest_value_is_that_of_a_named_metric(monitor: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"mode='max' .* names no metric"):
+        run(*pair(), evaluate=Script(1.0, 2.0), validation=[WHOLE[:6]], monitor=monitor, mode="max")
+
+
 def test_what_evaluate_may_return() -> None:
     for value, message in [
         ({"nll": 1.0}, "already has"),
