@@ -160,6 +160,8 @@ def fit(
         patience=patience,
         log_every=log_every,
     )
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("Train outside torch.inference_mode(): there is no gradient inside.")
     if epochs is None and max_steps is None:
         raise ConfigError("Say when to stop: pass epochs=…, max_steps=…, or both.")
     for name, value in {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step}.items():
@@ -180,8 +182,7 @@ def fit(
     trained = _optimizer.trainable(model, guide)
     optimizer = _optimizer.build(optimizer, trained)
     schedule = None if scheduler is None else scheduler(optimizer)
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ConfigError("ReduceLROnPlateau steps on a metric; fit steps its scheduler after every optimiser step.")
+    _optimizer.require_usable(optimizer, schedule)
     maximise = choice(Mode, "mode", mode) is Mode.MAX
     if maximise and monitor in ("auto", None):
         raise ConfigError(

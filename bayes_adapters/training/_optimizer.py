@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,6 +59,23 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
             "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
         )
     return optimizer
+
+
+def require_usable(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Raise :class:`ConfigError` if a step needs what fit does not give, or the scheduler is another optimiser's."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} computes the loss several times a step (a closure), and fit computes it once. "
+            "Take AdamW, SGD or another optimizer whose step() needs no argument."
+        )
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError("ReduceLROnPlateau steps on a metric; fit steps its scheduler after every optimiser step.")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ConfigError(
+            f"The {type(scheduler).__name__} belongs to another optimizer, so it would have no effect. Pass a function "
+            "that makes it of its argument: scheduler=lambda optimizer: StepLR(optimizer, 100)."
+        )
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:

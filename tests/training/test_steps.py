@@ -256,6 +256,11 @@ def test_optimizers_that_would_train_the_wrong_tensors_are_refused() -> None:
         run(model, guide, optimizer=torch.optim.SGD([*own, nn.Parameter(torch.zeros(1))], lr=0.1))
     with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
         run(model, guide, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(ConfigError, match=r"LBFGS computes the loss several times a step"):
+        run(model, guide, optimizer=torch.optim.LBFGS)
+    other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(own, lr=0.1), 2)
+    with pytest.raises(ConfigError, match="StepLR belongs to another optimizer"):
+        run(model, guide, scheduler=lambda _: other)
     for p in own:
         p.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
@@ -312,3 +317,5 @@ def test_training_works_where_gradients_are_off() -> None:
     model, guide = pair()
     with torch.no_grad():
         assert run(model, guide, data(), epochs=1).steps == 6
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"outside torch.inference_mode\(\)"):
+        run(model, guide, data(), epochs=1)
