@@ -234,7 +234,9 @@ def _moments(model: AdapterModel, guide: AdapterGuide, site: Site) -> tuple[Tens
             f"Ranks are scored by a Gaussian posterior; that of {site.name!r} is a {type(posterior).__name__}. Take "
             "the guide RankWise."
         )
-    return posterior.loc.expand(site.shape)[0], 2.0 * posterior.scale.expand(site.shape)[0].log()
+    mean, scale = (value.expand(site.shape)[0] for value in (posterior.loc, posterior.scale))
+    wide = torch.promote_types(mean.dtype, torch.float32)  # a median has no half precision
+    return mean.to(wide), 2.0 * scale.to(wide).log()
 
 
 def _best(score: Tensor, threshold: float, least: int) -> Tensor:

@@ -43,6 +43,13 @@ def test_scores_by_hand() -> None:
         assert found[path].tolist() == pytest.approx([hand_score(guide, layer, i) for i in range(3)], abs=1e-4)
 
 
+def test_scores_of_a_posterior_in_half_precision() -> None:
+    model, guide = pair()
+    exact = scores(model, guide)
+    found = scores(model.bfloat16(), guide.bfloat16())
+    assert found[LAYERS[0]].tolist() == pytest.approx(exact[LAYERS[0]].tolist(), rel=0.02)
+
+
 def test_a_fresh_adapter_scores_above_common_thresholds_and_is_not_emptied() -> None:
     """The trap: at log σ² = −8 and with B at ±0.001 every rank of a wide layer scores about 3.6."""
     torch.manual_seed(0)
