@@ -239,6 +239,7 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     if about["prior"]:
         options["prior"] = priors.from_json(about["prior"])
     model = make_model(backbone, likelihood, **options)
+    model.num_data = about["num_data"]  # that of a model without global sites is none of its options
     if model.layers != paths:
         raise ConfigError(f"The adapted layers would be {model.layers}, not the saved {paths}.")
     if about["model"]["prior_dtype"] is not None:

@@ -36,6 +36,7 @@ def check_round_trip(saved: Pair, fresh: nn.Module, batch: Batch, folder: Path) 
     assert type(again) is type(model)
     assert type(guide_again) is type(guide)
     assert again.config() == model.config()
+    assert again.num_data == model.num_data
     assert guide_again.config() == guide.config()
     first, second = (predict(m, g, batch, num_samples=3, return_samples=True) for m, g in (saved, (again, guide_again)))
     for name in ("mean", "total", "aleatoric", "epistemic", "samples", "variance"):
@@ -160,7 +161,8 @@ def test_one_site_a_layer(structure: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("structure", [LoRA, FusionLoRA])
 def test_models_without_cores(structure: Any, tmp_path: Path) -> None:
     options = {"context_dim": CONTEXT, "fusion_width": 7} if structure is FusionLoRA else {}
-    model = structure(bert(), Categorical(2), rank=2, alpha=3.0, dropout=0.1, pooling="cls", **options)
+    sizes = {"rank": 2, "alpha": 3.0, "num_data": 50}
+    model = structure(bert(), Categorical(2), dropout=0.1, pooling="cls", **sizes, **options)
     check_round_trip(scramble(model, Delta(model)), bert(), token_batch().without_targets(), tmp_path)
 
 
