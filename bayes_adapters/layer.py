@@ -70,6 +70,15 @@ class AdaptedLinear(nn.Module):
         self.inter = nn.ModuleDict()
         self.enabled = True
 
+    @property
+    def weight(self) -> Tensor:
+        """The base weight's dtype and shape without its numbers, on the device ``meta``.
+
+        T5 asks for the dtype. A block that multiplies by the weight itself, past this layer and its adapter, fails.
+        """
+        weight = self.base_layer.get_parameter("weight")
+        return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype.
 

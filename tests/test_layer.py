@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel
+from transformers import AlbertConfig, AlbertModel, T5Config, T5EncoderModel
 from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters import (
@@ -264,3 +264,20 @@ def test_gradient_checkpointing_says_what_to_do() -> None:
     model.train()
     with pytest.raises(ConfigError, match="gradient checkpointing, which runs layers again"):
         ELBO(model, guide)(token_batch()).backward()
+
+
+def test_t5_which_asks_a_layer_for_its_dtype_can_be_adapted_everywhere() -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    backbone = T5EncoderModel(T5Config(vocab_size=40, **sizes)).eval()
+    ids = torch.arange(10).reshape(2, 5)
+    before = backbone(input_ids=ids).last_hidden_state
+    layers = install(backbone, select(backbone, "all-linear"), rank=2, alpha=4.0)
+    assert torch.equal(backbone(input_ids=ids).last_hidden_state, before)
+    layer = layers["encoder.block.0.layer.1.DenseReluDense.wo"]
+    with torch.no_grad():
+        layer.lora_B.fill_(1.0)
+    assert not torch.allclose(backbone(input_ids=ids).last_hidden_state, before)
+    assert (layer.weight.dtype, layer.weight.shape) == (torch.float32, (16, 24))
+    with pytest.raises((RuntimeError, NotImplementedError)):  # past the adapter
+        (torch.ones(24) @ layer.weight.T).sum().item()
