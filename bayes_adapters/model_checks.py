@@ -97,7 +97,7 @@ def fold(value: Tensor, samples: int) -> Tensor:
 def hidden_width(backbone: nn.Module) -> int:
     """Return the width of a Hugging Face model's hidden states, from its config."""
     config = getattr(backbone, "config", None)
-    for name in ("hidden_size", "d_model", "n_embd"):
+    for name in ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd"):  # OPT-350m projects its hidden states
         width = getattr(config, name, None)
         if isinstance(width, int):
             return width

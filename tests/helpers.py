@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
     LlamaModel,
+    OPTConfig,
+    OPTModel,
     SwinConfig,
     SwinModel,
     Swinv2Config,
@@ -68,6 +72,24 @@ def llama(layers: int = 2) -> nn.Module:
         max_position_embeddings=32,
     )
     return LlamaModel(config).eval()
+
+
+def opt(word_embed_proj_dim: int = WIDTH) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24}
+    config = OPTConfig(vocab_size=VOCAB, max_position_embeddings=32, word_embed_proj_dim=word_embed_proj_dim, **sizes)
+    return OPTModel(config).eval()
+
+
+def deberta_v3() -> nn.Module:
+    """Relative positions only, in a table with as many rows as max_position_embeddings says: 512 in the real one."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    relative = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}
+    config = DebertaV2Config(
+        vocab_size=VOCAB, max_position_embeddings=32, position_biased_input=False, **relative, **sizes
+    )
+    return DebertaV2Model(config).eval()
 
 
 def vit(layers: int = 2) -> nn.Module:

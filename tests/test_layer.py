@@ -28,7 +28,7 @@ from bayes_adapters.layer import AdaptedLinear, install
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.pooling import Pooling
 from bayes_adapters.priors import zero_normal
-from tests.helpers import VOCAB, WIDTH, bert, core_model, fill_B, gpt2, llama, token_batch, vit, whisper
+from tests.helpers import VOCAB, WIDTH, bert, core_model, fill_B, gpt2, llama, opt, token_batch, vit, whisper
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,12 @@ def test_gradient_checkpointing_says_what_to_do() -> None:
     model.train()
     with pytest.raises(ConfigError, match="gradient checkpointing, which runs layers again"):
         ELBO(model, guide)(token_batch()).backward()
+
+
+def test_opt_350m_returns_hidden_states_of_the_embeddings_width() -> None:
+    model = LoRA(opt(word_embed_proj_dim=8), Bernoulli(), rank=2)
+    assert model.head.weight.shape == (1, 8)
+    model(token_batch())
 
 
 def test_t5_which_asks_a_layer_for_its_dtype_can_be_adapted_everywhere() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2Model, OPTConfig, OPTModel, RobertaConfig, RobertaModel
+from transformers import RobertaConfig, RobertaModel
 
 from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import ConcatLoRA, LoRA
-from tests.helpers import VOCAB, bert, gpt2, llama
+from tests.helpers import VOCAB, bert, deberta_v3, gpt2, llama, opt
 from tests.text_and_audio import batch, encoders
 
 POSITIONS = 32
@@ -20,22 +20,6 @@ POSITIONS = 32
 def roberta() -> nn.Module:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     return RobertaModel(RobertaConfig(vocab_size=VOCAB, max_position_embeddings=POSITIONS + 2, **sizes)).eval()
-
-
-def opt() -> nn.Module:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24}
-    config = OPTConfig(vocab_size=VOCAB, max_position_embeddings=POSITIONS, word_embed_proj_dim=16, **sizes)
-    return OPTModel(config).eval()
-
-
-def deberta_v3() -> nn.Module:
-    """Relative positions only, in a table with as many rows as max_position_embeddings says: 512 in the real one."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    relative = {"relative_attention": True, "position_buckets": POSITIONS // 2, "pos_att_type": ["p2c", "c2p"]}
-    config = DebertaV2Config(
-        vocab_size=VOCAB, max_position_embeddings=POSITIONS, position_biased_input=False, **relative, **sizes
-    )
-    return DebertaV2Model(config).eval()
 
 
 BACKBONES = {"bert": bert, "gpt2": gpt2, "roberta": roberta, "opt": opt}
