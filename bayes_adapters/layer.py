@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayes_adapters._base_weight import BaseWeight
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.forward_pass import ForwardPass, Weight, current_pass
 from bayes_adapters.sites import Granularity, Part, Site
@@ -72,12 +73,14 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base weight's dtype and shape without its numbers, on the device ``meta``.
+        """Dtype and shape of the base weight, for blocks that ask; see :class:`BaseWeight`."""
+        return BaseWeight.of(self.base_layer.get_parameter("weight"))
 
-        T5 asks for the dtype. A block that multiplies by the weight itself, past this layer and its adapter, fails.
-        """
-        weight = self.base_layer.get_parameter("weight")
-        return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+    @property
+    def bias(self) -> Tensor | None:
+        """The same of the base layer's bias; None where it has none."""
+        bias = getattr(self.base_layer, "bias", None)
+        return None if bias is None else BaseWeight.of(bias)
 
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, T5Config, T5EncoderModel
 from transformers.pytorch_utils import Conv1D
 
@@ -267,7 +267,7 @@ def test_gradient_checkpointing_says_what_to_do() -> None:
 
 
 def test_opt_350m_returns_hidden_states_of_the_embeddings_width() -> None:
-    model = LoRA(opt(word_embed_proj_dim=8), Bernoulli(), rank=2)
+    model = LoRA(opt(word_embed_proj_dim=8), Bernoulli(), targets=["q_proj"], rank=2)
     assert model.head.weight.shape == (1, 8)
     model(token_batch())
 
@@ -275,7 +275,7 @@ def test_opt_350m_returns_hidden_states_of_the_embeddings_width() -> None:
 def test_t5_which_asks_a_layer_for_its_dtype_can_be_adapted_everywhere() -> None:
     torch.manual_seed(0)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
-    backbone = T5EncoderModel(T5Config(vocab_size=40, **sizes)).eval()
+    backbone = T5EncoderModel(T5Config(vocab_size=40, **sizes)).eval().requires_grad_(False)
     ids = torch.arange(10).reshape(2, 5)
     before = backbone(input_ids=ids).last_hidden_state
     layers = install(backbone, select(backbone, "all-linear"), rank=2, alpha=4.0)
@@ -285,5 +285,28 @@ def test_t5_which_asks_a_layer_for_its_dtype_can_be_adapted_everywhere() -> None
         layer.lora_B.fill_(1.0)
     assert not torch.allclose(backbone(input_ids=ids).last_hidden_state, before)
     assert (layer.weight.dtype, layer.weight.shape) == (torch.float32, (16, 24))
-    with pytest.raises((RuntimeError, NotImplementedError)):  # past the adapter
-        (torch.ones(24) @ layer.weight.T).sum().item()
+    for compute in (
+        lambda w: torch.ones(24) @ w.T,
+        lambda w: nn.functional.linear(torch.ones(2, 24), w),
+        lambda w: w + 1,
+    ):
+        with pytest.raises(ConfigError, match="its adapter would have no effect"):
+            compute(layer.weight)
+
+
+class _Attention(nn.Module):
+    """torch's own attention multiplies by the weight of its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"hidden_size": 8})()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return type("Output", (), {"last_hidden_state": self.attention(x, x, x)[0]})()
+
+
+def test_a_backbone_that_goes_past_the_adapter_is_refused() -> None:
+    model = LoRA(_Attention(), Bernoulli(), targets="all-linear", rank=2)
+    with pytest.raises(ConfigError, match=r"its adapter would have no effect .*Leave the layer out of targets"):
+        model(Batch({"x": torch.randn(2, 3, 8)}))
