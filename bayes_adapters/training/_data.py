@@ -140,11 +140,21 @@ def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
     # a mask has no KL, so its model has no size of its own
     counted = any(site.granularity is Granularity.GLOBAL and site.part is not Part.MASK for site in model.sites)
-    if counted and isinstance(data, Batches) and data.examples != model.num_data:
+    examples = _examples(data) if counted else None
+    if examples is not None and examples != model.num_data:
         raise ConfigError(
-            f"The model was built with num_data={model.num_data} and the data have {data.examples} examples: the KL of "
-            f"its global sites would be weighed wrongly. Build it with num_data={data.examples}."
+            f"The model was built with num_data={model.num_data} and the data have {examples} examples: the KL of "
+            f"its global sites would be weighed wrongly. Build it with num_data={examples}."
         )
+
+
+def _examples(data: Any) -> int | None:
+    """The size of the data set, where the data say it; a loader without batch sampler gives whole batches."""
+    if isinstance(data, Batches):
+        return data.examples
+    if isinstance(data, DataLoader) and data.batch_sampler is not None and _has_len(data.dataset):
+        return len(data.dataset)  # type: ignore[arg-type]
+    return None
 
 
 def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:

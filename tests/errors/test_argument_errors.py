@@ -11,6 +11,7 @@ import pytest
 import torch
 from jaxtyping import config
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save, systems
 from bayes_adapters.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from bayes_adapters.training import batches, fit
 from tests.errors.parts import check
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 from tests.text_and_audio import encoders
+from tests.training.parts import Items, join
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +265,8 @@ def test_a_data_set_of_another_size_than_num_data() -> None:
     source = batches(token_batch(12), 4)
     says = ["num_data=50", "the data have 12 examples", "Build it with num_data=12"]
     check(lambda: fit(model, guide, source, epochs=1), ConfigError, says, model, guide)
+    loader: Any = DataLoader(Items(), batch_size=4, collate_fn=join)
+    check(lambda: fit(model, guide, loader, epochs=1), ConfigError, ["Build it with num_data=22"], model, guide)
     masked = AdapterDropout(bert(), Bernoulli(), granularity="global")  # has no KL
     fit(masked, MCDropout(masked), source, max_steps=1, progress=False)
     fit(model, guide, [token_batch(12)], epochs=1, progress=False)  # a list does not say how large the data set is
