@@ -289,7 +289,7 @@ def install(
 
 
 def remove(backbone: nn.Module) -> nn.Module:
-    """Put every base layer back and return the backbone, bit-identical to what it was before :func:`install`."""
+    """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen."""
     for path, layer in adapted_layers(backbone).items():
         backbone.set_submodule(path, layer.base_layer)
     return backbone

@@ -66,7 +66,8 @@ class AdapterModel(nn.Module):
 
     Args:
         backbone: a Hugging Face model whose output has ``last_hidden_state`` (rows, T, d) and whose config names its
-            width ``hidden_size`` (or ``d_model``). It is frozen and changed in place; ``remove(backbone)`` undoes it.
+            width ``hidden_size`` (or ``d_model``). It is frozen and changed in place; ``remove(backbone)`` takes the
+            adapters out again and leaves it frozen.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`; None adapts
             none, for structures that do something else.

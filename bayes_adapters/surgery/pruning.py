@@ -162,7 +162,7 @@ class PruneSchedule:
         records: what was done, one record for each time it looked, for :func:`write_log`.
 
     Raises:
-        ConfigError: steps or ranks that are no whole numbers, or no threshold.
+        ConfigError: steps or ranks that are no whole numbers, ``until`` before ``start``, or no threshold.
     """
 
     threshold: float
@@ -178,6 +178,11 @@ class PruneSchedule:
         for name, value in {"start": self.start, "every": self.every, "until": self.until}.items():
             if name != "until" or value is not None:
                 whole_number(name, value)
+        if self.until is not None and self.until < self.start:
+            raise ConfigError(
+                f"Nothing would be pruned: no removal after step until={self.until}, none before start={self.start}. "
+                "Pass a smaller start= or a larger until=."
+            )
 
     def __call__(self, step: int, model: AdapterModel, guide: AdapterGuide, optimizer: torch.optim.Optimizer) -> None:
         """Prune if it is time after optimiser step ``step`` (from 1).

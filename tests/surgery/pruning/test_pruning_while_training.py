@@ -173,3 +173,9 @@ def test_training_leaves_the_one_rank_that_the_data_need() -> None:
     assert model.ranks == {"query": 1}
     error = (predict(model, guide, batch, mean_only=True).mean - y).square().mean().sqrt()
     assert error < 0.2
+
+
+def test_a_schedule_that_would_never_prune_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"until=500, none before start=1000"):
+        PruneSchedule(threshold=3.0, until=500)
+    PruneSchedule(threshold=3.0, start=500, until=500)
