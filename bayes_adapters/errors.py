@@ -7,6 +7,7 @@ catches the built-in keeps working.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 from enum import Enum
 from typing import TypeVar
@@ -91,6 +92,21 @@ def whole_number(name: str, value: object, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def integer(name: str, value: object) -> int:
+    """Return ``value``, given as ``name``, as an int; numpy's integers are some.
+
+    Raises:
+        ConfigError: it is no integer.
+
+    >>> integer("seed", -3)
+    -3
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{name} must be an integer; got {value!r}.") from None
 
 
 def choice(kind: type[_E], name: str, value: object) -> _E:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import DataError, FoldError, whole_number
+from bayes_adapters.errors import DataError, FoldError, integer, whole_number
 from bayes_adapters.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.likelihoods import Prediction
@@ -69,8 +69,8 @@ def predict(
     Raises:
         DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
             the likelihood's support.
-        ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
-            device.
+        ConfigError: ``num_samples`` or ``chunk_size`` below 1, a seed that is no integer, or the guide belongs to
+            another model or is on another device.
         FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
     """
     require_pair(model, guide)
@@ -78,6 +78,7 @@ def predict(
     whole_number("num_samples", num_samples)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
+    seed = None if seed is None else integer("seed", seed)
     if isinstance(data, Mapping):
         raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
     samples = 1 if mean_only else num_samples

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, whole_number
+from bayes_adapters.errors import ConfigError, DataError, integer, whole_number
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part
 from bayes_adapters.training._random import epoch_seed
@@ -47,7 +47,7 @@ class Batches:
             )
         self.dataset: Any = dataset
         self.batch_size, self.collate = batch_size, collate
-        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.shuffle, self.seed, self.drop_last = shuffle, integer("seed", seed), drop_last
         self.epoch = 0
         if len(self) == 0:
             raise DataError(

@@ -15,7 +15,7 @@ import torch
 
 from bayes_adapters.batch import Batch
 from bayes_adapters.elbo import ELBO
-from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.errors import ConfigError, choice, integer, whole_number
 from bayes_adapters.guide import AdapterGuide, require_one_device
 from bayes_adapters.handlers import KLMode
 from bayes_adapters.model import AdapterModel
@@ -192,7 +192,7 @@ def fit(
     settings = Settings(
         epochs=epochs,
         max_steps=max_steps,
-        clip_norm=clip_norm,
+        clip_norm=None if clip_norm is None else float(clip_norm),
         accumulate=accumulate,
         num_samples=num_samples,
         monitor=_monitored(
@@ -201,7 +201,7 @@ def fit(
         maximise=maximise,
         patience=patience,
         directory=None if checkpoint is None else Path(checkpoint),
-        seed=seed,
+        seed=integer("seed", seed),
         autocast=autocast,
         log_every=log_every,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -200,6 +201,23 @@ def test_fit_takes_functions_and_no_names(option: str) -> None:
     options: dict[str, Any] = {option: "adam"}
     says = [f"{option} must be", "got 'adam'"]
     check(lambda: fit(model, guide, [token_batch()], epochs=1, **options), ConfigError, says, model, guide)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a"])
+def test_a_seed_is_an_integer(seed: Any) -> None:
+    model, guide = pair()
+    says = ["seed must be an integer", f"got {seed!r}"]
+    check(lambda: predict(model, guide, token_batch(), seed=seed), ConfigError, says, model, guide)
+    check(lambda: fit(model, guide, [token_batch()], epochs=1, seed=seed), ConfigError, says, model, guide)
+    check(lambda: batches(token_batch(), 2, seed=seed), ConfigError, says)
+
+
+def test_integers_and_numbers_of_numpy(tmp_path: Path) -> None:
+    model, guide = pair()
+    plain = predict(model, guide, token_batch(), seed=3).mean
+    assert torch.equal(predict(model, guide, token_batch(), seed=np.int64(3)).mean, plain)
+    options: dict[str, Any] = {"seed": np.int64(3), "clip_norm": np.float32(1.0), "checkpoint": tmp_path}
+    fit(model, guide, batches(token_batch(), 5, seed=np.int64(3)), epochs=1, progress=False, **options)
 
 
 PLANS: dict[str, tuple[Callable[[Any], Any], Any]] = {
