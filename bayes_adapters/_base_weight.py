@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bayes_adapters.errors import ConfigError
@@ -14,18 +13,20 @@ _LOOKS = {"__get__", "dim", "element_size", "is_floating_point", "numel", "size"
 
 
 class BaseWeight(Tensor):
-    """The dtype and shape of a layer's base weight, or bias, without its numbers.
+    """The dtype, device and shape of a layer's base weight, or bias; its numbers are refused.
 
     T5 asks a block's last linear layer for the dtype. Whoever computes with a weight goes past the layer and its
-    adapter: that is refused. (The device ``meta`` alone would not: torch multiplies by such a matrix, and reads memory
-    at random.)
+    adapter.
     """
 
+    layer: str = ""
+
     @classmethod
-    def of(cls, weight: Tensor) -> BaseWeight:
-        """Describe ``weight``."""
-        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
-        return Tensor._make_subclass(cls, empty)
+    def of(cls, weight: Tensor, layer: str) -> BaseWeight:
+        """Describe ``weight`` of the adapted layer with this path."""
+        described = Tensor._make_subclass(cls, weight.detach())
+        described.layer = layer
+        return described
 
     @classmethod
     def __torch_function__(
@@ -42,7 +43,10 @@ class BaseWeight(Tensor):
         """
         if getattr(func, "__name__", "") in _LOOKS:
             return super().__torch_function__(func, types, args, kwargs or {})
+        given = [*args, *(kwargs or {}).values()]
+        layer = next((f" {value.layer!r}" for value in given if isinstance(value, BaseWeight) and value.layer), "")
         raise ConfigError(
-            "The backbone computes with the weight of an adapted layer rather than calling the layer, so its adapter "
-            "would have no effect (torch.nn.MultiheadAttention and Mamba do). Leave the layer out of targets."
+            f"The backbone computes with the weight of the adapted layer{layer} rather than calling the layer, so its "
+            "adapter would have no effect (torch.nn.MultiheadAttention and Mamba do). Leave it out: "
+            "targets=Targets(..., exclude=[...])."
         )

@@ -106,6 +106,9 @@ class ForwardPass:
     def require_examples(self, layer: str, feature: Float[Tensor, "windows *T k"], *, signs: bool) -> None:
         """Check that a layer with global parts runs on examples, where each has its own draw or its own signs.
 
+        Its rows are then the examples, their windows where it is known to have any, or, of a matrix, the examples'
+        tokens one after the other (OPT).
+
         Args:
             layer: the layer's path.
             feature: its input.
@@ -115,11 +118,12 @@ class ForwardPass:
             FoldError: it runs on something else, and several draws are folded into this pass.
             ConfigError: it runs on something else, and ``signs``.
         """
-        if feature.shape[0] % self.rows == 0:
+        several = feature.dim() == 2 or layer in self.windows
+        if feature.shape[0] == self.rows or (several and feature.shape[0] % self.rows == 0):
             return
         what = (
             f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
-            "samples: it runs on something that is the same for all of them (relative positions, as in DeBERTa?)"
+            "samples: it does not run on the examples (one table of relative positions for all, as in DeBERTa?)"
         )
         if math.prod(self.outer) > 1:
             raise FoldError(

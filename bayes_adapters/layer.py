@@ -73,14 +73,14 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Dtype and shape of the base weight, for blocks that ask; see :class:`BaseWeight`."""
-        return BaseWeight.of(self.base_layer.get_parameter("weight"))
+        """Dtype, device and shape of the base weight, for blocks that ask; see :class:`BaseWeight`."""
+        return BaseWeight.of(self.base_layer.get_parameter("weight"), self.path)
 
     @property
     def bias(self) -> Tensor | None:
         """The same of the base layer's bias; None where it has none."""
         bias = getattr(self.base_layer, "bias", None)
-        return None if bias is None else BaseWeight.of(bias)
+        return None if bias is None else BaseWeight.of(bias, self.path)
 
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype.
@@ -101,15 +101,17 @@ class AdaptedLinear(nn.Module):
         if not self.sites:
             return self._up(self._down(x, {}), {})
         forward_pass = self._pass()
-        if forward_pass.tokens_first(self.path, x):
+        weights, signs = forward_pass.weights, self._flips(forward_pass.weights)
+        shared = next(iter(self.sites.values())).granularity is Granularity.GLOBAL
+        alone = shared and not signs and forward_pass.rows == forward_pass.batch.size  # one draw for all rows
+        if not alone and forward_pass.tokens_first(self.path, x):
             return self._delta(x.transpose(0, 1)).transpose(0, 1)
         forward_pass.windows_at(self.path, x)
-        weights = forward_pass.weights
         own = [weights.get((part, self.path)) for part in (Part.A, Part.B)]
         if any(weight is not None and weight.scale is not None for weight in own):
             return self._moments(x, weights)
-        if next(iter(self.sites.values())).granularity is Granularity.GLOBAL:
-            forward_pass.require_examples(self.path, x, signs=self._flips(weights))
+        if shared and not alone:
+            forward_pass.require_examples(self.path, x, signs=signs)
         z = self._down(self._mask(x, forward_pass), weights)
         return self._up(self._core(z, forward_pass), weights)
 

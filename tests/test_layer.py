@@ -308,5 +308,5 @@ class _Attention(nn.Module):
 
 def test_a_backbone_that_goes_past_the_adapter_is_refused() -> None:
     model = LoRA(_Attention(), Bernoulli(), targets="all-linear", rank=2)
-    with pytest.raises(ConfigError, match=r"its adapter would have no effect .*Leave the layer out of targets"):
+    with pytest.raises(ConfigError, match=r"layer 'attention.out_proj' .*its adapter would have no effect .*exclude="):
         model(Batch({"x": torch.randn(2, 3, 8)}))

@@ -15,7 +15,7 @@ from bayes_adapters.errors import ConfigError, FoldError
 from bayes_adapters.guides import MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, DiagonalCore, StochasticCore, StochasticDown, StochasticFactors
 from bayes_adapters.priors import zero_normal
-from tests.helpers import VOCAB, WIDTH, fill_B, token_batch
+from tests.helpers import VOCAB, WIDTH, bert, fill_B, opt, token_batch
 
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -45,13 +45,6 @@ def xlnet() -> nn.Module:
     """All of its linear layers see (T, B, d), its output is (B, T, d)."""
     torch.manual_seed(0)
     return hf.XLNetModel(hf.XLNetConfig(vocab_size=VOCAB, d_model=WIDTH, n_layer=2, n_head=2, d_inner=24)).eval()
-
-
-def opt() -> nn.Module:
-    """The layers of its feed-forward part see (B · T, d)."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 24, "num_attention_heads": 2}
-    return hf.OPTModel(hf.OPTConfig(vocab_size=VOCAB, num_hidden_layers=2, **sizes)).eval()
 
 
 TARGETS = ["query_proj", "value_proj"]
@@ -127,11 +120,53 @@ def test_a_draw_is_one_function_where_tokens_come_first(net: Any, targets: Any, 
     torch.testing.assert_close(alone, one, rtol=1e-5, atol=1e-6)
 
 
+class _TokensFirst(nn.Module):
+    """A backbone that nobody has declared: its layer sees (T, B, d)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = type("Config", (), {"hidden_size": WIDTH})()
+        self.embedding, self.inner = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        hidden = self.inner(self.embedding(input_ids).transpose(0, 1)).tanh().transpose(0, 1)
+        return type("Output", (), {"last_hidden_state": hidden})()
+
+
+def test_a_draw_is_one_function_where_nobody_has_declared_that_tokens_come_first() -> None:
+    """Sixteen tokens would be dealt out to four draws."""
+    model = StochasticCore(_TokensFirst(), Bernoulli(), targets=["inner"], granularity="global", num_data=5)
+    guide = MeanField(fill_B(model), init_scale=0.4)
+    batch = token_batch(2, 16).without_targets()
+    folded = predict(model, guide, batch, num_samples=4, return_samples=True).samples
+    one = predict(model, guide, batch, num_samples=4, chunk_size=1, return_samples=True).samples
+    assert isinstance(one, Tensor)
+    assert (one.std(0) > 1e-4).all()
+    torch.testing.assert_close(folded, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("net", [bert, opt])
+@pytest.mark.parametrize("length", [5, 8])
+def test_examples_or_their_tokens_in_rows_share_a_pass(net: Callable[[], nn.Module], length: int) -> None:
+    model = fill_B(StochasticCore(net(), Bernoulli(), targets="all-linear", granularity="global", num_data=5))
+    guide, batch = MeanField(model, init_scale=0.4), token_batch(2, length).without_targets()
+    one = predict(model, guide, batch, num_samples=4, chunk_size=1).mean
+    calls: list[int] = []
+    model.backbone.register_forward_pre_hook(
+        lambda _module, _args, inputs: calls.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    torch.testing.assert_close(predict(model, guide, batch, num_samples=4).mean, one)
+    assert calls == [8]
+
+
 def test_as_many_tokens_as_examples_are_refused_where_they_cannot_be_told_apart() -> None:
     model = StochasticCore(xlnet(), Bernoulli(), targets=["layer_1"])
     with pytest.raises(FoldError, match=r"received 4 × 4 vectors.*Take another chunk_size, batch size or padding"):
         ELBO(model, MeanField(model))(token_batch(4, 4))
     assert ELBO(model, MeanField(model))(token_batch(1, 1)).isfinite()
+    model = StochasticCore(xlnet(), Bernoulli(), targets=["layer_1"], granularity="global", num_data=5)
+    assert ELBO(model, MeanField(model))(token_batch(4, 4)).isfinite(), "one draw for all, whichever come first"
     model = StochasticCore(opt(), Bernoulli(), targets=["q_proj"])
     assert ELBO(model, MeanField(model))(token_batch(4, 4)).isfinite()
 
