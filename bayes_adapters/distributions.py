@@ -61,8 +61,9 @@ class LogUniform(TorchDistribution):
             ConfigError: always.
         """
         raise ConfigError(
-            "The log-uniform prior p(w) ∝ 1/|w| is improper and has no draws, so the model cannot run by itself. Run "
-            "it under a guide with Gaussian factors, such as RankWise or MeanField."
+            "The log-uniform prior p(w) ∝ 1/|w| is improper and has no draws, so the model cannot run by itself, and "
+            "guides whose locations start at a draw of the prior (cores, diagonals) cannot start. It is for a random A "
+            "and B: StochasticFactors under the guide RankWise or MeanField."
         )
 
     rsample = sample
