@@ -40,7 +40,8 @@ class EncoderInputs:
         hold anything finite. An example whose mask has no real position lacks the modality as well.
 
         Raises:
-            DataError: an input of no encoder, no inputs at all, or ``present`` of another shape.
+            DataError: an input of no encoder, no inputs at all, ``present`` of another shape, or examples that have a
+                modality of which there is no input.
         """
         names = list(encoders)
         inputs = cls({}, {}, {}, batch.size * folds)
@@ -65,8 +66,17 @@ class EncoderInputs:
         for name, mask in inputs.masks.items():
             real = mask.any(-1)
             inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
+        for name in [name for name, call in inputs.calls.items() if call.keys() == {"attention_mask"}]:
+            del inputs.calls[name]
         if not inputs.calls:
             raise DataError(f"The batch has inputs of none of the encoders {names}.")
+        for name in inputs.present.keys() - inputs.calls.keys():
+            if having := inputs.present[name][: batch.size].nonzero().flatten().tolist():
+                raise DataError(
+                    f"Rows {having[:8]} have the modality {name!r}, as {name}.present or a mask of it says, and the "
+                    f"batch has no input of this encoder, such as {name}.input_ids or {name}.input_values. Add it; "
+                    "where the whole batch lacks the modality leave the mark out, or set it to 0."
+                )
         return inputs
 
     def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, " d"]) -> Float[Tensor, "rows d"]:

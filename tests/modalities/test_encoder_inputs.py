@@ -92,3 +92,17 @@ def test_a_misspelled_mask_is_not_ignored(name: str) -> None:
 )
 def test_other_arguments_are_the_backbones_own(name: str) -> None:
     Batch({name: torch.ones(4, 7)})
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mark", ["present", "token_mask", "attention_mask"])
+def test_a_modality_that_is_marked_as_there_has_inputs(name: str, mark: str) -> None:
+    """It was taken for missing without a word."""
+    text = {key: value for key, value in batch().inputs.items() if key.startswith("text.")}
+    marks = torch.tensor([0, 1, 1, 0]) if mark == "present" else torch.tensor([[0, 0], [1, 0], [1, 1], [0, 0]])
+    model = MODELS[name](encoders())
+    guide = Hypernetwork(model, gamma=4) if isinstance(model, CoLA) else Delta(model)
+    with pytest.raises(DataError, match=r"Rows \[1, 2\] have the modality 'audio'.*no input of this encoder"):
+        predict(model, guide, Batch(text | {f"audio.{mark}": marks}))
+    without = predict(model, guide, Batch(text | {f"audio.{mark}": torch.zeros_like(marks)}))
+    assert torch.equal(without.probs, predict(model, guide, Batch(text)).probs)
