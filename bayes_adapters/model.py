@@ -42,6 +42,7 @@ from bayes_adapters.model_checks import (
     checked_ranks,
     fold,
     hidden_width,
+    last_hidden_state,
     require_length,
     require_trainable,
     require_withholdable,
@@ -248,12 +249,7 @@ class AdapterModel(nn.Module):
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
         output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
-        hidden = getattr(output, "last_hidden_state", None)
-        if hidden is None:
-            raise ConfigError(
-                f"{type(self.backbone).__name__} returns a {type(output).__name__} without last_hidden_state. Pass the "
-                "transformer without a task head, as AutoModel.from_pretrained(...) makes it, with return_dict=True."
-            )
+        hidden = last_hidden_state(output, self.backbone)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         if mask is not None and self.pooling is not Pooling.NONE:
             require_length(mask, hidden.shape[1], "the backbone returns")

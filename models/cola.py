@@ -22,6 +22,7 @@ from bayes_adapters.modalities.depths import DepthMap, depth_map
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.modalities.lockstep import Tap
+from bayes_adapters.model_checks import last_hidden_state
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
@@ -229,7 +230,7 @@ class CoLA(ConcatLoRA):
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
         taps = {name: self._taps(name) for name in inputs.calls}
         outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
-        return {name: output.last_hidden_state for name, output in outputs.items()}
+        return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
 
     def _pooled(self, name: str, stream: Tensor, inputs: EncoderInputs, tokens: int) -> Float[Tensor, "rows d"]:
         """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens an example at its input."""

@@ -16,7 +16,7 @@ from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.model import AdapterModel
-from bayes_adapters.model_checks import hidden_width, require_withholdable
+from bayes_adapters.model_checks import hidden_width, last_hidden_state, require_withholdable
 from bayes_adapters.pooling import Pooling
 from bayes_adapters.targets import ALL_LINEAR
 
@@ -127,9 +127,8 @@ class ConcatLoRA(AdapterModel):
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         """Return the last hidden states of every encoder that has inputs."""
-        return {
-            name: self.backbone.get_submodule(name)(**call).last_hidden_state for name, call in inputs.calls.items()
-        }
+        encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
+        return {name: last_hidden_state(net(**inputs.calls[name]), net) for name, net in encoders.items()}
 
     def config(self) -> dict[str, Any]:
         streams = {name: pooling.value for name, pooling in self.streams.items()}

@@ -22,7 +22,7 @@ from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, 
 from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
-from bayes_adapters.model_checks import fold, hidden_width
+from bayes_adapters.model_checks import fold, hidden_width, last_hidden_state
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site
@@ -215,7 +215,7 @@ class Wander(ConcatLoRA):
             name: [block.tap(Stage.OUTPUT, depth) for depth, block in enumerate(self.blocks[name])] for name in encoders
         }
         outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
-        return {name: output.last_hidden_state for name, output in outputs.items()}
+        return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
 
     def _frames(self, name: str, stream: Tensor, inputs: EncoderInputs) -> Frames:
         """The real tokens of one modality; those of an example that lacks it are all masked."""
