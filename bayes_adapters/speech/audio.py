@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 
 SAMPLE_RATE = 16_000
 _INSTALL = 'pip install "bayes-adapters[audio]"'
+_UNKNOWN_BYTES = 0x7FFF0000
 _PAIR = "torch>=2.11,<2.13 with torchaudio>=2.11,<2.12"
 
 
@@ -38,26 +40,33 @@ def read_audio(
         path: a file that libsndfile reads (wav, flac, ogg, mp3, aiff, …).
         sample_rate: samples per second of the result.
         min_seconds: shortest recording accepted, in seconds.
-        max_seconds: longest recording accepted, in seconds; ``None`` accepts any length.
+        max_seconds: longest recording accepted, in seconds; ``None`` accepts any length. A sample more, as rounding
+            makes it, is left out.
 
     Returns:
         Shape (N,), float32, full scale is -1 … 1, ``N`` = seconds × ``sample_rate`` rounded up.
 
     Raises:
-        DataError: the file is absent, no audio, empty, cut off, too short, too long, or holds NaN or infinity.
+        DataError: the file is absent, not readable, no audio, empty, cut off, too short, too long, or holds NaN or
+            infinity.
         MissingResourceError: soundfile or torchaudio is missing or cannot be loaded.
     """
     if sample_rate <= 0:
         raise ConfigError(f"sample_rate must be a positive number of samples per second; got {sample_rate}.")
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise DataError(f"Cannot read audio: {str(path)!r} {what}. Give the path of one wav, flac or ogg file.")
+    try:
+        path.open("rb").close()
+    except OSError as error:  # libsndfile says "System error" only
+        raise DataError(f"Cannot read audio: {str(path)!r} cannot be opened: {error.strerror}.") from error
     soundfile = _soundfile()
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate, frames, channels = int(file.samplerate), int(file.frames), int(file.channels)
             _check_length(path, frames, rate, min_seconds, max_seconds)
+            cut_off = _cut_off(file.extra_info)
             data = file.read(dtype="float32", always_2d=True)
     except (RuntimeError, TypeError) as error:  # libsndfile's own errors; TypeError for headerless .raw files
         raise DataError(
@@ -65,10 +74,9 @@ def read_audio(
             "Is it really wav, flac or ogg? Convert other formats first, for example with ffmpeg."
         ) from error
     if len(data) < frames:
-        raise DataError(
-            f"{str(path)!r} is cut off: its header promises {frames} samples per channel and {len(data)} were read. "
-            "Copy or export the file again."
-        )
+        cut_off = f"its header promises {frames} samples per channel and {len(data)} were read"
+    if cut_off:
+        raise DataError(f"{str(path)!r} is cut off: {cut_off}. Copy or export the file again.")
     wave = torch.from_numpy(data)
     bad = int((~torch.isfinite(wave)).sum())
     if bad:
@@ -77,7 +85,8 @@ def read_audio(
             "effect does this; export it again or drop the recording."
         )
     wave = wave.mean(1) if channels > 1 else wave[:, 0].contiguous()
-    return resample(wave, rate, sample_rate)
+    wave = resample(wave, rate, sample_rate)
+    return wave if max_seconds is None else wave[: math.ceil(round(max_seconds * sample_rate, 6))]
 
 
 def resample(wave: Float[Tensor, "*batch N"], from_rate: int, to_rate: int) -> Float[Tensor, "*batch M"]:
@@ -125,11 +134,22 @@ def _check_length(path: Path, frames: int, rate: int, low: float, high: float | 
             f"{str(path)!r} is too short: {seconds:.3f} s ({frames} samples at {rate} Hz), at least {low:g} s are "
             "needed. Was it cut off? Record it again, or leave it out."
         )
-    if high is not None and seconds > high and not math.isclose(seconds, high, abs_tol=1 / rate):
+    if high is not None and frames > high * rate + 1:
         raise DataError(
             f"{str(path)!r} is too long: {seconds:.3f} s ({frames} samples at {rate} Hz), at most {high:g} s are "
             "allowed. Cut it into shorter pieces."
         )
+
+
+def _cut_off(log: str) -> str | None:
+    """Say what libsndfile's log of an open file tells of a missing end, which it otherwise takes for the file's end.
+
+    Programs that write to a pipe do not know a file's length, and promise 2 GiB or more.
+    """
+    for promised, there in re.findall(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", log, re.MULTILINE):
+        if int(there) < int(promised) < _UNKNOWN_BYTES:
+            return f"its header promises {promised} bytes of samples and it holds {there}"
+    return "its last page is missing" if "Last page lacks an end-of-stream bit" in log else None
 
 
 def _soundfile() -> ModuleType:

@@ -107,6 +107,51 @@ def test_cut_off_flac(tmp_path: Path) -> None:
         read_audio(path)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "ogg", "mp3"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_cut_off_file_is_not_taken_for_a_short_one(tmp_path: Path, suffix: str, part: float) -> None:
+    """libsndfile reads what is there of a wav, aiff or ogg, and says so in its log only."""
+    data = np.random.default_rng(0).normal(0, 0.1, 480_000)
+    path = write(tmp_path / f"a.{suffix}", data, 16_000)
+    assert len(read_audio(path)) == 480_000
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(DataError, match=r"is cut off: .*Copy or export"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("promised", [0xFFFFFFFF, 0x7FFFF024, 0x7FFFFFFF])
+def test_a_wav_from_a_pipe_is_not_cut_off(tmp_path: Path, promised: int) -> None:
+    path = write(tmp_path / "a.wav", tone(300, 16_000, 0.3), 16_000)
+    data, size = path.read_bytes(), promised.to_bytes(4, "little")
+    place = data.index(b"data") + 4
+    path.write_bytes(data[:4] + size + data[8:place] + size + data[place + 4 :])
+    assert len(read_audio(path)) == 4_800
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
+def test_a_sample_more_than_the_longest_is_left_out(tmp_path: Path, rate: int) -> None:
+    """It became up to two samples more than the encoder takes, which refused them as its own affair."""
+    data = tone(300, rate, 2.2)
+    whole = read_audio(write(tmp_path / "a.wav", data[: 2 * rate], rate), max_seconds=2.0)
+    more = read_audio(write(tmp_path / "b.wav", data[: 2 * rate + 1], rate), max_seconds=2.0)
+    assert len(whole) == len(more) == 32_000
+    with pytest.raises(DataError, match="too long"):
+        read_audio(write(tmp_path / "c.wav", data[: 2 * rate + 2], rate), max_seconds=2.0)
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"'/dev/null' is no regular file"):
+        read_audio("/dev/null")
+    path = write(tmp_path / "a.wav", tone(300, 16_000, 0.3), 16_000)
+
+    def refuse(*_args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a.wav' cannot be opened: Permission denied"):
+        read_audio(path)
+
+
 def test_rates_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got 0"):
         read_audio(tmp_path / "a.wav", sample_rate=0)
