@@ -28,6 +28,7 @@ from bayes_adapters.files._folder import (
     read_tensors,
     require_free,
     require_same,
+    require_unaltered,
     to_json,
     write,
 )
@@ -117,6 +118,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
             with generators_kept(backbone):  # initial values are drawn and then overwritten
                 model, guide = _build(about, backbone)
             _assign(folder, _own_tensors(model, guide), tensors)
+            require_unaltered(folder, about)  # last: what does not fit is said in its own words
     except AdapterFileError:
         raise
     except Exception as error:

@@ -137,7 +137,7 @@ def kind(tensor: Tensor) -> str:
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """Return ``content`` as JSON.
+    """Return ``content`` as JSON, with a checksum of it.
 
     Raises:
         ConfigError: a section holds something else than strings, finite numbers, lists and dictionaries.
@@ -149,7 +149,22 @@ def to_json(content: dict[str, Any]) -> str:
             raise ConfigError(
                 f"The {section} cannot be written as JSON: {error}. Use strings, finite numbers, lists and dicts."
             ) from error
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False) + "\n"
+
+
+def require_unaltered(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raise :class:`AdapterFileError` if ``about`` is not what :func:`to_json` wrote; older files have no checksum."""
+    if "checksum" in about and about["checksum"] != _checksum(about):
+        raise AdapterFileError(
+            f"{str(folder / DESCRIPTION)!r} was altered after saving: its checksum differs, and another option or "
+            "number can mean other predictions. Copy the whole folder again, or save the adapter again; who altered it "
+            "on purpose takes its entry 'checksum' out."
+        )
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    described = json.dumps({key: value for key, value in content.items() if key != "checksum"})
+    return hashlib.sha256(json.dumps(json.loads(described), sort_keys=True).encode()).hexdigest()
 
 
 def require_free(folder: Path) -> None:

@@ -152,3 +152,32 @@ def test_load_refuses_a_backbone_with_adapters_and_keeps_them(tmp_path: Path) ->
     assert list(adapted_layers(model.backbone).values()) == layers
     again, _ = load(tmp_path, remove(model.backbone))
     assert again.backbone is model.backbone
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"alpha": 3.0}),
+        ("model", {"pooling": "cls"}),
+        ("guide", {"scale": "softplus"}),
+        ("task", {"limit": 0.5}),
+    ],
+)
+def test_another_number_that_fits_as_well_is_noticed(tmp_path: Path, section: str, change: dict[str, Any]) -> None:
+    """It was loaded, with other predictions."""
+    save(tmp_path, *pair(), task={"limit": 0.1, "names": {"a": [1, 2.5e-7]}})
+
+    def alter(about: dict[str, Any]) -> None:
+        (about[section] if section == "task" else about[section]["config"]).update(change)
+
+    edit_json(tmp_path, lambda about: None)
+    load(tmp_path, bert())  # written in another way, it says the same
+    edit_json(tmp_path, alter)
+    backbone = bert()
+    before = state(backbone)
+    with pytest.raises(AdapterFileError, match=r"adapter.json' was altered after saving: its checksum differs"):
+        load(tmp_path, backbone)
+    assert not adapted_layers(backbone)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+    edit_json(tmp_path, lambda about: about.pop("checksum"))
+    load(tmp_path, backbone)
