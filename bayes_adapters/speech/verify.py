@@ -96,8 +96,13 @@ class VerifyTask:
 
         Raises:
             DataError: the recording cannot be used (absent, no audio, empty, too short or long), or the script has no
-                word.
+                word or is no text.
         """
+        if any("\ud800" <= character <= "\udfff" for character in script):  # what the shell gave was no UTF-8
+            raise DataError(
+                f"The script {script!r} holds bytes that are no text in UTF-8. Save it in that encoding, or set the "
+                "terminal to it."
+            )
         if not any(character.isalnum() for character in script):
             raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
         return read_audio(recording, max_seconds=self.max_seconds)

@@ -122,3 +122,10 @@ def test_frames_are_rounded_as_they_are_stored() -> None:
 )
 def test_verify_options(home: Path, run: Run, options: list[str], says: list[str]) -> None:
     check_refusal(run("verify", home / "good.wav", "one", "--adapter", home / "adapter", *options), *says)
+
+
+def test_a_script_in_another_encoding_is_refused(home: Path, run: Run) -> None:
+    """As Python hands on what a Latin-1 terminal sends; it ended in the tokenizer's TypeError."""
+    script = "votre caf\xe9".encode("latin-1").decode(errors="surrogateescape")
+    result = run("verify", home / "good.wav", script, "--adapter", home / "adapter")
+    check_refusal(result, r"votre caf\udce9", "no text in UTF-8")
