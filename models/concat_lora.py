@@ -25,7 +25,7 @@ class StreamPooling(StrEnum):
     """How a stream of hidden states (rows, T, d) becomes one vector an example."""
 
     CLS = "cls"
-    """The first position."""
+    """The first real position."""
     MEAN = "mean"
     """The mean over all positions, padding included."""
     MASKED_MEAN = "masked_mean"
@@ -36,7 +36,7 @@ class StreamPooling(StrEnum):
     ) -> Float[Tensor, "rows d"]:
         """Pool; a mask of None means that every position is real."""
         if self is StreamPooling.CLS:
-            return stream[:, 0]
+            return Pooling.CLS(stream, mask)
         return Pooling.MEAN(stream, mask if self is StreamPooling.MASKED_MEAN else None)
 
 

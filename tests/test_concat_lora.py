@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, adapted_layers, load, predict, save
 from bayes_adapters.guides import Delta
@@ -33,3 +34,15 @@ def test_concat_lora_survives_a_file(tmp_path: Path) -> None:
     loaded = load(tmp_path / "a", nets)
     assert torch.equal(logits(loaded[1], batch()), logits(guide, batch()))
     assert adapted_layers(nets)
+
+
+def test_cls_is_the_first_real_position_of_texts_padded_on_the_left() -> None:
+    """It was that of the padding, whose hidden states depend on no text."""
+    model, data = ConcatLoRA(encoders(), Bernoulli(), rank=2, streams="cls"), batch()
+    left = data.inputs["text.attention_mask"].flip(1)
+    hidden: list[Tensor] = []
+    model.backbone["text"].register_forward_hook(lambda _m, _a, out: hidden.append(out.last_hidden_state))
+    with torch.no_grad():
+        features = model.encode(Batch(data.inputs | {"text.attention_mask": left}), 1)
+    first = torch.tensor([0, 4, 0, 0])
+    assert torch.equal(features[:, :WIDTH], hidden[0][torch.arange(4), first])
