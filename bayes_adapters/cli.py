@@ -75,7 +75,9 @@ def _targets(options: argparse.Namespace) -> str:
 
     check_options(options.rank, 1.0, 0.0)
     backbone = _skeleton(options.model)
-    names = options.pattern or (ALL_LINEAR if options.targets == [ALL_LINEAR] else options.targets)
+    names = ALL_LINEAR if options.targets == [ALL_LINEAR] else options.targets
+    if options.pattern is not None:
+        names = options.pattern
     paths = select(backbone, Targets(names, options.exclude, options.layers))
     rows, total = [], 0
     for path in paths:
@@ -148,8 +150,8 @@ def _verify(options: argparse.Namespace) -> str:
     from bayes_adapters.speech.verify import Verifier, VerifyTask
 
     _quiet()
-    if options.samples < 1:
-        raise ConfigError(f"--samples must be at least 1; got {options.samples}.")
+    if options.samples < 2:
+        raise ConfigError(f"--samples must be at least 2, for one draw cannot disagree; got {options.samples}.")
     VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
     verifier = Verifier.from_directory(options.adapter, options.device)
     verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.batch import Batch, Frames
 from bayes_adapters.devices import pick_device
-from bayes_adapters.errors import AdapterFileError, ConfigError, DataError
+from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, whole_number
 from bayes_adapters.files import load, load_task
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.model import AdapterModel
@@ -174,13 +174,14 @@ class Verifier:
         Args:
             recording: an audio file of at most ``task.max_seconds``.
             script: the text it should say, of at most ``task.max_tokens`` tokens and what the tokenizer allows.
-            samples: posterior draws S.
+            samples: posterior draws S, at least 2: one draw has no epistemic uncertainty, and would always be trusted.
             seed: of the draws; the same seed gives the same answer.
 
         Raises:
             DataError: the recording or the script cannot be used.
-            ConfigError: ``samples`` is below 1.
+            ConfigError: ``samples`` is below 2.
         """
+        whole_number("samples", samples, least=2)
         wave = self.task.check(recording, script)
         tokens = self.tokenizer(script, return_tensors="pt")
         count, limit = tokens["input_ids"].shape[1], min(self.task.max_tokens, self.tokenizer.model_max_length)

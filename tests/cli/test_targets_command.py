@@ -28,6 +28,7 @@ def test_targets(home: Path, run: Run) -> None:
     _, out, _ = run("targets", home / "text", "--pattern", r".*layer\.0.*key")
     assert "1 layers" in out
     check_refusal(run("targets", home / "text", "--targets", "qery"), "'qery'", "mean 'query'")
+    check_refusal(run("targets", home / "text", "--pattern", ""), "targets are empty")
     check_refusal(run("targets", home / "text", "--layers", 7), "block [7]")
     check_refusal(run("targets", home / "text", "--rank", 0), "rank", "got 0")
     check_refusal(run("targets", home / "nowhere"), "no model folder")

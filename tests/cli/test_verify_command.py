@@ -76,8 +76,10 @@ def test_the_recording_and_the_script_matter(home: Path) -> None:
     assert verifier.verify(home / "good.wav", "your call", samples=4) == base
     assert verifier.verify(home / "good.wav", "two us", samples=4).probability != base.probability
     assert verifier.verify(home / "stereo.flac", "your call", samples=4).probability != base.probability
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 2; got 0"):
         verifier.verify(home / "good.wav", "your call", samples=0)
+    with pytest.raises(ConfigError, match="at least 2; got 1"):
+        verifier.verify(home / "good.wav", "your call", samples=1)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +102,11 @@ def test_a_pair_that_cannot_be_verified(home: Path, run: Run, recording: str, sc
 
 def test_a_script_may_be_as_long_as_task_and_tokenizer_allow(home: Path) -> None:
     verifier = Verifier.from_directory(home / "adapter", "cpu")
-    assert 0 < verifier.verify(home / "good.wav", "one " * 14, samples=1).probability < 1
+    assert 0 < verifier.verify(home / "good.wav", "one " * 14, samples=2).probability < 1
     verifier.tokenizer.model_max_length = 9
-    verifier.verify(home / "good.wav", "one " * 7, samples=1)
+    verifier.verify(home / "good.wav", "one " * 7, samples=2)
     with pytest.raises(DataError, match="too long: 10 tokens, at most 9"):
-        verifier.verify(home / "good.wav", "one " * 8, samples=1)
+        verifier.verify(home / "good.wav", "one " * 8, samples=2)
 
 
 def test_frames_are_rounded_as_they_are_stored() -> None:
@@ -118,7 +120,7 @@ def test_frames_are_rounded_as_they_are_stored() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--samples", "0"], ["--samples", "got 0"]), (["--device", "abacus"], ["'abacus'", "'cpu', 'cuda' or 'auto'"])],
+    [(["--samples", "1"], ["--samples", "got 1"]), (["--device", "abacus"], ["'abacus'", "'cpu', 'cuda' or 'auto'"])],
 )
 def test_verify_options(home: Path, run: Run, options: list[str], says: list[str]) -> None:
     check_refusal(run("verify", home / "good.wav", "one", "--adapter", home / "adapter", *options), *says)
