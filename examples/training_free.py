@@ -27,6 +27,7 @@ from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import batches, fit
+from examples.user_errors import user_errors
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
 
@@ -100,9 +101,16 @@ def _score(found: Any, targets: torch.Tensor) -> tuple[float, float, float]:
     return nll(found.probs, targets), ece(found.probs, targets), accuracy(found.probs, targets)
 
 
-if __name__ == "__main__":
+@user_errors
+def command() -> int:
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     main(epochs=arguments.epochs, seed=arguments.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

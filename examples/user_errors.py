@@ -19,7 +19,7 @@ def user_errors(main: Callable[P, int]) -> Callable[P, int]:
     def command(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return main(*args, **kwargs)
-        except BayesAdaptersError as error:
+        except (BayesAdaptersError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 

@@ -46,6 +46,8 @@ def compare(
         Records and predictions.
     """
     started = time.process_time()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before training, for it may be a file
     task = settings.task(data)
     results: list[Result] = []
     rows: list[Row] = []
@@ -57,7 +59,6 @@ def compare(
     print("\n\n".join("\n".join(lines) for lines in tables(results, rows).values()))
     print(f"\nErrors are in log(seconds); {repeat_sd(task.data):.3f} between recordings of one script.")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_records(out / "metrics.json", results)
         write_rows(out / "predictions.csv", Row, rows)
     return results, rows

@@ -32,6 +32,7 @@ from bayes_adapters.errors import DataError, near_matches
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.corruption import Condition, corrupt
 from bayes_adapters.speech.verify import as_stored
+from examples.user_errors import user_errors
 from examples.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
 
 FORMAT = 1
@@ -270,7 +271,8 @@ def _chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
         yield keys[start : start + size]
 
 
-def main() -> None:
+@user_errors
+def main() -> int:
     """Encode parts from the command line."""
     parser = argparse.ArgumentParser(description="Encode the prompts once into the cache.")
     parser.add_argument("--languages", nargs="+", default=["en"], choices=LANGUAGES)
@@ -281,7 +283,8 @@ def main() -> None:
     prompts = load_prompts(sorted({"en", *arguments.languages}))
     store = FrameStore(prompts, make_splits(prompts, arguments.seed), seed=arguments.seed)
     store.build(arguments.languages, arguments.conditions, arguments.draws)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bayes_adapters.analysis.records import Record, read_records
+from bayes_adapters.errors import DataError
 from examples.comparison import mean_of, mean_table, rewrite_file, short
+from examples.user_errors import user_errors
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "trained": ("clean", "parameters"),
@@ -49,6 +51,7 @@ def table(records: Sequence[Record], columns: dict[str, tuple[str, str]], first:
     return mean_table(records, columns, first, last={"foreign speech told apart: es / fr / it / ru": told_apart})
 
 
+@user_errors
 def main() -> int:
     """Parse the command line and rewrite the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,6 +64,8 @@ def main() -> int:
     }
     paths = {name: arguments.results / f"{name}.json" for name in sources}
     tables = {name: make(read_records(paths[name])) for name, make in sources.items() if paths[name].is_file()}
+    if not tables:
+        raise DataError(f"There is none of {', '.join(map(str, paths.values()))}; nothing was written.")
     rewrite_file(arguments.readme, tables)
     return 0
 
