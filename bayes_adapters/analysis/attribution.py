@@ -35,7 +35,7 @@ from torch import Tensor
 from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.analysis.metrics import Decomposition
 from bayes_adapters.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, choice
+from bayes_adapters.errors import ConfigError, DataError, choice, integer
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.model_checks import require_withholdable
@@ -145,11 +145,12 @@ def attribute(
         An :class:`Attribution`; its ``means()`` have intervals.
 
     Raises:
-        ConfigError: nothing can be withheld, a name that no batch has or that is given twice, more than 7 modalities
-            for ``"shapley"``, or what ``predict`` refuses.
+        ConfigError: ``seed`` is no integer, nothing can be withheld, a name that no batch has or that is given twice,
+            more than 7 modalities for ``"shapley"``, or what ``predict`` refuses.
         DataError: no batch, or a guide that was built with null_context=False.
     """
     how = choice(AttributionMethod, "method", method)
+    seed = integer("seed", seed)  # predict's None is other noise in every call, and the differences would be that noise
     batches = [data] if isinstance(data, Batch) else list(data)
     if not batches or not all(isinstance(batch, Batch) for batch in batches):
         raise DataError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bayes_adapters import Batch, Frames
+from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.guides import CrossAttention, PooledContext
 from bayes_adapters.reliability import FrameDensity, Reliability
 from tests.helpers import CONTEXT, core_model
@@ -90,6 +91,10 @@ UNTYPED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "a config for a density": (
         lambda: Reliability({"context_dim": 3, "components": 1}),  # type: ignore
         ["a dict", "FrameDensity.fit", "Reliability.from_config"],
+    ),
+    "other draws for every subset": (
+        lambda: attribute(None, None, Batch({"input_ids": torch.ones(2, 3).long()}), seed=None),  # type: ignore
+        ["seed must be an integer; got None"],
     ),
 }
 
