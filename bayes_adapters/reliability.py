@@ -93,6 +93,8 @@ class FrameDensity(nn.Module):
         for name, given in (("groups", groups), ("held_out", held_out)):
             if isinstance(given, Tensor | Frames):
                 raise ConfigError(f"{name} must be a list of {type(given).__name__}; got one alone. Pass [{name}].")
+        groups, held_out = list(groups), list(held_out)
+        _check_kinds(groups, held_out)
         if not groups:
             raise DataError("A frame density needs at least one group of training frames; got none.")
         widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})
@@ -155,6 +157,20 @@ class FrameDensity(nn.Module):
     def config(self) -> dict[str, int]:
         """Constructor arguments, as JSON."""
         return {"context_dim": self.context_dim, "components": self.components}
+
+
+def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:
+    """Raise :class:`DataError` for the first group that is no (N, d) of numbers, or context that is no Frames."""
+    for k, group in enumerate(groups):
+        if not isinstance(group, Tensor) or group.dim() != 2 or not group.is_floating_point():
+            given = f"{group.dtype} {tuple(group.shape)}" if isinstance(group, Tensor) else f"a {type(group).__name__}"
+            raise DataError(
+                f"Group {k} must be a floating-point tensor (N, d), one row a frame; got {given}. Of Frames take the "
+                "real ones: frames.values[frames.mask]."
+            )
+    for k, frames in enumerate(held_out):
+        if not isinstance(frames, Frames):
+            raise DataError(f"held_out[{k}] must be Frames(values, mask); got a {type(frames).__name__}.")
 
 
 def _gaussian(
@@ -242,8 +258,11 @@ class Reliability(nn.Module):
                 f"density must be a FrameDensity; got a {type(density).__name__}. Make one with FrameDensity.fit; a "
                 "configuration goes to Reliability.from_config."
             )
-        if scale is not None and not 0 < scale < math.inf:
-            raise ConfigError(f"scale is a standard deviation and must be positive and finite, or None; got {scale}.")
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if scale is not None and not (number and 0 < scale < math.inf):
+            raise ConfigError(
+                f"scale is a standard deviation and must be a positive, finite number, or None; got {scale!r}."
+            )
         self.density, self.fallback, self.scale = density, choice(Fallback, "fallback", fallback), scale
 
     def forward(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -168,3 +172,40 @@ def test_errors_of_fit() -> None:
         FrameDensity.fit([good.index_fill(0, torch.tensor([3]), torch.nan)], [held_out])
     with pytest.raises(ConfigError, match="at least one component; got 0"):
         FrameDensity(D, 0)
+
+
+_PLAIN = """
+import torch
+from bayes_adapters import Frames
+from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.reliability import FrameDensity, Reliability
+
+heard = Frames(torch.randn(30, 6, 4), torch.ones(30, 6, dtype=torch.bool))
+group = torch.randn(30, 4)
+for call in (
+    lambda: FrameDensity.fit([torch.zeros(5, 6, 4)], [heard]),
+    lambda: FrameDensity.fit([torch.zeros(30, 4, dtype=torch.int32)], [heard]),
+    lambda: FrameDensity.fit([heard], [heard]),
+    lambda: FrameDensity.fit([group], [heard.values]),
+    lambda: Reliability(FrameDensity(4, 1), "widen", "1"),
+    lambda: Reliability(FrameDensity(4, 1), "widen", torch.tensor(1.0)),
+    lambda: FrameDensity.fit(iter([group]), iter([heard])),  # read twice, an iterator was empty
+):
+    try:
+        print(type(call()).__name__)
+    except BayesAdaptersError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_matrix_of_frames_or_no_number_is_said() -> None:
+    """Without this suite's type checks, as users run it: these were raw errors, or a scale that no file could hold."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", _PLAIN], cwd=root, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    says = ["got torch.float32 (5, 6, 4)", "got torch.int32 (30, 4)", "frames.values[frames.mask]"]
+    says += ["held_out[0] must be Frames(values, mask); got a Tensor"] + ["positive, finite number, or None"] * 2
+    assert len(lines) == len(says) + 1
+    for line, phrase in zip(lines, says, strict=False):
+        assert phrase in line
+    assert lines[-1] == "FrameDensity"
