@@ -41,12 +41,16 @@ class BaseWeight(Tensor):
         Raises:
             ConfigError: anything else.
         """
-        if getattr(func, "__name__", "") in _LOOKS:
-            return super().__torch_function__(func, types, args, kwargs or {})
         given = [*args, *(kwargs or {}).values()]
-        layer = next((f" {value.layer!r}" for value in given if isinstance(value, BaseWeight) and value.layer), "")
+        given += [part for value in given if isinstance(value, (list, tuple)) for part in value]  # torch.cat's
+        layer = next((value.layer for value in given if isinstance(value, BaseWeight) and value.layer), "")
+        if getattr(func, "__name__", "") in _LOOKS:
+            seen = super().__torch_function__(func, types, args, kwargs or {})
+            if isinstance(seen, BaseWeight):  # weight.T
+                seen.layer = layer
+            return seen
         raise ConfigError(
-            f"The backbone computes with the weight of the adapted layer{layer} rather than calling the layer, so its "
-            "adapter would have no effect (torch.nn.MultiheadAttention and Mamba do). Leave it out: "
+            f"The backbone computes with the weight of the adapted layer {layer!r} rather than calling the layer, so "
+            "its adapter would have no effect (torch.nn.MultiheadAttention and Mamba do). Leave it out: "
             "targets=Targets(..., exclude=[...])."
         )
