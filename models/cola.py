@@ -159,6 +159,11 @@ class CoLA(ConcatLoRA):
                 self.sites.append(site)
                 self._descriptor_width[site_name] = self._width(source, other, self._refreshed(stage))
                 layers[full].inter[source] = self._inter_path(layers[full], site, _slot(name, source))
+        if not self.sites:
+            raise ConfigError(
+                "targets= leaves no linear layer of a paired block adapted, so no encoder would see another. The "
+                f"first of these layers is {next(iter(self.blocks.values()))[0].query!r}; leave targets out for all."
+            )
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
         self.null_descriptor = nn.ParameterDict()
         self._null_key: dict[tuple[str, int, Stage], str] = {}

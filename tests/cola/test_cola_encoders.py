@@ -85,6 +85,7 @@ def test_missing_for_the_batch_is_missing_for_every_example() -> None:
         (lambda: cola(gain=float("nan")), ConfigError, "gain is the first value of λ.*got nan"),
         (lambda: cola(head_width=0), ConfigError, "head_width must be a whole number of at least 1; got 0"),
         (lambda: Hypernetwork(cola(), gamma=0), ConfigError, "gamma must be a whole number of at least 1; got 0"),
+        (lambda: cola(targets=["pooler.dense"]), ConfigError, "no encoder would see another"),
         (lambda: cola(streams={"text": "cls"}), ConfigError, "streams must name every encoder"),
         (lambda: cola(schedule="progresive"), ConfigError, "Did you mean 'progressive'"),
         (lambda: cola(blocks={"video": []}), ConfigError, "blocks names 'video'"),
