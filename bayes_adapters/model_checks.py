@@ -18,9 +18,10 @@ def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> 
     unknown = [path for path in ranks if path not in paths]
     wrong = [f"{path!r}: {left}" for path, left in ranks.items() if not (isinstance(left, int) and 0 <= left <= rank)]
     if unknown:
+        first = f", the first is {paths[0]!r}" if paths else ""
         raise ConfigError(
             f"ranks names {unknown[0]!r}, which is no adapted layer.{near_matches(unknown[0], paths)} It maps paths of "
-            f"adapted layers to ranks; there are {len(paths)}, the first is {paths[0]!r}."
+            f"adapted layers to ranks; there are {len(paths)}{first}."
         )
     if wrong:
         raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")

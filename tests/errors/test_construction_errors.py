@@ -120,3 +120,9 @@ def test_mean_field_and_delta_on_a_model_without_cores() -> None:
     lora = LoRA(bert(), Bernoulli())
     check(lambda: MeanField(lora), ConfigError, ["MeanField has nothing to infer"], lora)
     assert list(Delta(lora).parameters()) == []
+
+
+def test_ranks_of_a_model_without_adapted_layers() -> None:
+    """It ended in an IndexError."""
+    with pytest.raises(ConfigError, match=r"ranks names 'query', which is no adapted layer.* there are 0"):
+        LoRA(bert(), Bernoulli(), targets=None, ranks={"query": 3})
