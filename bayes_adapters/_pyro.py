@@ -7,6 +7,8 @@ they are emitted exactly when a handler that records parameters is active.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyro
 from pyro.poutine import runtime
 from pyro.poutine.guide import GuideMessenger
@@ -40,5 +42,17 @@ def register_if_captured(prefix: str, module: nn.Module) -> None:
 
 def is_traced() -> bool:
     """Whether a handler outside the guide records sample statements, as in every one of Pyro's ELBOs."""
+    return bool(_outer_traces())
+
+
+def untrace(names: Sequence[str]) -> None:
+    """Take these sites out of what handlers outside the guide have recorded of a run."""
+    for handler in _outer_traces():
+        for name in names:
+            if name in handler.trace:
+                handler.trace.remove_node(name)
+
+
+def _outer_traces() -> list[TraceMessenger]:
     handlers = [handler for handler in runtime._PYRO_STACK if isinstance(handler, TraceMessenger)]
-    return any(not isinstance(handler, GuideMessenger) for handler in handlers)
+    return [handler for handler in handlers if not isinstance(handler, GuideMessenger)]

@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
-from bayes_adapters._pyro import register_if_captured
+from bayes_adapters._pyro import register_if_captured, untrace
 from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.handlers import base_distribution
 from bayes_adapters.model import AdapterModel
@@ -108,9 +108,16 @@ class AdapterGuide(GuideMessenger, nn.Module):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Run the model under the guide; return every sample site's value."""
+        """Run the model under the guide; return every sample site's value.
+
+        A trace around the guide, such as that of ``pyro.infer.Importance``, records the draws and not the observed
+        targets: their density is the model's.
+        """
         register_if_captured("guide", self)
         samples: dict[str, Tensor] = super().__call__(*args, **kwargs)
+        nodes: dict[str, Any] = self.trace.nodes
+        sampled = [name for name, node in nodes.items() if node["type"] == "sample" and SITE not in node["infer"]]
+        untrace([name for name in sampled if nodes[name]["is_observed"]])
         return samples
 
     def get_posterior(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:

@@ -1,0 +1,78 @@
+"""Over all N examples under stock Pyro: importance weights, autoguides, and handlers around model and guide."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Importance, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.importance import vectorized_importance_weights
+
+from bayes_adapters import AdapterModel, Batch, Gaussian
+from bayes_adapters.guides import MeanField
+from tests.helpers import Linear, core_model, token_batch
+
+
+def _six_examples() -> tuple[AdapterModel, Batch, float, float]:
+    """A model with one random number, six examples, and by quadrature log p(y) and the posterior's deviation."""
+    torch.manual_seed(5)
+    batch = Batch({"x": torch.randn(6, 3, 4)}, targets=torch.randn(6))
+    one = {"targets": ["query"], "rank": 1, "prior": dist.Normal(0.0, 1.0), "num_data": 6}
+    model = core_model("global", backbone=Linear(), likelihood=Gaussian(-1.0), **one)
+    grid = torch.linspace(-6, 6, 601)
+    with torch.no_grad():
+        fixed = [poutine.condition(poutine.scale(model, 6), {"core.global": e.reshape(1, 1, 1)}) for e in grid]
+        joint = torch.stack([poutine.trace(m).get_trace(batch).log_prob_sum() for m in fixed])
+    weight = joint.softmax(0)
+    variance = (weight * grid.square()).sum() - (weight * grid).sum().square()
+    return model, batch, float(joint.logsumexp(0) + math.log(0.02)), float(variance.sqrt())
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_importance_weights_have_the_evidence(vectorised: bool) -> None:
+    model, batch, evidence, _ = _six_examples()
+    guide = MeanField(model, init_scale=1.0).requires_grad_(False)
+    guide.loc["core-global"].zero_()
+    scaled, proposal = poutine.scale(model, 6), poutine.scale(guide, 6)
+    with torch.no_grad():
+        if vectorised:
+            weights, *_ = vectorized_importance_weights(scaled, proposal, batch, num_samples=4000, max_plate_nesting=1)
+            found = weights.logsumexp(0).item() - math.log(4000)
+        else:
+            found = Importance(scaled, proposal, num_samples=800).run(batch).get_log_normalizer().item()
+    assert found == pytest.approx(evidence, abs=0.2)
+
+
+def test_a_scaled_model_has_the_posterior_of_all_examples_under_an_autoguide() -> None:
+    model, batch, _, deviation = _six_examples()
+    model.requires_grad_(False)
+    scaled = poutine.scale(model, 6)
+    guide = AutoNormal(scaled)
+    elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(scaled, guide, pyro.optim.Adam({"lr": 2e-2}), elbo)
+    for _ in range(300):
+        svi.step(batch)
+    assert pyro.param("AutoNormal.scales.core.global").item() == pytest.approx(deviation, rel=0.3)
+
+
+def test_a_handler_around_the_guide_scales_svi_and_one_around_the_model_does_not() -> None:
+    model, batch, _, _ = _six_examples()
+    guide = MeanField(model, init_scale=1e-4)
+    loss = [
+        TraceMeanField_ELBO().loss(m, g, batch)
+        for m, g in [(model, guide), (model, poutine.scale(guide, 6)), (poutine.scale(model, 6), guide)]
+    ]
+    assert [v / loss[0] for v in loss] == pytest.approx([1, 6, 1], rel=1e-3)
+
+
+def test_a_trace_around_a_guide_keeps_a_conditioned_core() -> None:
+    model, batch = core_model("global"), token_batch()
+    conditioned = poutine.condition(MeanField(model), {"core.global": torch.zeros(4, 3, 3)})
+    assert set(poutine.trace(conditioned).get_trace(batch).nodes) >= {"core.global"}
+    assert "obs" not in poutine.trace(conditioned).get_trace(batch).nodes
+    assert "obs" in poutine.trace(conditioned).get_trace(batch.without_targets()).nodes
