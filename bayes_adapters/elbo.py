@@ -108,7 +108,7 @@ class ELBO(nn.Module):
         """Return the loss and its parts; ``with_scales`` adds statistics of the posterior's standard deviations.
 
         Raises:
-            ConfigError: the batch has no targets.
+            ConfigError: the batch has no targets, or a posterior with parameters to train has no reparametrised draws.
         """
         if batch.targets is None:
             raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
@@ -126,9 +126,22 @@ class ELBO(nn.Module):
         kl = nll.new_zeros(())
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample":
+                _require_gradient(name, site)
                 kl = kl + _kl(site, model_trace.nodes[name])
         scales = _scale_statistics(guide_trace) if with_scales else {}
         return ElboTerms(nll + kl, nll, kl, weight, scales)
+
+
+def _require_gradient(name: str, guide_site: Any) -> None:
+    """Raise :class:`ConfigError` if the likelihood would have no gradient for the parameters of a posterior."""
+    q = guide_site["fn"]
+    if not q.has_rsample and q.log_prob(guide_site["value"].detach()).requires_grad:
+        raise ConfigError(
+            f"The posterior {type(base_distribution(q)).__name__} of {name!r} has parameters to train and its draws "
+            "are not reparametrised (no rsample), so that the expected log-likelihood would have no gradient for "
+            "them. Take a family that has, such as Normal, or train with pyro.infer.SVI and Trace_ELBO, which scores "
+            "draws."
+        )
 
 
 def _sum(value: Tensor, site: Any) -> Tensor:

@@ -16,6 +16,7 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Delta, MeanField
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.schedules import LinearWarmup
+from bayes_adapters.sites import SiteCall
 from tests.helpers import CASES, GUIDES, bert, core_model, fill_B, token_batch
 
 # ---- stock Pyro ----
@@ -284,6 +285,27 @@ def test_errors() -> None:
         ELBO(model, guide)(token_batch().without_targets())
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         ELBO(model, guide)(token_batch(targets=torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0])))
+
+
+class _TwoPeaks(MeanField):
+    """A mixture of two Gaussians an entry, whose draws torch does not reparametrise."""
+
+    def posterior(self, call: SiteCall, prior: Any) -> Any:
+        normal = super().posterior(call, prior).base_dist
+        peaks = dist.Normal(torch.stack([normal.loc - 1, normal.loc + 1], -1), normal.scale[..., None])
+        even = dist.Categorical(logits=torch.zeros(*normal.loc.shape, 2))
+        return dist.MixtureSameFamily(even, peaks).to_event(len(call.site.event))
+
+
+@pytest.mark.parametrize("granularity", ["token", "global"])
+def test_a_posterior_whose_draws_have_no_gradient_is_refused(granularity: str) -> None:
+    model = core_model(granularity)
+    guide = _TwoPeaks(model)
+    with pytest.raises(ConfigError, match=r"MixtureSameFamily of 'core.* not reparametrised"):
+        ELBO(model, guide)(token_batch())
+    with torch.no_grad():
+        assert ELBO(model, guide)(token_batch()).isfinite()
+    assert ELBO(model.requires_grad_(False), guide.requires_grad_(False))(token_batch()).isfinite()
 
 
 @pytest.mark.parametrize("weight", [-1e-3, math.nan])
