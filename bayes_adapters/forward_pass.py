@@ -27,7 +27,7 @@ class Weight:
 
     Args:
         value: shape (*event) or (*S, 1, *event).
-        mean: the posterior's mean, shape (*event), where a guide drew ``value``; None under the prior.
+        mean: the posterior's mean, shape (*event), where flipout or local reparametrisation needs it; else None.
         scale: its standard deviation, shape (*event), where the guide asks for local reparametrisation; ``value`` is
             then the mean.
     """

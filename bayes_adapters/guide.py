@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayes_adapters._pyro import register_if_captured, untrace
 from bayes_adapters.errors import ConfigError, described
-from bayes_adapters.handlers import base_distribution
+from bayes_adapters.handlers import base_distribution, mean_of
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
 
@@ -132,12 +132,31 @@ class AdapterGuide(GuideMessenger, nn.Module):
         prior = msg["fn"]
         single = self.posterior(call, self.model.prior.of(call.site))  # type: ignore[attr-defined]
         shape = _batch_shape(call)
+        self._check_posterior(call.site, single, shape)
         single = single if single.batch_shape == shape else single.expand(shape)
-        if call.feature is None:
-            call.scratch["mean"] = single.mean
+        flipped = call.site.part is Part.A and self.model.flipout  # type: ignore[attr-defined]
+        if call.feature is None and (flipped or "scale" in call.scratch):
+            call.scratch["mean"] = mean_of(single, call.site.name)
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
+
+    def _check_posterior(self, site: Site, posterior: Any, shape: tuple[int, ...]) -> None:
+        """Raise :class:`ConfigError` unless :meth:`posterior` returned a Pyro distribution over one draw."""
+        if not isinstance(posterior, TorchDistributionMixin):
+            raise ConfigError(
+                f"{type(self).__name__}.posterior() must return a distribution from pyro.distributions; for "
+                f"{site.name!r} it returned a {type(posterior).__module__}.{type(posterior).__name__}. For a point "
+                "estimate that is pyro.distributions.Delta(value, event_dim=len(call.site.event))."
+            )
+        batch = tuple(posterior.batch_shape)
+        fits = len(batch) <= len(shape) and all(b in (1, s) for b, s in zip(batch[::-1], shape[::-1], strict=False))
+        if tuple(posterior.event_shape) != site.event or not fits:
+            raise ConfigError(
+                f"{type(self).__name__}.posterior() must return a distribution of event shape {site.event}, for one "
+                f"draw of {site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
+                f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
+            )
 
 
 def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:

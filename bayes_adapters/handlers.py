@@ -28,7 +28,8 @@ class KLWeight(Messenger):
     """Multiply the scale of every core site, and of nothing else, by a weight.
 
     ``full``: scale ← w · scale. ``per_token_mean``: scale ← w / (L · n_b) · scale for local sites of example b with n_b
-    real tokens at L core sites; global cores keep w. Works around any ELBO: ``with KLWeight(1e-3): svi.step(batch)``.
+    real tokens at L core sites; global cores keep w. Works around any ELBO with a guide of
+    this library: ``with KLWeight(1e-3): svi.step(batch)``. The sites of Pyro's autoguides are no core sites.
 
     Args:
         weight: w ≥ 0; 1 is the ELBO.
@@ -55,7 +56,11 @@ class KLWeight(Messenger):
 
 
 class PosteriorMean(Messenger):
-    """Set every core to the mean of its distribution: one deterministic pass."""
+    """Set every core to the mean of its distribution: one deterministic pass.
+
+    Raises:
+        ConfigError: a distribution's mean is not known, as that of a transformed one is not.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
@@ -63,7 +68,7 @@ class PosteriorMean(Messenger):
             return
         call.scratch.pop("scale", None)  # no local reparametrisation either
         if msg["value"] is None:
-            msg["value"] = msg["fn"].mean
+            msg["value"] = mean_of(msg["fn"], msg["name"])
 
 
 class UnreadOutcome(Messenger):
@@ -153,10 +158,27 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
+def mean_of(fn: Any, name: str) -> Tensor:
+    """Return the mean of the distribution of the site ``name``; raise :class:`ConfigError` if it is not known."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        raise ConfigError(
+            f"The mean of {type(base_distribution(fn)).__name__}, the distribution of {name!r}, is not known, and "
+            "mean_only, flipout and to_lora need it. Do without them, or take another family, such as Normal."
+        ) from None
+    return mean
+
+
 def _device(fn: Any) -> torch.device:
     base = base_distribution(fn)
-    own = (v.device for v in vars(base).values() if isinstance(v, Tensor))
-    return next(own, None) or fn.mean.device  # LogNormal and Beta hold another distribution rather than tensors
+    for value in vars(base).values():
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, torch.distributions.Distribution):  # LogNormal, Beta and transformed ones hold another
+            return _device(value)
+    mean: Tensor = fn.mean
+    return mean.device
 
 
 def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:

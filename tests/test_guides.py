@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaModel
 
-from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli
+from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli, predict
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.guide import site_key
 from bayes_adapters.guides import Amortised, Contextual, CrossAttention, MeanField, PooledContext
-from bayes_adapters.models import StochasticCore
+from bayes_adapters.models import StochasticCore, StochasticDown
+from bayes_adapters.sites import SiteCall
+from bayes_adapters.surgery.export import to_lora
 from tests.helpers import (
     CASES,
     CONTEXT,
     GUIDES,
     assert_same,
+    bert,
     core_model,
     loc_scale,
     moments,
@@ -65,6 +70,63 @@ def test_config_rebuilds_the_guide(name: str) -> None:
     assert again.config() == guide.config()
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in guide.state_dict().items()}
     again.load_state_dict(guide.state_dict())
+
+
+class _Own(MeanField):
+    """What an author returns instead of a Gaussian, from its means and deviations."""
+
+    make: Any
+
+    def posterior(self, call: SiteCall, prior: Any) -> Any:
+        key = site_key(call.site)
+        return type(self).make(self.loc[key], self.rho[key].exp())
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (
+            lambda m, s: dist.Normal(m, s),
+            r"it returned event shape \(\) and batch shape \(4, 3, 3\)",
+        ),
+        (lambda m, s: dist.Normal(m[..., :1], s[..., :1]).to_event(2), r"it returned event shape \(3, 1\)"),
+        (lambda m, s: dist.Normal(m[:3], s[:3]).to_event(2), r"broadcasts to \(4,\); .* batch shape \(3,\)"),
+        (lambda m, s: m, r"pyro.distributions; for 'core.global' it returned a torch.*Delta\(value, event_dim"),
+        (lambda m, s: torch.distributions.Normal(m, s), r"it returned a torch\.distributions\.normal\.Normal"),
+    ],
+    ids=["no event", "event", "batch", "tensor", "torch"],
+)
+def test_a_posterior_of_another_form_is_refused(make: Any, match: str) -> None:
+    model = core_model("global")
+    guide = type("Own", (_Own,), {"make": staticmethod(make)})(model)
+    with pytest.raises(ConfigError, match=rf"(?s)Own\.posterior\(\) must return a distribution.*{match}"):
+        guide(token_batch())
+
+
+@pytest.mark.parametrize("granularity", ["global", "token"])
+def test_a_posterior_without_a_known_mean_trains_and_predicts(granularity: str) -> None:
+    def make(loc: Any, scale: Any) -> Any:
+        return dist.TransformedDistribution(dist.Normal(loc, scale), [dist.transforms.TanhTransform()]).to_event(2)
+
+    model, batch = core_model(granularity), token_batch()
+    guide = type("Flow", (_Own,), {"make": staticmethod(make)})(model)
+    ELBO(model, guide)(batch).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in guide.parameters())
+    assert predict(model, guide, batch, num_samples=3).probs.isfinite().all()
+    with pytest.raises(ConfigError, match=r"mean of TransformedDistribution, the distribution of 'core.* is not known"):
+        predict(model, guide, batch, mean_only=True)
+    if granularity == "global":
+        with pytest.raises(ConfigError, match="is not known"):
+            to_lora(model, guide, bert())
+
+
+def test_flipout_needs_a_known_mean() -> None:
+    def make(loc: Any, scale: Any) -> Any:
+        return dist.TransformedDistribution(dist.Normal(loc, scale), [dist.transforms.TanhTransform()]).to_event(2)
+
+    model = StochasticDown(bert(), Bernoulli(), rank=2, num_data=5, flipout=True)
+    with pytest.raises(ConfigError, match="mean_only, flipout and to_lora need it"):
+        type("Flow", (_Own,), {"make": staticmethod(make)})(model)(token_batch())
 
 
 def test_guide_does_not_own_the_model() -> None:

@@ -13,6 +13,7 @@ from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
 from bayes_adapters.guide import AdapterGuide, require_pair
+from bayes_adapters.handlers import mean_of
 from bayes_adapters.layer import AdaptedLinear, adapted_layers
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -93,7 +94,7 @@ def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor
     means: dict[tuple[Part, str], Tensor] = {}
     for site in model.sites:
         call = SiteCall(site, None, None, {}, len(model.sites), {})
-        mean = guide.posterior(call, model.prior.of(site)).mean.expand(site.shape)
+        mean = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
         means |= {(site.part, path): mean[i] for i, path in enumerate(site.layers)}
 
     def factor(layer: AdaptedLinear, part: Part) -> Tensor:
