@@ -172,19 +172,20 @@ def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
 
 
 def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
-    """Raise :class:`ConfigError` unless the guide's parameters are where the model's are."""
+    """Raise :class:`ConfigError` unless the guide's parameters and buffers are where the model's parameters are."""
     device = next(model.parameters()).device
-    for name, parameter in guide.named_parameters():
-        if parameter.device != device:
+    for name, tensor in [*guide.named_parameters(), *guide.named_buffers()]:
+        if tensor.device != device:
             raise ConfigError(
-                f"The model is on {device} and the guide's {name!r} on {parameter.device}. Call "
+                f"The model is on {device} and the guide's {name!r} on {tensor.device}. Call "
                 f"guide.to({str(device)!r}), and make an optimizer only after that."
             )
 
 
 def _covers_reals(prior: TorchDistributionMixin) -> bool:
-    far = torch.full(prior.batch_shape + prior.event_shape, 1e6)
-    support: Any = prior.support
+    base = base_distribution(prior)
+    far = torch.full(base.event_shape, 1e6)  # one number where entries are independent: it fits bounds on any device
+    support: Any = base.support
     return all(bool(support.check(value).all()) for value in (far, -far))
 
 

@@ -99,7 +99,7 @@ class Amortised(AdapterGuide):
         self.reader = self._reader(ranks)
         extra = 0 if self.reader is None else dim
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
-        self.float()  # whatever torch's default dtype is
+        self.to(next(model.parameters()).device).float()  # whatever torch's default dtype is
 
     def _check(self, reliable: bool) -> None:
         require_sizes(dim=self.dim, heads=self.num_heads)

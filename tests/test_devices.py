@@ -1,0 +1,114 @@
+"""Everything runs on another device than the CPU, and a guide that is elsewhere than its model is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from bayes_adapters import ELBO, Bernoulli, Categorical, Frames, Gaussian, Tagging, load, predict, save
+from bayes_adapters.analysis.attribution import attribute
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, RankWise
+from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticDown, StochasticFactors
+from bayes_adapters.reliability import FrameDensity, Reliability
+from bayes_adapters.surgery.training_free import bayesianise
+from bayes_adapters.training import fit
+from tests.helpers import CASES, CONTEXT, GUIDES, bert, core_model, fill_B, token_batch
+from tests.pretend_device import MixedDevices, pretended
+
+
+@pytest.fixture
+def there() -> Iterator[str]:
+    with pretended() as name:
+        yield name
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses(there: str) -> None:
+    layer, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+    expected = layer(x)
+    layer.to(there)
+    found = layer(x.to(there))
+    assert str(found.device) == there
+    torch.testing.assert_close(found.cpu(), expected)
+    found.sum().backward()
+    assert str(next(layer.parameters()).grad.device) == there  # type: ignore[union-attr]
+    assert (found * torch.tensor(2.0)).device == found.device, "a number of the CPU is allowed"
+    assert found[torch.tensor([0, 1])].shape == (2, 2), "an index, too"
+    for wrong in (
+        lambda: layer(x),
+        lambda: found + torch.ones(2),
+        lambda: torch.randn(2, device=there, generator=torch.Generator()),
+        lambda: found.numpy(),
+        lambda: torch.ones(3)[torch.tensor([0, 1], device=there)],
+    ):
+        with pytest.raises(MixedDevices):
+            wrong()
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "lora": lambda net: Delta(LoRA(net, Categorical(3), rank=2)),
+    "fusion": lambda net: Delta(FusionLoRA(net, Bernoulli(), rank=2, context_dim=CONTEXT, fusion_width=5)),
+    "mask": lambda net: MCDropout(AdapterDropout(net, Bernoulli(), rank=2)),
+    "ranks": lambda net: RankWise(StochasticFactors(net, Gaussian(), rank=2, num_data=9), local_reparametrisation=True),
+    "flipout": lambda net: MeanField(StochasticDown(net, Bernoulli(), rank=2, num_data=9, flipout=True)),
+    "diagonal": lambda net: MeanField(DiagonalCore(net, Bernoulli(), rank=2, num_data=9)),
+    "tagging": lambda net: Contextual(core_model(backbone=net, likelihood=Tagging(3))),
+} | {f"{g}-{n}": lambda net, g=g, n=n: GUIDES[n](core_model(g, backbone=net)) for g, n in CASES if g != "sequence"}
+
+TARGETS = {
+    Categorical: torch.tensor([0, 2, 1, 1, 0]),
+    Gaussian: torch.tensor([0.1, -1.0, 0.4, 2.0, 0.0]),
+    Tagging: torch.arange(35).reshape(5, 7) % 3,
+}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_run_on_another_device(name: str, there: str, tmp_path: Path) -> None:
+    guide = MODELS[name](bert().to(there))
+    model = guide.model
+    batch = token_batch(targets=TARGETS.get(type(model.likelihood)))
+    assert {str(t.device) for t in (*guide.parameters(), *guide.buffers())} <= {there}
+    ELBO(model, guide, num_particles=2)(batch.to(there)).backward()
+    options = {"validation": [batch], "checkpoint": tmp_path / "run", "clip_norm": 1.0, "num_samples": 2}
+    for epochs in (1, 2):
+        fit(model, guide, [batch, batch], epochs=epochs, progress=False, **options)
+    fit(model, guide, [batch], epochs=1, progress=False, autocast=torch.bfloat16)
+    found = predict(model, guide, batch, num_samples=3, chunk_size=2, return_samples=True)
+    assert str(found.probs.device) == there
+    predict(model, guide, batch, mean_only=True)
+    if batch.context and not isinstance(model.likelihood, Tagging):
+        attribute(model, guide, batch, num_samples=2)
+    save(tmp_path / "adapter", model, guide)
+    again = predict(*load(tmp_path / "adapter", bert().to(there)), batch, num_samples=3)
+    torch.testing.assert_close(again.probs.cpu(), found.probs.cpu())
+
+
+def test_a_prior_on_a_part_of_the_reals_is_refused_by_name_there(there: str) -> None:
+    model = core_model("global", backbone=bert().to(there), prior=dist.Uniform(-1.0, 1.0))
+    with pytest.raises(ConfigError, match=r"The prior Uniform of 'core\.global' does not allow all real numbers"):
+        MeanField(model)
+
+
+def test_a_density_of_frames_follows_its_guide(there: str) -> None:
+    frames = Frames(torch.randn(24, 5, CONTEXT), torch.ones(24, 5, dtype=torch.bool))
+    density = FrameDensity.fit([torch.randn(60, CONTEXT)], [frames])
+    model = core_model(backbone=bert().to(there))
+    guide = CrossAttention(model, context_dim=CONTEXT, dim=4, reliability=Reliability(density, scale=1.0))
+    assert predict(model, guide, token_batch(), num_samples=2).probs.isfinite().all()
+
+
+def test_a_guide_of_buffers_on_another_device_than_its_model_is_refused(there: str) -> None:
+    lora = fill_B(LoRA(bert(), Bernoulli(), rank=2))
+    with pytest.warns(UserWarning, match="the largest is taken"):
+        model, guide, _ = bayesianise(lora, Delta(lora), [token_batch()])
+    assert not list(guide.parameters())
+    model.to(there)
+    with pytest.raises(ConfigError, match=r"The model is on meta and the guide's 'log_scale' on cpu. Call guide.to\("):
+        predict(model, guide, token_batch())
+    guide.to(there)
+    assert predict(model, guide, token_batch(), num_samples=2).probs.isfinite().all()
