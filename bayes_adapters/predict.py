@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -144,5 +145,5 @@ def _predict_batch(
     if keep:
         extra["samples"] = torch.cat(kept)
     if densities:
-        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - torch.tensor(float(samples)).log()
+        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(samples)
     return Prediction(**{**vars(result), **extra})

@@ -93,17 +93,23 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @contextmanager
 def pretended() -> Iterator[str]:
     """Within the context the device exists; yields its name."""
-    tensor, autocast, enabled = torch.tensor, torch.autocast, torch.is_autocast_enabled
+    tensor, as_tensor = torch.tensor, torch.as_tensor
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled
 
     def real(device: str) -> str:
         return "cpu" if device == NAME else device
 
     def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
-        there = device is not None and torch.device(device).type == NAME
-        return tensor(data, **options).to(NAME) if there else tensor(data, device=device, **options)
+        place = torch.empty(0).device if device is None else torch.device(device)
+        made_here = tensor(data, device="cpu", **options)
+        return made_here.to(NAME) if place.type == NAME else made_here
+
+    def seen(data: Any, **options: Any) -> Tensor:
+        return as_tensor(data, **options) if isinstance(data, Tensor) else made(data, **options)
 
     with pytest.MonkeyPatch.context() as patch, _Mode():
         patch.setattr(torch, "tensor", made)  # torch writes numbers into it without any operation
+        patch.setattr(torch, "as_tensor", seen)
         patch.setattr(torch, "autocast", lambda device, *args, **options: autocast(real(device), *args, **options))
         patch.setattr(torch, "is_autocast_enabled", lambda device="cpu": enabled(real(device)))
         yield NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 
 from bayes_adapters import ELBO, Bernoulli, Categorical, Frames, Gaussian, Tagging, load, predict, save
 from bayes_adapters.analysis.attribution import attribute
+from bayes_adapters.analysis.bootstrap import paired_bootstrap
+from bayes_adapters.analysis.metrics import auroc, reliability_bins, risk_coverage
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, RankWise
 from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticDown, StochasticFactors
 from bayes_adapters.reliability import FrameDensity, Reliability
+from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.surgery.training_free import bayesianise
-from bayes_adapters.training import fit
+from bayes_adapters.training import batches, fit
 from tests.helpers import CASES, CONTEXT, GUIDES, bert, core_model, fill_B, token_batch
 from tests.pretend_device import MixedDevices, pretended
 
@@ -112,3 +116,34 @@ def test_a_guide_of_buffers_on_another_device_than_its_model_is_refused(there: s
         predict(model, guide, token_batch())
     guide.to(there)
     assert predict(model, guide, token_batch(), num_samples=2).probs.isfinite().all()
+
+
+def test_ranks_are_taken_out_there(there: str) -> None:
+    model = StochasticFactors(bert().to(there), Bernoulli(), rank=4, num_data=9)
+    guide, schedule = RankWise(model), PruneSchedule(threshold=1.0, start=1, every=1, min_rank=1)
+    fit(model, guide, [token_batch()], epochs=4, progress=False, on_step=schedule)
+    assert set(model.ranks.values()) <= {1, 2, 3}
+    assert predict(model, guide, token_batch(), num_samples=2).probs.isfinite().all()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["model there", "model on the CPU"])
+def test_with_another_default_device(own: bool, there: str) -> None:
+    """What the library makes for itself says where it belongs, whatever ``torch.set_default_device`` was given."""
+    batch, place = token_batch(8), there if own else "cpu"
+    backbone = bert().to(place)
+    model = core_model(backbone=bert().to(place))
+    guide = CrossAttention(model, context_dim=CONTEXT, dim=4)
+    torch.set_default_device(there)
+    try:
+        fit(model, guide, batches(batch, 3), epochs=2, progress=False, validation=[batch])
+        found = predict(model, guide, batch, num_samples=3)
+        attribute(model, guide, batch, num_samples=2)
+        density = found.log_density
+        assert density is not None
+        assert risk_coverage(found.total, -density)[0].device.type == "cpu"
+        assert reliability_bins(found.probs, batch.targets).count.sum() == 8  # type: ignore[arg-type]
+        assert math.isfinite(auroc(found.total, batch.targets))  # type: ignore[arg-type]
+        assert math.isfinite(paired_bootstrap(torch.mean, found.total, found.epistemic, seed=0, draws=5).difference)
+        assert {str(p.device) for p in LoRA(backbone, Bernoulli(), rank=2).parameters()} == {place}
+    finally:
+        torch.set_default_device(None)

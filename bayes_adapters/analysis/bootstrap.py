@@ -63,12 +63,13 @@ def paired_bootstrap(
     names = {g: i for i, g in enumerate(dict.fromkeys(range(n) if labels is None else labels))}
     if len(names) < 2:
         raise DataError(f"Resampling needs at least two examples or groups; got {len(names)}.")
-    member = torch.tensor([names[g] for g in (range(n) if labels is None else labels)])
+    member = torch.tensor([names[g] for g in (range(n) if labels is None else labels)], device="cpu")
     rng = torch.Generator().manual_seed(seed)
-    values = torch.empty(draws, dtype=torch.float64)
+    values = torch.empty(draws, dtype=torch.float64, device="cpu")
     for i in range(draws):
-        times = torch.bincount(torch.randint(len(names), (len(names),), generator=rng), minlength=len(names))
+        drawn = torch.randint(len(names), (len(names),), generator=rng, device="cpu")
+        times = torch.bincount(drawn, minlength=len(names))
         rows = torch.from_numpy(np.repeat(np.arange(n), times[member].numpy()))  # torch's starts threads each time
         values[i] = float(metric_fn(*(v[rows] for v in a))) - float(metric_fn(*(v[rows] for v in b)))
-    low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = (float(values.nanquantile(q)) for q in (0.025, 0.975))
     return PairedDifference(float(metric_fn(*a)) - float(metric_fn(*b)), low, high)

@@ -122,7 +122,8 @@ def reliability_bins(probs: Tensor, targets: Tensor, bins: int = 15) -> Reliabil
     tensor([0, 0, 1, 2])
     """
     confidence, right = _confidence(probs, targets, bins)
-    where = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64), right=True) - 1
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")
+    where = torch.bucketize(confidence, edges, right=True) - 1
     count = torch.bincount(where, minlength=bins)
     sums = [torch.bincount(where, v, minlength=bins) for v in (confidence, right.double())]
     return ReliabilityBins(sums[0] / count, sums[1] / count, count)
@@ -180,7 +181,7 @@ def risk_coverage(uncertainty: Tensor, error: Tensor) -> tuple[Float[Tensor, " N
     u, e = _ranked(uncertainty, error, "uncertainty", "error")
     _, tie, count = torch.unique(u, return_inverse=True, return_counts=True)
     mean = torch.bincount(tie, e) / count
-    k = torch.arange(1, len(u) + 1, dtype=torch.float64)
+    k = torch.arange(1, len(u) + 1, dtype=torch.float64, device="cpu")
     return k / len(u), mean.repeat_interleave(count).cumsum(0) / k
 
 

@@ -123,7 +123,7 @@ def _watch(path: str, block: nn.Module) -> _Pass:
     parameter, side = next(block.parameters()), window_side(block)
     generator = torch.Generator().manual_seed(0)
     shape = (2, 2 if side is None else side * side, block_width(block))
-    source = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype)
+    source = torch.randn(shape, generator=generator, device="cpu").to(parameter.device, parameter.dtype)
     seen = _Pass([], {}, [], source, _Rearrangements())
     handles: list[RemovableHandle] = []
     for below, part in block.named_modules():

@@ -68,10 +68,10 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.arange(self.examples)
+        order = torch.arange(self.examples, device="cpu")
         if self.shuffle:
             generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, "order"))
-            order = torch.randperm(self.examples, generator=generator)
+            order = torch.randperm(self.examples, generator=generator, device="cpu")
         for rows in order.split(self.batch_size)[: len(self)]:
             if self.collate is None:
                 yield self.dataset[rows]
