@@ -2,7 +2,8 @@
 
 A prior is given as a distribution of ``pyro.distributions`` (Independent ones too; not mixtures or masked ones, whose
 class and parameters cannot be written to a file), as a dictionary from site pattern to distribution, or as
-``callable(name, shape)``. The default is ``N(0, 0.2²)`` on every entry of E, the choice of C-LoRA.
+``callable(name, shape)``, which is called once. It is fixed: its parameters are neither trained nor random. The default
+is ``N(0, 0.2²)`` on every entry of E, the choice of C-LoRA.
 
 What the mean says: with a zero-mean prior the KL pulls the adapter towards *no adaptation* (E = 0); with mean I it
 pulls it towards plain LoRA (E = I). At a full-weight ELBO the zero mean shrinks the update, so prefer
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -142,7 +144,14 @@ def _resolve(spec: PriorLike, sites: Sequence[Site]) -> list[TorchDistributionMi
     elif isinstance(spec, type):
         raise ConfigError(f"The prior is the class {spec.__name__}; pass an instance, such as Normal(0.0, 0.2).")
     elif callable(spec):
-        chosen = {site.name: spec(site.name, site.shape) for site in sites}
+        with poutine.trace() as trace:
+            chosen = {site.name: spec(site.name, site.shape) for site in sites}
+        nodes: dict[str, Any] = trace.trace.nodes
+        for node in nodes.values():
+            raise ConfigError(
+                f"The prior's function calls pyro.{node['type']}, and it is called once, when the model is built: a "
+                "prior is fixed, there are no hierarchical ones. Let it return a distribution with constant parameters."
+            )
     else:
         raise ConfigError(
             "A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got "
@@ -167,6 +176,12 @@ def _expand(prior: TorchDistributionMixin, site: Site) -> tuple[str, dict[str, T
         raise ConfigError(
             f"The prior {family} of {site.name!r} cannot be a prior over tensors of shape {site.event}: take one of "
             "pyro.distributions."
+        )
+    learned = [name for name in base.arg_constraints if getattr(vars(base).get(name), "requires_grad", False)]
+    if learned:
+        raise ConfigError(
+            f"The {learned[0]} of the prior {family} of {site.name!r} requires a gradient, and a prior is never "
+            f"trained: pass {learned[0]}.detach()."
         )
     try:
         expanded = base.expand(site.shape[: len(site.shape) - event_dim])

@@ -28,7 +28,7 @@ class Delta(AdapterGuide):
         model: any model; without core sites the guide is empty and training is maximum likelihood.
 
     Raises:
-        ConfigError: a site whose start does not lie in its prior's support.
+        ConfigError: a site whose start does not lie in its prior's support, or a discrete prior.
     """
 
     name: ClassVar[str] = "delta"
@@ -50,7 +50,13 @@ class Delta(AdapterGuide):
 
 def _onto(prior: TorchDistributionMixin) -> Any:
     """The bijection from all reals onto the prior's support; the identity for a prior on all reals."""
-    return biject_to(prior.support)
+    try:
+        return biject_to(prior.support)
+    except NotImplementedError:
+        raise ConfigError(
+            f"A point estimate needs a continuous prior; {type(base_distribution(prior)).__name__} is discrete, or "
+            "torch knows no bijection onto its support. Take a continuous one, such as Normal or HalfNormal."
+        ) from None
 
 
 def _start(model: AdapterModel, site: Site) -> Tensor:

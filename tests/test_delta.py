@@ -31,6 +31,12 @@ def cores(model: Any, guide: Delta) -> torch.Tensor:
     return torch.stack([guide.trace.nodes[site.name]["value"] for site in model.sites])
 
 
+@pytest.mark.parametrize("prior", [dist.Bernoulli(0.5), dist.Poisson(1.0)])
+def test_a_discrete_prior_has_no_point_estimate(prior: Any) -> None:
+    with pytest.raises(ConfigError, match=r"needs a continuous prior; (Bernoulli|Poisson) is discrete"):
+        Delta(core_model("global", prior=prior))
+
+
 @pytest.mark.parametrize("name", list(PRIORS))
 @pytest.mark.parametrize("granularity", ["token", "global"])
 def test_the_estimate_stays_in_the_support(name: str, granularity: str, tmp_path: Any) -> None:

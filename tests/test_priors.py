@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -94,8 +95,7 @@ def test_a_global_prior_may_differ_between_layers() -> None:
 
 
 def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
-    given = torch.tensor(0.2, requires_grad=True)
-    prior = Prior(dist.Normal(torch.tensor(0.0), given), [A])
+    prior = Prior(dist.Normal(torch.tensor(0.0), torch.tensor(0.2)), [A])
     assert list(prior.parameters()) == []
     assert prior.state_dict() == {}
     assert not any(b.requires_grad for b in prior.buffers())
@@ -118,6 +118,19 @@ def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
 def test_errors(spec: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Prior(spec, [A, B])
+
+
+def test_a_prior_is_neither_trained_nor_random() -> None:
+    with pytest.raises(ConfigError, match=r"The scale of the prior Normal of 'core\.a\.query' requires a gradient"):
+        Prior(dist.Normal(0.0, torch.nn.Parameter(torch.tensor(0.2))), [A])
+    with pytest.raises(ConfigError, match=r"requires a gradient, and a prior is never trained: pass loc\.detach\(\)"):
+        Prior(dist.Normal(torch.zeros(3, 3, requires_grad=True), 0.2).to_event(2), [A])
+    for statement, kind in (
+        (lambda: pyro.sample("tau", dist.HalfNormal(1.0)), "sample"),
+        (lambda: pyro.param("tau", torch.tensor(1.0)), "param"),
+    ):
+        with pytest.raises(ConfigError, match=rf"calls pyro\.{kind}, and it is called once"):
+            Prior(lambda name, shape, s=statement: dist.Normal(0.0, s()), [A])
 
 
 def test_values_that_are_no_distribution() -> None:
