@@ -15,9 +15,9 @@ from bayes_adapters.files import save as save
 from bayes_adapters.guide import AdapterGuide as AdapterGuide
 from bayes_adapters.handlers import KLMode as KLMode
 from bayes_adapters.handlers import KLWeight as KLWeight
-from bayes_adapters.layer import adapted_layers as adapted_layers
-from bayes_adapters.layer import adapters_disabled as adapters_disabled
-from bayes_adapters.layer import remove as remove
+from bayes_adapters.installation import adapted_layers as adapted_layers
+from bayes_adapters.installation import adapters_disabled as adapters_disabled
+from bayes_adapters.installation import remove as remove
 from bayes_adapters.likelihoods import Bernoulli as Bernoulli
 from bayes_adapters.likelihoods import Categorical as Categorical
 from bayes_adapters.likelihoods import Gaussian as Gaussian

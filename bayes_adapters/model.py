@@ -27,15 +27,8 @@ from bayes_adapters._pyro import register_if_captured
 from bayes_adapters.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
 from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
-from bayes_adapters.layer import (
-    adapted_layers,
-    adapters_disabled,
-    check_options,
-    install,
-    kaiming,
-    require_unadapted,
-    restored_on_error,
-)
+from bayes_adapters.installation import adapted_layers, adapters_disabled, install, require_unadapted, restored_on_error
+from bayes_adapters.layer import check_options, kaiming
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model_checks import (
     check_batch,

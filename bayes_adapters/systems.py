@@ -18,7 +18,7 @@ from bayes_adapters._system import System as System
 from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.handlers import KLMode
-from bayes_adapters.layer import restored_on_error
+from bayes_adapters.installation import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.recipes import Decay, Rate, Recipe, Unit

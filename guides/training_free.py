@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.layer import adapted_layers
+from bayes_adapters.installation import adapted_layers
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site, SiteCall
 

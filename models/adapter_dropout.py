@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.layer import restored_on_error
+from bayes_adapters.installation import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.forward_pass import current_pass
-from bayes_adapters.layer import AdaptedLinear, adapted_layers, kaiming, restored_on_error
+from bayes_adapters.installation import adapted_layers, restored_on_error
+from bayes_adapters.layer import AdaptedLinear, kaiming
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width

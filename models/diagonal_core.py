@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.layer import adapted_layers, restored_on_error
+from bayes_adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike, zero_normal

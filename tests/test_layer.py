@@ -24,7 +24,8 @@ from bayes_adapters import (
 )
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.layer import AdaptedLinear, install
+from bayes_adapters.installation import install
+from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.pooling import Pooling
 from bayes_adapters.priors import zero_normal

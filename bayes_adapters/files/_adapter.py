@@ -34,7 +34,7 @@ from bayes_adapters.files._folder import (
 )
 from bayes_adapters.files._folder import describe as describe
 from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.layer import adapted_layers, require_unadapted, restored_on_error
+from bayes_adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.targets import Targets
 

@@ -33,7 +33,8 @@ from bayes_adapters.files._peft_folder import (
     split,
 )
 from bayes_adapters.files._whole_file import replace_file
-from bayes_adapters.layer import AdaptedLinear, adapted_layers, require_unadapted, restored_on_error
+from bayes_adapters.installation import adapted_layers, require_unadapted, restored_on_error
+from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.models import LoRA

@@ -13,7 +13,8 @@ from enum import StrEnum
 from torch import nn
 
 from bayes_adapters.errors import ConfigError, choice, near_matches
-from bayes_adapters.layer import AdaptedLinear, require_unadapted
+from bayes_adapters.installation import require_unadapted
+from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.modalities._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
 from bayes_adapters.modalities.lockstep import Side, Tap
 from bayes_adapters.model_checks import hidden_width

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.layer import adapted_layers
+from bayes_adapters.installation import adapted_layers
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site
 

@@ -14,7 +14,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
 from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.handlers import mean_of
-from bayes_adapters.layer import AdaptedLinear, adapted_layers
+from bayes_adapters.installation import adapted_layers
+from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
 from bayes_adapters.targets import Targets

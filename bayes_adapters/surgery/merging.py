@@ -9,7 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.layer import AdaptedLinear, adapted_layers, remove
+from bayes_adapters.installation import adapted_layers, remove
+from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.model import AdapterModel
 
 

@@ -24,7 +24,7 @@ from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
 from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.guides import TrainingFree
 from bayes_adapters.handlers import PosteriorMean, UnreadOutcome
-from bayes_adapters.layer import adapted_layers, remove
+from bayes_adapters.installation import adapted_layers, remove
 from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.models import LoRA, StochasticDown

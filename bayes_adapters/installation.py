@@ -1,0 +1,113 @@
+"""How adapted layers get into a backbone and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.layer import AdaptedLinear, check_options
+from bayes_adapters.sites import Site
+
+
+def install(
+    backbone: nn.Module,
+    paths: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    ranks: Mapping[str, int] | None = None,
+    sites: Mapping[str, Sequence[Site]] | None = None,
+    flipout: bool = False,
+) -> dict[str, AdaptedLinear]:
+    """Freeze ``backbone`` and put an :class:`AdaptedLinear` in the place of each layer in ``paths``.
+
+    Args:
+        backbone: changed in place; :func:`remove` restores it bit for bit.
+        paths: module paths, as :func:`bayes_adapters.targets.select` lists them.
+        rank: r of every adapter.
+        alpha: the scale's numerator; ``h = base(x) + alpha / rank · B E A x``.
+        dropout: dropout probability on the adapters' input.
+        ranks: path → ranks that pruning has left; a path without an entry has all.
+        sites: the sample sites of each path's random parts; a path without any is plain LoRA.
+        flipout: see :class:`AdaptedLinear`.
+
+    Returns:
+        Path → adapted layer, in the order of ``paths``.
+
+    Raises:
+        ConfigError: the backbone already holds adapters, or an option is out of range; nothing was changed.
+    """
+    require_unadapted(backbone)
+    check_options(rank, alpha, dropout)
+    backbone.requires_grad_(False)
+    layers: dict[str, AdaptedLinear] = {}
+    for path in paths:
+        own = () if sites is None else sites.get(path, ())
+        base = backbone.get_submodule(path)
+        kept = None if ranks is None else ranks.get(path)
+        layers[path] = AdaptedLinear(
+            base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own, flipout=flipout
+        )
+        backbone.set_submodule(path, layers[path])
+        layers[path].train(base.training)
+    return layers
+
+
+def remove(backbone: nn.Module) -> nn.Module:
+    """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen."""
+    for path, layer in adapted_layers(backbone).items():
+        backbone.set_submodule(path, layer.base_layer)
+    return backbone
+
+
+def require_unadapted(backbone: nn.Module) -> None:
+    """Raise :class:`ConfigError` if ``backbone`` holds adapters."""
+    if adapted_layers(backbone):
+        raise ConfigError(
+            "This backbone already has adapters. Remove them first with bayes_adapters.remove(backbone), or load a "
+            "second backbone."
+        )
+
+
+@contextmanager
+def restored_on_error(backbone: nn.Module) -> Iterator[None]:
+    """If the context ends with an error, take out the adapters it installed and undo the freezing.
+
+    Raises:
+        ConfigError: ``backbone`` is no module.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(f"The backbone must be a torch module; got a {type(backbone).__name__}.")
+    before = set(adapted_layers(backbone))
+    flags = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+    try:
+        yield
+    except BaseException:
+        for path, layer in adapted_layers(backbone).items():
+            if path not in before:
+                backbone.set_submodule(path, layer.base_layer)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        raise
+
+
+def adapted_layers(backbone: nn.Module) -> dict[str, AdaptedLinear]:
+    """Return path → adapted layer for every adapter in ``backbone``."""
+    return {path: module for path, module in backbone.named_modules() if isinstance(module, AdaptedLinear)}
+
+
+@contextmanager
+def adapters_disabled(backbone: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the backbone computes what it computed before adapters were installed."""
+    before = {layer: layer.enabled for layer in adapted_layers(backbone).values()}
+    for layer in before:
+        layer.enabled = False
+    try:
+        yield backbone
+    finally:
+        for layer, enabled in before.items():
+            layer.enabled = enabled
