@@ -82,7 +82,7 @@ class AdapterGuide(GuideMessenger, nn.Module):
             raise ConfigError(
                 f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers "
                 f"and the posterior of {type(self).__name__} does, so that their KL is infinite. Take a prior on all "
-                "reals, such as Normal, Laplace or StudentT, or the guide Delta."
+                "reals, such as Normal, Laplace or StudentT, or, where it is continuous, the guide Delta."
             )
 
     @property

@@ -206,7 +206,7 @@ class Loop:
             parts.append((share, _detached(terms)))
         sums = [sum(share * getattr(terms, name) for share, terms in parts) for name in ("loss", "nll", "kl")]
         norm = _optimizer.gradient_norm(self.parameters)
-        # The only wait for the device in a step: what must be finite and what is logged come over together.
+        # One wait for the device: what must be finite and what is logged come over together.
         loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
         _optimizer.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
