@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_the_grid_repeats_no_finished_run_and_reports_a_crashed_one(evaluated: P
     assert done.returncode == 1, done.stderr
     log = evaluated / "c-lora-0.log"
     assert f"c-lora seed 0: FAILED, see {log}" in done.stderr
-    assert "checkpoints" in log.read_text()
+    assert re.search(r"^error: \[Errno .*checkpoints", log.read_text(), re.MULTILINE)
     assert not (evaluated / "lora-text-0.log").exists()
     assert before == {name: (evaluated / name).read_bytes() for name in before}
     assert {r.method for r in read_records(out)} == {"lora-text"}
