@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _targets(options: argparse.Namespace) -> str:
     import torch
 
-    from bayes_adapters.layer import check_options
-    from bayes_adapters.targets import ALL_LINEAR, Targets, dimensions, select
+    from bayes_adapters.adapters.linear import check_options
+    from bayes_adapters.adapters.targets import ALL_LINEAR, Targets, dimensions, select
 
     check_options(options.rank, 1.0, 0.0)
     backbone = _skeleton(options.model)

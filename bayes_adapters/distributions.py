@@ -132,3 +132,58 @@ class TokenLabels(TorchDistribution):
         """Draw labels, −100 at padding."""
         drawn = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape or ()))
         return torch.where(self.real, drawn, IGNORED)
+
+
+def base_distribution(fn: Any) -> Any:
+    """Return the elementwise distribution inside ``Independent``, mask and expansion wrappers."""
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "Independent",
+        "MaskedDistribution",
+        "ExpandedDistribution",
+    ):
+        fn = fn.base_dist
+    return fn
+
+
+def mean_of(fn: Any, name: str) -> Tensor:
+    """Return the mean of the distribution of the site ``name``; raise :class:`ConfigError` if it is not known."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        raise ConfigError(
+            f"The mean of {type(base_distribution(fn)).__name__}, the distribution of {name!r}, is not known, and "
+            "mean_only, flipout and to_lora need it. Do without them, or take another family, such as Normal."
+        ) from None
+    return mean
+
+
+def device_of(fn: Any) -> torch.device:
+    """Return the device that the parameters of the distribution ``fn`` are on."""
+    base = base_distribution(fn)
+    for value in vars(base).values():
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, torch.distributions.Distribution):  # LogNormal, Beta and transformed ones hold another
+            return device_of(value)
+    mean: Tensor = fn.mean
+    return mean.device
+
+
+def inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
+    """Return ``F⁻¹(u)`` for every entry of ``fn``: draws that are a function of the uniforms ``u`` in (0, 1).
+
+    Raises:
+        ConfigError: the family has no inverse CDF.
+    """
+    base = base_distribution(fn)
+    if type(base).__name__ == "Delta":
+        return fn.mean
+    if isinstance(base, torch.distributions.Bernoulli):
+        return (uniform < base.probs).to(uniform.dtype)
+    try:
+        return base.icdf(uniform)
+    except NotImplementedError:
+        raise ConfigError(
+            f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) "
+            "to draw with torch's generator instead; results then depend on the batch size."
+        ) from None

@@ -15,9 +15,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 
 _C = TypeVar("_C")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from bayes_adapters.batch import Frames, find_frames
+from bayes_adapters.data.batch import Frames, find_frames
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, whole_number
-from bayes_adapters.handlers import base_distribution
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import SiteCall
 

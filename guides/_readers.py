@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.analysis.diagnostics import record
-from bayes_adapters.batch import Frames
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.sites import SiteCall
 
 SHARED = "shared"

@@ -11,11 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32, require_float32
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import Granularity, SiteCall
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from bayes_adapters.guides._head import ScaleTransform
 from bayes_adapters.guides.amortised import Amortised, Context
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 
 
 class Contextual(Amortised):

@@ -9,10 +9,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.handlers import base_distribution
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, Site, SiteCall
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name, whole_number
-from bayes_adapters.guide import AdapterGuide, site_key
 from bayes_adapters.guides._head import ScaleTransform, fp32, require_float32
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, SiteCall
 
 _EPS = 1e-6

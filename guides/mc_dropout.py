@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.guide import AdapterGuide
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.sites import Granularity, Part, SiteCall
 
 

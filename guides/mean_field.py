@@ -13,8 +13,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
 
 

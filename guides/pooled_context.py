@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from bayes_adapters.guides.amortised import Amortised, Context, without
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 
 
 class PooledContext(Amortised):

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters._pyro import is_traced
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference._pyro import is_traced
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 
 _LOWEST, _HIGHEST = -20.0, 2.0

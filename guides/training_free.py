@@ -12,10 +12,10 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide, site_key
-from bayes_adapters.installation import adapted_layers
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site, SiteCall
 
 _DAMPING = 1e-6  # of the released code: added to every singular value

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from bayes_adapters.adapters.installation import restored_on_error
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.installation import restored_on_error
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike
 from bayes_adapters.sites import Granularity, Part
 

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
+from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
+from bayes_adapters.adapters.targets import Targets, linear_size
+from bayes_adapters.backbones.hidden_states import last_hidden_state
+from bayes_adapters.backbones.windows import window_side
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
-from bayes_adapters.forward_pass import current_pass
-from bayes_adapters.installation import adapted_layers, restored_on_error
-from bayes_adapters.layer import AdaptedLinear, kaiming
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
@@ -23,12 +26,9 @@ from bayes_adapters.modalities.depths import DepthMap, depth_map
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.modalities.lockstep import Tap
-from bayes_adapters.model_checks import last_hidden_state
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
-from bayes_adapters.targets import Targets, linear_size
-from bayes_adapters.windows import window_side
 
 
 class Schedule(StrEnum):

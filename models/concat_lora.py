@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.adapters.targets import ALL_LINEAR
+from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.inference._model_checks import require_withholdable
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.model_checks import hidden_width, last_hidden_state, require_withholdable
-from bayes_adapters.pooling import Pooling
-from bayes_adapters.targets import ALL_LINEAR
 
 
 class StreamPooling(StrEnum):

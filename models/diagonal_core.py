@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.installation import adapted_layers, restored_on_error
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
 

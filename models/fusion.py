@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch, find_frames
+from bayes_adapters.data.batch import Batch, find_frames
 from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.lora import LoRA

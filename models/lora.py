@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 
 
 class LoRA(AdapterModel):

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike
 from bayes_adapters.sites import Granularity, Part
 

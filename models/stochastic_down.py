@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.priors import PriorLike
 from bayes_adapters.sites import Granularity, Part
 
@@ -24,7 +24,7 @@ class StochasticDown(AdapterModel):
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         num_data: N, the size of the data set.
         prior: of A, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        flipout: decorrelate the examples of a training batch, see :class:`bayes_adapters.layer.AdaptedLinear`.
+        flipout: decorrelate the examples of a training batch, see :class:`~bayes_adapters.adapters.AdaptedLinear`.
         **options: further options of :class:`AdapterModel`.
     """
 

@@ -11,19 +11,27 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.installation import restored_on_error
+from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.data.batch import Batch, Frames
+from bayes_adapters.data.rows import fold
 from bayes_adapters.errors import ConfigError, whole_number
-from bayes_adapters.forward_pass import current_pass
-from bayes_adapters.installation import restored_on_error
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
-from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
-from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
-from bayes_adapters.model_checks import fold, hidden_width, last_hidden_state
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
+from bayes_adapters.models.multiplicative.factors import (
+    CP,
+    FusionFactors,
+    FusionRule,
+    ModalityFactors,
+    Placement,
+    Tokens,
+)
+from bayes_adapters.models.multiplicative.fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site
 
@@ -34,7 +42,7 @@ _OF_ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
 class Wander(ConcatLoRA):
     """``f = W mean_r( residual + g ∘ Π_m Z_m )`` over M ≥ 2 frozen encoders, of sequences of any length.
 
-    The fusion is that of :mod:`bayes_adapters.modalities.cp_fusion`, whose formulas hold here. Its factors F_m (R, r,
+    The fusion is that of :mod:`bayes_adapters.models.multiplicative`, whose formulas hold here. Its factors F_m (R, r,
     d) and G_m (R, L_m, r) are global sample sites, ``factor.feature.<encoder>`` and ``factor.token.<encoder>`` (after
     every layer: with the depth before the encoder's name), one KL per data set. The paper's Wander is the guide
     ``Delta`` with KL weight 0; ``MeanField`` gives a Bayesian Wander, which no paper has. Everything else (W_m, b_m,

@@ -30,7 +30,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, Frames, adapted_layers
 from bayes_adapters.guides import Amortised, Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import StochasticCore
 
 WIDTH = 16

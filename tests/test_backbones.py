@@ -11,10 +11,18 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from bayes_adapters import _resources, backbones
-from bayes_adapters._ctranslate2 import read_variables, whisper_from_variables
-from bayes_adapters._resources import install_once, wheel_folder
-from bayes_adapters.backbones import SPEECH_ENCODER, TEXT_BACKBONE, SpeechEncoder, locate, speech_encoder, text_backbone
+from bayes_adapters import backbones
+from bayes_adapters.backbones import (
+    SPEECH_ENCODER,
+    TEXT_BACKBONE,
+    SpeechEncoder,
+    _resources,
+    locate,
+    speech_encoder,
+    text_backbone,
+)
+from bayes_adapters.backbones._ctranslate2 import read_variables, whisper_from_variables
+from bayes_adapters.backbones._resources import install_once, wheel_folder
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, MissingResourceError
 
 pytestmark = pytest.mark.usefixtures("offline")

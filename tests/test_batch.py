@@ -12,8 +12,8 @@ from torch import Tensor
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
 from bayes_adapters.guides import CrossAttention
+from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.models import FusionLoRA
-from bayes_adapters.pooling import Pooling
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 
 

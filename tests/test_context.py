@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.analysis.diagnostics import collecting
-from bayes_adapters.batch import find_frames
+from bayes_adapters.data.batch import find_frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, PooledContext
-from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import FusionLoRA
 from tests.helpers import (
     CONTEXT,

@@ -13,8 +13,8 @@ from transformers import RobertaConfig, RobertaModel
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Bernoulli, predict
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import site_key
 from bayes_adapters.guides import Amortised, Contextual, CrossAttention, MeanField, PooledContext
+from bayes_adapters.inference.guide import site_key
 from bayes_adapters.models import StochasticCore, StochasticDown
 from bayes_adapters.sites import SiteCall
 from bayes_adapters.surgery.export import to_lora

@@ -22,12 +22,12 @@ from bayes_adapters import (
     remove,
     select,
 )
+from bayes_adapters.adapters.installation import install
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.installation import install
-from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.models import LoRA, StochasticCore
-from bayes_adapters.pooling import Pooling
 from bayes_adapters.priors import zero_normal
 from tests.helpers import VOCAB, WIDTH, bert, core_model, fill_B, gpt2, llama, opt, token_batch, vit, whisper
 

@@ -15,7 +15,7 @@ from bayes_adapters import (
     handlers,
 )
 from bayes_adapters.guides import MeanField
-from bayes_adapters.handlers import KeyedDraws, keyed_uniform
+from bayes_adapters.inference.handlers import KeyedDraws, keyed_uniform
 from tests.helpers import core_model, token_batch
 
 S, B, N = torch.arange(8), torch.arange(10), 500

@@ -28,7 +28,7 @@ from bayes_adapters import (
 from bayes_adapters.analysis.metrics import auroc
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.handlers import KeyedDraws
+from bayes_adapters.inference.handlers import KeyedDraws
 from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, bert, core_model, fill_B, llama, pad, token_batch
 

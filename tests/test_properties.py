@@ -12,9 +12,9 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Granularity, predict, remove
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.handlers import PosteriorMean
-from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.priors import identity_normal
 from tests.helpers import CONTEXT, VOCAB, bert, fill_B, pad

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, load, predict, save
-from bayes_adapters.batch import Frames
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
-from bayes_adapters.handlers import PosteriorMean
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.modalities.blocks import Blocks, describe_blocks
-from bayes_adapters.modalities.cp_factors import FusionFactors, ModalityFactors
-from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled
 from bayes_adapters.models import ConcatLoRA, Wander
+from bayes_adapters.models.multiplicative.factors import FusionFactors, ModalityFactors
+from bayes_adapters.models.multiplicative.fusion import cp_fusion_pooled
 from bayes_adapters.priors import zero_normal
 from bayes_adapters.surgery.folding import fold
 from tests.helpers import WIDTH, bert, logits, vit, whisper

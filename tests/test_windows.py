@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import VitDetConfig, VitDetModel
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, adapted_layers, predict, systems
+from bayes_adapters.backbones.windows import counted_tokens, window_side, windowed_layers
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA, StochasticCore, StochasticDown, Wander
-from bayes_adapters.windows import counted_tokens, window_side, windowed_layers
 from tests.helpers import CONTEXT, Linear, bert, fill_B, swin, vit, whisper
 
 NAMES = {1: ["q_proj", "v_proj", "o_proj"], 2: ["query", "value", "attention.output.dense"]}

@@ -34,12 +34,12 @@ from torch import Tensor
 
 from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.analysis.metrics import Decomposition
-from bayes_adapters.batch import Batch
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, choice, integer
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.model_checks import require_withholdable
-from bayes_adapters.predict import predict
+from bayes_adapters.inference._model_checks import require_withholdable
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.predictive import predict
 
 _MOST = 7  # modalities: 128 subsets
 
@@ -137,7 +137,7 @@ def attribute(
         data: one batch, or batches of one data set in order, all held in memory; targets are not looked at.
         modalities: what is attributed to; the others are always given. None means all that can be withheld.
         num_samples: S, posterior draws; the same ones for every subset.
-        chunk_size: draws per backbone pass, as in :func:`bayes_adapters.predict.predict`.
+        chunk_size: draws per backbone pass, as in :func:`bayes_adapters.predict`.
         method: see :class:`AttributionMethod`.
         seed: of the draws.
 

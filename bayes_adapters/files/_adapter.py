@@ -18,6 +18,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from bayes_adapters import priors, registry
+from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
+from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._folder import (
@@ -33,10 +35,8 @@ from bayes_adapters.files._folder import (
     write,
 )
 from bayes_adapters.files._folder import describe as describe
-from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.installation import adapted_layers, require_unadapted, restored_on_error
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.targets import Targets
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.model import AdapterModel
 
 _SAMPLE = 1024  # values of each parameter that the fingerprint looks at
 

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.targets import dimensions
 from bayes_adapters.errors import AdapterFileError
-from bayes_adapters.targets import dimensions
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."

@@ -20,6 +20,9 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
+from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.targets import Targets, dimensions
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._peft_folder import (
     CONFIG,
@@ -33,13 +36,10 @@ from bayes_adapters.files._peft_folder import (
     split,
 )
 from bayes_adapters.files._whole_file import replace_file
-from bayes_adapters.installation import adapted_layers, require_unadapted, restored_on_error
-from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.models import LoRA
-from bayes_adapters.pooling import Pooling
-from bayes_adapters.targets import Targets, dimensions
 
 HEAD = "bayes_adapters_head.safetensors"
 """A file of this library beside PEFT's, which PEFT does not read: the linear head and its pooling."""
@@ -65,7 +65,7 @@ def from_peft(
             adapters. If reading fails it is left as it was given.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         head: None as above; True takes over any single linear layer of the right shape; False none.
-        **options: ``pooling``, ``num_data`` or ``dropout`` of :class:`~bayes_adapters.model.AdapterModel`. Without
+        **options: ``pooling``, ``num_data`` or ``dropout`` of :class:`~bayes_adapters.AdapterModel`. Without
             ``pooling``, a head that is taken over brings its own.
 
     Returns:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from bayes_adapters.adapters.targets import dimensions
+from bayes_adapters.backbones.windows import GRID, window_side
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.predict import evaluating
-from bayes_adapters.targets import dimensions
-from bayes_adapters.windows import GRID, window_side
+from bayes_adapters.inference.predictive import evaluating
 
 NAMES = {
     "query": ("query", "query_proj", "q_proj", "q_lin", "q"),

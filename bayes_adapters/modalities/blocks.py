@@ -12,13 +12,13 @@ from enum import StrEnum
 
 from torch import nn
 
+from bayes_adapters.adapters.installation import require_unadapted
+from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.targets import dimensions
+from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import ConfigError, choice, near_matches
-from bayes_adapters.installation import require_unadapted
-from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.modalities._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
 from bayes_adapters.modalities.lockstep import Side, Tap
-from bayes_adapters.model_checks import hidden_width
-from bayes_adapters.targets import dimensions
 
 
 class Stage(StrEnum):

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import TOKEN_MASK, Batch
+from bayes_adapters.data.batch import TOKEN_MASK, Batch
+from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.errors import ConfigError, DataError, near_matches
-from bayes_adapters.model_checks import fold, require_length
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayes_adapters.adapters.forward_pass import current_pass
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.forward_pass import current_pass
 from bayes_adapters.sites import Site
 
 

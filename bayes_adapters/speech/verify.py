@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
-from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, whole_number
 from bayes_adapters.files import load, load_task
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.predict import predict
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.predictive import predict
 from bayes_adapters.speech.audio import read_audio
 
 TASK = "verify_prompts"

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.installation import adapted_layers
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site
 
 _AXIS = {Part.A: -2, Part.B: -1}  # where the ranks are in a site's shape

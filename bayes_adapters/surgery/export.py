@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import registry
+from bayes_adapters.adapters.installation import adapted_layers
+from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
+from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
-from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.handlers import mean_of
-from bayes_adapters.installation import adapted_layers
-from bayes_adapters.layer import AdaptedLinear
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
-from bayes_adapters.targets import Targets
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from bayes_adapters.adapters.installation import adapted_layers, remove
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.installation import adapted_layers, remove
-from bayes_adapters.layer import AdaptedLinear
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 
 
 @torch.no_grad()

@@ -25,10 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import AdapterFileError, ConfigError, whole_number
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.handlers import base_distribution
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Site, SiteCall
 from bayes_adapters.surgery._ranks import cut, require_factors
 

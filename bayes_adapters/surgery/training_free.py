@@ -18,23 +18,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.adapters.installation import adapted_layers, remove
+from bayes_adapters.adapters.targets import Targets
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
-from bayes_adapters.guide import AdapterGuide, require_pair
 from bayes_adapters.guides import TrainingFree
-from bayes_adapters.handlers import PosteriorMean, UnreadOutcome
-from bayes_adapters.installation import adapted_layers, remove
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.handlers import PosteriorMean, UnreadOutcome
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
-from bayes_adapters.model import AdapterModel
 from bayes_adapters.models import LoRA, StochasticDown
-from bayes_adapters.predict import evaluating, predict
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
 from bayes_adapters.surgery._noise_search import SearchLog as SearchLog
 from bayes_adapters.surgery._noise_search import SearchPoint as SearchPoint
-from bayes_adapters.targets import Targets
 
 
 def bayesianise(

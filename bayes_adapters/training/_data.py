@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, integer, whole_number
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part
 from bayes_adapters.training._random import epoch_seed
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from bayes_adapters.batch import Batch
-from bayes_adapters.elbo import ELBO
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, choice, integer, whole_number
-from bayes_adapters.guide import AdapterGuide, require_one_device
-from bayes_adapters.handlers import KLMode
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.elbo import ELBO
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device
+from bayes_adapters.inference.handlers import KLMode
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
 from bayes_adapters.training._loop import Loop, OnStep, Settings

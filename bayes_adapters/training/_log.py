@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from bayes_adapters.elbo import ElboTerms
 from bayes_adapters.errors import ConfigError, near_matches
+from bayes_adapters.inference.elbo import ElboTerms
 
 STEP_METRICS = ("loss", "nll", "kl", "kl_over_nll", "kl_weight", "lr", "grad_norm", "examples_per_second")
 """In every epoch's log."""

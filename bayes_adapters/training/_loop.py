@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bayes_adapters.analysis.diagnostics import collecting
-from bayes_adapters.batch import Batch
-from bayes_adapters.elbo import ELBO, ElboTerms
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import BayesAdaptersError, DataError
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.predict import evaluating, predict
+from bayes_adapters.inference.elbo import ELBO, ElboTerms
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
 from bayes_adapters.training._interrupt import uninterrupted

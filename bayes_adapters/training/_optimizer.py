@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError, NonFiniteError
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
 
 OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 

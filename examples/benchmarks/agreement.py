@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Batch, Bernoulli, Granularity, predict
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.handlers import KeyedDraws, base_distribution
+from bayes_adapters.inference.handlers import KeyedDraws
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.sites import SITE
 from examples.benchmarks.handwritten import disagreement

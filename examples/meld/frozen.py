@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bayes_adapters import Batch
 from bayes_adapters.errors import DataError
-from bayes_adapters.pooling import Pooling
+from bayes_adapters.heads.pooling import Pooling
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 """Weights of ½‖W‖²; the one with the lowest NLL on the dev utterances is taken."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from bayes_adapters.likelihoods import Gaussian
-from bayes_adapters.recipes import Decay
 from bayes_adapters.systems import SYSTEMS, build
+from bayes_adapters.systems.recipes import Decay
 from examples.speaking_time.data import Data
 from examples.speaking_time.experiment import Settings, Trained
 from examples.speaking_time.experiment import train as train_by

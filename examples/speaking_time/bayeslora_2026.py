@@ -25,9 +25,9 @@ from bayes_adapters.files import save
 from bayes_adapters.guides import Delta
 from bayes_adapters.likelihoods import Gaussian
 from bayes_adapters.models import LoRA
-from bayes_adapters.recipes import Decay, Rate, Recipe
 from bayes_adapters.surgery.pruning import PruneSchedule, write_log
 from bayes_adapters.systems import SYSTEMS, build
+from bayes_adapters.systems.recipes import Decay, Rate, Recipe
 from examples.speaking_time.data import Data
 from examples.speaking_time.experiment import Settings, Trained
 from examples.speaking_time.experiment import train as train_by

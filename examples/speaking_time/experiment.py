@@ -16,9 +16,9 @@ from bayes_adapters import AdapterGuide, AdapterModel, predict
 from bayes_adapters.files import save
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import StochasticFactors
-from bayes_adapters.recipes import Recipe
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.surgery.pruning import PruneRecord, PruneSchedule
+from bayes_adapters.systems.recipes import Recipe
 from bayes_adapters.training import fit
 from examples.speaking_time.data import Data, load, shortened
 from examples.speaking_time.intervals import spearman, variance_ratio
@@ -110,7 +110,7 @@ def train(
         task: the data.
         model: fresh.
         guide: its.
-        recipe: see :class:`bayes_adapters.recipes.Recipe`.
+        recipe: see :class:`bayes_adapters.systems.recipes.Recipe`.
         seed: of order and draws.
         draws: S, at test; None is the recipe's. A plain LoRA has one.
         prune: number of steps → when ranks are taken out; None takes none.

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.corruption import Condition
 from examples.verify_prompts.features import FrameStore

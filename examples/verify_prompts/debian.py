@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bayes_adapters._resources import say
+from bayes_adapters.backbones._resources import say
 from bayes_adapters.errors import MissingResourceError
 
 

@@ -25,9 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayes_adapters._resources import install_once, say
 from bayes_adapters.backbones import cache_folder, speech_encoder
-from bayes_adapters.batch import Frames
+from bayes_adapters.backbones._resources import install_once, say
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import DataError, near_matches
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.corruption import Condition, corrupt

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from bayes_adapters.backbones import SpeechEncoder
-from bayes_adapters.batch import Batch, Frames
+from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.errors import ConfigError, DataError
 from examples.verify_prompts.dataset import MISSING, Item, PairDataset, pad_tokens
 

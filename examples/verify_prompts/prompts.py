@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bayes_adapters._resources import install_once, say
 from bayes_adapters.backbones import cache_folder
+from bayes_adapters.backbones._resources import install_once, say
 from bayes_adapters.errors import ConfigError, DataError, unknown_name
 from examples.verify_prompts.debian import unpack_packages
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import Batch, adapted_layers, remove
+from bayes_adapters.adapters.forward_pass import ForwardPass, running
 from bayes_adapters.errors import DataError
-from bayes_adapters.forward_pass import ForwardPass, running
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.models import CoLA

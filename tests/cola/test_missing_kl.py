@@ -10,7 +10,7 @@ from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli
 from bayes_adapters.guides import Hypernetwork
-from bayes_adapters.handlers import KLMode
+from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.models import CoLA
 from tests.helpers import bert, token_batch, vit
 

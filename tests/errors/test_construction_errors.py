@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bayes_adapters import Bernoulli, Targets, adapted_layers
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import BayesAdaptersError, ConfigError, TargetError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
-from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.models import DiagonalCore, FusionLoRA, LoRA, StochasticCore
 from tests.errors.parts import INF, NAN, check
 from tests.helpers import CONTEXT, bert, core_model

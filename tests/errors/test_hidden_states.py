@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bayes_adapters import Batch, Bernoulli
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import CoLA, ConcatLoRA, FusionLoRA, LoRA, Wander
 from tests.helpers import WIDTH, whisper
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters._ctranslate2 import read_variables, whisper_from_variables
-from bayes_adapters._resources import wheel_folder
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
+from bayes_adapters.backbones._ctranslate2 import read_variables, whisper_from_variables
+from bayes_adapters.backbones._resources import wheel_folder
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.verify import as_stored

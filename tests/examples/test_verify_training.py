@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bayes_adapters import predict
+from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.installation import adapted_layers
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.dataset import MISSING
 from examples.verify_prompts.experiment import Trained, predict_all, train, validation_batches

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import bayes_adapters
 from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, load, predict, save
+from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.errors import AdapterFileError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, PooledContext
 from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticCore, StochasticDown
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.reliability import FrameDensity, Reliability
-from bayes_adapters.targets import Targets
 from tests.files.parts import Pair, pair, scramble
 from tests.helpers import CONTEXT, bert, gpt2, token_batch, vit, whisper
 

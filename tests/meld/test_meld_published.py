@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bayes_adapters import predict
-from bayes_adapters.handlers import base_distribution
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.sites import Granularity
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.surgery.training_free import bayesianise

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, evaluating, predict
-from bayes_adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.guides import RankWise
-from bayes_adapters.handlers import PosteriorMean
-from bayes_adapters.layer import AdaptedLinear
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import StochasticDown
 from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site

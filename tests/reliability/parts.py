@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayes_adapters import AdapterGuide, Batch, Frames
 from bayes_adapters.guides import CrossAttention, PooledContext
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import FrameDensity, Reliability
 from tests.helpers import CONTEXT, core_model, token_batch
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.handlers import base_distribution
 from bayes_adapters.reliability import Fallback, Reliability, fall_back
 from tests.reliability.parts import D, contexts, fitted, gaussians, rng
 

@@ -12,8 +12,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from bayes_adapters import ELBO, Batch, Frames, load, predict, save
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.handlers import PosteriorMean, base_distribution
+from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.reliability import Fallback, FrameDensity
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, assert_same, bert, core_model, moments, token_batch

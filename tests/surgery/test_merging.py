@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bayes_adapters import Bernoulli, adapted_layers
+from bayes_adapters.adapters.installation import adapters_disabled
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Hypernetwork
-from bayes_adapters.installation import adapters_disabled
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.merging import merge, merge_intra
 from tests.cola.parts import cola

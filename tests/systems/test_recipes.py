@@ -10,11 +10,11 @@ import torch
 
 from bayes_adapters import ELBO, predict
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.handlers import KLMode
-from bayes_adapters.recipes import Rate, Recipe, Unit, window
+from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.schedules import Blundell
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.systems import SYSTEMS
+from bayes_adapters.systems.recipes import Rate, Recipe, Unit, window
 from bayes_adapters.training import fit
 from bayes_adapters.training._optimizer import trainable
 from examples.matrix import SIZE

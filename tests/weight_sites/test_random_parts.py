@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from bayes_adapters import Batch, Bernoulli, adapted_layers, forward_pass
-from bayes_adapters import layer as layer_module
+from bayes_adapters import Batch, Bernoulli, adapted_layers
+from bayes_adapters.adapters import forward_pass
+from bayes_adapters.adapters import linear as layer_module
+from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.forward_pass import ForwardPass, Weight, running
-from bayes_adapters.layer import AdaptedLinear
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA
 from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites

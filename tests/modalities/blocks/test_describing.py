@@ -10,8 +10,8 @@ import torch
 import transformers as hf
 from torch import nn
 
+from bayes_adapters.adapters.installation import install
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.installation import install
 from bayes_adapters.modalities.blocks import Stage, describe_blocks
 from bayes_adapters.modalities.lockstep import run
 from tests.helpers import bert, gpt2, vit

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from bayes_adapters import Frames
-from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import (
+    CP,
+    FusionFactors,
+    FusionRule,
+    ModalityFactors,
+    Placement,
+    Tokens,
+)
+from bayes_adapters.models.multiplicative.module import CPFusion
 
 LENGTHS = {"text": 5, "audio": 7, "vision": 4}
 RULES = [

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bayes_adapters import Frames
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.modalities.cp_factors import FusionFactors, FusionRule, ModalityFactors, Placement
-from bayes_adapters.modalities.cp_fusion import cp_fusion
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import FusionFactors, FusionRule, ModalityFactors, Placement
+from bayes_adapters.models.multiplicative.fusion import cp_fusion
+from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import LENGTHS, drawn, full, inputs, same
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayes_adapters.modalities.cp_factors import FusionFactors, FusionRule, ModalityFactors
-from bayes_adapters.modalities.cp_fusion import cp_fusion
+from bayes_adapters.models.multiplicative.factors import FusionFactors, FusionRule, ModalityFactors
+from bayes_adapters.models.multiplicative.fusion import cp_fusion
 from tests.modalities.cp_fusion.parts import LENGTHS, RULES, drawn, gate_rows, inputs, name_of, same, tensors
 
 

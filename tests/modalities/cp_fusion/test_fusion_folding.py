@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
-from bayes_adapters.modalities.cp_fusion import cp_fusion_pooled
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import (
+    CP,
+    FusionFactors,
+    FusionRule,
+    ModalityFactors,
+    Placement,
+    Tokens,
+)
+from bayes_adapters.models.multiplicative.fusion import cp_fusion_pooled
+from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import LENGTHS, drawn, inputs, tensors, train
 
 

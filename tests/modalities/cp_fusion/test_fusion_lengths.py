@@ -12,9 +12,9 @@ from torch.nn.functional import gelu
 
 from bayes_adapters import Frames
 from bayes_adapters.errors import DataError
-from bayes_adapters.modalities.cp_factors import FusionRule
-from bayes_adapters.modalities.cp_fusion import cp_fusion, cp_fusion_pooled, cp_fusion_residual
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import FusionRule
+from bayes_adapters.models.multiplicative.fusion import cp_fusion, cp_fusion_pooled, cp_fusion_residual
+from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import LENGTHS, drawn, full, inputs, same
 
 

@@ -9,9 +9,9 @@ import torch
 
 from bayes_adapters import Frames
 from bayes_adapters.errors import DataError
-from bayes_adapters.modalities.cp_factors import FusionFactors, FusionRule
-from bayes_adapters.modalities.cp_fusion import cp_fusion, cp_fusion_pooled, cp_fusion_residual
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import FusionFactors, FusionRule
+from bayes_adapters.models.multiplicative.fusion import cp_fusion, cp_fusion_pooled, cp_fusion_residual
+from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import LENGTHS, RULES, drawn, full, gate_rows, inputs, name_of, same, tensors
 
 

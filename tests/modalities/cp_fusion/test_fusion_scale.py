@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bayes_adapters import Frames
-from bayes_adapters.modalities.cp_factors import CP, Placement
-from bayes_adapters.modalities.cp_module import CPFusion
+from bayes_adapters.models.multiplicative.factors import CP, Placement
+from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import inputs, tensors
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from bayes_adapters.modalities.cp_factors import Placement
-from bayes_adapters.modalities.cp_module import CPFusion, Init
+from bayes_adapters.models.multiplicative.factors import Placement
+from bayes_adapters.models.multiplicative.module import CPFusion, Init
 from tests.modalities.cp_fusion.parts import LENGTHS, inputs, train
 
 

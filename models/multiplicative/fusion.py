@@ -41,9 +41,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from bayes_adapters.batch import Frames
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, near_matches
-from bayes_adapters.modalities.cp_factors import (
+from bayes_adapters.models.multiplicative.factors import (
     CP,
     RELEASED,
     FusionFactors,
@@ -62,7 +62,7 @@ def cp_fusion(
 ) -> Frames | dict[str, Frames]:
     """Fuse by ``rule.placement``: :func:`cp_fusion_pooled` or :func:`cp_fusion_residual`; see there.
 
-    >>> from bayes_adapters.modalities.cp_factors import ModalityFactors
+    >>> from bayes_adapters.models.multiplicative.factors import ModalityFactors
     >>> ones = ModalityFactors(torch.ones(2, 4), torch.zeros(2), torch.ones(1, 2, 4), torch.ones(1, 3, 2))
     >>> frames = Frames(torch.randn(5, 3, 4), torch.ones(5, 3, dtype=torch.bool))
     >>> fused = cp_fusion({"text": frames, "audio": frames}, FusionFactors({"text": ones, "audio": ones}))

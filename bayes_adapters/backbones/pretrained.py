@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters._ctranslate2 import convert_whisper
-from bayes_adapters._resources import cache_folder as cache_folder
-from bayes_adapters._resources import hub_snapshot, install_once, say, wheel_folder
-from bayes_adapters.batch import Frames
+from bayes_adapters.backbones._ctranslate2 import convert_whisper
+from bayes_adapters.backbones._resources import cache_folder as cache_folder
+from bayes_adapters.backbones._resources import hub_snapshot, install_once, say, wheel_folder
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.speech.audio import SAMPLE_RATE, check_torchaudio
 
@@ -61,7 +61,7 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
         max_seconds: longest recording in seconds, above 0 and at most 30; rounded up to 0.02 s.
 
     Returns:
-        A callable that turns waveforms into :class:`~bayes_adapters.batch.Frames`.
+        A callable that turns waveforms into :class:`~bayes_adapters.data.batch.Frames`.
 
     Raises:
         ConfigError: ``max_seconds`` is out of range, or the model is no Whisper.

@@ -1,4 +1,4 @@
-"""The module that owns the factors of :mod:`bayes_adapters.modalities.cp_fusion` as plain parameters."""
+"""The module that owns the factors of :mod:`bayes_adapters.models.multiplicative.fusion` as plain parameters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayes_adapters.batch import Frames
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.modalities.cp_factors import CP, FusionFactors, FusionRule, ModalityFactors, Placement, Tokens
-from bayes_adapters.modalities.cp_fusion import cp_fusion
+from bayes_adapters.models.multiplicative.factors import (
+    CP,
+    FusionFactors,
+    FusionRule,
+    ModalityFactors,
+    Placement,
+    Tokens,
+)
+from bayes_adapters.models.multiplicative.fusion import cp_fusion
 
 
 class Init(StrEnum):
@@ -28,7 +35,7 @@ class Init(StrEnum):
 
 
 class CPFusion(nn.Module):
-    """Wander's fusion with deterministic factors; formulas in :mod:`bayes_adapters.modalities.cp_fusion`.
+    """Wander's fusion with deterministic factors; formulas in :mod:`bayes_adapters.models.multiplicative.fusion`.
 
     W and b start as :class:`torch.nn.Linear` starts them, ``null`` at ones (the product is then the other modalities').
 
@@ -157,7 +164,7 @@ class CPFusion(nn.Module):
             self.gate.zero_()
 
     def factors(self) -> FusionFactors:
-        """Return the parameters as :func:`bayes_adapters.modalities.cp_fusion.cp_fusion` takes them, not copied."""
+        """Return the parameters as :func:`~bayes_adapters.models.multiplicative.cp_fusion` takes them, not copied."""
         modalities = {
             name: ModalityFactors(
                 self.down[i],

@@ -12,12 +12,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import DataError, FoldError, integer, whole_number
-from bayes_adapters.guide import AdapterGuide, require_one_device, require_pair
-from bayes_adapters.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
+from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Prediction
-from bayes_adapters.model import AdapterModel
 
 _LOCK = threading.RLock()  # Pyro has one stack of handlers for all threads
 

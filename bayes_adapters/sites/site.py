@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.batch import Frames
+from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError
 
 SITE = "site"

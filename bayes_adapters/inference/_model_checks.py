@@ -1,15 +1,13 @@
-"""What models check before they run, and the two small things they all do: repeat rows, and know a backbone's width."""
+"""What models check before they run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from bayes_adapters.batch import TOKEN_MASK, Batch
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, near_matches
 
 
@@ -71,62 +69,3 @@ def check_batch(batch: Batch, device: torch.device) -> None:
                 "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
                 "was changed."
             )
-
-
-def require_length(
-    mask: Tensor, positions: int, where: str, key: str = f"inputs['{TOKEN_MASK}']", otherwise: str = ""
-) -> None:
-    """Raise :class:`DataError` unless ``mask`` has shape (rows, ``positions``).
-
-    Args:
-        mask: what marks real positions.
-        positions: how many there are.
-        where: what has them, with its verb, for the message: ``"the backbone returns"``.
-        key: the entry of the batch that holds a mask of another length than the inputs'.
-        otherwise: other remedies, for the message.
-    """
-    if mask.shape[1:] != (positions,):
-        raise DataError(
-            f"The mask of tokens has shape {tuple(mask.shape)} where {where} {positions} positions. If the backbone "
-            f"changes the length (wav2vec 2.0, Whisper), pass a mask of the new length as {key}{otherwise}."
-        )
-
-
-def fold(value: Tensor, samples: int) -> Tensor:
-    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B]."""
-    return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
-
-
-def hidden_width(backbone: nn.Module) -> int:
-    """Return the width of a Hugging Face model's hidden states, from its config."""
-    config = getattr(backbone, "config", None)
-    for name in ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd"):  # OPT-350m projects its hidden states
-        width = getattr(config, name, None)
-        if isinstance(width, int):
-            return width
-    raise ConfigError(
-        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
-    )
-
-
-def last_hidden_state(output: Any, backbone: nn.Module) -> Float[Tensor, "rows T d"]:
-    """Return the last hidden states of what ``backbone`` returned, of the width that its config names.
-
-    Raises:
-        ConfigError: there are none, or they have another shape or width.
-    """
-    hidden, name = getattr(output, "last_hidden_state", None), type(backbone).__name__
-    if hidden is None:
-        raise ConfigError(
-            f"{name} returns a {type(output).__name__} without last_hidden_state. Pass the transformer without a task "
-            "head, as AutoModel.from_pretrained(...) makes it, with return_dict=True."
-        )
-    width = hidden_width(backbone)
-    if hidden.dim() != 3 or hidden.shape[-1] != width:
-        raise ConfigError(
-            f"{name} returns hidden states of shape {tuple(hidden.shape)} and must return (rows, T, {width}), as wide "
-            "as its config says. Reformer's are twice as wide, and those of wav2vec 2.0 with add_adapter=True may be "
-            "of another width, while convolutional networks return maps: wrap the backbone in a module that returns "
-            "(rows, T, d) and whose config.hidden_size is d."
-        )
-    return hidden

@@ -13,15 +13,15 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters import guides, models
-from bayes_adapters._system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
-from bayes_adapters._system import System as System
+from bayes_adapters.adapters.installation import restored_on_error
 from bayes_adapters.errors import ConfigError, described, unknown_name
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.handlers import KLMode
-from bayes_adapters.installation import restored_on_error
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.handlers import KLMode
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.recipes import Decay, Rate, Recipe, Unit
+from bayes_adapters.systems._system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
+from bayes_adapters.systems._system import System as System
+from bayes_adapters.systems.recipes import Decay, Rate, Recipe, Unit
 
 
 def names() -> list[str]:

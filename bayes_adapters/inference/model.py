@@ -23,29 +23,28 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters._pyro import register_if_captured
-from bayes_adapters.batch import TOKEN_MASK, Batch, Frames
-from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
-from bayes_adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
-from bayes_adapters.installation import adapted_layers, adapters_disabled, install, require_unadapted, restored_on_error
-from bayes_adapters.layer import check_options, kaiming
-from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.model_checks import (
-    check_batch,
-    checked_ranks,
-    fold,
-    hidden_width,
-    last_hidden_state,
-    require_length,
-    require_trainable,
-    require_withholdable,
+from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
+from bayes_adapters.adapters.installation import (
+    adapted_layers,
+    adapters_disabled,
+    install,
+    require_unadapted,
+    restored_on_error,
 )
-from bayes_adapters.pooling import Pooling as Pooling
+from bayes_adapters.adapters.linear import check_options, kaiming
+from bayes_adapters.adapters.targets import Targets, linear_size, select
+from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
+from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
+from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
+from bayes_adapters.data.rows import fold, require_length
+from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
+from bayes_adapters.heads.pooling import Pooling as Pooling
+from bayes_adapters.inference._model_checks import check_batch, checked_ranks, require_trainable, require_withholdable
+from bayes_adapters.inference._pyro import register_if_captured
+from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
-from bayes_adapters.targets import Targets, linear_size, select
-from bayes_adapters.token_ids import check_token_ids, longest_texts
-from bayes_adapters.windows import counted_tokens, windowed_layers
 
 _BOTH_LAYOUTS = ("longformer", "led", "xlnet")
 """Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
@@ -76,7 +75,7 @@ class AdapterModel(nn.Module):
             has one target a token.
         num_data: N, the size of the data set; needed by global parts only.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
-        flipout: see :class:`bayes_adapters.layer.AdaptedLinear`; for a random A.
+        flipout: see :class:`~bayes_adapters.adapters.AdaptedLinear`; for a random A.
 
     Raises:
         TargetError: the targets match nothing.

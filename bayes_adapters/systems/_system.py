@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters import guides, models
+from bayes_adapters.adapters.targets import Targets, select
 from bayes_adapters.errors import TargetError
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.model import AdapterModel
-from bayes_adapters.recipes import Recipe
-from bayes_adapters.targets import Targets, select
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.systems.recipes import Recipe
 
 QUERY_VALUE = "query-value"
 """The value of ``targets`` that stands for the query and value projections, whatever the backbone calls them."""

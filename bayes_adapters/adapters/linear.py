@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters._base_weight import BaseWeight
+from bayes_adapters.adapters._base_weight import BaseWeight
+from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, current_pass
+from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.errors import ConfigError, whole_number
-from bayes_adapters.forward_pass import ForwardPass, Weight, current_pass
 from bayes_adapters.sites import Granularity, Part, Site
-from bayes_adapters.targets import linear_size
 
 _Weights = Mapping[tuple[Part, str], Weight]
 """(part, layer path) → global draw; empty for a layer without random parts, which may run outside a model."""
@@ -84,7 +84,7 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "rows *T d_in"]) -> Float[Tensor, "rows *T d_out"]:
         """Return the adapted layer's output, in the base layer's dtype.
 
-        A row is an example, or one of its windows: see :mod:`bayes_adapters.windows`.
+        A row is an example, or one of its windows: see :mod:`bayes_adapters.backbones.windows`.
         """
         out = self.base_layer(x)
         if not self.enabled:

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import ConfigError, DataError, FoldError
-from bayes_adapters.model_checks import require_length
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from bayes_adapters.adapters.linear import AdaptedLinear, check_options
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.layer import AdaptedLinear, check_options
 from bayes_adapters.sites import Site
 
 
@@ -27,7 +27,7 @@ def install(
 
     Args:
         backbone: changed in place; :func:`remove` restores it bit for bit.
-        paths: module paths, as :func:`bayes_adapters.targets.select` lists them.
+        paths: module paths, as :func:`bayes_adapters.adapters.targets.select` lists them.
         rank: r of every adapter.
         alpha: the scale's numerator; ``h = base(x) + alpha / rank · B E A x``.
         dropout: dropout probability on the adapters' input.

@@ -22,11 +22,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from bayes_adapters.batch import Batch
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.guide import AdapterGuide, require_pair
-from bayes_adapters.handlers import KLMode, KLWeight, base_distribution
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.handlers import KLMode, KLWeight
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
 from bayes_adapters.sites import SITE, SiteCall
 

@@ -13,10 +13,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
-from bayes_adapters._pyro import register_if_captured, untrace
+from bayes_adapters.distributions import base_distribution, mean_of
 from bayes_adapters.errors import ConfigError, described
-from bayes_adapters.handlers import base_distribution, mean_of
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference._pyro import register_if_captured, untrace
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from bayes_adapters.distributions import device_of, inverse_cdf, mean_of
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 
@@ -76,7 +77,7 @@ class UnreadOutcome(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == "obs" and not msg["is_observed"] and msg["value"] is None:
-            msg["value"] = torch.zeros(msg["fn"].shape(), device=_device(msg["fn"]))
+            msg["value"] = torch.zeros(msg["fn"].shape(), device=device_of(msg["fn"]))
 
 
 class KeyedDraws(Messenger):
@@ -107,13 +108,13 @@ class KeyedDraws(Messenger):
                 f"Draws of {msg['name']!r} have batch shape {tuple(shape[:2])}; expected samples × examples = "
                 f"({len(self.samples)}, {len(examples)}). Run the guide inside pyro.plate(name, S, dim=-2)."
             )
-        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), _device(msg["fn"]))
+        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), device_of(msg["fn"]))
         uniform = uniform.reshape(shape)
         if call.token_mask is not None:
             # Tokens are numbered among the real ones: left padding, too, must not move the noise.
             number = (call.token_mask.cumsum(-1) - 1).clamp_min(0)
             uniform = uniform[:, torch.arange(len(examples), device=uniform.device)[:, None], number]
-        msg["value"] = _inverse_cdf(msg["fn"], uniform)
+        msg["value"] = inverse_cdf(msg["fn"], uniform)
 
 
 def keyed_uniform(
@@ -145,52 +146,3 @@ def _mix(value: Tensor) -> Tensor:
     value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
     value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
     return value ^ _shift(value, 31)
-
-
-def base_distribution(fn: Any) -> Any:
-    """Return the elementwise distribution inside ``Independent``, mask and expansion wrappers."""
-    while hasattr(fn, "base_dist") and type(fn).__name__ in (
-        "Independent",
-        "MaskedDistribution",
-        "ExpandedDistribution",
-    ):
-        fn = fn.base_dist
-    return fn
-
-
-def mean_of(fn: Any, name: str) -> Tensor:
-    """Return the mean of the distribution of the site ``name``; raise :class:`ConfigError` if it is not known."""
-    try:
-        mean: Tensor = fn.mean
-    except NotImplementedError:
-        raise ConfigError(
-            f"The mean of {type(base_distribution(fn)).__name__}, the distribution of {name!r}, is not known, and "
-            "mean_only, flipout and to_lora need it. Do without them, or take another family, such as Normal."
-        ) from None
-    return mean
-
-
-def _device(fn: Any) -> torch.device:
-    base = base_distribution(fn)
-    for value in vars(base).values():
-        if isinstance(value, Tensor):
-            return value.device
-        if isinstance(value, torch.distributions.Distribution):  # LogNormal, Beta and transformed ones hold another
-            return _device(value)
-    mean: Tensor = fn.mean
-    return mean.device
-
-
-def _inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:
-    base = base_distribution(fn)
-    if type(base).__name__ == "Delta":
-        return fn.mean
-    if isinstance(base, torch.distributions.Bernoulli):
-        return (uniform < base.probs).to(uniform.dtype)
-    try:
-        return base.icdf(uniform)
-    except NotImplementedError:
-        raise ConfigError(
-            f"{type(base).__name__} has no inverse CDF, which repeatable draws need. Call predict(..., seed=None) "
-            "to draw with torch's generator instead; results then depend on the batch size."
-        ) from None

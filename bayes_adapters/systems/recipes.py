@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guide import AdapterGuide
-from bayes_adapters.handlers import KLMode
-from bayes_adapters.model import AdapterModel
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.handlers import KLMode
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import Blundell, Constant, KLSchedule
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.training._optimizer import trainable

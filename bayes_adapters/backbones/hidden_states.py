@@ -1,0 +1,45 @@
+"""The width of a backbone, and the last hidden states of what it returned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayes_adapters.errors import ConfigError
+
+
+def hidden_width(backbone: nn.Module) -> int:
+    """Return the width of a Hugging Face model's hidden states, from its config."""
+    config = getattr(backbone, "config", None)
+    for name in ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd"):  # OPT-350m projects its hidden states
+        width = getattr(config, name, None)
+        if isinstance(width, int):
+            return width
+    raise ConfigError(
+        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
+    )
+
+
+def last_hidden_state(output: Any, backbone: nn.Module) -> Float[Tensor, "rows T d"]:
+    """Return the last hidden states of what ``backbone`` returned, of the width that its config names.
+
+    Raises:
+        ConfigError: there are none, or they have another shape or width.
+    """
+    hidden, name = getattr(output, "last_hidden_state", None), type(backbone).__name__
+    if hidden is None:
+        raise ConfigError(
+            f"{name} returns a {type(output).__name__} without last_hidden_state. Pass the transformer without a task "
+            "head, as AutoModel.from_pretrained(...) makes it, with return_dict=True."
+        )
+    width = hidden_width(backbone)
+    if hidden.dim() != 3 or hidden.shape[-1] != width:
+        raise ConfigError(
+            f"{name} returns hidden states of shape {tuple(hidden.shape)} and must return (rows, T, {width}), as wide "
+            "as its config says. Reformer's are twice as wide, and those of wav2vec 2.0 with add_adapter=True may be "
+            "of another width, while convolutional networks return maps: wrap the backbone in a module that returns "
+            "(rows, T, d) and whose config.hidden_size is d."
+        )
+    return hidden

@@ -1,0 +1,5 @@
+"""What one call sees: batches, frames of context, and their rows."""
+
+from bayes_adapters.data.batch import TOKEN_MASK as TOKEN_MASK
+from bayes_adapters.data.batch import Batch as Batch
+from bayes_adapters.data.batch import Frames as Frames

@@ -1,0 +1,9 @@
+"""Likelihoods: how outputs of the head become a distribution of the target."""
+
+from bayes_adapters.likelihoods.base import Likelihood as Likelihood
+from bayes_adapters.likelihoods.classes import Bernoulli as Bernoulli
+from bayes_adapters.likelihoods.classes import Categorical as Categorical
+from bayes_adapters.likelihoods.prediction import Prediction as Prediction
+from bayes_adapters.likelihoods.real import Gaussian as Gaussian
+from bayes_adapters.likelihoods.real import HeteroscedasticGaussian as HeteroscedasticGaussian
+from bayes_adapters.likelihoods.tokens import Tagging as Tagging

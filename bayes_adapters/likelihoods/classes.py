@@ -1,0 +1,90 @@
+"""One class per example: Categorical and Bernoulli, and how draws of class probabilities are averaged."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.likelihoods._checks import require_class_numbers, require_reals
+from bayes_adapters.likelihoods.base import Likelihood, above_rounding
+from bayes_adapters.likelihoods.prediction import Prediction
+
+
+class ClassLikelihood(Likelihood):
+    """What likelihoods over C classes share: C itself, and how draws of class probabilities are averaged."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ConfigError(f"num_classes must be a whole number of at least 2; got {num_classes}.")
+        self.num_outputs = num_classes
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        probs = fn.probs.double()
+        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+        return _classes(mean, _entropy(mean), aleatoric, num_samples)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_outputs}
+
+
+class Categorical(ClassLikelihood):
+    """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
+
+    Args:
+        num_classes: C ≥ 2.
+    """
+
+    name: ClassVar[str] = "categorical"
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return dist.Categorical(logits=outputs.float())
+
+    def check(self, targets: Tensor) -> None:
+        require_class_numbers(targets, self.num_outputs)
+
+
+class Bernoulli(Likelihood):
+    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels)."""
+
+    name: ClassVar[str] = "bernoulli"
+    num_outputs = 1
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return dist.Bernoulli(logits=outputs[..., 0].float(), validate_args=False)
+
+    def check(self, targets: Tensor) -> None:
+        require_reals(targets)
+        bad = (targets < 0) | (targets > 1)
+        if bool(bad.any()):
+            raise DataError(
+                f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
+            )
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        logits = fn.logits.double()
+        both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
+        return {"mean": both[..., 0].sum(0), "entropy": _entropy(both).sum(0)}
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+        return _classes(mean, _entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(-1)
+
+
+def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
+    # Jensen: total >= aleatoric. The sums are float64, so rounding makes a difference of about 1e-15 at most.
+    epistemic = above_rounding(total - aleatoric)
+    parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
+    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples)

@@ -1,0 +1,48 @@
+"""One class per real token of a sequence."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from bayes_adapters.distributions import IGNORED, TokenLabels
+from bayes_adapters.errors import DataError
+from bayes_adapters.likelihoods.classes import ClassLikelihood
+
+
+class Tagging(ClassLikelihood):
+    """``y_t ~ Categorical(softmax(f_t))`` for every real token t, with targets int64 of shape (B, T).
+
+    Density: ``log p(y | x, E) = Σ_t log softmax(f_t)[y_t]`` over real tokens whose target is not −100; the nll of an
+    example is that **sum**, not its mean: an example is one datum of the ELBO, and its labels are its evidence. At
+    padding a target may be any class, or −100. A draw of the cores explains all labels of an example together, so
+    ``log_density`` is joint, while probabilities (B, T, C) and entropies (B, T), zero at padding, are each token's own.
+
+    Args:
+        num_classes: C ≥ 2.
+    """
+
+    name: ClassVar[str] = "tagging"
+    per_token: ClassVar[bool] = True
+
+    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+        return self.of_tokens(outputs, None)
+
+    def of_tokens(self, outputs: Tensor, real: Tensor | None) -> TorchDistributionMixin:
+        return TokenLabels(outputs.float(), real, validate_args=False)
+
+    def check(self, targets: Tensor) -> None:
+        if targets.dim() != 2 or targets.is_floating_point():
+            raise DataError(
+                f"Tagging needs one target a token, int64 of shape (B, T); got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}. For one class an example take Categorical."
+            )
+        bad = (targets != IGNORED) & ((targets < 0) | (targets >= self.num_outputs))
+        if bool(bad.any()):
+            raise DataError(
+                f"Targets must be class numbers 0 … {self.num_outputs - 1}, or {IGNORED} where a token has no label; "
+                f"got {targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too "
+                "small, or are labels counted from 1?"
+            )

@@ -1,0 +1,7 @@
+"""Priors over the random parts of an adapter."""
+
+from bayes_adapters.priors.prior import Prior as Prior
+from bayes_adapters.priors.prior import PriorLike as PriorLike
+from bayes_adapters.priors.prior import from_json as from_json
+from bayes_adapters.priors.prior import identity_normal as identity_normal
+from bayes_adapters.priors.prior import zero_normal as zero_normal

@@ -1,0 +1,6 @@
+"""Trust in a context by its density under the training contexts."""
+
+from bayes_adapters.reliability.frame_density import FrameDensity as FrameDensity
+from bayes_adapters.reliability.reliability import Fallback as Fallback
+from bayes_adapters.reliability.reliability import Reliability as Reliability
+from bayes_adapters.reliability.reliability import fall_back as fall_back

@@ -1,0 +1,150 @@
+"""How far a context lies from the contexts seen in training, and a posterior that is less sure there.
+
+An amortised posterior is confident wherever its network happens to be, also on recordings unlike any it was trained
+on. Here the trust in the context is explicit: a density over frames gives a weight γ in (0, 1], and the posterior
+becomes the Gaussian with the moments of the mixture ``γ q + (1 − γ) f``: with probability 1 − γ the network is not to
+be believed, and then f is what is left. f is the prior, or a Gaussian as wide as one likes around the posterior's mean:
+the first forgets what was heard, the second keeps the best guess and makes its draws disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from bayes_adapters.data.batch import Frames
+from bayes_adapters.distributions import base_distribution
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.reliability.frame_density import FrameDensity
+
+
+class Fallback(StrEnum):
+    """What is left of a posterior whose context cannot be trusted."""
+
+    WIDEN = "widen"
+    """f = N(μ_q, s²): the mean stays, the scale grows to s."""
+    PRIOR = "prior"
+    """f = N(E_p[E], s²): the prior, or one of another scale s."""
+
+
+def fall_back(
+    posterior: TorchDistributionMixin,
+    prior: TorchDistributionMixin,
+    weight: Float[Tensor, " B"],
+    scale: float | None = None,
+    mode: Fallback = Fallback.WIDEN,
+) -> TorchDistributionMixin:
+    """Return the Gaussian with the moments of ``γ q + (1 − γ) f``, for elementwise Gaussians.
+
+    ``μ = γ μ_q + (1−γ) μ_f``, ``σ² = γ σ_q² + (1−γ) s² + γ (1−γ) (μ_q − μ_f)²``.
+
+    Args:
+        posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
+        prior: Gaussian that broadcasts to the posterior.
+        weight: γ, shape (B,).
+        scale: s, the standard deviation of f; None takes the prior's.
+        mode: whether μ_f is the posterior's mean or the prior's.
+
+    Raises:
+        ConfigError: posterior or prior is not Gaussian.
+    """
+    q, p = base_distribution(posterior), base_distribution(prior)
+    if not isinstance(q, torch.distributions.Normal) or not isinstance(p, torch.distributions.Normal):
+        raise ConfigError(
+            f"Falling back to the prior needs Gaussians; the posterior is {type(q).__name__}, the prior "
+            f"{type(p).__name__}. Take a Normal prior, or build the guide without reliability=."
+        )
+    gamma = weight[:, None, None, None]
+    centre = q.loc if mode is Fallback.WIDEN else p.loc
+    variance = gamma * q.scale.square() + (1 - gamma) * (p.scale.square() if scale is None else scale**2)
+    variance = variance + gamma * (1 - gamma) * (q.loc - centre).square()
+    loc = q.loc if mode is Fallback.WIDEN else gamma * q.loc + (1 - gamma) * centre
+    return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(2)
+
+
+class Reliability(nn.Module):
+    """Makes a guide less sure of contexts unlike those of training; guides that read context take ``reliability=``.
+
+    Formula: ``q ← N(moments of γ q + (1 − γ) f)`` with γ = ``density(frames)``; :func:`fall_back` writes them out.
+
+    Args:
+        density: fitted to the training contexts of the guide's modality.
+        fallback: ``"widen"``, f = N(μ_q, s²), or ``"prior"``, f = N(E_p[E], s²); see :class:`Fallback`.
+        scale: s, a standard deviation; None takes the prior's.
+
+    Raises:
+        ConfigError: ``density`` is no :class:`FrameDensity`, ``fallback`` is unknown, or ``scale`` no scale.
+
+    >>> Reliability(FrameDensity(context_dim=3, components=1), "prior", scale=1.0).config()
+    {'density': {'context_dim': 3, 'components': 1}, 'fallback': 'prior', 'scale': 1.0}
+    """
+
+    def __init__(
+        self, density: FrameDensity, fallback: Fallback | str = Fallback.WIDEN, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(density, FrameDensity):
+            raise ConfigError(
+                f"density must be a FrameDensity; got a {type(density).__name__}. Make one with FrameDensity.fit; a "
+                "configuration goes to Reliability.from_config."
+            )
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if scale is not None and not (number and 0 < scale < math.inf):
+            raise ConfigError(
+                f"scale is a standard deviation and must be a positive, finite number, or None; got {scale!r}."
+            )
+        self.density, self.fallback, self.scale = density, choice(Fallback, "fallback", fallback), scale
+
+    def forward(
+        self,
+        posterior: TorchDistributionMixin,
+        prior: TorchDistributionMixin,
+        frames: Frames | None,
+        scratch: dict[str, Tensor],
+    ) -> TorchDistributionMixin:
+        """Return ``posterior``, fallen back as far as each example's frames lie from the training contexts.
+
+        Args:
+            posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
+            prior: Gaussian that broadcasts to the posterior.
+            frames: the B contexts; None where the whole batch has none, and nothing is changed.
+            scratch: lives as long as a forward pass: its sites share γ, which is computed once.
+
+        Raises:
+            ConfigError: the density is not fitted, or a distribution is not Gaussian.
+        """
+        if frames is None:
+            return posterior
+        key = f"reliability-{id(self)}"
+        if key not in scratch:
+            scratch[key] = self.density(frames)
+        return fall_back(posterior, prior, scratch[key], self.scale, self.fallback)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_config` needs, as JSON; the density's tensors are saved with the guide's."""
+        return {"density": self.density.config(), "fallback": self.fallback.value, "scale": self.scale}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Reliability:
+        """Build what :meth:`config` describes, with an unfitted density whose tensors are loaded next.
+
+        Raises:
+            ConfigError: an entry is missing, surplus, or out of range.
+        """
+        density: Any = config.get("density")
+        known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
+        if not known or density.keys() != {"context_dim", "components"}:
+            raise ConfigError(
+                "A reliability's configuration has density (context_dim, components), fallback and scale, as "
+                f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
+                "Reliability(FrameDensity.fit(...))."
+            )
+        return cls(FrameDensity(**density), config["fallback"], config["scale"])

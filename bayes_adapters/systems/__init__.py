@@ -1,0 +1,11 @@
+"""Published systems by name: a model, a guide and a recipe each."""
+
+from bayes_adapters.systems.recipes import Decay as Decay
+from bayes_adapters.systems.recipes import Rate as Rate
+from bayes_adapters.systems.recipes import Recipe as Recipe
+from bayes_adapters.systems.recipes import Unit as Unit
+from bayes_adapters.systems.recipes import window as window
+from bayes_adapters.systems.table import PROCEDURES as PROCEDURES
+from bayes_adapters.systems.table import SYSTEMS as SYSTEMS
+from bayes_adapters.systems.table import build as build
+from bayes_adapters.systems.table import names as names
