@@ -11,13 +11,13 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from bayes_adapters import backbones
 from bayes_adapters.backbones import (
     SPEECH_ENCODER,
     TEXT_BACKBONE,
     SpeechEncoder,
     _resources,
     locate,
+    pretrained,
     speech_encoder,
     text_backbone,
 )
@@ -171,7 +171,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(monkeypatch: pytest.MonkeyPatc
 def test_the_hub_is_used_when_it_gives_the_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(backbones, "hub_snapshot", lambda name: tmp_path)
+    monkeypatch.setattr(pretrained, "hub_snapshot", lambda name: tmp_path)
     assert locate(TEXT_BACKBONE) == tmp_path
     assert "from the Hugging Face hub" in capsys.readouterr().err
 

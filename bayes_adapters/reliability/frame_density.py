@@ -13,15 +13,20 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError
 
+_LOW = 0.01
+"""The share of contexts like those of training that lie below the lower limit."""
+
 
 class FrameDensity(nn.Module):
     """K Gaussians over single frames, one for each kind of training context (clean, noisy, …).
 
     Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
-    ``γ(a) = exp(−max(0, d(a) − limit) / tail)``. ``limit`` is a quantile (95 %) of d on held-out contexts, so that
-    about 95 % of contexts like those of training keep γ = 1; ``tail`` is the distance of that quantile (of the 95 %
-    one, where a lower limit is asked for) to the median. A missing context has γ = 1: what it means is learned, through
-    the guide's null context.
+    ``γ(a) = exp(−max(0, d(a) − limit) / tail − max(0, low − d(a)) / low_tail)``. ``limit`` is a quantile (95 %) of d on
+    held-out contexts; ``tail`` is the distance of that quantile (of the 95 % one, where a lower limit is asked for) to
+    the median. ``low`` is the 1 % quantile and ``low_tail`` its distance to the median: frames that hardly vary (a blurred
+    or muted recording) lie nearer to the mean than any frame of training did, and are as foreign as frames far from it.
+    About 94 % of contexts like those of training keep γ = 1. A missing context has γ = 1: what it means is learned,
+    through the guide's null context.
 
     The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 
@@ -31,22 +36,28 @@ class FrameDensity(nn.Module):
     Args:
         context_dim: width of a frame.
         components: K.
+        two_sided: whether there is a lower limit; adapters saved before there was one have none.
     """
 
     means: Float[Tensor, "K d"]
     whitening: Float[Tensor, "K d d"]
     limit: Float[Tensor, ""]
     tail: Float[Tensor, ""]
+    low: Float[Tensor, ""]
+    low_tail: Float[Tensor, ""]
 
-    def __init__(self, context_dim: int, components: int) -> None:
+    def __init__(self, context_dim: int, components: int, *, two_sided: bool = False) -> None:
         super().__init__()
         if components < 1:
             raise ConfigError(f"A frame density needs at least one component; got {components}.")
-        self.context_dim, self.components = context_dim, components
+        self.context_dim, self.components, self.two_sided = context_dim, components, two_sided
         self.register_buffer("means", torch.zeros(components, context_dim))
         self.register_buffer("whitening", torch.eye(context_dim).repeat(components, 1, 1))
         self.register_buffer("limit", torch.tensor(float("inf")))
         self.register_buffer("tail", torch.tensor(1.0))
+        if two_sided:
+            self.register_buffer("low", torch.tensor(0.0))
+            self.register_buffer("low_tail", torch.tensor(1.0))
 
     @classmethod
     @torch.no_grad()
@@ -57,6 +68,7 @@ class FrameDensity(nn.Module):
         *,
         ridge: float = 1e-3,
         quantile: float = 0.95,
+        two_sided: bool = True,
     ) -> FrameDensity:
         """Estimate one Gaussian per group of frames, and the limit on held-out contexts.
 
@@ -68,6 +80,7 @@ class FrameDensity(nn.Module):
             ridge: added to each covariance's diagonal, as a share of its mean.
             quantile: the share of contexts like ``held_out`` that keep γ = 1, above 0.5 and below 1. A higher one
                 distrusts fewer familiar contexts, and unfamiliar ones later.
+            two_sided: whether contexts nearer to the means than those of training are distrusted too.
 
         Returns:
             The density, float32, on the device of the first group; all groups and contexts must be there.
@@ -103,7 +116,7 @@ class FrameDensity(nn.Module):
             raise DataError(
                 f"The quantile {far:g} needs at least {needed} held-out contexts; got {count}. Hold out more examples."
             )
-        density = cls(widths[0], len(groups)).to(groups[0].device)
+        density = cls(widths[0], len(groups), two_sided=two_sided).to(groups[0].device)
         for k, frames in enumerate(groups):
             density.means[k], density.whitening[k] = _gaussian(frames.double(), ridge, k)
         distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
@@ -112,10 +125,13 @@ class FrameDensity(nn.Module):
                 f"{int((~distances.isfinite()).sum())} of {count} held-out contexts have no finite distance: they hold "
                 "NaN, infinite or huge values. Look at these recordings; silent or corrupt ones are the usual cause."
             )
-        levels = torch.tensor([0.5, quantile, far], device=distances.device)
-        median, limit, edge = distances.quantile(levels).unbind()
+        levels = torch.tensor([_LOW, 0.5, quantile, far], device=distances.device)
+        low, median, limit, edge = distances.quantile(levels).unbind()
         density.limit.copy_(limit)
         density.tail.copy_((edge - median).clamp_min(1e-6))
+        if two_sided:
+            density.low.copy_(low)
+            density.low_tail.copy_((median - low).clamp_min(1e-6))
         return density
 
     def distance(self, frames: Frames) -> Float[Tensor, " B"]:
@@ -141,11 +157,17 @@ class FrameDensity(nn.Module):
                 "The frame density is not fitted, so it would trust every context. Make it with FrameDensity.fit, or "
                 "load an adapter that was saved with one."
             )
-        return torch.exp(-(self.distance(frames) - self.limit).clamp_min(0.0) / self.tail)
+        distance = self.distance(frames)
+        beyond = (distance - self.limit).clamp_min(0.0) / self.tail
+        if self.two_sided:
+            short = (self.low - distance).clamp_min(0.0) / self.low_tail
+            beyond = beyond + short.masked_fill(~frames.present, 0.0)  # a missing context has distance 0
+        return torch.exp(-beyond)
 
-    def config(self) -> dict[str, int]:
+    def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
-        return {"context_dim": self.context_dim, "components": self.components}
+        sides = {"two_sided": True} if self.two_sided else {}
+        return {"context_dim": self.context_dim, "components": self.components, **sides}
 
 
 def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:

@@ -141,7 +141,7 @@ class Reliability(nn.Module):
         """
         density: Any = config.get("density")
         known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
-        if not known or density.keys() != {"context_dim", "components"}:
+        if not known or density.keys() - {"two_sided"} != {"context_dim", "components"}:
             raise ConfigError(
                 "A reliability's configuration has density (context_dim, components), fallback and scale, as "
                 f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "

@@ -5,6 +5,8 @@ from bayes_adapters.systems.recipes import Rate as Rate
 from bayes_adapters.systems.recipes import Recipe as Recipe
 from bayes_adapters.systems.recipes import Unit as Unit
 from bayes_adapters.systems.recipes import window as window
+from bayes_adapters.systems.system import System as System
+from bayes_adapters.systems.system import query_value as query_value
 from bayes_adapters.systems.table import PROCEDURES as PROCEDURES
 from bayes_adapters.systems.table import SYSTEMS as SYSTEMS
 from bayes_adapters.systems.table import build as build

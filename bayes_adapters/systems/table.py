@@ -19,9 +19,9 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.systems._system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
-from bayes_adapters.systems._system import System as System
 from bayes_adapters.systems.recipes import Decay, Rate, Recipe, Unit
+from bayes_adapters.systems.system import MEANINGS, ON_TOKENS, QUERY_VALUE, query_value, required
+from bayes_adapters.systems.system import System as System
 
 
 def names() -> list[str]:

@@ -72,6 +72,22 @@ def test_gamma_is_one_up_to_the_limit_and_then_falls_exponentially() -> None:
     assert float(gamma[0]) == 1.0
 
 
+@pytest.mark.parametrize("width", [8, 64])
+def test_frames_that_hardly_vary_are_as_foreign_as_frames_far_away(width: int) -> None:
+    torch.manual_seed(0)
+
+    def at(scale: float) -> Frames:
+        return Frames(scale * torch.randn(40, 25, width), torch.ones(40, 25, dtype=torch.bool))
+
+    density = FrameDensity.fit([torch.randn(4000, width)], [at(1.0)])
+    assert float(density(at(1.0)).mean()) > 0.9
+    assert [float(density(at(scale)).max()) < 0.05 for scale in (0.0, 0.3, 2.0, 10.0)] == [True] * 4
+    one_sided = FrameDensity.fit([torch.randn(4000, width)], [at(1.0)], two_sided=False)
+    assert float(one_sided(at(0.0)).min()) == 1.0
+    assert "two_sided" not in one_sided.config()
+    assert FrameDensity(**density.config()).load_state_dict(density.state_dict())
+
+
 def test_missing_context_is_trusted_and_an_infinitely_far_one_is_not() -> None:
     density = fitted()
     values = torch.full((2, 3, D), 1e30)
@@ -86,7 +102,7 @@ def test_the_limit_lets_the_wanted_share_of_contexts_like_those_of_training_pass
         *(torch.cat(t) for t in zip(*[_parts(contexts(1000, 800 + s, shift=s)) for s in (0, 20)], strict=True))
     )
     share = float((density(fresh) == 1.0).float().mean())
-    wanted = 0.95 if quantile is None else quantile
+    wanted = (0.95 if quantile is None else quantile) - 0.01  # a hundredth lies below the lower limit
     assert abs(share - wanted) <= (0.03 if quantile is None else 0.06)  # 400 held-out contexts: ±1 % and ±2 %
     distances = density.distance(fresh)
     assert float(distances.median()) == pytest.approx(float(fitted().limit - density.tail), rel=0.1)
