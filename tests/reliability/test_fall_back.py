@@ -84,7 +84,8 @@ def test_errors_of_reliability() -> None:
 
 def test_reliability_comes_back_from_its_config_unfitted() -> None:
     config = Reliability(fitted(), "prior", 0.5).config()
-    assert config == {"density": {"context_dim": D, "components": 2}, "fallback": "prior", "scale": 0.5}
+    density = {"context_dim": D, "components": 2, "two_sided": True}
+    assert config == {"density": density, "fallback": "prior", "scale": 0.5}
     again = Reliability.from_config(json.loads(json.dumps(config)))
     assert again.config() == config
     assert again.density.means.shape == (2, D)
