@@ -23,8 +23,8 @@ class FrameDensity(nn.Module):
     Formula: ``d(a) = min_k mean_s (a_s − m_k)ᵀ C_k⁻¹ (a_s − m_k) / width``, about 1 on training contexts, and
     ``γ(a) = exp(−max(0, d(a) − limit) / tail − max(0, low − d(a)) / low_tail)``. ``limit`` is a quantile (95 %) of d on
     held-out contexts; ``tail`` is the distance of that quantile (of the 95 % one, where a lower limit is asked for) to
-    the median. ``low`` is the 1 % quantile and ``low_tail`` its distance to the median: frames that hardly vary (a blurred
-    or muted recording) lie nearer to the mean than any frame of training did, and are as foreign as frames far from it.
+    the median. ``low`` is the 1 % quantile and ``low_tail`` its distance to the median: frames that hardly vary (a
+    muted recording) lie nearer to the mean than any frame of training, and are as foreign as frames far from it.
     About 94 % of contexts like those of training keep γ = 1. A missing context has γ = 1: what it means is learned,
     through the guide's null context.
 
