@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bayes_adapters.analysis._checks import checked_classes, checked_confidence, checked_scores
 from bayes_adapters.errors import DataError
 
 
@@ -39,7 +40,7 @@ def correct(probs: Tensor, targets: Tensor) -> Bool[Tensor, " N"]:
     >>> correct(torch.tensor([0.9, 0.6]), torch.tensor([1, 0]))
     tensor([ True, False])
     """
-    p, y = _classes(probs, targets)
+    p, y = checked_classes(probs, targets)
     return p.argmax(-1) == y
 
 
@@ -75,10 +76,10 @@ def nll(probs: Tensor, targets: Tensor, *, log: bool = False, clamp: float = 1e-
         raise DataError(f"clamp must lie between 0 and 1 (default 1e-7); got {clamp}.")
     if log:
         logs = probs.detach().double().cpu()
-        _, y = _classes(logs.exp(), targets)
+        _, y = checked_classes(logs.exp(), targets)
         logs = torch.stack([torch.log(-torch.expm1(logs.clamp(max=0))), logs], -1) if logs.dim() == 1 else logs
     else:
-        p, y = _classes(probs, targets)
+        p, y = checked_classes(probs, targets)
         logs = p.log()
     floor = float(torch.tensor(clamp, dtype=torch.float64).log())
     return float(-logs.gather(-1, y[:, None]).clamp(min=floor, max=0).mean())
@@ -94,7 +95,7 @@ def brier(probs: Tensor, targets: Tensor) -> float:
     >>> brier(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]))
     2.0
     """
-    p, y = _classes(probs, targets)
+    p, y = checked_classes(probs, targets)
     return float((p - torch.nn.functional.one_hot(y, p.shape[1])).square().sum(-1).mean())
 
 
@@ -111,7 +112,7 @@ def ece(probs: Tensor, targets: Tensor, bins: int = 15) -> float:
     """
     from torchmetrics.functional.classification import binary_calibration_error
 
-    confidence, right = _confidence(probs, targets, bins)
+    confidence, right = checked_confidence(probs, targets, bins)
     return float(binary_calibration_error(confidence, right.long(), n_bins=bins, norm="l1"))
 
 
@@ -121,7 +122,7 @@ def reliability_bins(probs: Tensor, targets: Tensor, bins: int = 15) -> Reliabil
     >>> reliability_bins(torch.tensor([0.9, 0.3, 0.2]), torch.tensor([1, 0, 1]), bins=4).count
     tensor([0, 0, 1, 2])
     """
-    confidence, right = _confidence(probs, targets, bins)
+    confidence, right = checked_confidence(probs, targets, bins)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")
     where = torch.bucketize(confidence, edges, right=True) - 1
     count = torch.bincount(where, minlength=bins)
@@ -135,7 +136,7 @@ def auc(probs: Tensor, targets: Tensor, positive: int = 1) -> float:
     >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.75
     """
-    p, y = _classes(probs, targets)
+    p, y = checked_classes(probs, targets)
     if not 0 <= positive < p.shape[1]:
         raise DataError(f"positive must name one of the {p.shape[1]} classes, 0 to {p.shape[1] - 1}; got {positive}.")
     return auroc(p[:, positive], y == positive)
@@ -153,7 +154,7 @@ def auroc(score: Tensor, positives: Tensor) -> float:
     """
     from torchmetrics.functional.classification import binary_auroc
 
-    s, e = _ranked(score, positives, "score", "positives")
+    s, e = checked_scores(score, positives, "score", "positives")
     if not bool(((e == 0) | (e == 1)).all()):
         raise DataError("positives must be bool or 0/1. For a graded loss use risk_coverage.")
     if e.min() == e.max():
@@ -178,7 +179,7 @@ def risk_coverage(uncertainty: Tensor, error: Tensor) -> tuple[Float[Tensor, " N
     >>> risk_coverage(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 0, 1]))[1]
     tensor([0.0000, 0.0000, 0.3333], dtype=torch.float64)
     """
-    u, e = _ranked(uncertainty, error, "uncertainty", "error")
+    u, e = checked_scores(uncertainty, error, "uncertainty", "error")
     _, tie, count = torch.unique(u, return_inverse=True, return_counts=True)
     mean = torch.bincount(tie, e) / count
     k = torch.arange(1, len(u) + 1, dtype=torch.float64, device="cpu")
@@ -258,41 +259,3 @@ def decompose(probs_samples: Tensor) -> Decomposition:
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.device.type == "mps" else x.double()  # MPS has no float64
-
-
-def _classes(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Check and return class probabilities (N, C) float64 and targets (N,) int64, on the CPU."""
-    p, y = probs.detach().cpu().double(), targets.detach().cpu()
-    if p.dim() not in (1, 2) or y.shape != p.shape[:1] or not len(p) or (p.dim() == 2 and p.shape[1] < 2):
-        raise DataError(
-            "probs must be P(y=1) of shape (N,) or class probabilities (N, C >= 2) and targets (N,), N >= 1; got "
-            f"{tuple(probs.shape)} and {tuple(targets.shape)}. Is the sample dimension still there? Average over it."
-        )
-    if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
-        raise DataError(
-            f"probs must lie in [0, 1]; got values from {p.min():.3g} to {p.max():.3g}. Logits need sigmoid or softmax "
-            "first; log-probabilities are only for nll(..., log=True)."
-        )
-    if p.dim() == 2 and not bool(((p.sum(-1) - 1).abs() <= 0.02).all()):
-        raise DataError("Each row of probs must sum to 1. Independent labels are scored one by one, each as (N,).")
-    p = p.clamp(0, 1)
-    p = torch.stack([1 - p, p], -1) if p.dim() == 1 else p
-    if not bool(((y == y.long()) & (y >= 0) & (y < p.shape[1])).all()):
-        raise DataError(f"targets must be class numbers 0 to {p.shape[1] - 1}; got {torch.unique(y).tolist()[:8]}.")
-    return p, y.long()
-
-
-def _confidence(probs: Tensor, targets: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    if bins < 1:
-        raise DataError(f"bins must be at least 1 (default 15); got {bins}.")
-    p, y = _classes(probs, targets)
-    return p.amax(-1).clamp(max=1 - 2**-53), p.argmax(-1) == y
-
-
-def _ranked(score: Tensor, error: Tensor, first: str, second: str) -> tuple[Tensor, Tensor]:
-    s, e = score.detach().cpu().double(), error.detach().cpu().double()
-    if s.dim() != 1 or s.shape != e.shape or not len(s):
-        raise DataError(f"{first} and {second} must both be (N,), N >= 1; got {tuple(s.shape)} and {tuple(e.shape)}.")
-    if bool(s.isnan().any() | e.isnan().any()):
-        raise DataError(f"{first} and {second} must not be NaN. Did a sample overflow before the average?")
-    return s, e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.reliability._checks import check_training_contexts, require_covariance, require_finite_distances
 
 _LOW = 0.01
 """The share of contexts like those of training that lie below the lower limit."""
@@ -90,41 +90,13 @@ class FrameDensity(nn.Module):
             DataError: no groups, a group with too few frames, frames that are constant, not finite or of different
                 widths, or too few held-out contexts.
         """
-        if not 0.5 < quantile < 1:
-            raise ConfigError(f"quantile is a share of held-out contexts, between 0.5 and 1; got {quantile}.")
-        for name, given in (("groups", groups), ("held_out", held_out)):
-            if isinstance(given, Tensor | Frames):
-                raise ConfigError(f"{name} must be a list of {type(given).__name__}; got one alone. Pass [{name}].")
-        groups, held_out = list(groups), list(held_out)
-        _check_kinds(groups, held_out)
-        if not groups:
-            raise DataError("A frame density needs at least one group of training frames; got none.")
-        widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})
-        if len(widths) != 1:
-            raise DataError(f"All frames must have one width; got {widths}. Were they made by different encoders?")
-        for k, frames in enumerate(groups):
-            if len(frames) <= widths[0]:
-                raise DataError(
-                    f"Group {k} has {len(frames)} frame{'s' * (len(frames) != 1)} of width {widths[0]}; a covariance "
-                    f"needs at least {widths[0] + 1} (one more than the width). Are these the frames of a few "
-                    "recordings only, or pooled to one a recording? Take more recordings or all their frames, join "
-                    "kinds of recording into one group, or do without reliability=."
-                )
-        far = max(quantile, 0.95)
-        count, needed = sum(int(frames.present.sum()) for frames in held_out), math.ceil(round(1 / (1 - far), 6))
-        if count < needed:
-            raise DataError(
-                f"The quantile {far:g} needs at least {needed} held-out contexts; got {count}. Hold out more examples."
-            )
-        density = cls(widths[0], len(groups), two_sided=two_sided).to(groups[0].device)
+        groups, held_out = check_training_contexts(groups, held_out, quantile)
+        density = cls(groups[0].shape[-1], len(groups), two_sided=two_sided).to(groups[0].device)
         for k, frames in enumerate(groups):
             density.means[k], density.whitening[k] = _gaussian(frames.double(), ridge, k)
         distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
-        if not bool(distances.isfinite().all()):
-            raise DataError(
-                f"{int((~distances.isfinite()).sum())} of {count} held-out contexts have no finite distance: they hold "
-                "NaN, infinite or huge values. Look at these recordings; silent or corrupt ones are the usual cause."
-            )
+        require_finite_distances(distances)
+        far = max(quantile, 0.95)
         levels = torch.tensor([_LOW, 0.5, quantile, far], device=distances.device)
         low, median, limit, edge = distances.quantile(levels).unbind()
         density.limit.copy_(limit)
@@ -170,20 +142,6 @@ class FrameDensity(nn.Module):
         return {"context_dim": self.context_dim, "components": self.components, **sides}
 
 
-def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:
-    """Raise :class:`DataError` for the first group that is no (N, d) of numbers, or context that is no Frames."""
-    for k, group in enumerate(groups):
-        if not isinstance(group, Tensor) or group.dim() != 2 or not group.is_floating_point():
-            given = f"{group.dtype} {tuple(group.shape)}" if isinstance(group, Tensor) else f"a {type(group).__name__}"
-            raise DataError(
-                f"Group {k} must be a floating-point tensor (N, d), one row a frame; got {given}. Of Frames take the "
-                "real ones: frames.values[frames.mask]."
-            )
-    for k, frames in enumerate(held_out):
-        if not isinstance(frames, Frames):
-            raise DataError(f"held_out[{k}] must be Frames(values, mask); got a {type(frames).__name__}.")
-
-
 def _gaussian(
     frames: Float[Tensor, "N d"], ridge: float, group: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
@@ -191,9 +149,5 @@ def _gaussian(
     mean, covariance = frames.mean(0), torch.atleast_2d(torch.cov(frames.T))
     unit = torch.eye(len(mean), dtype=frames.dtype, device=frames.device)
     factor, failed = torch.linalg.cholesky_ex(covariance + ridge * covariance.diagonal().mean() * unit)
-    if int(failed) or not bool(factor.isfinite().all()):
-        raise DataError(
-            f"The frames of group {group} have no usable covariance: they are all alike, or hold NaN or infinite "
-            "values. Look at these recordings; silent or corrupt ones are the usual cause."
-        )
+    require_covariance(factor, int(failed), group)
     return mean, torch.linalg.solve_triangular(factor, unit, upper=False).mT

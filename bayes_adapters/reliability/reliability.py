@@ -9,13 +9,11 @@ the first forgets what was heard, the second keeps the best guess and makes its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.reliability._checks import check_config, check_scale, require_gaussians
 from bayes_adapters.reliability.frame_density import FrameDensity
 
 
@@ -57,11 +56,7 @@ def fall_back(
         ConfigError: posterior or prior is not Gaussian.
     """
     q, p = base_distribution(posterior), base_distribution(prior)
-    if not isinstance(q, torch.distributions.Normal) or not isinstance(p, torch.distributions.Normal):
-        raise ConfigError(
-            f"Falling back to the prior needs Gaussians; the posterior is {type(q).__name__}, the prior "
-            f"{type(p).__name__}. Take a Normal prior, or build the guide without reliability=."
-        )
+    require_gaussians(q, p)
     gamma = weight[:, None, None, None]
     centre = q.loc if mode is Fallback.WIDEN else p.loc
     variance = gamma * q.scale.square() + (1 - gamma) * (p.scale.square() if scale is None else scale**2)
@@ -96,11 +91,7 @@ class Reliability(nn.Module):
                 f"density must be a FrameDensity; got a {type(density).__name__}. Make one with FrameDensity.fit; a "
                 "configuration goes to Reliability.from_config."
             )
-        number = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if scale is not None and not (number and 0 < scale < math.inf):
-            raise ConfigError(
-                f"scale is a standard deviation and must be a positive, finite number, or None; got {scale!r}."
-            )
+        check_scale(scale)
         self.density, self.fallback, self.scale = density, choice(Fallback, "fallback", fallback), scale
 
     def forward(
@@ -139,12 +130,5 @@ class Reliability(nn.Module):
         Raises:
             ConfigError: an entry is missing, surplus, or out of range.
         """
-        density: Any = config.get("density")
-        known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
-        if not known or density.keys() - {"two_sided"} != {"context_dim", "components"}:
-            raise ConfigError(
-                "A reliability's configuration has density (context_dim, components), fallback and scale, as "
-                f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
-                "Reliability(FrameDensity.fit(...))."
-            )
-        return cls(FrameDensity(**density), config["fallback"], config["scale"])
+        check_config(config)
+        return cls(FrameDensity(**config["density"]), config["fallback"], config["scale"])

@@ -1,0 +1,111 @@
+"""What a frame density and a reliability refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes_adapters.data.batch import Frames
+from bayes_adapters.errors import ConfigError, DataError
+
+
+def check_training_contexts(groups: Any, held_out: Any, quantile: float) -> tuple[list[Tensor], list[Frames]]:
+    """Return ``groups`` and ``held_out`` as lists; see ``FrameDensity.fit`` for what is allowed.
+
+    Raises:
+        ConfigError: ``quantile`` is out of range, or a tensor or Frames was given in the place of a list of them.
+        DataError: no groups, a group with too few frames, frames of different widths, or too few held-out contexts.
+    """
+    if not 0.5 < quantile < 1:
+        raise ConfigError(f"quantile is a share of held-out contexts, between 0.5 and 1; got {quantile}.")
+    for name, given in (("groups", groups), ("held_out", held_out)):
+        if isinstance(given, Tensor | Frames):
+            raise ConfigError(f"{name} must be a list of {type(given).__name__}; got one alone. Pass [{name}].")
+    groups, held_out = list(groups), list(held_out)
+    _check_kinds(groups, held_out)
+    if not groups:
+        raise DataError("A frame density needs at least one group of training frames; got none.")
+    widths = sorted({g.shape[-1] for g in groups} | {frames.values.shape[-1] for frames in held_out})
+    if len(widths) != 1:
+        raise DataError(f"All frames must have one width; got {widths}. Were they made by different encoders?")
+    for k, frames in enumerate(groups):
+        if len(frames) <= widths[0]:
+            raise DataError(
+                f"Group {k} has {len(frames)} frame{'s' * (len(frames) != 1)} of width {widths[0]}; a covariance "
+                f"needs at least {widths[0] + 1} (one more than the width). Are these the frames of a few "
+                "recordings only, or pooled to one per recording? Take more recordings or all their frames, join "
+                "kinds of recording into one group, or do without reliability=."
+            )
+    far = max(quantile, 0.95)
+    count, needed = sum(int(frames.present.sum()) for frames in held_out), math.ceil(round(1 / (1 - far), 6))
+    if count < needed:
+        raise DataError(
+            f"The quantile {far:g} needs at least {needed} held-out contexts; got {count}. Hold out more examples."
+        )
+    return groups, held_out
+
+
+def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:
+    """Raise :class:`DataError` for the first group that is no (N, d) of numbers, or context that is no Frames."""
+    for k, group in enumerate(groups):
+        if not isinstance(group, Tensor) or group.dim() != 2 or not group.is_floating_point():
+            given = f"{group.dtype} {tuple(group.shape)}" if isinstance(group, Tensor) else f"a {type(group).__name__}"
+            raise DataError(
+                f"Group {k} must be a floating-point tensor (N, d), one row per frame; got {given}. Of Frames take the "
+                "real ones: frames.values[frames.mask]."
+            )
+    for k, frames in enumerate(held_out):
+        if not isinstance(frames, Frames):
+            raise DataError(f"held_out[{k}] must be Frames(values, mask); got a {type(frames).__name__}.")
+
+
+def require_finite_distances(distances: Tensor) -> None:
+    """Raise :class:`DataError` if a held-out context has no finite distance."""
+    if not bool(distances.isfinite().all()):
+        raise DataError(
+            f"{int((~distances.isfinite()).sum())} of {len(distances)} held-out contexts have no finite distance: they "
+            "hold NaN, infinite or huge values. Look at these recordings; silent or corrupt ones are the usual cause."
+        )
+
+
+def require_covariance(factor: Tensor, failed: int, group: int) -> None:
+    """Raise :class:`DataError` if the covariance of a group's frames has no Cholesky factor."""
+    if failed or not bool(factor.isfinite().all()):
+        raise DataError(
+            f"The frames of group {group} have no usable covariance: they are all alike, or hold NaN or infinite "
+            "values. Look at these recordings; silent or corrupt ones are the usual cause."
+        )
+
+
+def require_gaussians(posterior: Any, prior: Any) -> None:
+    """Raise :class:`ConfigError` unless both base distributions are Gaussian."""
+    if not isinstance(posterior, torch.distributions.Normal) or not isinstance(prior, torch.distributions.Normal):
+        raise ConfigError(
+            f"Falling back to the prior needs Gaussians; the posterior is {type(posterior).__name__}, the prior "
+            f"{type(prior).__name__}. Take a Normal prior, or build the guide without reliability=."
+        )
+
+
+def check_scale(scale: float | None) -> None:
+    """Raise :class:`ConfigError` unless ``scale`` is a standard deviation or None."""
+    number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if scale is not None and not (number and 0 < scale < math.inf):
+        raise ConfigError(
+            f"scale is a standard deviation and must be a positive, finite number, or None; got {scale!r}."
+        )
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` unless ``config`` has the entries that ``Reliability.config`` writes."""
+    density: Any = config.get("density")
+    known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
+    if not known or density.keys() - {"two_sided"} != {"context_dim", "components"}:
+        raise ConfigError(
+            "A reliability's configuration has density (context_dim, components), fallback and scale, as "
+            f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
+            "Reliability(FrameDensity.fit(...))."
+        )
