@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-import bayes_adapters
 from bayes_adapters import Batch, Bernoulli, Categorical, Frames, adapted_layers, load, predict, save
 from bayes_adapters.backbones import speech_encoder
 from bayes_adapters.files.peft import from_peft, to_peft
