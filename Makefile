@@ -8,19 +8,27 @@ WORKERS ?= 2
 # Several threads per worker only compete on small machines.
 THREADS := OMP_NUM_THREADS=1
 
+# Where the home folder cannot be written, what is fetched (packages, backbones, recordings) is kept in the checkout.
+CACHE := $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nowhere}/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" && echo home)
+ifneq ($(CACHE),home)
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export BAYES_ADAPTERS_CACHE ?= $(CURDIR)/.cache/bayes-adapters
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types results benchmark gpu-check format clean
+.PHONY: help demo test lint types smoke oldest newest upgrade results benchmark gpu-check format clean again
 .DELETE_ON_ERROR:
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml .ci/environment
+# Made again, too, when its interpreter has gone.
+$(STAMP): pyproject.toml constraints.txt .ci/environment $(shell $(PY) -c '' 2>/dev/null || echo again)
 	@PYTHON="$(PYTHON)" .ci/environment
 	@touch $@
 
 demo: $(STAMP) ## train and compare methods on spoken prompts, and write a report (runs/demo)
-	$(PY) -m examples.verify_prompts.demo --out runs/demo
+	$(PY) -m examples.verify_prompts.demo --out runs/demo $(ARGS)
 
 test: lint types ## linters, types and all tests
 	$(THREADS) $(PY) -m pytest -n $(WORKERS)
@@ -31,8 +39,21 @@ lint: $(STAMP) ## ruff: rules and formatting
 
 types: $(STAMP) ## mypy over the package and the examples
 	@rm -rf build/typing && mkdir -p build/typing/bayes_adapters
-	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
+	@ln -s "$(CURDIR)"/bayes_adapters/* "$(CURDIR)/models" "$(CURDIR)/guides" build/typing/bayes_adapters/
 	$(PY) -m mypy
+
+smoke: $(STAMP) ## what a user does, once each, in a minute
+	$(THREADS) $(PY) -m pytest -c tests/smoke/pytest.ini tests/smoke
+
+oldest: $(STAMP) ## the smoke suite with the oldest versions that pyproject.toml allows (.venv-oldest)
+	.ci/bounds oldest
+
+newest: $(STAMP) ## the smoke suite with the newest versions that pyproject.toml allows (.venv-newest)
+	.ci/bounds newest
+
+upgrade: $(STAMP) ## pin the newest versions (constraints.txt; .ci/held.txt stays), then run the tests
+	.ci/upgrade
+	$(MAKE) --no-print-directory test
 
 results: $(STAMP) ## run every method with every seed; write the records of the results and README's tables
 	$(PY) -m examples.verify_prompts.results
@@ -48,6 +69,6 @@ format: $(STAMP) ## rewrite the sources as ruff formats them
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-clean: ## remove everything that make made, the environment included
-	rm -rf .venv build dist .cache/uv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove everything that make made, the environments included
+	rm -rf .venv .venv-oldest .venv-newest build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
