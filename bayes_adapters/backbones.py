@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from bayes_adapters._ctranslate2 import convert_whisper
 from bayes_adapters._resources import cache_folder as cache_folder
 from bayes_adapters._resources import hub_snapshot, install_once, say, wheel_folder
+from bayes_adapters._torchaudio import settle_torchaudio
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
-from bayes_adapters.speech.audio import SAMPLE_RATE, check_torchaudio
+from bayes_adapters.speech.audio import SAMPLE_RATE
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEECH_ENCODER = "openai/whisper-tiny.en"
@@ -31,7 +32,7 @@ _HOP = 320  # samples per encoder position: 160 per mel frame, then a stride of 
 
 
 def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module, Any]:
-    """Load a text encoder and its tokenizer.
+    """Load a text encoder and its tokenizer; Python code in the model's folder is never run.
 
     Args:
         name_or_folder: a hub name or a local folder in Hugging Face's layout.
@@ -42,12 +43,12 @@ def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module
     Raises:
         MissingResourceError: the model is neither local nor reachable.
     """
-    check_torchaudio()
+    settle_torchaudio()
     from transformers import AutoModel, AutoTokenizer
 
     folder = locate(name_or_folder)
-    model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0) -> SpeechEncoder:
@@ -67,12 +68,12 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
         ConfigError: ``max_seconds`` is out of range, or the model is no Whisper.
         MissingResourceError: the model is neither local nor reachable.
     """
-    check_torchaudio()
+    settle_torchaudio()
     from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     folder = locate(name_or_folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "whisper":
         raise ConfigError(f"{name_or_folder!s} is a {config.model_type!r} model; a 'whisper' model is needed.")
     full = config.max_source_positions
