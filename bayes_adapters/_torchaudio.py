@@ -6,17 +6,17 @@ nothing here needs it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bayes_adapters._checksums import recall, remember
 from bayes_adapters._resources import cache_folder, say
 from bayes_adapters.errors import MissingResourceError
 
@@ -54,9 +54,9 @@ def settle_torchaudio() -> None:
             del sys.modules["torchaudio"]
         if is_torchaudio_available():
             raise MissingResourceError(
-                f"torchaudio {_version('torchaudio')} cannot be loaded beside torch {_version('torch')} ({reason}), and "
-                "transformers, which imports it wherever it is installed, fails with it. Nothing here needs torchaudio: "
-                "pip uninstall torchaudio. To keep it, install a pair that is built for each other, for example: "
+                f"torchaudio {_version('torchaudio')} cannot be loaded beside torch {_version('torch')} ({reason}), "
+                "and transformers, which imports it wherever it is installed, fails with it. Nothing here needs "
+                "torchaudio: pip uninstall torchaudio. To keep it, install a pair that is built for each other, such as: "
                 'pip install "torch==2.12.1" "torchaudio==2.11.0"'
             )
 
@@ -71,11 +71,15 @@ def _why_not() -> str | None:
     changed = origin.stat().st_mtime_ns if origin is not None and origin.is_file() else None
     pair = f"torch {torch.__version__}, torchaudio {_version('torchaudio')}"
     key = json.dumps([pair, sys.version, str(origin), changed])
-    known = _read_answers()
+    memory: Path | None = None
+    with contextlib.suppress(MissingResourceError):  # models in a local folder need no cache
+        memory = cache_folder()
+    known = {} if memory is None else recall(memory, "torchaudio")
     if key in known:
         return known[key]
     answer = _load_elsewhere()
-    _keep_answers(known | {key: answer})
+    if memory is not None:
+        remember(memory, "torchaudio", key, answer)
     if answer is not None:
         say(f"{pair}: torchaudio cannot be loaded ({answer}); it is not needed, transformers is told to do without")
     return answer
@@ -99,31 +103,6 @@ def _load_elsewhere() -> str | None:
         return None
     lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
     return " ".join(lines[-1].split())[-300:]
-
-
-def _answers_file() -> Path:
-    return cache_folder() / "torchaudio.json"
-
-
-def _read_answers() -> dict[str, str | None]:
-    try:
-        known = json.loads(_answers_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, MissingResourceError):
-        return {}
-    fine = isinstance(known, dict) and all(value is None or isinstance(value, str) for value in known.values())
-    return known if fine else {}
-
-
-def _keep_answers(answers: dict[str, str | None]) -> None:
-    """Write the answers; where that is not possible, they last as long as this process."""
-    try:
-        target = _answers_file()
-        handle, name = tempfile.mkstemp(prefix=".torchaudio-", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(answers, file, indent=1)
-        Path(name).replace(target)
-    except (OSError, MissingResourceError):
-        return
 
 
 def _version(package: str) -> str:

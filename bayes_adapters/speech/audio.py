@@ -155,9 +155,7 @@ def _soundfile() -> ModuleType:
     try:
         return importlib.import_module("soundfile")
     except ModuleNotFoundError as error:
-        raise MissingResourceError(
-            f"Reading audio files needs the package soundfile. {_INSTALL}"
-        ) from error
+        raise MissingResourceError(f"Reading audio files needs the package soundfile. {_INSTALL}") from error
     except OSError as error:  # the package is there, libsndfile is not
         raise MissingResourceError(
             f"soundfile is installed but libsndfile cannot be loaded ({error}). {_INSTALL}"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.speech import resampling
 from bayes_adapters.speech.resampling import resample
 
