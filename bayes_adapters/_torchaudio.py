@@ -56,7 +56,7 @@ def settle_torchaudio() -> None:
             raise MissingResourceError(
                 f"torchaudio {_version('torchaudio')} cannot be loaded beside torch {_version('torch')} ({reason}), "
                 "and transformers, which imports it wherever it is installed, fails with it. Nothing here needs "
-                "torchaudio: pip uninstall torchaudio. To keep it, install a pair that is built for each other, such as: "
+                "torchaudio: pip uninstall torchaudio. To keep it, install a pair built for each other, such as: "
                 'pip install "torch==2.12.1" "torchaudio==2.11.0"'
             )
 
