@@ -24,6 +24,7 @@ from bayes_adapters.predict import predict
 from bayes_adapters.speech.audio import read_audio
 
 TASK = "verify_prompts"
+_SILENT = 1e-4  # standard deviation: −80 dB of full scale; the dither of a silent 16-bit file is below
 _POSITIONS = 50  # of the speech encoder, a second
 _THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99", "total_risk10")
 
@@ -95,8 +96,8 @@ class VerifyTask:
         """Read the recording and look at the script before any model is loaded; return the waveform, (N,), 16 kHz.
 
         Raises:
-            DataError: the recording cannot be used (absent, no audio, empty, too short or long), or the script has no
-                word or is no text.
+            DataError: the recording cannot be used (absent, no audio, empty, silent, too short or long), or the script
+                has no word or is no text.
         """
         if any("\ud800" <= character <= "\udfff" for character in script):  # what the shell gave was no UTF-8
             raise DataError(
@@ -105,7 +106,15 @@ class VerifyTask:
             )
         if not any(character.isalnum() for character in script):
             raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
-        return read_audio(recording, max_seconds=self.max_seconds)
+        wave = read_audio(recording, max_seconds=self.max_seconds)
+        level = _level(wave)
+        if level < _SILENT:
+            said = f"{20 * math.log10(level):.0f} dB of full scale" if level > 0 else "all its samples are equal"
+            raise DataError(
+                f"{str(recording)!r} holds no speech: it is silent ({said}). Was the microphone off, or do "
+                "two channels cancel each other? The model would guess from the script alone."
+            )
+        return wave
 
 
 @dataclass(frozen=True)
@@ -218,14 +227,18 @@ def claim(probability: float) -> str:
 
     >>> claim(0.97)
     'Yes, this recording says the script (p = 0.97).'
+    >>> claim(0.5)
+    'Undecided: the recording may say the script or not (p = 0.50).'
     >>> claim(0.2)
     'Probably not: this recording does not seem to say the script (p = 0.20).'
     """
     p = f"(p = {probability:.2f})"
     if probability >= 0.9:
         return f"Yes, this recording says the script {p}."
-    if probability >= 0.5:
+    if probability > 0.6:
         return f"Probably yes: this recording seems to say the script {p}."
+    if probability >= 0.4:
+        return f"Undecided: the recording may say the script or not {p}."
     if probability > 0.1:
         return f"Probably not: this recording does not seem to say the script {p}."
     return f"No, this recording does not say the script {p}."
@@ -264,6 +277,12 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
             "only up to there were at most 10 % of the answers on validation recordings wrong."
         ), False
     return "Trust it: its uncertainty is within what was seen on validation recordings.", True
+
+
+def _level(wave: Float[Tensor, " N"]) -> float:
+    """Standard deviation without 10 ms at each end, and without what resampling makes of a constant offset."""
+    inner = wave[160:-160]
+    return max(float(inner.std(correction=0)) - 1e-3 * abs(float(inner.mean())), 0.0)
 
 
 def _is_positive(value: Any, zero: bool = False) -> bool:
