@@ -42,7 +42,7 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
     require_saveable(methods)
     stages = Stages(2 * len(methods) + 3)
     out.mkdir(parents=True, exist_ok=True)
-    with stages.stage("fetch models and prompts into the cache, and check them", 1, "corpus") as advance:
+    with stages.stage("fetch models and prompts into the cache, and check them") as advance:
         corpus = Corpus.load()
         advance(1)
     (out / "splits.json").write_text(corpus.splits.to_json() + "\n")
@@ -72,7 +72,7 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
         predictions += pairs
         clean = next(r for r in rows if r.condition == "clean")
         stages.say(f"{method}: clean AUC {clean.auc:.3f}, NLL {clean.nll:.3f}, ECE {clean.ece:.3f}")
-    with stages.stage("write the report", 1, "report") as advance:
+    with stages.stage("write the report") as advance:
         path = write_report(out, records, predictions, setup=setup(corpus, settings, times, stages.seconds))
         advance(1)
     stages.say(f"wrote {path}")

@@ -42,7 +42,7 @@ class Stages:
         print(f"[{self.seconds:6.0f} s] {message}", file=self._stream, flush=True)
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def stage(self, title: str, total: int = 1, unit: str = "") -> Iterator[Advance]:
         """Announce the next stage, of ``total`` units; yields what is called as units are done.
 
         The time left is that of the units done so far, times those that are left.
@@ -50,7 +50,7 @@ class Stages:
         self._done += 1
         name = f"{self._done}/{self.count} {title}"
         console = Console(file=self._stream)
-        self.say(f"{name}: {total:,} {unit}" if total else f"{name}: all in the cache")
+        self.say(f"{name}: {f'{total:,} {unit}' if total else 'all in the cache'}" if total != 1 else f"{name} …")
         started = self._clock()
         if console.is_terminal and total:
             with self._bar(console, name, total) as advance:
