@@ -27,7 +27,7 @@ from bayes_adapters._resources import cache_folder as cache_folder
 from bayes_adapters._resources import hub_cached, hub_snapshot, install_once, say, wheel_folder, wheel_place
 from bayes_adapters._torchaudio import settle_torchaudio
 from bayes_adapters.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.errors import ConfigError, DataError, MissingResourceError, whole_number
 from bayes_adapters.speech.audio import SAMPLE_RATE
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -87,7 +87,7 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
     if not 0 < max_seconds <= full * _HOP / SAMPLE_RATE:
         raise ConfigError(
             f"max_seconds must be above 0 and at most {full * _HOP / SAMPLE_RATE:g}; got {max_seconds}. "
-            "Cut longer recordings into pieces."
+            "SpeechEncoder.long encodes longer recordings in windows."
         )
     positions = math.ceil(round(max_seconds * SAMPLE_RATE / _HOP, 6))
     with _explained(folder):
@@ -177,7 +177,7 @@ class SpeechEncoder:
                 raise DataError(
                     f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} "
                     f"samples ({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger "
-                    "max_seconds, or cut the recording."
+                    "max_seconds, or encode the recording in windows with long()."
                 )
         features = self.extractor(
             [wave.numpy() for wave in waves],
@@ -216,6 +216,40 @@ class SpeechEncoder:
         count = real.unflatten(1, (-1, pool)).sum(2)
         summed = (hidden * real[..., None]).unflatten(1, (-1, pool)).sum(2)
         return Frames(summed / count.clamp(min=1)[..., None], count > 0)
+
+    def long(self, waves: Sequence[Float[Tensor, " _"]], *, pool: int = 1, batch_size: int = 16) -> Frames:
+        """Encode recordings of any length, in windows of :attr:`max_seconds` whose frames are put one after the other.
+
+        A window is encoded as a recording of its own: it attends to nothing outside, and positions begin anew. What is
+        at most one window long gives the frames of ``__call__``. A guide should be trained on frames of the same kind.
+
+        Args:
+            waves: B waveforms of shape (N,), float32, 16 kHz, at least one sample each.
+            pool: as in ``__call__``; windows are shortened to a multiple of ``pool`` positions.
+            batch_size: windows encoded at once.
+
+        Returns:
+            Values (B, S, d), float32, zero where masked; S = ceil(ceil(N / 320) / pool) of the longest recording.
+
+        Raises:
+            ConfigError: ``pool`` is below 1 or above P, or ``batch_size`` is below 1.
+            DataError: no recording, or one that is empty or not of shape (N,).
+        """
+        whole_number("batch_size", batch_size)
+        if not 1 <= pool <= self.positions:
+            raise ConfigError(f"pool must be at least 1 and at most P = {self.positions}; got {pool}.")
+        length = self.positions // pool * pool * _HOP
+        cut = [wave.split(length) if wave.dim() == 1 and wave.numel() else (wave,) for wave in waves]
+        pieces = [piece for own in cut for piece in own]
+        found: list[Tensor] = []
+        for first in range(0, max(len(pieces), 1), batch_size):  # mel() says what is wrong with no or bad recordings
+            frames = self(pieces[first : first + batch_size], pool=pool)
+            found += [values[mask] for values, mask in zip(frames.values, frames.mask, strict=True)]
+        order = iter(found)
+        rows = [torch.cat([next(order) for _ in own]) for own in cut]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        values = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return Frames(values, torch.arange(values.shape[1], device=values.device) < lengths[:, None])
 
 
 def locate(name_or_folder: str | Path) -> Path:

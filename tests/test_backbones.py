@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -92,6 +93,26 @@ def test_batching_changes_nothing(short: SpeechEncoder) -> None:
     for row, wave in enumerate(waves):
         alone = short([wave])
         torch.testing.assert_close(together.values[row][together.mask[row]], alone.values[0], atol=1e-4, rtol=1e-4)
+
+
+def test_long_recordings_are_encoded_in_windows(short: SpeechEncoder) -> None:
+    """Each window gives the frames it gives alone; what fits into one window is as before."""
+    waves = [hum(16_000), hum(70_000, 1), hum(64_000, 2), hum(32_001, 3)]
+    frames = short.long(waves, pool=2, batch_size=3)
+    assert frames.mask.sum(1).tolist() == [25, 110, 100, 51]
+    assert frames.values.shape == (4, 110, 384)
+    assert not frames.values[~frames.mask].any()
+    torch.testing.assert_close(frames.values[0, :25], short([waves[0]], pool=2).values[0], atol=1e-4, rtol=1e-4)
+    pieces = [short([piece], pool=2).values[0] for piece in waves[1].split(32_000)]
+    assert [len(piece) for piece in pieces] == [50, 50, 10]
+    torch.testing.assert_close(frames.values[1], torch.cat(pieces), atol=1e-4, rtol=1e-4)
+    assert short.long([waves[1]], pool=3).values.shape[1] == math.ceil(219 / 3)  # windows of 99 positions
+    for pool, size in ((0, 1), (101, 1), (1, 0)):
+        with pytest.raises(ConfigError):
+            short.long(waves, pool=pool, batch_size=size)
+    for unusable in ([], [hum(0)]):
+        with pytest.raises(DataError):
+            short.long(unusable)
 
 
 def test_short_encoder_beside_the_thirty_second_one(short: SpeechEncoder) -> None:

@@ -43,6 +43,8 @@ class VerifyTask:
             validation pairs, nats; ``total_risk10``: the largest total uncertainty up to which at most 10 % of the
             answers to validation pairs were wrong, nats.
         calibration: whatever training measured on validation data; reported, not applied.
+        fingerprint: of the speech encoder in training, see :meth:`bayes_adapters.backbones.SpeechEncoder.fingerprint`;
+            None where an older version saved none.
     """
 
     text_backbone: str
@@ -52,6 +54,7 @@ class VerifyTask:
     max_tokens: int
     thresholds: dict[str, float]
     calibration: dict[str, Any]
+    fingerprint: str | None = None
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> VerifyTask:
@@ -75,6 +78,7 @@ class VerifyTask:
             "frames_per_second": task.get("frames_per_second") in (1, 2, 5, 10, 25, 50),
             "max_tokens": isinstance(task.get("max_tokens"), int) and _is_positive(task.get("max_tokens")),
             "calibration": isinstance(task.get("calibration", {}), dict),
+            "speech_fingerprint": isinstance(task.get("speech_fingerprint"), str | None),
         } | {f"thresholds.{name}": _is_positive(given.get(name), zero=True) for name in _THRESHOLDS}
         wrong = [name for name, fine in right.items() if not fine]
         if wrong:
@@ -90,6 +94,7 @@ class VerifyTask:
             task["max_tokens"],
             {name: float(given[name]) for name in _THRESHOLDS},
             dict(task.get("calibration", {})),
+            task.get("speech_fingerprint"),
         )
 
     def check(self, recording: str | Path, script: str) -> Float[Tensor, " N"]:
@@ -166,7 +171,8 @@ class Verifier:
             device: a torch device; ``auto`` is the first GPU if there is one, else the CPU.
 
         Raises:
-            AdapterFileError: the adapter is corrupted, of another task, or made for other backbones.
+            AdapterFileError: the adapter is corrupted, of another task, or made for other backbones, the speech encoder
+                included: the same model from another source may have other weights.
             ConfigError: the device does not exist.
             MissingResourceError: a backbone is neither local nor reachable.
         """
@@ -174,6 +180,13 @@ class Verifier:
         backbone, tokenizer = text_backbone(task.text_backbone)
         model, guide = load(directory, backbone.to(place))
         encoder = speech_encoder(task.speech_encoder, task.max_seconds)
+        found = encoder.fingerprint()
+        if task.fingerprint not in (None, found):
+            raise AdapterFileError(
+                f"The adapter in {str(directory)!r} was trained on frames of a speech encoder with fingerprint "
+                f"{task.fingerprint}; {task.speech_encoder!r} here has {found}. Its weights come from another source, "
+                "or its settings differ. Give the encoder it was trained with, or train again."
+            )
         encoder.encoder.to(place)
         return cls(model, guide, tokenizer, encoder, task)
 

