@@ -27,6 +27,7 @@ FORMATS = "wav, aiff, flac, ogg, opus or mp3"
 _INSTALL = "Install it from a checkout of bayes-adapters: pip install '.[audio]'"
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a flac or ogg that does not give its length
+_SILENT = 1e-4
 _BLOCK = 2**18  # samples per channel read at once
 
 
@@ -110,6 +111,30 @@ def read_audio(
     wave = wave.mean(1) if channels > 1 else wave[:, 0].contiguous()
     wave = resample(wave, rate, sample_rate)
     return wave if max_seconds is None else wave[: math.ceil(round(max_seconds * sample_rate, 6))]
+
+
+def refuse_silence(path: str | Path, wave: Float[Tensor, " N"]) -> None:
+    """Raise if a recording is silent: its standard deviation is below 1e-4, −80 dB of full scale.
+
+    The dither of a silent 16-bit file is below that. 10 ms at each end do not count, nor does what resampling makes of
+    a constant offset.
+
+    Args:
+        path: of the recording, for the error.
+        wave: shape (N,), from :func:`read_audio`.
+
+    Raises:
+        DataError: it is silent.
+    """
+    inner = wave[160:-160] if wave.numel() > 320 else wave
+    level = float(inner.std(correction=0)) - 1e-3 * abs(float(inner.mean()))
+    if level >= _SILENT:
+        return
+    said = f"{20 * math.log10(level):.0f} dB of full scale" if level > 0 else "all its samples are equal"
+    raise DataError(
+        f"{str(path)!r} holds no speech: it is silent ({said}). Was the microphone off, or do two channels cancel each "
+        "other? A model would guess from the script alone."
+    )
 
 
 def _read_all(file: Any) -> np.ndarray:

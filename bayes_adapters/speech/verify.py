@@ -21,10 +21,9 @@ from bayes_adapters.files import load, load_task
 from bayes_adapters.guide import AdapterGuide
 from bayes_adapters.model import AdapterModel
 from bayes_adapters.predict import predict
-from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.speech.audio import read_audio, refuse_silence
 
 TASK = "verify_prompts"
-_SILENT = 1e-4  # standard deviation: −80 dB of full scale; the dither of a silent 16-bit file is below
 _POSITIONS = 50  # of the speech encoder, a second
 _THRESHOLDS = ("total_q90", "total_q99", "epistemic_q90", "epistemic_q99", "total_risk10")
 
@@ -112,13 +111,7 @@ class VerifyTask:
         if not any(character.isalnum() for character in script):
             raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
         wave = read_audio(recording, max_seconds=self.max_seconds)
-        level = _level(wave)
-        if level < _SILENT:
-            said = f"{20 * math.log10(level):.0f} dB of full scale" if level > 0 else "all its samples are equal"
-            raise DataError(
-                f"{str(recording)!r} holds no speech: it is silent ({said}). Was the microphone off, or do "
-                "two channels cancel each other? The model would guess from the script alone."
-            )
+        refuse_silence(recording, wave)
         return wave
 
 
@@ -290,12 +283,6 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
             "only up to there were at most 10 % of the answers on validation recordings wrong."
         ), False
     return "Trust it: its uncertainty is within what was seen on validation recordings.", True
-
-
-def _level(wave: Float[Tensor, " N"]) -> float:
-    """Standard deviation without 10 ms at each end, and without what resampling makes of a constant offset."""
-    inner = wave[160:-160]
-    return max(float(inner.std(correction=0)) - 1e-3 * abs(float(inner.mean())), 0.0)
 
 
 def _is_positive(value: Any, zero: bool = False) -> bool:

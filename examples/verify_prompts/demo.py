@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from bayes_adapters.files import save
 from examples.user_errors import user_errors
 from examples.verify_prompts.corpus import Corpus
 from examples.verify_prompts.experiment import Settings, evaluate, task_description, train, training_steps
+from examples.verify_prompts.markdown import count
 from examples.verify_prompts.methods import METHODS, find
 from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.report import CONDITIONS, write_report
@@ -46,7 +48,9 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
         corpus = Corpus.load()
         advance(1)
     (out / "splits.json").write_text(corpus.splits.to_json() + "\n")
-    stages.say(f"{len(corpus.prompts)} recordings; device {settings.device}")
+    stages.say(
+        f"{len(corpus.prompts)} recordings; device {settings.device}, {count(torch.get_num_threads(), 'thread')}"
+    )
     parts = corpus.parts(settings.mix, settings.conditions)
     absent = sum(store.absent(language, condition) for store, language, condition in parts)
     if absent:
@@ -117,6 +121,17 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], seconds: float) 
     }
 
 
+def free_threads(most: int) -> int:
+    """Return how many threads can run at once, 1 to ``most``: cores that other processes keep busy are left out.
+
+    Threads of one operation wait for each other; where two share a core, a step takes several times as long.
+    """
+    if not hasattr(os, "getloadavg"):
+        return most
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, round(cores - os.getloadavg()[0])))
+
+
 @user_errors
 def main() -> int:
     """Parse the command line and run."""
@@ -135,6 +150,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
     device = str(pick_device(arguments.device))
+    torch.set_num_threads(free_threads(torch.get_num_threads()))
     base = SHORT if arguments.short else Settings(conditions=CONDITIONS)
     settings = replace(base, device=device)
     methods = tuple(arguments.methods)

@@ -30,6 +30,7 @@ def ended(methods: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> int
         raise MissingResourceError("fetching")
 
     monkeypatch.setattr(Corpus, "load", load)
+    monkeypatch.setattr(demo, "free_threads", lambda most: most)  # other tests' threads stay as they are
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(out), "--device", "cpu", "--methods", *methods])
     return demo.main()
 
@@ -83,6 +84,15 @@ def test_every_part_is_encoded_first_and_the_adapter_saved_before_it_is_measured
     assert int(counted[0][1]) == 2 * sum(SIZES.values()) + SIZES["test"]  # type: ignore[index]
     assert f"train caliber-x: {training_steps(fresh, SETTINGS)} steps" in said
     assert "epoch" not in said, "the stages' lines stand in the place of fit's own"
+
+
+@pytest.mark.parametrize(
+    ("load", "most", "threads"), [(0.1, 4, 4), (0.1, 2, 2), (1.6, 4, 2), (3.9, 4, 1), (9.0, 4, 1), (0.0, 8, 4)]
+)
+def test_busy_cores_are_left_to_others(monkeypatch: pytest.MonkeyPatch, load: float, most: int, threads: int) -> None:
+    monkeypatch.setattr(demo.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(demo.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert demo.free_threads(most) == threads
 
 
 def test_steps_are_those_that_training_takes(corpus: Corpus) -> None:
