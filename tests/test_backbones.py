@@ -236,8 +236,15 @@ def fake_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
         for name, text in contents.items():
             file.writestr(name, text)
     with tarfile.open(index / "b-1.tar.gz", "w:gz") as archive:
-        entry = tarfile.TarInfo("b-1/setup.py")
-        archive.addfile(entry, io.BytesIO())
+        sources = {
+            "b-1/PKG-INFO": "Metadata-Version: 2.1\nName: b\nVersion: 1\n",
+            "b-1/pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'own'\nbackend-path = ['.']\n",
+            "b-1/own.py": f"open({str(tmp_path / 'ran')!r}, 'w').close()\n",
+        }
+        for name, text in sources.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
     (tmp_path / "weights").write_text("numbers")
     for variable in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
         monkeypatch.setenv(variable, str(index))
@@ -283,11 +290,12 @@ def test_a_wheel_with_another_hash_is_not_kept(fake_wheel: str, monkeypatch: pyt
     assert not any(_resources.wheel_place(fake_wheel).parent.iterdir())
 
 
-def test_a_source_distribution_is_refused(fake_wheel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would run its setup.py."""
+def test_a_source_distribution_is_refused(fake_wheel: str, tmp_path: Path) -> None:
+    """It would run code of its own."""
     with pytest.raises(MissingResourceError) as caught:
         wheel_folder("b==1")
     assert "b==1" in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_converted_model_that_was_altered_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], seconds: float) 
         "posterior draws": str(settings.samples),
         "training time": ", ".join(times),
         "run time so far": f"{seconds:.0f} s",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {settings.device}",
+        "machine": f"{platform.machine()}, {count(torch.get_num_threads(), 'thread')}, {settings.device}",
         "torch": torch.__version__,
     }
 
