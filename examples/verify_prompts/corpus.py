@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +88,22 @@ class Corpus:
         from examples.verify_prompts.heard import WindowedWhisper
 
         return nn.ModuleDict({"text": model, "audio": WindowedWhisper.of(self.speech)})
+
+    def parts(self, mix: Collection[str], conditions: Collection[str]) -> list[tuple[FrameStore, str, str]]:
+        """List the frames that training under ``mix`` and measuring ``conditions`` read: (store, language, condition).
+
+        Validation pairs are read clean as well, for the thresholds of ``verify``.
+        """
+        heard = [condition for condition in mix if condition != MISSING]
+        train, validation, test = (self.stores[name] for name in ("train", "validation", "test"))
+        found = [(store, "en", c) for store in (train, validation) for c in heard]
+        found += [(validation, "en", "clean"), (test, "en", "clean")]
+        for condition in conditions:
+            if condition.startswith("ood-"):
+                found.append((test, condition.removeprefix("ood-"), "clean"))
+            elif condition not in (MISSING, "hard"):
+                found.append((test, "en", condition))
+        return list(dict.fromkeys(found))
 
     def pairs(self, split: str, kind: str, language: str = "en") -> list[Pair]:
         """Pairs of a split; wrong scripts of validation and test do not depend on the training seed."""

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +21,12 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import save
 from examples.user_errors import user_errors
 from examples.verify_prompts.corpus import Corpus
-from examples.verify_prompts.experiment import Settings, evaluate, task_description, train
+from examples.verify_prompts.experiment import Settings, evaluate, task_description, train, training_steps
+from examples.verify_prompts.markdown import count
 from examples.verify_prompts.methods import METHODS, find
 from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.report import CONDITIONS, write_report
+from examples.verify_prompts.stages import Stages
 
 DEMO_METHODS = ("caliber-x", "c-lora", "lora-fusion")
 SHORT = Settings(epochs=6, samples=4, conditions=("clean", "hard", "white@-5", "missing", "ood-fr"))
@@ -41,33 +42,49 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
         ConfigError: see :func:`require_saveable`; nothing was fetched.
     """
     require_saveable(methods)
-    started = time.perf_counter()
+    stages = Stages(2 * len(methods) + 3)
     out.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus.load()
+    with stages.stage("fetch models and prompts into the cache, and check them") as advance:
+        corpus = Corpus.load()
+        advance(1)
     (out / "splits.json").write_text(corpus.splits.to_json() + "\n")
-    say(f"{len(corpus.prompts)} recordings; device {settings.device}", started)
+    stages.say(
+        f"{len(corpus.prompts)} recordings; device {settings.device}, {count(torch.get_num_threads(), 'thread')}"
+    )
+    parts = corpus.parts(settings.mix, settings.conditions)
+    absent = sum(store.absent(language, condition) for store, language, condition in parts)
+    if absent:
+        stages.say("the next stage is long and comes once: later runs read the encoded recordings from the cache")
+    with stages.stage("encode plain and noisy recordings with Whisper", absent, "recordings") as advance:
+        for store, language, condition in parts:
+            store.encode(language, condition, advance=advance)
     records: list[Record] = []
     predictions: list[Prediction] = []
     times: list[str] = []
     for method in methods:
-        say(f"training {method}", started)
-        trained = train(corpus, method, seed, settings)
-        say(f"{method} trained in {trained.seconds:.0f} s; measuring {len(settings.conditions)} conditions", started)
-        rows, pairs = evaluate(corpus, trained, settings)
-        records += rows
-        predictions += pairs
+        with stages.stage(f"train {method}", training_steps(corpus, settings), "steps") as advance:
+            trained = train(corpus, method, seed, settings, advance=advance)
         times.append(f"{method} {trained.seconds:.0f} s")
         if method == methods[0]:
             save(out / "adapter", trained.model, trained.guide, task=task_description(corpus, trained, settings))
+            stages.say(
+                f"saved {out / 'adapter'}, for: bayes-adapters verify RECORDING SCRIPT --adapter {out / 'adapter'}"
+            )
+        with stages.stage(f"measure {method} on unseen scripts", len(settings.conditions), "conditions") as advance:
+            rows, pairs = evaluate(corpus, trained, settings, advance=advance)
+        records += rows
+        predictions += pairs
         clean = next(r for r in rows if r.condition == "clean")
-        say(f"{method}: clean AUC {clean.auc:.3f}, NLL {clean.nll:.3f}, ECE {clean.ece:.3f}", started)
-    path = write_report(out, records, predictions, setup=setup(corpus, settings, times, started))
-    say(f"wrote {path}", started)
+        stages.say(f"{method}: clean AUC {clean.auc:.3f}, NLL {clean.nll:.3f}, ECE {clean.ece:.3f}")
+    with stages.stage("write the report") as advance:
+        path = write_report(out, records, predictions, setup=setup(corpus, settings, times, stages.seconds))
+        advance(1)
+    stages.say(f"wrote {path}")
     first = next(r for r in records if r.method == methods[0] and r.condition == "clean")
     if first.auc < bar:
-        say(f"FAILED: {methods[0]} has clean AUC {first.auc:.3f} < {bar}", started)
+        stages.say(f"FAILED: {methods[0]} has clean AUC {first.auc:.3f} < {bar}")
         return 1
-    say(f"passed: {methods[0]} has clean AUC {first.auc:.3f} >= {bar}", started)
+    stages.say(f"passed: {methods[0]} has clean AUC {first.auc:.3f} >= {bar}")
     return 0
 
 
@@ -82,8 +99,8 @@ def require_saveable(methods: Sequence[str]) -> None:
         )
 
 
-def setup(corpus: Corpus, settings: Settings, times: list[str], started: float) -> dict[str, str]:
-    """Describe the run for the report."""
+def setup(corpus: Corpus, settings: Settings, times: list[str], seconds: float) -> dict[str, str]:
+    """Describe the run for the report; ``seconds`` is how long it has taken so far."""
     splits = corpus.splits
     mix = ", ".join(f"{name} {share:g}" for name, share in settings.mix.items())
     return {
@@ -98,15 +115,21 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], started: float) 
         "distance-aware fallback": "on" if settings.reliability else "off",
         "posterior draws": str(settings.samples),
         "training time": ", ".join(times),
-        "run time so far": f"{time.perf_counter() - started:.0f} s",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {settings.device}",
+        "run time so far": f"{seconds:.0f} s",
+        "machine": f"{platform.machine()}, {count(torch.get_num_threads(), 'thread')}, {settings.device}",
         "torch": torch.__version__,
     }
 
 
-def say(message: str, started: float) -> None:
-    """Print a line with the seconds since the start."""
-    print(f"[{time.perf_counter() - started:6.0f} s] {message}", file=sys.stderr, flush=True)
+def free_threads(most: int) -> int:
+    """Return how many threads can run at once, 1 to ``most``: cores that other processes keep busy are left out.
+
+    Threads of one operation wait for each other; where two share a core, a step takes several times as long.
+    """
+    if not hasattr(os, "getloadavg"):
+        return most
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, round(cores - os.getloadavg()[0])))
 
 
 @user_errors
@@ -127,6 +150,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="few epochs and conditions: for continuous integration")
     arguments = parser.parse_args()
     device = str(pick_device(arguments.device))
+    torch.set_num_threads(free_threads(torch.get_num_threads()))
     base = SHORT if arguments.short else Settings(conditions=CONDITIONS)
     settings = replace(base, device=device)
     methods = tuple(arguments.methods)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,14 @@ class Trained:
         return find(self.method).random
 
 
-def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint: Path | None = None) -> Trained:
+def train(
+    corpus: Corpus,
+    method: str,
+    seed: int,
+    settings: Settings,
+    checkpoint: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Trained:
     """Train ``method`` and keep the epoch with the lowest validation NLL.
 
     Args:
@@ -101,6 +108,7 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
         seed: of initialisation, order, wrong scripts, corruptions and posterior draws.
         settings: shared by all methods.
         checkpoint: where to continue an interrupted run from; None keeps nothing.
+        advance: called with 1 after each of :func:`training_steps`, in the place of a bar or lines; None shows those.
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -141,12 +149,19 @@ def train(corpus: Corpus, method: str, seed: int, settings: Settings, checkpoint
         num_samples=4 if chosen.random and chosen.finish is None else 1,
         seed=seed,
         checkpoint=checkpoint,
+        progress=advance is None,
+        on_step=None if advance is None else lambda *_: advance(1),
     )
     trained = [*model.trainable_parameters().values(), *guide.parameters()]
     parameters = sum(parameter.numel() for parameter in trained)
     if chosen.finish is not None:
         model, guide = chosen.finish(model, guide, validation, seed)
     return Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
+
+
+def training_steps(corpus: Corpus, settings: Settings) -> int:
+    """How many optimiser steps :func:`train` takes: two pairs a training recording, in every epoch."""
+    return settings.epochs * -(-2 * len(corpus.splits.train) // settings.batch_size)
 
 
 def validation_batches(corpus: Corpus, settings: Settings) -> list[Any]:
@@ -164,9 +179,16 @@ def validation_batches(corpus: Corpus, settings: Settings) -> list[Any]:
 
 
 def evaluate(
-    corpus: Corpus, trained: Trained, settings: Settings, split: str = "test"
+    corpus: Corpus,
+    trained: Trained,
+    settings: Settings,
+    split: str = "test",
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[list[Record], list[PairPrediction]]:
-    """Measure a trained method under each of ``settings.conditions``; ``clean`` is the in-distribution reference."""
+    """Measure a trained method under each of ``settings.conditions``; ``clean`` is the in-distribution reference.
+
+    ``advance`` is called with 1 after each condition.
+    """
     corpus = corpus.heard() if find(trained.method).hears else corpus
     records: list[Record] = []
     rows: list[PairPrediction] = []
@@ -190,6 +212,8 @@ def evaluate(
             key = f"{pair.language}/{pair.recording_key}"
             row = (*names, key, pair.script_text, pair.label, probability, total, aleatoric, epistemic)
             rows.append(PairPrediction(*row))
+        if advance is not None:
+            advance(1)
     return records, rows
 
 
@@ -228,6 +252,7 @@ def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> di
         "task": "verify_prompts",
         "text_backbone": "sentence-transformers/all-MiniLM-L6-v2",
         "speech_encoder": "openai/whisper-tiny.en",
+        "speech_fingerprint": corpus.stores["train"].encoder.fingerprint(),
         "max_seconds": 5.0,
         "frames_per_second": 25,
         "max_tokens": clean.max_tokens,

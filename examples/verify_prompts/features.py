@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,6 +139,16 @@ class FrameStore:
                 for draw in range(draws if _is_random(Condition.parse(condition)) else 1):
                     self._part(language, condition, draw)
 
+    def absent(self, language: str, condition: str, draw: int = 0) -> int:
+        """Return how many recordings the first use of this part would encode: all or none of them."""
+        return 0 if self._folder(language, condition, draw)[0].is_dir() else len(self._prompts[language])
+
+    def encode(
+        self, language: str, condition: str, draw: int = 0, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Encode a part unless it is on disk; ``advance`` is called with the number of recordings of each batch."""
+        self._part(language, condition, draw, advance)
+
     def corrupted(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, " N"]:
         """Return the waveform the frames are made from: shape (N,), float32, 16 kHz. Arguments as in :meth:`get`."""
         prompt, parsed = self._find(language, key), Condition.parse(condition)
@@ -171,19 +181,23 @@ class FrameStore:
         present = self._prompts[language]
         return sorted(present if language != "en" else (other for other in self._splits.of(key) if other in present))
 
-    def _part(self, language: str, condition: str, draw: int) -> _Part:
+    def _part(self, language: str, condition: str, draw: int, advance: Callable[[int], None] | None = None) -> _Part:
         draw = draw if _is_random(Condition.parse(condition)) else 0
         name = (language, condition, draw)
         if name not in self._open:
-            if language not in self._prompts:
-                raise DataError(f"The store has no prompts of language {language!r}; it has {sorted(self._prompts)}.")
-            fingerprint = self._fingerprint(language, condition, draw)
-            label = f"{language}-{Condition.parse(condition)}-{draw}"
-            folder = self._root / f"{label}-{fingerprint[:16]}"
+            folder, fingerprint = self._folder(language, condition, draw)
             if not folder.is_dir():
-                self._encode(folder, language, condition, draw, fingerprint)
+                self._encode(folder, language, condition, draw, fingerprint, advance)
             self._open[name] = _Part(folder, fingerprint)
         return self._open[name]
+
+    def _folder(self, language: str, condition: str, draw: int) -> tuple[Path, str]:
+        """Where a part lies, and the fingerprint of what it is made from."""
+        draw = draw if _is_random(Condition.parse(condition)) else 0
+        if language not in self._prompts:
+            raise DataError(f"The store has no prompts of language {language!r}; it has {sorted(self._prompts)}.")
+        fingerprint = self._fingerprint(language, condition, draw)
+        return self._root / f"{language}-{Condition.parse(condition)}-{draw}-{fingerprint[:16]}", fingerprint
 
     def _fingerprint(self, language: str, condition: str, draw: int) -> str:
         parsed = Condition.parse(condition)
@@ -213,7 +227,15 @@ class FrameStore:
         self._corpus_prints[language] = digest.hexdigest()
         return self._corpus_prints[language]
 
-    def _encode(self, folder: Path, language: str, condition: str, draw: int, fingerprint: str) -> None:
+    def _encode(
+        self,
+        folder: Path,
+        language: str,
+        condition: str,
+        draw: int,
+        fingerprint: str,
+        advance: Callable[[int], None] | None,
+    ) -> None:
         start = time.monotonic()
         rows: dict[str, tuple[int, int]] = {}
         pieces: list[Tensor] = []
@@ -226,12 +248,15 @@ class FrameStore:
                 rows[key] = (end, end + len(piece))
                 end += len(piece)
                 pieces.append(piece)
-            if len(pieces) % (10 * self._batch_size) == 0:
+            if advance is not None:
+                advance(len(keys))
+            elif len(pieces) % (10 * self._batch_size) == 0:
                 say(f"encoding {folder.name}: {len(pieces)} of {total} recordings, {time.monotonic() - start:.0f} s")
         with install_once(folder.parent, folder.name) as work:
             save_file({"frames": torch.cat(pieces)}, work / "frames.safetensors", {"fingerprint": fingerprint})
             (work / "index.json").write_text(json.dumps({"fingerprint": fingerprint, "rows": rows}))
-        say(f"encoded {folder.name}: {total} recordings, {end} frames, {time.monotonic() - start:.1f} s")
+        if advance is None:
+            say(f"encoded {folder.name}: {total} recordings, {end} frames, {time.monotonic() - start:.1f} s")
 
 
 class _Part:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.analysis import metrics, plots
+from examples.verify_prompts.findings import NOISES
 from examples.verify_prompts.markdown import Pairs
 from examples.verify_prompts.predictions import Prediction
 
@@ -46,11 +47,12 @@ def draw_figures(folder: Path, pairs: Pairs, methods: Sequence[str]) -> list[str
             f"risk_coverage{number}": (plots.risk_coverage_plot({m: curves[m] for m in group}), text + which)
             for number, which, group in _groups(list(curves))
         }
+    noises = [noise for noise in NOISES if any(c.startswith(f"{noise}@") for _, c in pairs)]
+    if noises:
         text = "Mean uncertainty against noise, with 95 % intervals over scripts (normal approximation)."
-        drawn |= {
-            f"uncertainty{number}": (plots.uncertainty_by_condition({m: parts[m] for m in group}), text + which)
-            for number, which, group in _groups(list(parts))
-        }
+        for number, which, group in _groups(list(parts)):
+            figure = plots.uncertainty_by_condition({m: parts[m] for m in group}, noises=noises)
+            drawn[f"uncertainty{number}"] = (figure, text + which)
     lines_out = ["## Pictures", ""] if drawn else []
     for name, (figure, text) in drawn.items():
         (folder / "figures").mkdir(exist_ok=True)

@@ -75,7 +75,7 @@ def _monotone(cells: Cells, method: str, noise: str) -> str:
     seen = [(c, v) for c in steps if not math.isnan(v := mean_of(cells, method, c, "total"))]
     absent = [c for c in steps if c not in dict(seen)]
     note = f" (not measured: {', '.join(absent)})" if absent else ""
-    if len(seen) < 2:
+    if len(seen) < 2 or not any(c.startswith(noise) for c, _ in seen):
         return f"* Total uncertainty, {noise} noise: not measured."
     rise = seen[-1][1] - seen[0][1]
     ends = f"{seen[0][0]} {seen[0][1]:.3f} → {seen[-1][0]} {seen[-1][1]:.3f}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
 import unicodedata
@@ -18,11 +19,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bayes_adapters.backbones import cache_folder
+from bayes_adapters.backbones._checksums import check_files, files_below
 from bayes_adapters.backbones._resources import install_once, say
 from bayes_adapters.errors import ConfigError, DataError, unknown_name
 from examples.verify_prompts.debian import unpack_packages
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
+ANY_PROMPTS = "BAYES_ADAPTERS_ANY_PROMPTS"
+"""The environment variable that allows prompts of another version than Debian's 1.6.1-1."""
+_SHA256 = {
+    "en": "dbc87afa06ad4ceb5303539da8a5858da87284512527abb22506fb458bec37a8",
+    "es": "623ae9e5748b3c16d143c38db45f7a517c2111aa58d9f4d8eab82e059bd86669",
+    "fr": "82c22f68150b85f69bbd0e1f6bfddba90eb6999a20957b3aa454f20600282a6f",
+    "it": "2008991e6310da75eac7d79a3e3161d24809d8e03900f8e4c7051e949538ea89",
+    "ru": "95aa4442f8b302d4a60d457d5e31e32c319efa66af3f4fd4fe2a10813ec01550",
+}
+"""Of scripts and recordings in version 1.6.1-1, as Debian 12 and 13 have it; see backbones._checksums.digest."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,8 @@ def load_prompts(
     Raises:
         ConfigError: an unknown language.
         DataError: the unpacked packages do not look as expected.
-        MissingResourceError: the packages are not in the cache and cannot be fetched.
+        MissingResourceError: the packages are not in the cache and cannot be fetched, or are not version 1.6.1-1 as
+            Debian has it; the environment variable :data:`ANY_PROMPTS` allows others.
     """
     prompts: list[Prompt] = []
     for language in languages:
@@ -170,8 +183,22 @@ def _fetch(language: str) -> Path:
         say(f"fetching the Debian packages {' and '.join(names)}, once, into {target}")
         with install_once(target.parent, language) as work:
             unpack_packages(names, work)
-            _locate(work, language)
+            _check(work, language)
+    _check(target, language)
     return target
+
+
+def _check(folder: Path, language: str) -> None:
+    """Raise unless scripts and recordings are those that the published numbers were measured with."""
+    scripts, recordings = _locate(folder, language)
+    if os.environ.get(ANY_PROMPTS):
+        return
+    files = {f"sounds/{name}": path for name, path in files_below(recordings).items()} | {"scripts": scripts}
+    fix = (
+        f"Delete {str(folder)!r} to fetch them again. If your distribution has another version of the packages, set "
+        f"{ANY_PROMPTS}=1 to use it: results will then differ from the published ones."
+    )
+    check_files(files, [_SHA256[language]], f"The prompts of language {language!r}", fix, cache_folder())
 
 
 def _locate(folder: Path, language: str) -> tuple[Path, Path]:

@@ -56,7 +56,7 @@ class ScriptVerification(Grid[Record]):
         """Write ``report.md`` and its pictures into the folder of the runs."""
         rows = [row for path in predictions for row in read_rows(path, Prediction)]
         times = [f"{arguments.jobs} runs at a time"]
-        description = setup(self.corpus, Settings(device=arguments.device), times, self.started)
+        description = setup(self.corpus, Settings(device=arguments.device), times, time.perf_counter() - self.started)
         write_report(arguments.runs, records, rows, setup=description)
 
 

@@ -29,7 +29,7 @@ def test_advice(total: float, epistemic: float, trusted: bool, says: list[str]) 
 
 
 def test_claims_are_in_order() -> None:
-    said = [claim(p).split()[0:2] for p in (0.95, 0.9, 0.7, 0.5, 0.49, 0.2, 0.1, 0.0)]
+    said = [claim(p).split()[0:2] for p in (0.95, 0.9, 0.7, 0.61, 0.6, 0.5, 0.4, 0.39, 0.2, 0.1, 0.0)]
     assert [" ".join(s) for s in said] == [
-        *["Yes, this"] * 2, *["Probably yes:"] * 2, *["Probably not:"] * 2, *["No, this"] * 2
+        *["Yes, this"] * 2, *["Probably yes:"] * 2, *["Undecided: the"] * 3, *["Probably not:"] * 2, *["No, this"] * 2
     ]  # fmt: skip

