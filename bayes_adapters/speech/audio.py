@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.backbones.pretrained import SAMPLE_RATE as SAMPLE_RATE
+from bayes_adapters.backbones.whisper import SAMPLE_RATE as SAMPLE_RATE
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.speech.resampling import resample as resample
 
