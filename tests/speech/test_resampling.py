@@ -75,7 +75,7 @@ def test_any_rates_any_length_any_chunk(samples: int, from_rate: int, to_rate: i
 
 
 @settings(max_examples=20, deadline=None)
-@given(hertz=st.floats(100, 3_500), rate=st.sampled_from([8_000, 11_025, 12_007, 22_050, 44_100, 44_101, 48_000]))
+@given(hertz=st.floats(100, 2_500), rate=st.sampled_from([8_000, 11_025, 12_007, 22_050, 44_100, 44_101, 48_000]))
 def test_a_tone_keeps_frequency_and_level(hertz: float, rate: int) -> None:
     tone = 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(rate) / rate)
     wave = resample(tone, rate, 16_000)
