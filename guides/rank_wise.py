@@ -83,7 +83,7 @@ class RankWise(AdapterGuide):
         loc = self.loc[site_key(call.site)]
         scale = (0.5 * self._log_variance(call.site).clamp(_LOWEST, _HIGHEST)).exp().expand_as(loc)
         if self.local_reparametrisation and self.training:
-            call.scratch["scale"] = scale
+            call.scale = scale
         return dist.Normal(loc, scale, validate_args=False).to_event(len(call.site.event))
 
     def config(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class RankWise(AdapterGuide):
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
         call: SiteCall | None = msg["infer"].get(SITE)
-        if call is None or "scale" not in call.scratch or msg["value"] is not None:
+        if call is None or call.scale is None or msg["value"] is not None:
             return
         if is_traced():
             raise ConfigError(
@@ -113,7 +113,7 @@ class RankWise(AdapterGuide):
                 "bayes_adapters.ELBO or fit(), build the guide with local_reparametrisation=False, or call "
                 "guide.eval() to look at weight draws."
             )
-        msg["value"] = call.scratch["draw"] = msg["fn"].mean
+        msg["value"] = call.point = msg["fn"].mean
 
     def _log_variance(self, site: Site) -> Float[Tensor, "L m n"]:
         if not self.tie:

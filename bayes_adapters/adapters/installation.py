@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from bayes_adapters.adapters.linear import AdaptedLinear, check_options
+from bayes_adapters.adapters._checks import check_options
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites import Site
 
@@ -21,7 +22,7 @@ def install(
     dropout: float = 0.0,
     ranks: Mapping[str, int] | None = None,
     sites: Mapping[str, Sequence[Site]] | None = None,
-    flipout: bool = False,
+    layer: type[AdaptedLinear] = AdaptedLinear,
 ) -> dict[str, AdaptedLinear]:
     """Freeze ``backbone`` and put an :class:`AdaptedLinear` in the place of each layer in ``paths``.
 
@@ -33,7 +34,7 @@ def install(
         dropout: dropout probability on the adapters' input.
         ranks: path → ranks that pruning has left; a path without an entry has all.
         sites: the sample sites of each path's random parts; a path without any is plain LoRA.
-        flipout: see :class:`AdaptedLinear`.
+        layer: the class of the adapted layers, :class:`AdaptedLinear` or a subclass with another formula.
 
     Returns:
         Path → adapted layer, in the order of ``paths``.
@@ -49,9 +50,7 @@ def install(
         own = () if sites is None else sites.get(path, ())
         base = backbone.get_submodule(path)
         kept = None if ranks is None else ranks.get(path)
-        layers[path] = AdaptedLinear(
-            base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own, flipout=flipout
-        )
+        layers[path] = layer(base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own)
         backbone.set_submodule(path, layers[path])
         layers[path].train(base.training)
     return layers

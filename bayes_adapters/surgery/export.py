@@ -94,7 +94,7 @@ def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor
     """Layer path → A' (r, d_in) and B' (d_out, r)."""
     means: dict[tuple[Part, str], Tensor] = {}
     for site in model.sites:
-        call = SiteCall(site, None, None, {}, len(model.sites), {})
+        call = SiteCall(site, num_sites=len(model.sites))
         mean = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
         means |= {(site.part, path): mean[i] for i, path in enumerate(site.layers)}
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, evaluating, predict
-from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.forward_pass import ForwardPass, running
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.reparametrisation import LocalReparametrisation
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.guides import RankWise
 from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import StochasticDown
@@ -22,16 +24,15 @@ from tests.helpers import WIDTH, bert, logits, token_batch
 from tests.rank_wise.parts import LAYERS, pair
 
 
-def _layer(A: Weight, B: Weight) -> tuple[AdaptedLinear, ForwardPass]:
+def _layer(A: LocalReparametrisation, B: LocalReparametrisation) -> tuple[AdaptedLinear, ForwardPass]:
     sites = [
         Site("A.l", Part.A, ("l",), (2, 5), Granularity.GLOBAL),
         Site("B.l", Part.B, ("l",), (3, 2), Granularity.GLOBAL),
     ]
     base = nn.Linear(5, 3, bias=False)
     nn.init.zeros_(base.weight)
-    state = ForwardPass(
-        Batch({"x": torch.zeros(1, 1)}), (), Prior(zero_normal(), sites), {(Part.A, "l"): A, (Part.B, "l"): B}, 2, {}
-    )
+    weights = {(Part.A, "l"): A, (Part.B, "l"): B}
+    state = ForwardPass(Rows(Batch({"x": torch.zeros(1, 1)})), Prior(zero_normal(), sites), weights, 2)
     return AdaptedLinear(base, 2, 2.0, path="l", sites=sites), state
 
 
@@ -40,7 +41,7 @@ def test_moments_are_those_of_weight_draws() -> None:
     M, L = torch.randn(2, 5), torch.randn(3, 2)
     SA, SB = torch.rand(2, 5) + 0.3, torch.rand(3, 2) + 0.3
     x, count = torch.randn(5), 200_000
-    layer, state = _layer(Weight(M, M, SA), Weight(L, L, SB))
+    layer, state = _layer(LocalReparametrisation(M, SA), LocalReparametrisation(L, SB))
     with running(state), torch.no_grad():
         local = layer(x.expand(count, 1, 5))[:, 0]
     A, B = M + SA * torch.randn(count, 2, 5), L + SB * torch.randn(count, 3, 2)
@@ -53,7 +54,7 @@ def test_moments_are_those_of_weight_draws() -> None:
 
 def test_noise_is_drawn_anew_for_every_token_and_output() -> None:
     M, L = torch.randn(2, 5), torch.randn(3, 2)
-    layer, state = _layer(Weight(M, M, torch.ones(2, 5)), Weight(L, L, torch.ones(3, 2)))
+    layer, state = _layer(LocalReparametrisation(M, torch.ones(2, 5)), LocalReparametrisation(L, torch.ones(3, 2)))
     with running(state), torch.no_grad():
         out = layer(torch.ones(4000, 2, 5)).flatten(1)
     correlation = torch.corrcoef(out.T) - torch.eye(6)
@@ -63,7 +64,7 @@ def test_noise_is_drawn_anew_for_every_token_and_output() -> None:
 def test_gradients_are_finite_where_the_variance_is_zero() -> None:
     M, scale = torch.randn(2, 5, requires_grad=True), torch.ones(2, 5, requires_grad=True)
     L = torch.zeros(3, 2)
-    layer, state = _layer(Weight(M, M, scale), Weight(L, L, torch.full((3, 2), 0.5)))
+    layer, state = _layer(LocalReparametrisation(M, scale), LocalReparametrisation(L, torch.full((3, 2), 0.5)))
     with running(state):
         out = layer(torch.zeros(2, 1, 5))
     assert out.abs().max() < 1e-8
