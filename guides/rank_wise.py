@@ -26,16 +26,17 @@ class RankWise(AdapterGuide):
     need get a large rate, and :mod:`bayes_adapters.surgery.pruning` takes them out. Tied variances cost r parameters a
     layer.
 
-    ``local_reparametrisation``, in the guide's training mode only: instead of one (A, B) a step, every token's
-    ``B A x`` is drawn from a Gaussian with its exact mean and variance::
+    ``local_reparametrisation``, in the guide's training mode only: instead of one (A, B) a step, every example b has
+    noise of its own, in the rank space for A and given z for B::
 
-        m_s = M x    v_s = σ_A² x²    m = L m_s    v = (L² + σ_B²) v_s + σ_B² m_s²    B A x ≈ m + sqrt(v) ε
+        z = M x + (σ_A ∘ ε_b) x ~ N(M x, σ_A² x²)        B A x = L z + (σ_B ∘ η_b) z ~ N(L z, σ_B² z²) given z
 
-    That has less noisy gradients, but it is an approximation: the product is not Gaussian, and outputs and tokens are
-    treated as independent. It is no function of x that could be drawn again, so prediction, ``guide.eval()``, draws
-    weights. The value of a site is then its mean, and the KL must be the closed form, or an average over draws of its
-    own where a prior has none (StudentT): ``bayes_adapters.ELBO`` does that. Pyro's own ELBOs would score the mean as a
-    draw, on a second pass without noise; they are refused.
+    The loss of an example has the distribution that plain draws give it, and the gradient of a batch less noise. It is
+    no function of x that could be drawn again, so prediction, ``guide.eval()``, draws weights. The value of a site is
+    then its mean, and the KL must be the closed form, or an average over draws of its own where a prior has none
+    (StudentT): ``bayes_adapters.ELBO`` does that. Pyro's own ELBOs would score the mean as a draw, on a second pass
+    without noise; they are refused. (BayesLoRA's code draws every output and token of ``B A x`` independently, from a
+    Gaussian of its mean and variance. Noise of A has rank r, and the loss under independent noise is another one.)
 
     Source: BayesLoRA, arXiv 2506.22809 v3, and its released code (log σ² = −8 at the start; −12 in v2).
 

@@ -71,14 +71,14 @@ class ForwardPass:
             FoldError, ConfigError, DataError: the rows are not those of the examples, and have to be.
         """
         weights = [self.weights[site.part, layer] for site in sites if site.granularity is Granularity.GLOBAL]
-        dealt, local = any(weight.needs_rows for weight in weights), len(weights) < len(sites)
-        first = (dealt or local) and self.rows.tokens_first(layer, x)
+        dealt = [weight for weight in weights if weight.needs_rows]
+        local = len(weights) < len(sites)
+        first = bool(dealt or local) and self.rows.tokens_first(layer, x)
         if first:
             x = x.transpose(0, 1)
         self.rows.windows_at(layer, x)
-        if dealt:
-            signs = any(isinstance(weight, Flipout) for weight in weights)
-            self.rows.require_examples(layer, x, signs=signs)
+        for weight in dealt:
+            weight.check(self.rows, layer, x)
         return first
 
     def draw(
@@ -167,16 +167,19 @@ def draw_weights(
             draw = value.select(value.dim() - len(site.shape), i)
             if not site.part.real:
                 draw = draw / single.mean[i]
-            weights[site.part, path] = _reparametrised(draw, call, i, value is call.point, rows.count, path in flipped)
+            weights[site.part, path] = _reparametrised(
+                draw, call, path, rows, drawn=value is not call.point, flipped=path in flipped
+            )
     return weights
 
 
-def _reparametrised(draw: Tensor, call: SiteCall, layer: int, is_point: bool, rows: int, flipped: bool) -> Weight:
-    """The draw of the site's layer of this number, as guide and model want it to be multiplied by."""
-    if call.mean is not None and call.scale is not None and is_point:  # else conditioned on: nothing random is left
-        return LocalReparametrisation(call.mean[layer], call.scale[layer])
+def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:
+    """The draw of one of the site's layers, as guide and model want it to be multiplied by."""
+    layer = call.site.layers.index(path)
+    if call.mean is not None and call.scale is not None and not drawn:  # else conditioned on: nothing random is left
+        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
     if call.mean is not None and flipped and call.site.part == Part.A:
-        return Flipout(draw, call.mean[layer], rows)
+        return Flipout(draw, call.mean[layer], rows.count)
     return Draw(draw, call.site.part.diagonal)
 
 

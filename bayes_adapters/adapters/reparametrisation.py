@@ -1,15 +1,17 @@
-"""How a layer multiplies by a random weight: one class for each way, with the same two members.
+"""How a layer multiplies by a random weight: one class for each way, with the same members.
 
-``times(x)`` returns ``W x`` for a random W with mean M and, entry by entry, standard deviation S; ``needs_rows`` says
-whether it must know which rows of x belong to which example. Model and guide choose the class; the layer only calls it.
+``times(x)`` returns ``W x`` for a random W with mean M and, entry by entry, standard deviation S. Model and guide
+choose the class; the layer only calls it.
 
 ================================ ======================================= ==========================================
-class                            what all rows of x see                  chosen by
+class                            what sees one W                         chosen by
 ================================ ======================================= ==========================================
-:class:`Draw`                    one W for each sample                   default
-:class:`Flipout`                 one W for each example                  the model, ``flipout=True``, in training
-:class:`LocalReparametrisation`  noise on W x, independent for each row  the guide, which gives the ``SiteCall`` S
+:class:`Draw`                    all rows of a sample                    default
+:class:`Flipout`                 an example; all share one noise matrix  the model, ``flipout=True``, in training
+:class:`LocalReparametrisation`  an example, with noise of its own       the guide, which gives the ``SiteCall`` S
 ================================ ======================================= ==========================================
+
+Under each of them an example's tokens see one function, so its expected loss is that of plain draws of W.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from bayes_adapters.adapters.rows import Rows
 
 
 @runtime_checkable
@@ -34,7 +38,11 @@ class Weight(Protocol):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether rows of x must be those of the examples; not where all rows see the same."""
+        """Whether it matters which rows of x belong to which example; not where all rows see the same."""
+        ...
+
+    def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
+        """Refuse rows that are not those of the examples, where they have to be."""
         ...
 
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
@@ -61,6 +69,9 @@ class Draw:
     def needs_rows(self) -> bool:
         return self.value.shape[: -1 if self.diagonal else -2].numel() > 1
 
+    def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
+        rows.require_examples(layer, x, signs=False)
+
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
         return scale(x, self.value) if self.diagonal else matmul(x, self.value)
 
@@ -86,6 +97,9 @@ class Flipout:
     _signs: dict[str, Tensor] = field(default_factory=dict, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
+    def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
+        rows.require_examples(layer, x, signs=True)
+
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
         inner, outer = self._of("in", x, x.shape[-1]), self._of("out", x, self.mean.shape[0])
         deviation = matmul(x.to(self.value.dtype) * inner, self.value - self.mean)
@@ -101,33 +115,46 @@ class Flipout:
 
 @dataclass(frozen=True)
 class LocalReparametrisation:
-    """``M x + sqrt(S² x²) ∘ ε``, ε ~ N(0, I) for every row and token: exactly W x's distribution there.
+    """``M x + (S ∘ ε_b) x``, ε_b ~ N(0, I) anew for every example b: noise where x is, not one W for the batch.
 
-    The rows of a Gaussian W are independent, so that the n entries of ``W x`` are, and their variances are ``S² x²``
-    (squares are elementwise). Two factors follow each other: ``z = A x`` is drawn in the rank space, then ``B z`` given
-    z, so that all outputs share the noise of A, as they do under one draw of (A, B). Over the tokens of an example the
-    noise is independent, which one draw's is not.
+    For each row x that is ``N(M x, S² x²)``, squares elementwise: the n entries of W x are independent, since the rows
+    of W are. Two factors follow each other: ``z = A x`` is drawn in the rank space, then ``B z`` given z, so that all
+    outputs share the noise of A, which has rank r. The tokens of an example share ε_b, as they share W under a plain
+    draw, so that the example's loss has the same distribution. Examples are independent, which lowers the variance of
+    a batch's gradient.
 
-    Source: Kingma, Salimans and Welling 2015, arXiv 1506.02557.
+    Where the rows are no examples (a table of positions for all, a routed expert) they share one ε.
+
+    Source: Kingma, Salimans and Welling 2015, arXiv 1506.02557, whose inputs are single vectors.
 
     Args:
         mean: M, shape (n, k).
         scale: S, shape (n, k), standard deviations.
+        layer: the layer's path.
+        rows: the layout of the pass.
     """
 
     mean: Float[Tensor, "n k"]
     scale: Float[Tensor, "n k"]
-    needs_rows: bool = field(default=False, init=False)
+    layer: str
+    rows: Rows
+    _noise: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    needs_rows: bool = field(default=True, init=False)
 
     @property
     def value(self) -> Tensor:
         return self.mean
 
+    def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
+        """Take any rows: they share one noise where they are no examples."""
+
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
         x = x.to(self.mean.dtype)
-        mean, variance = F.linear(x, self.mean), F.linear(x.square(), self.scale.square())
-        # The square root has no slope at 0, where an input is 0 or a scale underflows.
-        return mean + torch.randn_like(mean) * variance.clamp_min(1e-20).sqrt()
+        groups = self.rows.count if self.rows.are_examples(self.layer, x) else 1
+        if groups not in self._noise:  # kept for a backbone that applies the layer again in this pass
+            self._noise[groups] = torch.randn(groups, *self.mean.shape, dtype=x.dtype, device=x.device)
+        deviation = torch.matmul(x.reshape(groups, -1, x.shape[-1]), (self.scale * self._noise[groups]).mT)
+        return F.linear(x, self.mean) + deviation.reshape(*x.shape[:-1], self.mean.shape[0])
 
 
 def matmul(x: Float[Tensor, "rows *T k"], weight: Float[Tensor, "*S n k"]) -> Float[Tensor, "rows *T n"]:
