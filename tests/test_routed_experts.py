@@ -50,7 +50,7 @@ class _Block(nn.Module):
         weight, chosen = self.gate(flat).softmax(-1).topk(2)
         out = torch.zeros_like(flat)
         for number, expert in enumerate(self.experts):
-            place, token = torch.where(chosen.T == number)
+            place, token = torch.where(chosen.T.eq(number))
             out.index_add_(0, token, expert(flat[token]) * weight[token, place, None])
         return hidden + out.reshape(hidden.shape)
 
