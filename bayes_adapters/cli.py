@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _targets(options: argparse.Namespace) -> str:
     import torch
 
-    from bayes_adapters.adapters.linear import check_options
+    from bayes_adapters.adapters._checks import check_options
     from bayes_adapters.adapters.targets import ALL_LINEAR, Targets, dimensions, select
 
     check_options(options.rank, 1.0, 0.0)

@@ -41,7 +41,7 @@ class PooledReader(nn.Module):
         if frames is None:
             context = self.null[key].expand(call.z.shape[-3], self.dim)
         else:
-            context = self.value[key](_pooled(frames, call))
+            context = self.value[key](_pooled(self, frames, call))
             if key in self.null:
                 context = torch.where(frames.present[:, None], context, self.null[key])
         return context[:, None].expand(*call.z.shape[:-1], self.dim)
@@ -66,19 +66,14 @@ class ProjectedReader(nn.Module):
 
     def forward(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         """Return the context of the layer ``key`` for every token."""
-        context = self.layers[key](self._global(frames, call))
+        context = self.layers[key](call.memo.once(self, "projected", lambda: self._global(frames, call)))
         return context[:, None].expand(*call.z.shape[:-1], self.dim)
 
     def _global(self, frames: Frames | None, call: SiteCall) -> Float[Tensor, "B c"]:
-        if "projected" not in call.scratch:
-            if frames is None:
-                projected = self.null[SHARED].expand(call.z.shape[-3], self.dim)
-            else:
-                projected = self.projection(_pooled(frames, call))
-                if SHARED in self.null:
-                    projected = torch.where(frames.present[:, None], projected, self.null[SHARED])
-            call.scratch["projected"] = projected
-        return call.scratch["projected"]
+        if frames is None:
+            return self.null[SHARED].expand(call.z.shape[-3], self.dim)
+        projected = self.projection(_pooled(self, frames, call))
+        return torch.where(frames.present[:, None], projected, self.null[SHARED]) if SHARED in self.null else projected
 
 
 class AttentionReader(nn.Module):
@@ -116,7 +111,8 @@ class AttentionReader(nn.Module):
     def forward(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         """Return each token's context at the layer ``key``."""
         *outer, size, length, _ = call.z.shape
-        keys, values, mask = self._keys_values(SHARED if self.shared else key, frames, call)
+        source = SHARED if self.shared else key
+        keys, values, mask = call.memo.once(self, source, lambda: self._keys_values(source, frames, call))
         query = self.query[key](call.z).reshape(-1, size, length, self.dim)
         samples = query.shape[0]
         query = self._split(query.transpose(0, 1).reshape(size, samples * length, self.dim))
@@ -132,8 +128,6 @@ class AttentionReader(nn.Module):
     def _keys_values(
         self, key: str, frames: Frames | None, call: SiteCall
     ) -> tuple[Float[Tensor, "B H F h"], Float[Tensor, "B H F h"], Bool[Tensor, "B F"]]:
-        if f"{key}.k" in call.scratch:
-            return call.scratch[f"{key}.k"], call.scratch[f"{key}.v"], call.scratch[f"{key}.mask"]
         size, dim, keys, values, masks = call.z.shape[-3], self.dim, [], [], []
         if frames is not None:
             context = frames.values.float()
@@ -145,18 +139,14 @@ class AttentionReader(nn.Module):
             keys.append(null_key.expand(size, 1, dim))
             values.append(null_value.expand(size, 1, dim))
             masks.append(torch.ones(size, 1, dtype=torch.bool, device=call.z.device))
-        k, v, mask = self._split(torch.cat(keys, 1)), self._split(torch.cat(values, 1)), torch.cat(masks, 1)
-        call.scratch.update({f"{key}.k": k, f"{key}.v": v, f"{key}.mask": mask})
-        return k, v, mask
+        return self._split(torch.cat(keys, 1)), self._split(torch.cat(values, 1)), torch.cat(masks, 1)
 
     def _split(self, x: Float[Tensor, "B n c"]) -> Float[Tensor, "B H n h"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def _pooled(frames: Frames, call: SiteCall) -> Float[Tensor, "B d"]:
-    if "pooled" not in call.scratch:
-        call.scratch["pooled"] = frames.mean()
-    return call.scratch["pooled"]
+def _pooled(reader: nn.Module, frames: Frames, call: SiteCall) -> Float[Tensor, "B d"]:
+    return call.memo.once(reader, "pooled", frames.mean)
 
 
 def _attention_entropy(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:

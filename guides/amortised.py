@@ -152,7 +152,7 @@ class Amortised(AdapterGuide):
                 return self.heads[key](call.z, prior)
             frames = frames_of(call, self.modality, self.context_dim, self.null_context)
             posterior = self.heads[key](torch.cat([call.z, self.reader(key, frames, call)], -1), prior)
-            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.scratch)
+            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.memo)
 
     def config(self) -> dict[str, Any]:
         return {

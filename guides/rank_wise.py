@@ -26,16 +26,17 @@ class RankWise(AdapterGuide):
     need get a large rate, and :mod:`bayes_adapters.surgery.pruning` takes them out. Tied variances cost r parameters a
     layer.
 
-    ``local_reparametrisation``, in the guide's training mode only: instead of one (A, B) a step, every token's
-    ``B A x`` is drawn from a Gaussian with its exact mean and variance::
+    ``local_reparametrisation``, in the guide's training mode only: instead of one (A, B) a step, every example b has
+    noise of its own, in the rank space for A and given z for B::
 
-        m_s = M x    v_s = σ_A² x²    m = L m_s    v = (L² + σ_B²) v_s + σ_B² m_s²    B A x ≈ m + sqrt(v) ε
+        z = M x + (σ_A ∘ ε_b) x ~ N(M x, σ_A² x²)        B A x = L z + (σ_B ∘ η_b) z ~ N(L z, σ_B² z²) given z
 
-    That has less noisy gradients, but it is an approximation: the product is not Gaussian, and outputs and tokens are
-    treated as independent. It is no function of x that could be drawn again, so prediction, ``guide.eval()``, draws
-    weights. The value of a site is then its mean, and the KL must be the closed form, or an average over draws of its
-    own where a prior has none (StudentT): ``bayes_adapters.ELBO`` does that. Pyro's own ELBOs would score the mean as a
-    draw, on a second pass without noise; they are refused.
+    The loss of an example has the distribution that plain draws give it, and the gradient of a batch less noise. It is
+    no function of x that could be drawn again, so prediction, ``guide.eval()``, draws weights. The value of a site is
+    then its mean, and the KL must be the closed form, or an average over draws of its own where a prior has none
+    (StudentT): ``bayes_adapters.ELBO`` does that. Pyro's own ELBOs would score the mean as a draw, on a second pass
+    without noise; they are refused. (BayesLoRA's code draws every output and token of ``B A x`` independently, from a
+    Gaussian of its mean and variance. Noise of A has rank r, and the loss under independent noise is another one.)
 
     Source: BayesLoRA, arXiv 2506.22809 v3, and its released code (log σ² = −8 at the start; −12 in v2).
 
@@ -83,7 +84,7 @@ class RankWise(AdapterGuide):
         loc = self.loc[site_key(call.site)]
         scale = (0.5 * self._log_variance(call.site).clamp(_LOWEST, _HIGHEST)).exp().expand_as(loc)
         if self.local_reparametrisation and self.training:
-            call.scratch["scale"] = scale
+            call.scale = scale
         return dist.Normal(loc, scale, validate_args=False).to_event(len(call.site.event))
 
     def config(self) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class RankWise(AdapterGuide):
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
         call: SiteCall | None = msg["infer"].get(SITE)
-        if call is None or "scale" not in call.scratch or msg["value"] is not None:
+        if call is None or call.scale is None or msg["value"] is not None:
             return
         if is_traced():
             raise ConfigError(
@@ -113,7 +114,7 @@ class RankWise(AdapterGuide):
                 "bayes_adapters.ELBO or fit(), build the guide with local_reparametrisation=False, or call "
                 "guide.eval() to look at weight draws."
             )
-        msg["value"] = call.scratch["draw"] = msg["fn"].mean
+        msg["value"] = call.point = msg["fn"].mean
 
     def _log_variance(self, site: Site) -> Float[Tensor, "L m n"]:
         if not self.tie:

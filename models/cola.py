@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.forward_pass import Descriptor, current_pass
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size
@@ -214,10 +214,7 @@ class CoLA(ConcatLoRA):
         forward_pass = current_pass()
         if forward_pass is None:
             raise ConfigError("CoLA's encoders run inside the model only; call the model, the guide or predict().")
-        scratch, stages = forward_pass.scratch, _STAGES[self.schedule]
-        for name, source in permutations(self.blocks, 2):
-            if name in inputs.present:
-                scratch[f"{_slot(name, source)}.kept"] = inputs.present[name]
+        stages = _STAGES[self.schedule]
         tokens: dict[str, int] = {}
 
         def exchange(step: int, streams: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -230,7 +227,10 @@ class CoLA(ConcatLoRA):
                         tokens[source] = streams[source].numel() // descriptor.numel()
                     pooled = self._pooled(source, streams[source], inputs, tokens[source])
                     descriptor = inputs.or_null(source, pooled, null)
-                scratch.update({_slot(name, source): descriptor for name in self.blocks if name != source})
+                for name in self.blocks:
+                    if name != source:
+                        kept = inputs.present.get(name)
+                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, kept)
             return {}
 
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}

@@ -24,7 +24,8 @@ class StochasticDown(AdapterModel):
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         num_data: N, the size of the data set.
         prior: of A, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        flipout: decorrelate the examples of a training batch, see :class:`~bayes_adapters.adapters.AdaptedLinear`.
+        flipout: decorrelate the examples of a training batch, see
+            :class:`~bayes_adapters.adapters.reparametrisation.Flipout`.
         **options: further options of :class:`AdapterModel`.
     """
 

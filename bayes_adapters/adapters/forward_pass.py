@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,27 +14,28 @@ from jaxtyping import Bool, Float
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
-from bayes_adapters.data.batch import Batch
+from bayes_adapters.adapters._checks import applied_twice, padded_windows, unknown_rows
+from bayes_adapters.adapters.reparametrisation import Draw, Flipout, LocalReparametrisation, Weight
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.rows import require_length
-from bayes_adapters.errors import ConfigError, DataError, FoldError
 from bayes_adapters.priors import Prior
-from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
+from bayes_adapters.sites import SITE, Granularity, Memo, Part, Site, SiteCall
+
+Weights = Mapping[tuple[Part, str], Weight]
+"""(part, layer path) → global draw."""
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One global draw for one layer.
+class Descriptor:
+    """What a path between modalities is conditioned on at one depth.
 
     Args:
-        value: shape (*event) or (*S, 1, *event).
-        mean: the posterior's mean, shape (*event), where flipout or local reparametrisation needs it; else None.
-        scale: its standard deviation, shape (*event), where the guide asks for local reparametrisation; ``value`` is
-            then the mean.
+        value: the other modality's pooled stream, shape (S·B, d_c).
+        kept: True where the example has the layer's own modality; of the others Φ has no effect, and no KL. None: all.
     """
 
-    value: Tensor
-    mean: Tensor | None = None
-    scale: Tensor | None = None
+    value: Float[Tensor, "rows d"]
+    kept: Bool[Tensor, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,98 +43,43 @@ class ForwardPass:
     """The state of one forward pass of a model, visible to adapted layers while it runs.
 
     Args:
-        batch: what the model was called with.
-        outer: sizes of the sample plates around the model, outermost first.
+        rows: the layout of examples × samples.
         prior: of every site.
-        weights: (part, layer path) → global draw.
+        weights: every global draw.
         num_sites: number of sites of the model.
-        scratch: shared by the guide's calls.
-        windows: layer → the block around it that attends within windows; other layers are left out.
+        memo: shared by the guide's calls.
         tokens: block with windows → tokens of an example at its input, while it runs.
+        descriptors: path between modalities → its descriptor, exchanged at every depth.
         drawn: names of the local sites drawn so far.
-        both_layouts: whether the backbone has layers that see (T, S·B, k) beside those that see (S·B, T, k).
     """
 
-    batch: Batch
-    outer: tuple[int, ...]
+    rows: Rows
     prior: Prior
-    weights: Mapping[tuple[Part, str], Weight]
+    weights: Weights
     num_sites: int
-    scratch: dict[str, Tensor]
-    windows: Mapping[str, str] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
     tokens: dict[str, int] = field(default_factory=dict)
+    descriptors: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
-    both_layouts: bool = False
 
-    @property
-    def rows(self) -> int:
-        """S·B, samples × examples."""
-        return math.prod(self.outer) * self.batch.size
+    def tokens_first(self, layer: str, sites: Collection[Site], x: Float[Tensor, "n *T k"]) -> bool:
+        """Whether ``layer``'s input has the shape (T, S·B, k); its other rows are checked.
 
-    def windows_at(self, layer: str, feature: Float[Tensor, "windows *T k"]) -> int:
-        """Return into how many windows each example is cut at ``layer``; its rows are [sample, example, window].
+        Where all rows see one draw, their order has no effect and is not asked for.
 
         Raises:
-            DataError: the layer is in a block with windows and its rows are not those of the examples.
+            FoldError, ConfigError, DataError: the rows are not those of the examples, and have to be.
         """
-        if layer not in self.windows:
-            return 1
-        if feature.shape[0] % self.rows:
-            name = ".".join(layer.split(".")[-2:])
-            raise DataError(
-                f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
-                "samples: it does not run on the examples (a table of relative positions, as in Swin V2's attention?), "
-                f"so no draw can belong to one. Leave it out: Targets(..., exclude=[{name!r}])."
-            )
-        return feature.shape[0] // self.rows
-
-    def tokens_first(self, layer: str, feature: Float[Tensor, "n *T k"]) -> bool:
-        """Whether a layer's input has the shape (T, S·B, k), as in Longformer's attention and in XLNet.
-
-        Raises:
-            FoldError: T = S·B, so that the shape does not tell.
-        """
-        if not self.both_layouts or feature.dim() != 3 or feature.shape[1] != self.rows:
-            return False
-        if feature.shape[0] == self.rows > 1:
-            raise FoldError(
-                f"The adapted layer {layer!r} received {self.rows} × {self.rows} vectors, and this backbone has layers "
-                "that see (tokens, examples) and layers that see (examples, tokens): which is which does not show "
-                "where examples × samples are as many as tokens. Take another chunk_size, batch size or padding."
-            )
-        return feature.shape[0] != self.rows
-
-    def require_examples(self, layer: str, feature: Float[Tensor, "windows *T k"], *, signs: bool) -> None:
-        """Check that a layer with global parts runs on examples, where each has its own draw or its own signs.
-
-        Its rows are then the examples, their windows where it is known to have any, or, of a matrix, the examples'
-        tokens one after the other (OPT).
-
-        Args:
-            layer: the layer's path.
-            feature: its input.
-            signs: whether each example has its own signs.
-
-        Raises:
-            FoldError: it runs on something else, and several draws are folded into this pass.
-            ConfigError: it runs on something else, and ``signs``.
-        """
-        several = feature.dim() == 2 or layer in self.windows
-        if feature.shape[0] == self.rows or (several and feature.shape[0] % self.rows == 0):
-            return
-        what = (
-            f"The adapted layer {layer!r} received {feature.shape[0]} rows where there are {self.rows} examples × "
-            "samples: it does not run on the examples (one table of relative positions for all, as in DeBERTa?)"
-        )
-        if math.prod(self.outer) > 1:
-            raise FoldError(
-                f"{what}, so several draws of it cannot share a pass. Take one a pass: chunk_size=1 in predict, "
-                "num_particles=1 in the ELBO."
-            )
-        if signs:
-            raise ConfigError(
-                f"{what}, so flipout has no example whose signs it could take. Build the model with flipout=False."
-            )
+        weights = [self.weights[site.part, layer] for site in sites if site.granularity is Granularity.GLOBAL]
+        dealt = [weight for weight in weights if weight.needs_rows]
+        local = len(weights) < len(sites)
+        first = bool(dealt or local) and self.rows.tokens_first(layer, x)
+        if first:
+            x = x.transpose(0, 1)
+        self.rows.windows_at(layer, x)
+        for weight in dealt:
+            weight.check(self.rows, layer, x)
+        return first
 
     def draw(
         self,
@@ -143,7 +89,7 @@ class ForwardPass:
         tokens: bool = True,
         kept: Bool[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows n *event"]:
-        """Sample a local ``site``, one draw for each real token, or one an example (n = 1).
+        """Sample a local ``site``, one draw for each real token, or one per example (n = 1).
 
         Args:
             site: a token or sequence site.
@@ -152,76 +98,89 @@ class ForwardPass:
             tokens: whether the feature's second axis is that of the batch's tokens.
             kept: of a sequence site, False where an example's draw has no effect, so that it has no KL.
 
+        Returns:
+            The draws; those of a keep mask divided by the prior's mean.
+
         Raises:
             ConfigError: the layer ran twice in this pass, or does not keep the token axis.
             DataError: another number of rows than examples × samples, or windows that hold padding.
         """
+        layer, batch = site.layers[0], self.rows.batch
         if site.name in self.drawn:
-            raise ConfigError(
-                f"The backbone applies the adapted layer {site.layers[0]!r} more than once in a pass (as ALBERT shares "
-                "its layers), so its core is no single sample site. Use granularity='global', or adapt other layers."
-            )
+            raise applied_twice(layer)
         self.drawn.add(site.name)
-        rows, size, windows = self.rows, self.batch.size, 1
         if tokens:
-            windows = self.windows_at(site.layers[0], feature)
-            self._require_whole(site.layers[0], feature)
-        if feature.shape[0] != rows * windows:
-            raise DataError(
-                f"The adapted layer {site.layers[0]!r} received {feature.shape[0]} rows where the batch has {size} "
-                f"examples and {math.prod(self.outer)} samples. Does the backbone merge or split examples before this "
-                "layer?"
-            )
-        mask = self._mask_for(site, feature) if tokens else None
-        feature = feature.reshape(*self.outer, size, -1, feature.shape[-1]).float()
+            feature = self.rows.by_example(layer, feature)
+            self._require_whole(layer, feature)
+        elif feature.shape[0] != self.rows.count:
+            raise unknown_rows(layer, feature.shape[0], batch.size, self.rows.samples, routed=False)
+        mask = self._mask_for(layer, feature) if tokens else None
+        feature = feature.reshape(*self.rows.outer, batch.size, -1, feature.shape[-1]).float()
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
-            mask = None if kept is None else kept[:size, None]
-        call = SiteCall(site, feature, mask, self.batch.context, self.num_sites, self.scratch)
+            mask = None if kept is None else kept[: batch.size, None]
+        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo)
         infer: Any = {SITE: call}
-        prior = site.wrap(self.prior.of(site).expand(feature.shape[:-1]), mask)
-        value = pyro.sample(site.name, prior, infer=infer)
-        return value.reshape(rows, -1, *site.event)
+        single = self.prior.of(site)
+        value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)
+        value = value.reshape(self.rows.count, -1, *site.event)
+        return value if site.part.real else value / single.mean
 
     def _require_whole(self, layer: str, feature: Tensor) -> None:
-        """Raise :class:`DataError` if a block with windows has padded its image: padding has no draw and no KL."""
-        tokens = self.tokens.get(self.windows.get(layer, ""))
-        seen = math.prod(feature.shape[:-1]) // self.rows
+        """Refuse a block with windows that has padded its image: padding has no draw and no KL."""
+        tokens = self.tokens.get(self.rows.windows.get(layer, ""))
+        seen = math.prod(feature.shape[:-1]) // self.rows.count
         if tokens is not None and seen != tokens:
-            raise DataError(
-                f"The adapted layer {layer!r} sees {seen} tokens of an example where its block's input has {tokens}: "
-                "the backbone pads images up to whole windows, and padding has no draw of its own. Resize the images "
-                "so that at every stage the windows divide the grid of patches, or use granularity='global'."
-            )
+            raise padded_windows(layer, seen, tokens)
 
-    def _mask_for(self, site: Site, feature: Tensor) -> Bool[Tensor, "B T"] | None:
-        mask = self.batch.token_mask
+    def _mask_for(self, layer: str, feature: Tensor) -> Bool[Tensor, "B T"] | None:
+        mask = self.rows.batch.token_mask
         if mask is None or feature.dim() == 2:
             return None
         others = "; else adapt layers that keep the token axis, use granularity='global', or pass no mask"
-        require_length(mask, feature.shape[1], f"the adapted layer {site.layers[0]!r} sees", otherwise=others)
+        require_length(mask, feature.shape[1], f"the adapted layer {layer!r} sees", otherwise=others)
         return mask
 
 
-def draw_weights(sites: list[Site], prior: Prior, batch: Batch, num_data: int | None) -> dict[tuple[Part, str], Weight]:
-    """Sample every global site, before the backbone runs; each has one KL per data set of ``num_data`` examples."""
+def draw_weights(
+    sites: list[Site], prior: Prior, rows: Rows, num_data: int | None, flipped: Collection[str] = ()
+) -> dict[tuple[Part, str], Weight]:
+    """Sample every global site, before the backbone runs; each has one KL per data set of ``num_data`` examples.
+
+    Args:
+        sites: all sites of the model.
+        prior: of every site.
+        rows: the layout of the pass.
+        num_data: N.
+        flipped: paths of the layers whose A has signs per example.
+    """
     weights: dict[tuple[Part, str], Weight] = {}
     for site in sites:
         if site.granularity is not Granularity.GLOBAL or num_data is None:
             continue
-        call = SiteCall(site, None, None, batch.context, len(sites), {})
+        call = SiteCall(site, context=rows.batch.context, num_sites=len(sites))
         infer: Any = {SITE: call}
+        single = prior.of(site)
         with pyro.poutine.scale(scale=1.0 / num_data):
-            value = pyro.sample(site.name, site.wrap(prior.of(site), None), infer=infer)
-        place = value.dim() - len(site.shape)
-        mean, scale = call.scratch.get("mean"), call.scratch.get("scale")
-        if value is not call.scratch.get("draw"):
-            scale = None  # the value was conditioned on: there is nothing random left to integrate over
+            value = pyro.sample(site.name, site.wrap(single, None), infer=infer)
         for i, path in enumerate(site.layers):
-            weights[site.part, path] = Weight(
-                value.select(place, i), None if mean is None else mean[i], None if scale is None else scale[i]
+            draw = value.select(value.dim() - len(site.shape), i)
+            if not site.part.real:
+                draw = draw / single.mean[i]
+            weights[site.part, path] = _reparametrised(
+                draw, call, path, rows, drawn=value is not call.point, flipped=path in flipped
             )
     return weights
+
+
+def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:
+    """The draw of one of the site's layers, as guide and model want it to be multiplied by."""
+    layer = call.site.layers.index(path)
+    if call.mean is not None and call.scale is not None and not drawn:  # else conditioned on: nothing random is left
+        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
+    if call.mean is not None and flipped and call.site.part == Part.A:
+        return Flipout(draw, call.mean[layer], rows.count)
+    return Draw(draw, call.site.part.diagonal)
 
 
 def _masked_mean(feature: Tensor, mask: Tensor | None) -> Tensor:

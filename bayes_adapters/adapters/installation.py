@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from bayes_adapters.adapters.linear import AdaptedLinear, check_options
+from bayes_adapters.adapters._checks import check_options
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites import Site
 
@@ -21,7 +22,7 @@ def install(
     dropout: float = 0.0,
     ranks: Mapping[str, int] | None = None,
     sites: Mapping[str, Sequence[Site]] | None = None,
-    flipout: bool = False,
+    layer: type[AdaptedLinear] = AdaptedLinear,
 ) -> dict[str, AdaptedLinear]:
     """Freeze ``backbone`` and put an :class:`AdaptedLinear` in the place of each layer in ``paths``.
 
@@ -33,7 +34,7 @@ def install(
         dropout: dropout probability on the adapters' input.
         ranks: path → ranks that pruning has left; a path without an entry has all.
         sites: the sample sites of each path's random parts; a path without any is plain LoRA.
-        flipout: see :class:`AdaptedLinear`.
+        layer: the class of the adapted layers, :class:`AdaptedLinear` or a subclass with another formula.
 
     Returns:
         Path → adapted layer, in the order of ``paths``.
@@ -45,23 +46,41 @@ def install(
     check_options(rank, alpha, dropout)
     backbone.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
+    places = _places(backbone)
     for path in paths:
         own = () if sites is None else sites.get(path, ())
         base = backbone.get_submodule(path)
         kept = None if ranks is None else ranks.get(path)
-        layers[path] = AdaptedLinear(
-            base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own, flipout=flipout
-        )
-        backbone.set_submodule(path, layers[path])
+        layers[path] = layer(base, rank, alpha, kept=kept, path=path, dropout=dropout, sites=own)
+        _put(backbone, places[base], layers[path])
         layers[path].train(base.training)
     return layers
 
 
 def remove(backbone: nn.Module) -> nn.Module:
     """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen."""
-    for path, layer in adapted_layers(backbone).items():
-        backbone.set_submodule(path, layer.base_layer)
+    swap(backbone, {layer: layer.base_layer for layer in adapted_layers(backbone).values()})
     return backbone
+
+
+def swap(backbone: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the second module of each pair in the first one's place, at every path where that is."""
+    places = _places(backbone)
+    for old, new in modules.items():
+        _put(backbone, places[old], new)
+
+
+def _places(backbone: nn.Module) -> dict[nn.Module, list[str]]:
+    """Module → all its paths: a module may be held twice, and both holders call what was put at their own path."""
+    found: dict[nn.Module, list[str]] = {}
+    for path, module in backbone.named_modules(remove_duplicate=False):
+        found.setdefault(module, []).append(path)
+    return found
+
+
+def _put(backbone: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
+    for path in paths:
+        backbone.set_submodule(path, module)
 
 
 def require_unadapted(backbone: nn.Module) -> None:
@@ -87,9 +106,8 @@ def restored_on_error(backbone: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path, layer in adapted_layers(backbone).items():
-            if path not in before:
-                backbone.set_submodule(path, layer.base_layer)
+        new = {layer: layer.base_layer for path, layer in adapted_layers(backbone).items() if path not in before}
+        swap(backbone, new)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise

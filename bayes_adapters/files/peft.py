@@ -20,6 +20,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import Targets, dimensions
@@ -185,8 +186,8 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
         )
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
-        for name in ("lora_A", "lora_B"):
-            tensors[f"{ROOT}{path}.{name}.weight"] = getattr(layer, name).detach().cpu().contiguous().clone()
+        for name, factor in zip(("lora_A", "lora_B"), as_lora(layer), strict=True):
+            tensors[f"{ROOT}{path}.{name}.weight"] = factor.detach().cpu().contiguous().clone()
     head: bytes | None = None
     if type(model.head) is nn.Linear:
         state = {name: value.detach().cpu().contiguous().clone() for name, value in model.head.state_dict().items()}

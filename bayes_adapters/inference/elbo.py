@@ -155,7 +155,7 @@ def _kl(guide_site: Any, model_site: Any) -> Tensor:
         kl = kl_divergence(q, p)
     except NotImplementedError:
         call: SiteCall | None = guide_site["infer"].get(SITE)
-        if call is not None and value is call.scratch.get("draw"):
+        if call is not None and value is call.point:
             value = q.rsample()  # local reparametrisation's value is q's mean, at which log q/p is not its average
         kl = q.log_prob(value) - p.log_prob(value)
     return _sum(kl, guide_site)

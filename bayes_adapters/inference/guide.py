@@ -135,8 +135,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         self._check_posterior(call.site, single, shape)
         single = single if single.batch_shape == shape else single.expand(shape)
         flipped = call.site.part is Part.A and self.model.flipout  # type: ignore[attr-defined]
-        if call.feature is None and (flipped or "scale" in call.scratch):
-            call.scratch["mean"] = mean_of(single, call.site.name)
+        if call.feature is None and (flipped or call.scale is not None):
+            call.mean = mean_of(single, call.site.name)
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)

@@ -67,7 +67,7 @@ class PosteriorMean(Messenger):
         call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or msg["is_observed"]:
             return
-        call.scratch.pop("scale", None)  # no local reparametrisation either
+        call.scale = None  # no local reparametrisation either
         if msg["value"] is None:
             msg["value"] = mean_of(msg["fn"], msg["name"])
 

@@ -23,6 +23,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.adapters._checks import check_options
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.adapters.installation import (
     adapted_layers,
@@ -31,7 +32,8 @@ from bayes_adapters.adapters.installation import (
     require_unadapted,
     restored_on_error,
 )
-from bayes_adapters.adapters.linear import check_options, kaiming
+from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.adapters.targets import Targets, linear_size, select
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
@@ -75,7 +77,7 @@ class AdapterModel(nn.Module):
             has one target a token.
         num_data: N, the size of the data set; needed by global parts only.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
-        flipout: see :class:`~bayes_adapters.adapters.AdaptedLinear`; for a random A.
+        flipout: see :class:`~bayes_adapters.adapters.reparametrisation.Flipout`; for a random A.
 
     Raises:
         TargetError: the targets match nothing.
@@ -83,6 +85,8 @@ class AdapterModel(nn.Module):
     """
 
     structure: ClassVar[str] = "adapter_model"
+    layer: ClassVar[type[AdaptedLinear]] = AdaptedLinear
+    """The class of the adapted layers: another formula is a subclass of it."""
     tags: ClassVar[bool] = True
     """Whether the structure serves likelihoods with one target a token."""
 
@@ -150,8 +154,8 @@ class AdapterModel(nn.Module):
         self._counted = {self._windows[path] for site in local for path in site.layers if path in self._windows}
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
-            options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "flipout": flipout}
-            installed = install(backbone, paths, ranks=left, sites=own, **options)
+            options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
+            installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
             self.likelihood = likelihood
@@ -213,10 +217,11 @@ class AdapterModel(nn.Module):
             self.likelihood.check(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
-        weights = draw_weights(self.sites, self.prior, batch, self.num_data)
-        forward_pass = ForwardPass(
-            batch, outer, self.prior, weights, len(self.sites), {}, self._windows, both_layouts=self._both_layouts
-        )
+        rows = Rows(batch, outer, self._windows, self._both_layouts)
+        # Signs per example are noise of training: a layer in eval mode sees one draw.
+        flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
+        weights = draw_weights(self.sites, self.prior, rows, self.num_data, flipped)
+        forward_pass = ForwardPass(rows, self.prior, weights, len(self.sites))
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
             with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))

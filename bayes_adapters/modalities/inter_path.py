@@ -25,8 +25,7 @@ class InterPath(nn.Module):
         lora_A: A_C, shape (r_C, d_in).
         lora_B: B_C, shape (d_out, r_C).
         gain: λ's initial value.
-        slot: where in the forward pass's scratch the descriptor lies, shape (rows, d_c); under ``<slot>.kept``, shape
-            (rows,), which examples have the layer's own modality: of the others Φ has no effect, and no KL.
+        slot: the key of the path's descriptor among those of the forward pass.
     """
 
     def __init__(self, site: Site, lora_A: nn.Parameter, lora_B: nn.Parameter, gain: float, slot: str) -> None:
@@ -43,21 +42,21 @@ class InterPath(nn.Module):
             DataError: the rows are no multiple of the descriptor's.
         """
         forward_pass = current_pass()
-        descriptor = None if forward_pass is None else forward_pass.scratch.get(self.slot)
+        descriptor = None if forward_pass is None else forward_pass.descriptors.get(self.slot)
         if forward_pass is None or descriptor is None:
             raise ConfigError(
                 f"The layer {self.site.layers[0]!r} has a path from {self.site.source!r} and runs without its "
                 "descriptor. Call the model, the guide or predict(), which run all encoders in lock-step; for the "
                 "frozen encoders alone use `with model.adapters_disabled():`."
             )
-        rows = descriptor.shape[0]
+        rows = descriptor.value.shape[0]
         if x.shape[0] % rows:
             raise DataError(
                 f"The layer {self.site.layers[0]!r} sees {x.shape[0]} rows where there are {rows} examples × samples: "
                 "windows must divide an example evenly."
             )
-        kept = forward_pass.scratch.get(f"{self.slot}.kept")
-        core = forward_pass.draw(self.site, descriptor[:, None], tokens=False, kept=kept)[:, 0]
+        condition = descriptor.value[:, None]
+        core = forward_pass.draw(self.site, condition, tokens=False, kept=descriptor.kept)[:, 0]
         z = F.linear(x.to(self.lora_A.dtype), self.lora_A)
         flat = z.reshape(rows, -1, z.shape[-1])  # the windows of an example share its Φ
         z = torch.matmul(flat, core.to(z.dtype).mT).reshape(z.shape)

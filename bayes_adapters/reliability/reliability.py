@@ -23,6 +23,7 @@ from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.reliability._checks import check_config, check_scale, require_gaussians
 from bayes_adapters.reliability.frame_density import FrameDensity
+from bayes_adapters.sites import Memo
 
 
 class Fallback(StrEnum):
@@ -99,7 +100,7 @@ class Reliability(nn.Module):
         posterior: TorchDistributionMixin,
         prior: TorchDistributionMixin,
         frames: Frames | None,
-        scratch: dict[str, Tensor],
+        memo: Memo,
     ) -> TorchDistributionMixin:
         """Return ``posterior``, fallen back as far as each example's frames lie from the training contexts.
 
@@ -107,17 +108,15 @@ class Reliability(nn.Module):
             posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
             prior: Gaussian that broadcasts to the posterior.
             frames: the B contexts; None where the whole batch has none, and nothing is changed.
-            scratch: lives as long as a forward pass: its sites share γ, which is computed once.
+            memo: of the forward pass, whose sites share γ: it is computed once.
 
         Raises:
             ConfigError: the density is not fitted, or a distribution is not Gaussian.
         """
         if frames is None:
             return posterior
-        key = f"reliability-{id(self)}"
-        if key not in scratch:
-            scratch[key] = self.density(frames)
-        return fall_back(posterior, prior, scratch[key], self.scale, self.fallback)
+        weight = memo.once(self, "weight", lambda: self.density(frames))
+        return fall_back(posterior, prior, weight, self.scale, self.fallback)
 
     def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs, as JSON; the density's tensors are saved with the guide's."""

@@ -1,8 +1,8 @@
 """The random tensors of an adapter as Pyro sample sites.
 
 A site is described once, by a :class:`Site`; whatever one call adds to it (the layer's low-rank feature, the token
-mask, the context) travels in the sample statement's ``infer`` dictionary as a :class:`SiteCall`, where a guide finds
-it. Nothing is stored on a module between calls.
+mask, the context) travels in the sample statement's ``infer`` dictionary as a :class:`bayes_adapters.sites.SiteCall`,
+where a guide finds it. Nothing is stored on a module between calls.
 """
 
 from __future__ import annotations
@@ -11,50 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError
-
-SITE = "site"
-"""The key of the :class:`SiteCall` in a sample statement's ``infer`` dictionary."""
-
-
-class Part(StrEnum):
-    """Which tensor of ``h = W₀ x + s · B E A (m ⊙ x)`` a site draws."""
-
-    CORE = "core"
-    """E, shape (r, r)."""
-    DIAGONAL = "diagonal"
-    """The diagonal of E, shape (r,); the rest of E is zero."""
-    A = "A"
-    """A, shape (r, d_in)."""
-    B = "B"
-    """B, shape (d_out, r)."""
-    MASK = "mask"
-    """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
-    CROSS = "cross"
-    """Φ, the core of a path between modalities, shape (r_C, r_C); see :mod:`bayes_adapters.modalities.inter_path`."""
-    FACTOR = "factor"
-    """A factor of a multiplicative fusion, of any shape; see :class:`bayes_adapters.models.Wander`."""
-
-    def event(self, rank: int, d_in: int, d_out: int) -> tuple[int, ...]:
-        """Return the shape of one draw for a layer of these sizes; a fusion's factors belong to no layer."""
-        shapes: dict[Part, tuple[int, ...]] = {
-            Part.CORE: (rank, rank),
-            Part.DIAGONAL: (rank,),
-            Part.A: (rank, d_in),
-            Part.B: (d_out, rank),
-            Part.MASK: (d_in,),
-            Part.CROSS: (rank, rank),
-        }
-        return shapes[self]
-
-
-REAL = frozenset({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS, Part.FACTOR})
-"""Every part but the mask."""
+from bayes_adapters.sites.part import Part
 
 
 class Granularity(StrEnum):
@@ -90,15 +52,15 @@ class Site:
 
     @property
     def rank(self) -> int:
-        """R of the layers served.
+        """The rank r of the site's layers.
 
         Raises:
-            ConfigError: the part has no rank (a mask, or a fusion's factor).
+            ConfigError: the part has no axis of ranks (a mask, or a fusion's factor).
         """
-        if self.part in (Part.MASK, Part.FACTOR):
-            kind = "a mask over a layer's input" if self.part is Part.MASK else "a factor of a fusion"
-            raise ConfigError(f"The site {self.name!r} is {kind}; it has no rank.")
-        return self.event[-1 if self.part is Part.B else 0]
+        if self.part.rank_axis is None:
+            kinds = {Part.MASK: "a mask over a layer's input", Part.FACTOR: "a factor of a fusion"}
+            raise ConfigError(f"The site {self.name!r} is {kinds.get(self.part, self.part.name)}; it has no rank.")
+        return self.event[self.part.rank_axis]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,44 +78,6 @@ class Site:
             mask: shape (B, T), True where a token is real; None where nothing is masked.
         """
         return (single if mask is None else single.mask(mask)).to_event(1)
-
-
-@dataclass(frozen=True)
-class SiteCall:
-    """What a guide may use to infer one site in one forward pass.
-
-    Args:
-        site: the site.
-        feature: what the drawn tensor acts or depends on: this layer's low-rank feature z = A x, shape (*S, B, T, r),
-            for a core; the layer's input, shape (*S, B, T, d_in), for a mask; the other modality's descriptor, shape
-            (*S, B, 1, d_c), for the core of a path between modalities. Sequence sites get its mean over real tokens,
-            shape (*S, B, 1, k). None for global sites. ``*S`` are the sizes of sample plates around the model.
-        token_mask: shape (B, T), or None where there is no padding, as in global sites; shape (B, 1) in a sequence site
-            whose draw has no effect for some examples.
-        context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.
-        num_sites: number of sites of the model.
-        scratch: lives as long as this forward pass; a guide keeps here what its sites share (projected keys, say).
-    """
-
-    site: Site
-    feature: Float[Tensor, "*S B T k"] | None
-    token_mask: Bool[Tensor, "B T"] | None
-    context: Mapping[str, Frames]
-    num_sites: int
-    scratch: dict[str, Tensor]
-
-    @property
-    def z(self) -> Float[Tensor, "*S B T k"]:
-        """``feature``, for guides that serve local sites only."""
-        if self.feature is None:
-            raise ConfigError(f"The site {self.site.name!r} is global: it is drawn before any feature exists.")
-        return self.feature
-
-    def token_counts(self) -> Int[Tensor, " B"] | int:
-        """The number of draws each example has at this site: its real tokens, or 1 for sequence sites."""
-        if self.token_mask is not None:
-            return self.token_mask.sum(-1).clamp_min(1)  # without any the KL is 0, whatever it is divided by
-        return 1 if self.feature is None else self.feature.shape[-2]
 
 
 def build_sites(
@@ -176,12 +100,12 @@ def build_sites(
     for part in parts:
         events = {path: part.event(*size) for path, size in sizes.items()}
         if granularity is not Granularity.GLOBAL or not grouped:
-            sites += [Site(f"{part.value}.{path}", part, (path,), event, granularity) for path, event in events.items()]
+            sites += [Site(f"{part.name}.{path}", part, (path,), event, granularity) for path, event in events.items()]
             continue
         groups: dict[tuple[int, ...], list[str]] = {}
         for path, event in events.items():
             groups.setdefault(event, []).append(path)
         for event, paths in groups.items():
             suffix = "global" if len(groups) == 1 else "global." + "x".join(map(str, event))
-            sites.append(Site(f"{part.value}.{suffix}", part, tuple(paths), event, granularity))
+            sites.append(Site(f"{part.name}.{suffix}", part, tuple(paths), event, granularity))
     return sites

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import registry
+from bayes_adapters.adapters.as_lora import as_lora, require_lora
 from bayes_adapters.adapters.installation import adapted_layers
-from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
@@ -19,6 +19,14 @@ from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
+
+_OF_THE_MODEL = {
+    "outputs": "a head",
+    "build_head": "a head",
+    "encode": "a way through the backbone",
+    "forward": "a generative process",
+}
+"""Members of a model that make its function beside the layers → what they are."""
 
 
 @torch.no_grad()
@@ -39,8 +47,9 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         likelihood. Its guide is ``Delta(lora)``.
 
     Raises:
-        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one, or a
-            layer reads other modalities; the backbone is another one or has adapters; no rank is left in any layer.
+        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one; a layer
+            reads other modalities, or has a formula of its own and does not say which LoRA it equals (``as_lora``); the
+            backbone is another one or has adapters; no rank is left in any layer.
     """
     require_pair(model, guide)
     for site in model.sites:
@@ -49,13 +58,11 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
                 f"{site.name!r} is drawn anew for each input or is a mask, so its mean is no weight of a plain LoRA. "
                 "Only adapters with random weights (A, B, or a global core) can be exported."
             )
-    if type(model).outputs is not AdapterModel.outputs or type(model).build_head is not AdapterModel.build_head:
-        raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
-    paths = [path for path, layer in adapted_layers(model.backbone).items() if len(layer.inter)]
-    if paths:
-        raise ConfigError(
-            f"{paths[0]!r} also reads other modalities (an inter-modal path), which a plain LoRA cannot hold."
-        )
+    for name, what in _OF_THE_MODEL.items():
+        if getattr(type(model), name) is not getattr(AdapterModel, name):
+            raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
+    for layer in adapted_layers(model.backbone).values():
+        require_lora(layer)
     if fingerprint(backbone) != fingerprint(model.backbone):
         raise ConfigError(
             "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "
@@ -92,25 +99,13 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
 
 def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:
     """Layer path → A' (r, d_in) and B' (d_out, r)."""
-    means: dict[tuple[Part, str], Tensor] = {}
+    means: dict[str, dict[Part, Tensor]] = {path: {} for path in model.layers}
     for site in model.sites:
-        call = SiteCall(site, None, None, {}, len(model.sites), {})
+        call = SiteCall(site, num_sites=len(model.sites))
         mean = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
-        means |= {(site.part, path): mean[i] for i, path in enumerate(site.layers)}
-
-    def factor(layer: AdaptedLinear, part: Part) -> Tensor:
-        parameter = layer.lora_A if part is Part.A else layer.lora_B
-        return means[part, layer.path] if parameter is None else parameter
-
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, layer in adapted_layers(model.backbone).items():
-        down, up = factor(layer, Part.A), factor(layer, Part.B)
-        if (Part.CORE, path) in means:
-            down = means[Part.CORE, path] @ down
-        elif (Part.DIAGONAL, path) in means:
-            down = means[Part.DIAGONAL, path][:, None] * down
-        found[path] = (down, up)
-    return found
+        for value, path in zip(mean, site.layers, strict=True):
+            means[path][site.part] = value
+    return {path: as_lora(layer, means[path]) for path, layer in adapted_layers(model.backbone).items()}
 
 
 def _without_zeros(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
     for site in model.sites:
         key = site_key(site)
         # the mean and not the parameter, which under a prior on a part of the reals is another number
-        mean = guide.posterior(SiteCall(site, None, None, {}, len(model.sites), {}), model.prior.of(site)).mean
+        mean = guide.posterior(SiteCall(site, num_sites=len(model.sites)), model.prior.of(site)).mean
         folded.loc[key].copy_(mean.sum(1, keepdim=True))
         if isinstance(guide, MeanField) and isinstance(folded, MeanField):
             variance = guide.parameter.scale(guide.rho[key]).square().sum(1, keepdim=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from bayes_adapters.adapters.as_lora import as_lora, require_formula, require_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
@@ -18,13 +19,18 @@ from bayes_adapters.inference.model import AdapterModel
 def merge(backbone: nn.Module) -> nn.Module:
     """Return a copy of ``backbone`` whose layers hold ``W₀ + (alpha / r) B A`` and which has no adapters.
 
+    Every adapted layer gets a weight of its own. Where it shared W₀ with other modules (tied embeddings, a view of a
+    larger tensor) these keep W₀, as they had no part in its adapter. A checkpoint written of the copy must keep the two
+    apart: set ``config.tie_word_embeddings = False`` before ``save_pretrained``.
+
     Args:
         backbone: with plain adapters (E = I, nothing random), of floating-point weights; it is not changed. For a
             Bayesian adapter whose random parts are weights, make one with
             :func:`bayes_adapters.surgery.export.to_lora` first.
 
     Raises:
-        ConfigError: an adapter is random, depends on another modality, or its base layer has no floating-point weight.
+        ConfigError: an adapter is random, depends on another modality, or is of another structure that is no LoRA; or
+            its base layer has no floating-point weight.
     """
     for path, layer in adapted_layers(backbone).items():
         if layer.inter:
@@ -34,9 +40,10 @@ def merge(backbone: nn.Module) -> nn.Module:
                 "ConcatLoRA, whose encoders do not see each other."
             )
         _require_plain(path, layer)
+        require_lora(layer)
     merged = copy.deepcopy(backbone)
     for layer in adapted_layers(merged).values():
-        _merge(layer)
+        _merge(layer, *as_lora(layer))
     return remove(merged)
 
 
@@ -57,6 +64,11 @@ def merge_intra(model: AdapterModel) -> AdapterModel:
     """
     for path, layer in adapted_layers(model.backbone).items():
         _require_plain(path, layer)
+        require_formula(layer)
+        if type(layer).as_lora is not AdaptedLinear.as_lora:
+            raise ConfigError(
+                f"{path!r} is a {type(layer).__name__}; the intra-modal path is taken out of plain adapted layers only."
+            )
         if any(other.lora_A is layer.lora_A or other.lora_B is layer.lora_B for other in layer.inter.values()):
             raise ConfigError(
                 f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
@@ -64,7 +76,9 @@ def merge_intra(model: AdapterModel) -> AdapterModel:
             )
     merged = copy.deepcopy(model)
     for layer in adapted_layers(merged.backbone).values():
-        _merge(layer)
+        if layer.lora_A is not None and layer.lora_B is not None:
+            _merge(layer, layer.lora_A, layer.lora_B)
+            layer.lora_B.zero_()
     return merged
 
 
@@ -75,17 +89,17 @@ def _require_plain(path: str, layer: AdaptedLinear) -> None:
             f"{path!r} has a random {parts}: a draw, not a weight, so there is nothing to merge. Export the "
             "posterior's mean first: bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
         )
-    weight = getattr(layer.base_layer, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+    weight = dict(layer.base_layer.named_parameters(recurse=False)).get("weight")
+    if weight is None or not weight.is_floating_point():
         raise ConfigError(
-            f"The base layer {path!r} has no floating-point weight (quantised?); load the backbone in full precision."
+            f"The base layer {path!r} has no floating-point weight of its own (quantised, or computed from others by a "
+            "parametrisation?); load the backbone in full precision."
         )
 
 
-def _merge(layer: AdaptedLinear) -> None:
-    if layer.lora_A is None or layer.lora_B is None:
-        return
-    delta = layer.scaling * layer.lora_B.double() @ layer.lora_A.double()
+def _merge(layer: AdaptedLinear, down: Tensor, up: Tensor) -> None:
+    """Give the base layer a new weight: the old tensor may be another module's too."""
+    delta = layer.scaling * up.cpu().double() @ down.cpu().double()  # on the CPU: some devices have no float64
     weight = layer.base_layer.get_parameter("weight")
-    weight.add_((delta.T if isinstance(layer.base_layer, Conv1D) else delta).to(weight.dtype))
-    layer.lora_B.zero_()
+    delta = delta.T if isinstance(layer.base_layer, Conv1D) else delta
+    layer.base_layer.weight = nn.Parameter(weight + delta.to(weight), requires_grad=False)

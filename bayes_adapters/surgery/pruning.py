@@ -232,7 +232,7 @@ def _check(threshold: float, min_rank: int) -> None:
 
 def _moments(model: AdapterModel, guide: AdapterGuide, site: Site) -> tuple[Tensor, Tensor]:
     """Mean and log variance of one site's posterior, each of shape ``site.event``."""
-    call = SiteCall(site, None, None, {}, len(model.sites), {})
+    call = SiteCall(site, num_sites=len(model.sites))
     posterior = base_distribution(guide.posterior(call, model.prior.of(site)))
     if not isinstance(posterior, torch.distributions.Normal):
         raise ConfigError(

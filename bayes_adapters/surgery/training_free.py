@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.installation import adapted_layers, remove
+from bayes_adapters.adapters.as_lora import require_lora
+from bayes_adapters.adapters.installation import adapted_layers, remove, swap
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import generators_kept
@@ -199,6 +200,8 @@ def _check(
             "head and deterministic parts other than A."
         )
     require_pair(model, guide)
+    for layer in adapted_layers(model.backbone).values():
+        require_lora(layer)
     if not isinstance(model.likelihood, Bernoulli | Categorical):
         raise ConfigError(
             f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
@@ -282,8 +285,7 @@ def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
     try:
         yield remove(model.backbone)
     except BaseException:
-        for path, layer in old.items():
-            model.backbone.set_submodule(path, layer)
+        swap(remove(model.backbone), {layer.base_layer: layer for layer in old.values()})
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:

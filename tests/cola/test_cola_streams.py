@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import Batch, adapted_layers, remove
-from bayes_adapters.adapters.forward_pass import ForwardPass, running
+from bayes_adapters.adapters.forward_pass import Descriptor, ForwardPass, running
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.modalities.inter_path import InterPath
@@ -40,8 +41,8 @@ def test_the_inter_path_by_hand_and_its_windows() -> None:
     ids = torch.zeros(3, 1, dtype=torch.long)
     prior = Prior(zero_normal(1.0), [site])
     x, descriptor = torch.randn(6, 4, 5), torch.randn(3, 7)
-    scratch = {"slot": descriptor}
-    state = ForwardPass(Batch({"text.input_ids": ids}), (), prior, {}, 1, scratch)
+    descriptors = {"slot": Descriptor(descriptor)}
+    state = ForwardPass(Rows(Batch({"text.input_ids": ids})), prior, {}, 1, descriptors=descriptors)
     import pyro
 
     with running(state), pyro.poutine.trace() as tracer:
@@ -50,7 +51,8 @@ def test_the_inter_path_by_hand_and_its_windows() -> None:
     for row in range(6):
         expected = 0.3 * x[row] @ path.lora_A.T @ core[row // 2].T @ path.lora_B.T
         torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-6)
-    with running(ForwardPass(state.batch, (), prior, {}, 1, dict(scratch))), pytest.raises(DataError, match="5 rows"):
+    again = ForwardPass(state.rows, prior, {}, 1, descriptors=descriptors)
+    with running(again), pytest.raises(DataError, match="5 rows"):
         path(x[:5])
 
 

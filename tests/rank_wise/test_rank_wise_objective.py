@@ -51,16 +51,9 @@ def test_the_elbo_by_hand(local: bool) -> None:
     torch.manual_seed(3)
     x, sigma = batch.inputs["x"], torch.tensor([-0.5, 0.25]).exp()
     if local:
-        delta = torch.empty(5, 7, 3)
-        noise = torch.randn(5, 7, 3)
-        for b in range(5):
-            for t in range(7):
-                m = [sum(M[i, j] * x[b, t, j] for j in range(4)) for i in range(2)]
-                v = [sum(sigma[i] ** 2 * x[b, t, j] ** 2 for j in range(4)) for i in range(2)]
-                for k in range(3):
-                    mean = sum(L[k, i] * m[i] for i in range(2))
-                    var = sum((L[k, i] ** 2 + sigma[i] ** 2) * v[i] + sigma[i] ** 2 * m[i] ** 2 for i in range(2))
-                    delta[b, t, k] = mean + noise[b, t, k] * math.sqrt(var)
+        down, up = torch.randn(5, 2, 4), torch.randn(5, 3, 2)  # one of each for every example
+        A, B = M + sigma[:, None] * down, L + sigma * up
+        delta = torch.stack([x[b] @ (B[b] @ A[b]).T for b in range(5)])
     else:
         A = M + sigma[:, None] * torch.randn(1, 2, 4)[0]
         B = L + sigma * torch.randn(1, 3, 2)[0]

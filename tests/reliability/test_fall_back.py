@@ -7,12 +7,12 @@ import json
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import Fallback, Reliability, fall_back
+from bayes_adapters.sites import Memo
 from tests.reliability.parts import D, contexts, fitted, gaussians, rng
 
 
@@ -95,22 +95,22 @@ def test_reliability_comes_back_from_its_config_unfitted() -> None:
 def test_reliability_weighs_like_fall_back_and_leaves_absent_context_alone() -> None:
     q, p = gaussians()
     reliability, frames = Reliability(fitted(), "prior", 1.3), contexts(3, 7, shift=6.0)
-    scratch: dict[str, Tensor] = {}
-    found = base_distribution(reliability(q, p, frames, scratch))
+    memo = Memo()
+    found = base_distribution(reliability(q, p, frames, memo))
     expected = base_distribution(fall_back(q, p, reliability.density(frames), 1.3, Fallback.PRIOR))
     assert torch.equal(found.loc, expected.loc)
     assert torch.equal(found.scale, expected.scale)
     assert not torch.equal(found.scale, base_distribution(q).scale)
     assert reliability(q, p, None, {}) is q
     reliability.density.limit.fill_(100.0)
-    assert torch.equal(base_distribution(reliability(q, p, frames, scratch)).scale, expected.scale), "one γ a pass"
+    assert torch.equal(base_distribution(reliability(q, p, frames, memo)).scale, expected.scale), "one γ a pass"
     assert torch.equal(base_distribution(reliability(q, p, frames, {})).scale, base_distribution(q).scale)
 
 
 def test_two_reliabilities_in_one_pass_do_not_share_their_weight() -> None:
     q, p = gaussians()
-    frames, scratch = contexts(3, 7, shift=6.0), {}
+    frames, memo = contexts(3, 7, shift=6.0), Memo()
     strict, lenient = Reliability(fitted()), Reliability(fitted())
     lenient.density.limit.fill_(100.0)
-    strict(q, p, frames, scratch)
-    assert torch.equal(base_distribution(lenient(q, p, frames, scratch)).scale, base_distribution(q).scale)
+    strict(q, p, frames, memo)
+    assert torch.equal(base_distribution(lenient(q, p, frames, memo)).scale, base_distribution(q).scale)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from bayes_adapters import ELBO, Batch, evaluating
-from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.forward_pass import ForwardPass, running
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.reparametrisation import Flipout
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.guides import MeanField
 from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.priors import Prior, zero_normal
@@ -60,7 +62,7 @@ def _flipped(rows: int, tokens: int, draws: int) -> torch.Tensor:
     """z = A x of ``rows`` examples of ``tokens`` equal tokens: shape (draws, rows, tokens, 4)."""
     torch.manual_seed(0)
     site = Site("A.l", Part.A, ("l",), (4, 6), Granularity.GLOBAL)
-    layer = AdaptedLinear(nn.Linear(6, 4, bias=False), 4, 4.0, path="l", sites=[site], flipout=True).train()
+    layer = AdaptedLinear(nn.Linear(6, 4, bias=False), 4, 4.0, path="l", sites=[site]).train()
     nn.init.zeros_(layer.base_layer.weight)  # type: ignore[arg-type]
     assert layer.lora_B is not None
     nn.init.eye_(layer.lora_B)
@@ -69,8 +71,8 @@ def _flipped(rows: int, tokens: int, draws: int) -> torch.Tensor:
     x = torch.linspace(-1, 1, 6).expand(rows, tokens, 6)
     found = []
     for _ in range(draws):
-        weight = Weight(mean + scale * torch.randn(4, 6), mean)
-        state = ForwardPass(batch, (), Prior(zero_normal(), [site]), {(Part.A, "l"): weight}, 1, {})
+        weight = Flipout(mean + scale * torch.randn(4, 6), mean, rows)
+        state = ForwardPass(Rows(batch), Prior(zero_normal(), [site]), {(Part.A, "l"): weight}, 1)
         with running(state), torch.no_grad():
             found.append(layer(x))
     expected = scale.square() @ x[0, 0].square()

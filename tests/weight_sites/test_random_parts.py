@@ -11,8 +11,10 @@ from torch import nn
 from bayes_adapters import Batch, Bernoulli, adapted_layers
 from bayes_adapters.adapters import forward_pass
 from bayes_adapters.adapters import linear as layer_module
-from bayes_adapters.adapters.forward_pass import ForwardPass, Weight, running
+from bayes_adapters.adapters.forward_pass import ForwardPass, running
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.reparametrisation import Draw
+from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA
 from bayes_adapters.priors import Prior, zero_normal
@@ -95,10 +97,11 @@ def _all_random() -> tuple[AdaptedLinear, dict[Part, torch.Tensor], ForwardPass]
     values = {site.part: torch.randn(site.event) for site in sites}
     values[Part.MASK] = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
     prior = Prior({"mask.*": dist.Bernoulli(probs=torch.tensor(0.75)), "*": zero_normal()}, sites)
-    weights = {(part, "l"): Weight(value) for part, value in values.items()}
+    used = values | {Part.MASK: values[Part.MASK] / 0.75}  # what is kept is divided by the prior's mean
+    weights = {(part, "l"): Draw(value, part.diagonal) for part, value in used.items()}
     batch = Batch({"input_ids": torch.zeros(3, 5, dtype=torch.long)})
     layer = AdaptedLinear(nn.Linear(6, 4), 2, 6.0, path="l", sites=sites)
-    return layer, values, ForwardPass(batch, (), prior, weights, len(sites), {})
+    return layer, values, ForwardPass(Rows(batch), prior, weights, len(sites))
 
 
 def test_the_layer_computes_its_formula_from_the_draws_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
