@@ -17,7 +17,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import ConfigError, DataError, FoldError
-from bayes_adapters.priors import Prior
+from bayes_adapters.priors import SINGLE_PRIOR, Prior, SampledPrior
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 
 
@@ -44,7 +44,7 @@ class ForwardPass:
     Args:
         batch: what the model was called with.
         outer: sizes of the sample plates around the model, outermost first.
-        prior: of every site.
+        prior: of every site, given its hyper-parameters.
         weights: (part, layer path) → global draw.
         num_sites: number of sites of the model.
         scratch: shared by the guide's calls.
@@ -56,7 +56,7 @@ class ForwardPass:
 
     batch: Batch
     outer: tuple[int, ...]
-    prior: Prior
+    prior: Prior | SampledPrior
     weights: Mapping[tuple[Part, str], Weight]
     num_sites: int
     scratch: dict[str, Tensor]
@@ -178,7 +178,7 @@ class ForwardPass:
             feature = _masked_mean(feature, mask)
             mask = None if kept is None else kept[:size, None]
         call = SiteCall(site, feature, mask, self.batch.context, self.num_sites, self.scratch)
-        infer: Any = {SITE: call}
+        infer: Any = {SITE: call, SINGLE_PRIOR: self.prior.of(site)}
         prior = site.wrap(self.prior.of(site).expand(feature.shape[:-1]), mask)
         value = pyro.sample(site.name, prior, infer=infer)
         return value.reshape(rows, -1, *site.event)
@@ -203,16 +203,15 @@ class ForwardPass:
         return mask
 
 
-def draw_weights(sites: list[Site], prior: Prior, batch: Batch, num_data: int | None) -> dict[tuple[Part, str], Weight]:
-    """Sample every global site, before the backbone runs; each has one KL per data set of ``num_data`` examples."""
+def draw_weights(sites: list[Site], prior: Prior | SampledPrior, batch: Batch) -> dict[tuple[Part, str], Weight]:
+    """Sample every global site, before the backbone runs; each has one KL per data set."""
     weights: dict[tuple[Part, str], Weight] = {}
     for site in sites:
-        if site.granularity is not Granularity.GLOBAL or num_data is None:
+        if site.granularity is not Granularity.GLOBAL:
             continue
         call = SiteCall(site, None, None, batch.context, len(sites), {})
-        infer: Any = {SITE: call}
-        with pyro.poutine.scale(scale=1.0 / num_data):
-            value = pyro.sample(site.name, site.wrap(prior.of(site), None), infer=infer)
+        infer: Any = {SITE: call, SINGLE_PRIOR: prior.of(site)}
+        value = pyro.sample(site.name, site.wrap(prior.of(site), None), infer=infer)
         place = value.dim() - len(site.shape)
         mean, scale = call.scratch.get("mean"), call.scratch.get("scale")
         if value is not call.scratch.get("draw"):

@@ -114,7 +114,8 @@ class ELBO(nn.Module):
         if batch.targets is None:
             raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
         weight = self.kl_weight(step)
-        with KLWeight(weight, self.kl_mode):
+        per_datum = 1.0 / self.model.data_size(batch)
+        with KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum):
             if self.num_particles == 1:
                 self.guide(batch)
             else:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from bayes_adapters.distributions import base_distribution, mean_of
 from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
 
 
@@ -43,6 +45,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
     refused, for the KL would be infinite. False for point estimates, and where the posterior keeps to a smaller set."""
     needs_sites: ClassVar[bool] = True
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
+    serves_hyper: ClassVar[bool] = False
+    """Whether hyper-parameters of the prior are inferred too, by a Gaussian each on the unconstrained space."""
 
     def __init__(self, model: AdapterModel) -> None:
         if not isinstance(model, AdapterModel):
@@ -59,6 +63,13 @@ class AdapterGuide(GuideMessenger, nn.Module):
             )
         for site in model.sites:
             self._require_served(site)
+        hyper, device = model.prior.hyper_sites, next(model.parameters()).device
+        if hyper and not self.serves_hyper:
+            raise ConfigError(
+                f"{type(self).__name__} infers no hyper-parameters, and the prior has {hyper[0].name!r}. Take a guide "
+                "that does, such as MeanField, or a prior with constant parameters."
+            )
+        self.hyper = HyperPosterior(hyper, device) if hyper else None
 
     def _require_served(self, site: Site) -> None:
         if site.granularity not in self.serves:
@@ -121,8 +132,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         return samples
 
     def get_posterior(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """Leave sites that are not an adapter's (an unobserved ``obs``) to their prior."""
-        return prior
+        """Return q of a prior's hyper-parameter; other sites that are not an adapter's stay with their prior."""
+        return prior if self.hyper is None or name not in self.hyper.sites else self.hyper.posterior(name)
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
@@ -130,7 +141,7 @@ class AdapterGuide(GuideMessenger, nn.Module):
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self.posterior(call, self.model.prior.of(call.site))  # type: ignore[attr-defined]
+        single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
         shape = _batch_shape(call)
         self._check_posterior(call.site, single, shape)
         single = single if single.batch_shape == shape else single.expand(shape)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayes_adapters.distributions import device_of, inverse_cdf, mean_of
 from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 
 
@@ -26,7 +27,7 @@ class KLMode(StrEnum):
 
 
 class KLWeight(Messenger):
-    """Multiply the scale of every core site, and of nothing else, by a weight.
+    """Multiply the scale of every core site and of every hyper-parameter of a prior, and of nothing else, by a weight.
 
     ``full``: scale ← w · scale. ``per_token_mean``: scale ← w / (L · n_b) · scale for local sites of example b with n_b
     real tokens at L core sites; global cores keep w. Works around any ELBO with a guide of
@@ -48,10 +49,10 @@ class KLWeight(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
-        if call is None:
+        if call is None and HYPER not in msg["infer"]:
             return
         scale: Any = self.weight
-        if self.mode is KLMode.PER_TOKEN_MEAN and call.site.granularity is not Granularity.GLOBAL:
+        if call is not None and self.mode is KLMode.PER_TOKEN_MEAN and call.site.granularity is not Granularity.GLOBAL:
             scale = self.weight / (call.num_sites * call.token_counts())
         msg["scale"] = msg["scale"] * scale
 

@@ -1,11 +1,12 @@
 """The Pyro model that every published structure is a case of: frozen backbone, adapters, head, prior, likelihood.
 
-Density, for a batch of B examples of a data set of N, per datum::
+Density, for a batch of B examples of a data set of N: Pyro's usual estimate of the log-joint of all N::
 
-    (1/N) log p(E_global)  +  (1/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local) ]
+    log p(τ)  +  log p(E_global | τ)  +  (N/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local | τ) ]
 
-A weight-space core has one prior factor per data set, a local core one per example; padding has none. Both scales are
-stated once, here, so every ELBO, hand-written or stock, is in nats per datum and does not depend on the batch size.
+A weight-space core and a hyper-parameter τ of a prior have one prior factor per data set, a local core one per example;
+padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC, importance weights and Pyro's
+guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit is nats per datum.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class AdapterModel(nn.Module):
         prior: prior of the random parts, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
             has one target a token.
-        num_data: N, the size of the data set; needed by global parts only.
+        num_data: N, the size of the data set; needed by global parts and by priors with hyper-parameters.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
         flipout: see :class:`~bayes_adapters.adapters.AdaptedLinear`; for a random A.
 
@@ -114,11 +115,6 @@ class AdapterModel(nn.Module):
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         self.grouped, self.flipout = grouped, flipout
-        if self.granularity is Granularity.GLOBAL and num_data is None:
-            raise ConfigError(
-                "Global sites have one KL per data set, so the model must know its size: pass "
-                "num_data=len(training set)."
-            )
         if num_data is not None:
             whole_number("num_data", num_data)
         if not parts and not (prior is None and granularity is None):
@@ -148,6 +144,7 @@ class AdapterModel(nn.Module):
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
+        self.require_num_data()
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
         types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
@@ -219,11 +216,12 @@ class AdapterModel(nn.Module):
             self.likelihood.check(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
-        weights = draw_weights(self.sites, self.prior, batch, self.num_data)
+        prior = self.prior.sampled(outer, next(self.head.parameters()).device)
+        weights = draw_weights(self.sites, prior, batch)
         forward_pass = ForwardPass(
-            batch, outer, self.prior, weights, len(self.sites), {}, self._windows, both_layouts=self._both_layouts
+            batch, outer, prior, weights, len(self.sites), {}, self._windows, both_layouts=self._both_layouts
         )
-        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
+        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
             with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
@@ -254,6 +252,18 @@ class AdapterModel(nn.Module):
         if mask is not None and self.pooling is not Pooling.NONE:
             require_length(mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, mask)
+
+    def data_size(self, batch: Batch) -> int:
+        """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
+        return batch.size if self.num_data is None else self.num_data
+
+    def require_num_data(self) -> None:
+        """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
+        if self.num_data is None and (self.granularity is Granularity.GLOBAL or self.prior.hyper_sites):
+            what = "Hyper-parameters of the prior" if self.prior.hyper_sites else "Global sites"
+            raise ConfigError(
+                f"{what} have one KL per data set, so the model must know its size: pass num_data=len(training set)."
+            )
 
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
