@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters import (
-    handlers,
-)
 from bayes_adapters.guides import MeanField
+from bayes_adapters.inference import handlers
 from bayes_adapters.inference.handlers import KeyedDraws, keyed_uniform
 from tests.helpers import core_model, token_batch
 

@@ -21,6 +21,9 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
 
+SAME = "posterior_is_prior"
+"""The key of whether a site's posterior is its prior itself, in a sample statement's ``infer`` dictionary."""
+
 
 class AdapterGuide(GuideMessenger, nn.Module):
     """Base of all guides.
@@ -97,6 +100,11 @@ class AdapterGuide(GuideMessenger, nn.Module):
             )
 
     @property
+    def deterministic(self) -> bool:
+        """Whether every posterior is a point, so that one pass tells what any number of draws would."""
+        return False
+
+    @property
     def reads(self) -> frozenset[str]:
         """Keys of ``Batch.context`` that the posterior looks at."""
         return frozenset()
@@ -144,6 +152,7 @@ class AdapterGuide(GuideMessenger, nn.Module):
         single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
         shape = _batch_shape(call)
         self._check_posterior(call.site, single, shape)
+        msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]
         single = single if single.batch_shape == shape else single.expand(shape)
         flipped = call.site.part is Part.A and self.model.flipout  # type: ignore[attr-defined]
         if call.feature is None and (flipped or "scale" in call.scratch):
