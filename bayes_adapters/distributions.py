@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -167,6 +168,39 @@ def device_of(fn: Any) -> torch.device:
             return device_of(value)
     mean: Tensor = fn.mean
     return mean.device
+
+
+def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) -> Tensor:
+    """Return draws of ``fn`` that are a function of uniforms, for entries that may depend on each other.
+
+    A Gaussian is ``loc + L Φ⁻¹(u)``, of low rank ``loc + W Φ⁻¹(u) + √d Φ⁻¹(u')``; a transformed distribution transforms
+    draws of its base; any other needs an inverse CDF, entry by entry.
+
+    Args:
+        fn: batch shape (S, 1).
+        uniforms: n → uniforms in (0, 1), shape (S, 1, n).
+
+    Returns:
+        Shape ``fn.shape()``.
+
+    Raises:
+        ConfigError: the family is none of these.
+    """
+    base = base_distribution(fn)
+    if isinstance(base, torch.distributions.LowRankMultivariateNormal):
+        factor, deviation = base.cov_factor, base.cov_diag.sqrt()
+        noise = torch.special.ndtri(uniforms(factor.shape[-1] + deviation.shape[-1]))
+        low, rest = noise[..., : factor.shape[-1]], noise[..., factor.shape[-1] :]
+        return base.loc + (factor @ low[..., None])[..., 0] + deviation * rest
+    if isinstance(base, torch.distributions.MultivariateNormal):
+        noise = torch.special.ndtri(uniforms(base.event_shape[0]))
+        return base.loc + (base.scale_tril @ noise[..., None])[..., 0]
+    if isinstance(base, torch.distributions.TransformedDistribution):
+        value = from_uniforms(base.base_dist, uniforms)
+        for transform in base.transforms:
+            value = transform(value)
+        return value.reshape(fn.shape())
+    return inverse_cdf(fn, uniforms(fn.shape()[2:].numel()).reshape(fn.shape()))
 
 
 def inverse_cdf(fn: Any, uniform: Tensor) -> Tensor:

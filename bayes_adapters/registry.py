@@ -1,6 +1,7 @@
-"""Models, guides and likelihoods by name: what saved adapters refer to and what third parties add.
+"""Models, guides, likelihoods and priors by name: what saved adapters refer to and what third parties add.
 
 Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides`` and ``bayes_adapters.likelihoods`` export.
+There are none of priors: the distributions of Pyro need no registration.
 Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
 
     [project.entry-points."bayes_adapters.guides"]
@@ -12,7 +13,10 @@ from __future__ import annotations
 import importlib
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
+from types import FunctionType
 from typing import Any, TypeVar
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name
 from bayes_adapters.inference.guide import AdapterGuide
@@ -31,10 +35,13 @@ class Kind(StrEnum):
     """A subclass of ``AdapterGuide``, by its ``name``."""
     LIKELIHOOD = "likelihood"
     """A subclass of ``Likelihood``, by its ``name``."""
+    PRIOR = "prior"
+    """A class of distributions, or of callables ``(name, shape)`` that return one, by its ``name``; or such a function,
+    by its ``__name__``."""
 
 
 _BASES: dict[Kind, type] = {Kind.MODEL: AdapterModel, Kind.GUIDE: AdapterGuide, Kind.LIKELIHOOD: Likelihood}
-_registered: dict[Kind, dict[str, type]] = {kind: {} for kind in Kind}
+_registered: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
 
 
 def names(kind: Kind | str) -> list[str]:
@@ -48,7 +55,7 @@ def names(kind: Kind | str) -> list[str]:
 
 
 def find(kind: Kind | str, name: str) -> Any:
-    """Return the class of ``kind`` called ``name``.
+    """Return the class of ``kind`` called ``name``; of priors it may be a function.
 
     Raises:
         ConfigError: there is none (near matches are listed), two packages claim the name, or an entry point cannot be
@@ -74,11 +81,12 @@ def find(kind: Kind | str, name: str) -> Any:
 
 
 def register(cls: _C) -> _C:
-    """Make a model, guide or likelihood findable under its own name in this process; usable as a decorator.
+    """Make a model, guide, likelihood or prior findable under its own name in this process; usable as a decorator.
 
     Args:
         cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide`` or ``Likelihood`` with
-            its own ``name``.
+            its own ``name``; or a prior: a distribution class with its own ``name`` and a method ``config``, a class
+            of callables ``(name, shape)`` with these, or a function ``(name, shape)``.
 
     Returns:
         ``cls``. Registering the same class twice changes nothing.
@@ -86,28 +94,31 @@ def register(cls: _C) -> _C:
     Raises:
         ConfigError: ``cls`` is none of these, has no name of its own, or the name is taken by another class.
     """
-    kind = next((k for k, base in _BASES.items() if isinstance(cls, type) and issubclass(cls, base)), None)
-    if kind is None or not isinstance(cls, type):
+    kind = next((kind for kind in Kind if _is_a(kind, cls)), None)
+    if kind is None:
         raise ConfigError(
-            f"Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered; got {cls!r}."
+            "Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered, and priors: a "
+            f"distribution class, a class of callables (name, shape) with a method config, or a function; got {cls!r}."
         )
     name = name_of(kind, cls)
     taken = {**_built_in(kind), **_registered[kind]}.get(name)
     if taken is not None and taken is not cls:
         raise ConfigError(
-            f"The {kind.value} name {name!r} belongs to {_location(taken)} already; give {cls.__name__} another name."
+            f"The {kind.value} name {name!r} belongs to {_location(taken)} already; give {_location(cls)} another name."
         )
     _registered[kind][name] = cls
     return cls
 
 
-def name_of(kind: Kind | str, cls: type) -> str:
-    """Return the name a class says of itself.
+def name_of(kind: Kind | str, cls: Any) -> str:
+    """Return the name a class says of itself, or a function's own.
 
     Raises:
         ConfigError: the class has none, or only the one it inherits from another class.
     """
     kind = choice(Kind, "kind", kind)
+    if isinstance(cls, FunctionType):
+        return cls.__name__
     attribute = "structure" if kind is Kind.MODEL else "name"
     name = vars(cls).get(attribute)
     if not isinstance(name, str) or not name:
@@ -120,7 +131,19 @@ def name_of(kind: Kind | str, cls: type) -> str:
     return name
 
 
+def _is_a(kind: Kind, thing: Any) -> bool:
+    """Whether ``thing`` is a class of ``kind``, or, of priors, a function."""
+    if kind is not Kind.PRIOR:
+        return isinstance(thing, type) and issubclass(thing, _BASES[kind])
+    if isinstance(thing, FunctionType):
+        return True
+    makes = isinstance(thing, type) and "__call__" in vars(thing)
+    return isinstance(thing, type) and (issubclass(thing, TorchDistributionMixin) or makes) and hasattr(thing, "config")
+
+
 def _built_in(kind: Kind) -> dict[str, type]:
+    if kind is Kind.PRIOR:
+        return {}
     package = importlib.import_module(f"bayes_adapters.{kind.value}s")
     exported = [value for key, value in vars(package).items() if not key.startswith("_") and isinstance(value, type)]
     base = _BASES[kind]
@@ -135,19 +158,21 @@ def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:
     return found
 
 
-def _load(kind: Kind, point: EntryPoint) -> type:
+def _load(kind: Kind, point: EntryPoint) -> Any:
     package = point.dist.name if point.dist is not None else "an unknown package"
     where = f"The {kind.value} {point.name!r} of the package {package!r} ({point.value})"
     try:
         cls = point.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where} cannot be imported: {error}. Reinstall or update {package}.") from error
-    if not isinstance(cls, type) or not issubclass(cls, _BASES[kind]):
-        raise ConfigError(f"{where} is no subclass of {_BASES[kind].__name__}. Its entry point must name the class.")
+    if not _is_a(kind, cls):
+        what = "distribution or callable with a config(), nor a function" if kind is Kind.PRIOR else ""
+        what = what or f"subclass of {_BASES[kind].__name__}"
+        raise ConfigError(f"{where} is no {what}. Its entry point must name the class.")
     if name_of(kind, cls) != point.name:
         raise ConfigError(f"{where} calls itself {name_of(kind, cls)!r}; its entry point must have the same name.")
     return cls
 
 
-def _location(cls: type) -> str:
+def _location(cls: Any) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"

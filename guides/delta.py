@@ -41,6 +41,10 @@ class Delta(AdapterGuide):
         super().__init__(model)
         self.loc = nn.ParameterDict({site_key(s): nn.Parameter(_start(model, s)) for s in model.sites})
 
+    @property
+    def deterministic(self) -> bool:
+        return True
+
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         return dist.Delta(_onto(prior)(self.loc[site_key(call.site)]), event_dim=len(call.site.event))
 

@@ -112,6 +112,10 @@ class Hypernetwork(AdapterGuide):
                     self.static[f"{key}-scale"] = nn.Parameter(torch.zeros(site.rank, site.rank))
         self.to(next(model.parameters()).device).float()  # whatever torch's default dtype is
 
+    @property
+    def deterministic(self) -> bool:
+        return self.scale is None
+
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key, g = site_key(call.site), None
         require_float32(self)

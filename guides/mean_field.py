@@ -52,6 +52,7 @@ class MeanField(AdapterGuide):
     name: ClassVar[str] = "mean_field"
     serves: ClassVar[frozenset[Granularity]] = frozenset(Granularity)
     parts: ClassVar[frozenset[Part]] = REAL
+    serves_hyper: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -120,17 +120,15 @@ def test_errors(spec: Any, message: str) -> None:
         Prior(spec, [A, B])
 
 
-def test_a_prior_is_neither_trained_nor_random() -> None:
+def test_a_prior_is_not_trained() -> None:
     with pytest.raises(ConfigError, match=r"The scale of the prior Normal of 'core\.a\.query' requires a gradient"):
         Prior(dist.Normal(0.0, torch.nn.Parameter(torch.tensor(0.2))), [A])
     with pytest.raises(ConfigError, match=r"requires a gradient, and a prior is never trained: pass loc\.detach\(\)"):
         Prior(dist.Normal(torch.zeros(3, 3, requires_grad=True), 0.2).to_event(2), [A])
-    for statement, kind in (
-        (lambda: pyro.sample("tau", dist.HalfNormal(1.0)), "sample"),
-        (lambda: pyro.param("tau", torch.tensor(1.0)), "param"),
-    ):
-        with pytest.raises(ConfigError, match=rf"calls pyro\.{kind}, and it is called once"):
-            Prior(lambda name, shape, s=statement: dist.Normal(0.0, s()), [A])
+    with pytest.raises(ConfigError) as caught:
+        Prior(lambda name, shape: dist.Normal(0.0, pyro.param("tau", torch.tensor(1.0))), [A])
+    assert "pyro.param" in str(caught.value)
+    assert "core.a.query" in str(caught.value)
 
 
 def test_values_that_are_no_distribution() -> None:

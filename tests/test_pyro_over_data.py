@@ -26,7 +26,7 @@ def _six_examples() -> tuple[AdapterModel, Batch, float, float]:
     model = core_model("global", backbone=Linear(), likelihood=Gaussian(-1.0), **one)
     grid = torch.linspace(-6, 6, 601)
     with torch.no_grad():
-        fixed = [poutine.condition(poutine.scale(model, 6), {"core.global": e.reshape(1, 1, 1)}) for e in grid]
+        fixed = [poutine.condition(model, {"core.global": e.reshape(1, 1, 1)}) for e in grid]
         joint = torch.stack([poutine.trace(m).get_trace(batch).log_prob_sum() for m in fixed])
     weight = joint.softmax(0)
     variance = (weight * grid.square()).sum() - (weight * grid).sum().square()
@@ -38,26 +38,44 @@ def test_importance_weights_have_the_evidence(vectorised: bool) -> None:
     model, batch, evidence, _ = _six_examples()
     guide = MeanField(model, init_scale=1.0).requires_grad_(False)
     guide.loc["core-global"].zero_()
-    scaled, proposal = poutine.scale(model, 6), poutine.scale(guide, 6)
     with torch.no_grad():
         if vectorised:
-            weights, *_ = vectorized_importance_weights(scaled, proposal, batch, num_samples=4000, max_plate_nesting=1)
+            weights, *_ = vectorized_importance_weights(model, guide, batch, num_samples=4000, max_plate_nesting=1)
             found = weights.logsumexp(0).item() - math.log(4000)
         else:
-            found = Importance(scaled, proposal, num_samples=800).run(batch).get_log_normalizer().item()
+            found = Importance(model, guide, num_samples=800).run(batch).get_log_normalizer().item()
     assert found == pytest.approx(evidence, abs=0.2)
 
 
-def test_a_scaled_model_has_the_posterior_of_all_examples_under_an_autoguide() -> None:
+def test_the_posterior_of_all_examples_under_an_autoguide() -> None:
     model, batch, _, deviation = _six_examples()
     model.requires_grad_(False)
-    scaled = poutine.scale(model, 6)
-    guide = AutoNormal(scaled)
+    guide = AutoNormal(model)
     elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(scaled, guide, pyro.optim.Adam({"lr": 2e-2}), elbo)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 2e-2}), elbo)
     for _ in range(300):
         svi.step(batch)
     assert pyro.param("AutoNormal.scales.core.global").item() == pytest.approx(deviation, rel=0.3)
+
+
+def test_a_batch_stands_for_all_examples_and_without_a_known_size_for_itself() -> None:
+    """The mean over batches of the estimated log-joint is the log-joint of the whole."""
+    model, batch, _, _ = _six_examples()
+    core = {"core.global": torch.full((1, 1, 1), 0.7)}
+    conditioned = poutine.condition(model, core)
+    with torch.no_grad():
+        whole = poutine.trace(conditioned).get_trace(batch).log_prob_sum()
+        parts = [poutine.trace(conditioned).get_trace(batch[i : i + 2]).log_prob_sum() for i in (0, 2, 4)]
+        outputs = poutine.condition(model, core)(batch)[..., 0]
+    by_hand = dist.Normal(outputs, math.exp(-1.0)).log_prob(batch.targets).sum() + dist.Normal(0.0, 1.0).log_prob(
+        torch.tensor(0.7)
+    )
+    torch.testing.assert_close(whole, by_hand)
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+    for num_data, scale in ((None, 1.0), (20, 4.0)):
+        local = core_model("token", num_data=num_data)
+        nodes = poutine.trace(local).get_trace(token_batch()).nodes
+        assert {nodes[name]["scale"] for name in [*(s.name for s in local.sites), "obs"]} == {scale}
 
 
 def test_a_handler_around_the_guide_scales_svi_and_one_around_the_model_does_not() -> None:

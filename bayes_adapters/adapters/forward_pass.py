@@ -18,7 +18,7 @@ from bayes_adapters.adapters._checks import applied_twice, padded_windows, unkno
 from bayes_adapters.adapters.reparametrisation import Draw, Flipout, LocalReparametrisation, Weight
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.rows import require_length
-from bayes_adapters.priors import Prior
+from bayes_adapters.priors import SINGLE_PRIOR, Prior, SampledPrior
 from bayes_adapters.sites import SITE, Granularity, Memo, Part, Site, SiteCall
 
 Weights = Mapping[tuple[Part, str], Weight]
@@ -44,7 +44,7 @@ class ForwardPass:
 
     Args:
         rows: the layout of examples × samples.
-        prior: of every site.
+        prior: of every site, given its hyper-parameters.
         weights: every global draw.
         num_sites: number of sites of the model.
         memo: shared by the guide's calls.
@@ -54,7 +54,7 @@ class ForwardPass:
     """
 
     rows: Rows
-    prior: Prior
+    prior: Prior | SampledPrior
     weights: Weights
     num_sites: int
     memo: Memo = field(default_factory=Memo)
@@ -120,8 +120,8 @@ class ForwardPass:
             feature = _masked_mean(feature, mask)
             mask = None if kept is None else kept[: batch.size, None]
         call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo)
-        infer: Any = {SITE: call}
         single = self.prior.of(site)
+        infer: Any = {SITE: call, SINGLE_PRIOR: single}
         value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)
         value = value.reshape(self.rows.count, -1, *site.event)
         return value if site.part.real else value / single.mean
@@ -143,26 +143,24 @@ class ForwardPass:
 
 
 def draw_weights(
-    sites: list[Site], prior: Prior, rows: Rows, num_data: int | None, flipped: Collection[str] = ()
+    sites: list[Site], prior: Prior | SampledPrior, rows: Rows, flipped: Collection[str] = ()
 ) -> dict[tuple[Part, str], Weight]:
-    """Sample every global site, before the backbone runs; each has one KL per data set of ``num_data`` examples.
+    """Sample every global site, before the backbone runs; each has one KL per data set.
 
     Args:
         sites: all sites of the model.
         prior: of every site.
         rows: the layout of the pass.
-        num_data: N.
         flipped: paths of the layers whose A has signs per example.
     """
     weights: dict[tuple[Part, str], Weight] = {}
     for site in sites:
-        if site.granularity is not Granularity.GLOBAL or num_data is None:
+        if site.granularity is not Granularity.GLOBAL:
             continue
         call = SiteCall(site, context=rows.batch.context, num_sites=len(sites))
-        infer: Any = {SITE: call}
         single = prior.of(site)
-        with pyro.poutine.scale(scale=1.0 / num_data):
-            value = pyro.sample(site.name, site.wrap(single, None), infer=infer)
+        infer: Any = {SITE: call, SINGLE_PRIOR: single}
+        value = pyro.sample(site.name, site.wrap(single, None), infer=infer)
         for i, path in enumerate(site.layers):
             draw = value.select(value.dim() - len(site.shape), i)
             if not site.part.real:

@@ -77,7 +77,7 @@ def save(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "model": _entry("model", model, "structure") | {"prior_dtype": _prior_dtype(model)},
         "likelihood": _entry("likelihood", model.likelihood, "name"),
-        "prior": model.prior.to_json(),
+        "prior": model.prior.to_json(registry.find),
         "guide": _entry("guide", guide, "name"),
         "num_data": model.num_data,
         "base": _base(model.backbone),
@@ -203,7 +203,8 @@ def _entry(what: str, thing: Any, attribute: str) -> dict[str, Any]:
 
 
 def _prior_dtype(model: AdapterModel) -> str | None:
-    return next((str(b.dtype).removeprefix("torch.") for b in model.prior.buffers()), None)
+    floats = (b.dtype for b in model.prior.buffers() if b.is_floating_point())
+    return next((str(dtype).removeprefix("torch.") for dtype in floats), None)
 
 
 def _base(backbone: nn.Module) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     # One pattern of whole paths: as suffixes, "proj" would match "block.proj" too.
     options["targets"] = Targets("|".join(re.escape(path) for path in paths)) if paths else None
     if about["prior"]:
-        options["prior"] = priors.from_json(about["prior"])
+        options["prior"] = priors.from_json(about["prior"], registry.find)
     model = make_model(backbone, likelihood, **options)
     model.num_data = about["num_data"]  # that of a model without global sites is none of its options
     if model.layers != paths:

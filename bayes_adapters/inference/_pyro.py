@@ -7,13 +7,16 @@ they are emitted exactly when a handler that records parameters is active.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 from pyro.poutine import runtime
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import nn
+from torch.distributions import constraints
 
 
 def parameters_are_captured() -> bool:
@@ -22,22 +25,38 @@ def parameters_are_captured() -> bool:
 
 
 def register_if_captured(prefix: str, module: nn.Module) -> None:
-    """Emit ``pyro.param`` for every trainable tensor of ``module`` if somebody records parameters.
+    """Emit a parameter statement for every trainable tensor of ``module`` if somebody records parameters.
+
+    With ``pyro.settings.set(module_local_params=True)`` nothing enters the global parameter store, as in Pyro's own
+    modules, and several models can be trained side by side.
 
     Raises:
         RuntimeError: the store holds another object's tensor under the same name (a second model in one process).
     """
     if not parameters_are_captured():
         return
+    local = pyro.settings.get("module_local_params")
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        stored = pyro.param(f"{prefix}$$${name}", parameter)
-        if stored is not parameter:
+        full = f"{prefix}$$${name}"
+        if local:
+            _emit(full, parameter)
+        elif pyro.param(full, parameter) is not parameter:
             raise RuntimeError(
-                f"Pyro's parameter store already holds another tensor named '{prefix}$$${name}', so SVI would train "
-                "that one instead of yours. Call pyro.clear_param_store() before fitting a second model with SVI."
+                f"Pyro's parameter store already holds another tensor named '{full}', so SVI would train that one "
+                "instead of yours. Call pyro.settings.set(module_local_params=True) before, which keeps parameters out "
+                "of the store, or pyro.clear_param_store() before fitting a second model with SVI."
             )
+
+
+def _emit(name: str, parameter: nn.Parameter) -> None:
+    """Show handlers a parameter statement whose value is ``parameter``, without Pyro's global store."""
+    value: Any = parameter.view_as(parameter)  # a tensor of its own, as the attribute must not stay on the parameter
+    value.unconstrained = weakref.ref(parameter)
+    runtime.effectful(lambda *_, **__: value, type="param")(
+        name, constraint=constraints.real, event_dim=None, name=name
+    )
 
 
 def is_traced() -> bool:

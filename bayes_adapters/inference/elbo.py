@@ -25,7 +25,7 @@ from torch.distributions import kl_divergence
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.guide import SAME, AdapterGuide, require_pair
 from bayes_adapters.inference.handlers import KLMode, KLWeight
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
@@ -114,7 +114,8 @@ class ELBO(nn.Module):
         if batch.targets is None:
             raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
         weight = self.kl_weight(step)
-        with KLWeight(weight, self.kl_mode):
+        per_datum = 1.0 / self.model.data_size(batch)
+        with KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum):
             if self.num_particles == 1:
                 self.guide(batch)
             else:
@@ -151,6 +152,8 @@ def _sum(value: Tensor, site: Any) -> Tensor:
 
 def _kl(guide_site: Any, model_site: Any) -> Tensor:
     q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
+    if guide_site["infer"].get(SAME):
+        return value.new_zeros(())
     try:
         kl = kl_divergence(q, p)
     except NotImplementedError:

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from bayes_adapters.distributions import base_distribution, mean_of
 from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
+
+SAME = "posterior_is_prior"
+"""The key of whether a site's posterior is its prior itself, in a sample statement's ``infer`` dictionary."""
 
 
 class AdapterGuide(GuideMessenger, nn.Module):
@@ -43,6 +48,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
     refused, for the KL would be infinite. False for point estimates, and where the posterior keeps to a smaller set."""
     needs_sites: ClassVar[bool] = True
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
+    serves_hyper: ClassVar[bool] = False
+    """Whether hyper-parameters of the prior are inferred too, by a Gaussian each on the unconstrained space."""
 
     def __init__(self, model: AdapterModel) -> None:
         if not isinstance(model, AdapterModel):
@@ -59,6 +66,13 @@ class AdapterGuide(GuideMessenger, nn.Module):
             )
         for site in model.sites:
             self._require_served(site)
+        hyper, device = model.prior.hyper_sites, next(model.parameters()).device
+        if hyper and not self.serves_hyper:
+            raise ConfigError(
+                f"{type(self).__name__} infers no hyper-parameters, and the prior has {hyper[0].name!r}. Take a guide "
+                "that does, such as MeanField, or a prior with constant parameters."
+            )
+        self.hyper = HyperPosterior(hyper, device) if hyper else None
 
     def _require_served(self, site: Site) -> None:
         if site.granularity not in self.serves:
@@ -84,6 +98,11 @@ class AdapterGuide(GuideMessenger, nn.Module):
                 f"and the posterior of {type(self).__name__} does, so that their KL is infinite. Take a prior on all "
                 "reals, such as Normal, Laplace or StudentT, or, where it is continuous, the guide Delta."
             )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether every posterior is a point, so that one pass tells what any number of draws would."""
+        return False
 
     @property
     def reads(self) -> frozenset[str]:
@@ -121,8 +140,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         return samples
 
     def get_posterior(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """Leave sites that are not an adapter's (an unobserved ``obs``) to their prior."""
-        return prior
+        """Return q of a prior's hyper-parameter; other sites that are not an adapter's stay with their prior."""
+        return prior if self.hyper is None or name not in self.hyper.sites else self.hyper.posterior(name)
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
@@ -130,9 +149,10 @@ class AdapterGuide(GuideMessenger, nn.Module):
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self.posterior(call, self.model.prior.of(call.site))  # type: ignore[attr-defined]
+        single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
         shape = _batch_shape(call)
         self._check_posterior(call.site, single, shape)
+        msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]
         single = single if single.batch_shape == shape else single.expand(shape)
         flipped = call.site.part is Part.A and self.model.flipout  # type: ignore[attr-defined]
         if call.feature is None and (flipped or call.scale is not None):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from bayes_adapters.distributions import device_of, inverse_cdf, mean_of
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.distributions import base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
+from bayes_adapters.errors import ConfigError, choice, near_matches
+from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 
 
@@ -26,7 +29,7 @@ class KLMode(StrEnum):
 
 
 class KLWeight(Messenger):
-    """Multiply the scale of every core site, and of nothing else, by a weight.
+    """Multiply the scale of every core site and of every hyper-parameter of a prior, and of nothing else, by a weight.
 
     ``full``: scale ← w · scale. ``per_token_mean``: scale ← w / (L · n_b) · scale for local sites of example b with n_b
     real tokens at L core sites; global cores keep w. Works around any ELBO with a guide of
@@ -48,10 +51,10 @@ class KLWeight(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
-        if call is None:
+        if call is None and HYPER not in msg["infer"]:
             return
         scale: Any = self.weight
-        if self.mode is KLMode.PER_TOKEN_MEAN and call.site.granularity is not Granularity.GLOBAL:
+        if call is not None and self.mode is KLMode.PER_TOKEN_MEAN and call.site.granularity is not Granularity.GLOBAL:
             scale = self.weight / (call.num_sites * call.token_counts())
         msg["scale"] = msg["scale"] * scale
 
@@ -65,11 +68,24 @@ class PosteriorMean(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
+        if HYPER in msg["infer"] and not msg["is_observed"] and msg["value"] is None:
+            msg["value"] = _centre(msg["fn"], msg["name"])
         if call is None or msg["is_observed"]:
             return
         call.scale = None  # no local reparametrisation either
         if msg["value"] is None:
             msg["value"] = mean_of(msg["fn"], msg["name"])
+
+
+def _centre(fn: Any, name: str) -> Tensor:
+    """The mean of a global latent, or, of a number mapped from the reals, the image of its mean there."""
+    base = base_distribution(fn)
+    if not isinstance(base, torch.distributions.TransformedDistribution):
+        return mean_of(fn, name)
+    value = base.base_dist.mean
+    for transform in base.transforms:
+        value = transform(value)
+    return value.expand(fn.shape())
 
 
 class UnreadOutcome(Messenger):
@@ -78,6 +94,41 @@ class UnreadOutcome(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == "obs" and not msg["is_observed"] and msg["value"] is None:
             msg["value"] = torch.zeros(msg["fn"].shape(), device=device_of(msg["fn"]))
+
+
+class SubstitutedDraws(Messenger):
+    """Set every latent site of a model to draws that are given.
+
+    Args:
+        draws: site → values, shape (S, *shape of the site), S being the size of the sample plate around the model.
+
+    Raises:
+        ConfigError: an adapter's site has no draws, or draws of another shape.
+    """
+
+    def __init__(self, draws: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, infer = msg["name"], msg["infer"]
+        if msg["is_observed"] or msg["value"] is not None or not (SITE in infer or HYPER in infer):
+            return
+        if name not in self.draws:
+            if HYPER in infer:
+                return  # no output depends on it once the adapters' sites are known
+            raise ConfigError(
+                f"The guide samples no {name!r}, which would be drawn from its prior, not from a posterior."
+                f"{near_matches(name, self.draws)} Its sites: {', '.join(list(self.draws)[:6]) or 'none'}."
+            )
+        value, shape = self.draws[name], msg["fn"].shape()
+        value = value if value.dim() == len(shape) else value.unsqueeze(1)  # the data plate's dimension
+        if value.shape != shape:
+            raise ConfigError(
+                f"Draws of {name!r} have shape {tuple(self.draws[name].shape)}; the model needs {tuple(shape)}, "
+                "samples first. Draws of a site of one example or token each fit the batch they were made for only."
+            )
+        msg["value"] = value
 
 
 class KeyedDraws(Messenger):
@@ -99,16 +150,27 @@ class KeyedDraws(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
-        if call is None or msg["is_observed"] or msg["value"] is not None:
+        latent = call is not None or HYPER in msg["infer"]
+        if not latent or msg["is_observed"] or msg["value"] is not None:
+            return
+        if isinstance(base_distribution(msg["fn"]), Delta):
+            msg["value"] = msg["fn"].mean
             return
         shape = msg["fn"].shape()
-        examples = self.examples if call.site.granularity is not Granularity.GLOBAL else self.examples.new_zeros(1)
+        local = call is not None and call.site.granularity is not Granularity.GLOBAL
+        examples = self.examples if local else self.examples.new_zeros(1)
         if tuple(shape[:2]) != (len(self.samples), len(examples)):
             raise ConfigError(
                 f"Draws of {msg['name']!r} have batch shape {tuple(shape[:2])}; expected samples × examples = "
                 f"({len(self.samples)}, {len(examples)}). Run the guide inside pyro.plate(name, S, dim=-2)."
             )
-        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), device_of(msg["fn"]))
+        device = device_of(msg["fn"])
+        if call is None:
+            msg["value"] = from_uniforms(
+                msg["fn"], lambda n: keyed_uniform(self.seed, msg["name"], self.samples, examples, n, device)
+            )
+            return
+        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), device)
         uniform = uniform.reshape(shape)
         if call.token_mask is not None:
             # Tokens are numbered among the real ones: left padding, too, must not move the noise.

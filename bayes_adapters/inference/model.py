@@ -1,11 +1,12 @@
 """The Pyro model that every published structure is a case of: frozen backbone, adapters, head, prior, likelihood.
 
-Density, for a batch of B examples of a data set of N, per datum::
+Density, for a batch of B examples of a data set of N: Pyro's usual estimate of the log-joint of all N::
 
-    (1/N) log p(E_global)  +  (1/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local) ]
+    log p(τ)  +  log p(E_global | τ)  +  (N/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local | τ) ]
 
-A weight-space core has one prior factor per data set, a local core one per example; padding has none. Both scales are
-stated once, here, so every ELBO, hand-written or stock, is in nats per datum and does not depend on the batch size.
+A weight-space core and a hyper-parameter τ of a prior have one prior factor per data set, a local core one per example;
+padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC, importance weights and Pyro's
+guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit is nats per datum.
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
 from bayes_adapters.heads.pooling import Pooling as Pooling
-from bayes_adapters.inference._model_checks import check_batch, checked_ranks, require_trainable, require_withholdable
+from bayes_adapters.inference._checks import (
+    check_batch,
+    checked_ranks,
+    require_finite,
+    require_trainable,
+    require_withholdable,
+)
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -75,7 +82,7 @@ class AdapterModel(nn.Module):
         prior: prior of the random parts, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
             has one target a token.
-        num_data: N, the size of the data set; needed by global parts only.
+        num_data: N, the size of the data set; needed by global parts and by priors with hyper-parameters.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
         flipout: see :class:`~bayes_adapters.adapters.reparametrisation.Flipout`; for a random A.
 
@@ -112,11 +119,6 @@ class AdapterModel(nn.Module):
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         self.grouped, self.flipout = grouped, flipout
-        if self.granularity is Granularity.GLOBAL and num_data is None:
-            raise ConfigError(
-                "Global sites have one KL per data set, so the model must know its size: pass "
-                "num_data=len(training set)."
-            )
         if num_data is not None:
             whole_number("num_data", num_data)
         if not parts and not (prior is None and granularity is None):
@@ -146,6 +148,7 @@ class AdapterModel(nn.Module):
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
+        self.require_num_data()
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
         types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
@@ -206,7 +209,7 @@ class AdapterModel(nn.Module):
             DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
                 attention mask, than the backbone returns; token ids that the backbone cannot embed; or a part of the
                 batch on another device than the model.
-            NonFiniteError: NaN or infinity in the inputs or the context.
+            NonFiniteError: NaN or infinity in the inputs or the context, or, without gradients, in the outputs.
         """
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
@@ -220,12 +223,15 @@ class AdapterModel(nn.Module):
         rows = Rows(batch, outer, self._windows, self._both_layouts)
         # Signs per example are noise of training: a layer in eval mode sees one draw.
         flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
-        weights = draw_weights(self.sites, self.prior, rows, self.num_data, flipped)
-        forward_pass = ForwardPass(rows, self.prior, weights, len(self.sites))
-        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
+        prior = self.prior.sampled(outer, next(self.head.parameters()).device)
+        weights = draw_weights(self.sites, prior, rows, flipped)
+        forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
+        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
             with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
+            if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
+                require_finite(self, "The head's outputs are", outputs, batch.size)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
             pyro.sample("obs", self._likelihood_of(outputs, batch), obs=batch.targets)
         return outputs
@@ -251,6 +257,18 @@ class AdapterModel(nn.Module):
         if mask is not None and self.pooling is not Pooling.NONE:
             require_length(mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, mask)
+
+    def data_size(self, batch: Batch) -> int:
+        """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
+        return batch.size if self.num_data is None else self.num_data
+
+    def require_num_data(self) -> None:
+        """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
+        if self.num_data is None and (self.granularity is Granularity.GLOBAL or self.prior.hyper_sites):
+            what = "Hyper-parameters of the prior" if self.prior.hyper_sites else "Global sites"
+            raise ConfigError(
+                f"{what} have one KL per data set, so the model must know its size: pass num_data=len(training set)."
+            )
 
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""

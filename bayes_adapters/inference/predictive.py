@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import DataError, FoldError, integer, whole_number
+from bayes_adapters.errors import BayesAdaptersError, ConfigError, DataError, FoldError, integer, whole_number
+from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.inference._lock import exclusive
+from bayes_adapters.inference._sources import AnyGuide, Source, check_draws, require_ready, source_of
 from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
-from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Prediction
 
-_LOCK = threading.RLock()  # Pyro has one stack of handlers for all threads
+_BUDGET = 8192 * 384
+"""Numbers in one layer's output that the draws of one pass may have together: 12 MB of float32."""
 
 
 @contextmanager
@@ -37,10 +39,10 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 def predict(
     model: AdapterModel,
-    guide: AdapterGuide,
+    guide: AnyGuide,
     data: Batch | Iterable[Batch],
     *,
-    num_samples: int = 16,
+    num_samples: int | None = None,
     chunk_size: int | None = None,
     mean_only: bool = False,
     return_samples: bool = False,
@@ -49,20 +51,25 @@ def predict(
     """Average the likelihood's predictive over draws of the cores from the guide.
 
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
-    epistemic = total − aleatoric, in nats. Draws are folded into the batch, ``chunk_size`` of them at a time, and only
-    running sums are kept.
+    epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
+    sums are kept. Where nothing is random (a point estimate) one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.
-        guide: the guide made for it.
+        guide: where the draws come from: the guide made for the model; any other callable Pyro guide, such as an
+            autoguide, which is traced S times and must sample every site of the model; or a dictionary site → draws,
+            shape (S, *shape of the site), such as ``MCMC.get_samples()``.
         data: one batch, or batches of one data set in order. Batches without ``index`` are numbered consecutively.
-        num_samples: S.
-        chunk_size: draws per backbone pass; None means all S, or 1 where draws cannot share a pass: DeBERTa runs
-            adapted layers on relative positions, which all draws have in common. Memory grows with chunk_size × B.
-        mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0).
+        num_samples: S; None means 16, or all draws of a dictionary. Fewer of a dictionary are spread evenly over it.
+        chunk_size: draws per backbone pass; memory grows with chunk_size × B. None takes as many as fit into 12 MB of
+            one layer's output, or 1 where draws cannot share a pass: DeBERTa runs adapted layers on relative
+            positions, which all draws have in common. No number depends on it.
+        mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0); with an
+            autoguide, at its median.
         return_samples: also return each draw's mean, shape (S, B, …).
-        seed: noise is a function of (seed, site, sample, example index, token), so the result depends on neither batch
-            nor chunk size. None draws with torch's generator.
+        seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
+            result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
+            torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -70,23 +77,32 @@ def predict(
     Raises:
         DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
             the likelihood's support.
-        ConfigError: ``num_samples`` or ``chunk_size`` below 1, a seed that is no integer, or the guide belongs to
-            another model or is on another device.
+        NonFiniteError: an example's outputs, or what the likelihood makes of them, are NaN or infinite.
+        ConfigError: ``num_samples`` or ``chunk_size`` below 1, a seed that is no integer; the guide belongs to another
+            model, is on another device, or lacks a site; or draws that do not fit the model.
         FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli, guides, models
+    >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    >>> model = models.StochasticCore(net, Bernoulli(), rank=2)
+    >>> found = predict(model, guides.Contextual(model), Batch({"input_ids": torch.randint(50, (3, 5))}))
+    >>> found.probs.shape, found.num_samples, bool((found.total >= found.epistemic).all())
+    (torch.Size([3]), 16, True)
     """
-    require_pair(model, guide)
-    require_one_device(model, guide)
-    whole_number("num_samples", num_samples)
+    if isinstance(data, Mapping):
+        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
+    guide, samples = _checked(model, guide, num_samples)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
-    if isinstance(data, Mapping):
-        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
-    samples = 1 if mean_only else num_samples
+    source = source_of(model, guide, mean_only, seed)
+    samples = 1 if mean_only else samples
     device = next(model.parameters()).device
     parts: list[Prediction] = []
-    offset, chunk = 0, chunk_size or samples
-    with _LOCK, torch.no_grad(), evaluating(model, guide):
+    offset, alone = 0, False
+    modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
+    with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             if not isinstance(batch, Batch):
                 raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
@@ -95,55 +111,84 @@ def predict(
                 model.likelihood.check(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
+            chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
             try:
-                part = _predict_batch(model, guide, batch, ids, samples, chunk, mean_only, return_samples, seed)
+                part = _predict_batch(model, source, batch, ids, samples, chunk, return_samples)
             except FoldError:
                 if chunk_size is not None:
                     raise
-                chunk = 1
-                part = _predict_batch(model, guide, batch, ids, samples, chunk, mean_only, return_samples, seed)
+                alone = True
+                part = _predict_batch(model, source, batch, ids, samples, 1, return_samples)
             parts.append(part)
     if not parts:
         raise DataError("There is nothing to predict: the data holds no batch. Was a generator already exhausted?")
     return Prediction.concatenate(parts)
 
 
+def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[AnyGuide, int]:
+    """Return the guide, and S; draws that are there already are thinned to S."""
+    if num_samples is not None:
+        whole_number("num_samples", num_samples)
+    if isinstance(model, AdapterModel) and isinstance(guide, Mapping):
+        model.require_installed()
+        count = check_draws(guide)
+        wanted = count if num_samples is None else num_samples
+        if wanted > count:
+            raise ConfigError(f"num_samples={wanted} are more than the {count} draws given. Leave it out to take all.")
+        kept = torch.linspace(0, count - 1, wanted).round().long()
+        return {str(name): value[kept.to(value.device)] for name, value in guide.items()}, wanted
+    if isinstance(model, AdapterModel) and not isinstance(guide, AdapterGuide):
+        model.require_installed()
+        require_ready(guide)
+    else:
+        require_pair(model, guide)
+        require_one_device(model, guide)
+    return guide, 16 if num_samples is None else num_samples
+
+
+def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
+    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input."""
+    width = model.feature_width(model.backbone)
+    sizes = [v.numel() if v.is_floating_point() else v.numel() * width for v in batch.inputs.values()]
+    return max(1, _BUDGET // max(sizes))
+
+
 def _predict_batch(
-    model: AdapterModel,
-    guide: AdapterGuide,
-    batch: Batch,
-    ids: Tensor,
-    samples: int,
-    chunk: int,
-    mean_only: bool,
-    keep: bool,
-    seed: int | None,
+    model: AdapterModel, source: Source, batch: Batch, ids: Tensor, samples: int, chunk: int, keep: bool
 ) -> Prediction:
     sums: dict[str, Tensor] = {}
     kept: list[Tensor] = []
     densities: list[Tensor] = []
-    for start in range(0, samples, chunk):
-        numbers = torch.arange(start, min(start + chunk, samples), device=ids.device)
-        with ExitStack() as stack:
-            stack.enter_context(UnreadOutcome())
-            if mean_only:
-                stack.enter_context(PosteriorMean())
-            elif seed is not None:
-                stack.enter_context(KeyedDraws(seed, numbers, ids))
-            stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
-            guide(batch.without_targets())
-        fn: Any = guide.trace.nodes["obs"]["fn"]
+    unseen = batch.without_targets()
+    runs = samples if source.is_random(unseen) else 1
+    for start in range(0, runs, chunk):
+        numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
+        fn = source.outcome(unseen, numbers, ids)
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:
             kept.append(fn.mean if type(fn).__name__ != "Categorical" else fn.probs)
         if batch.targets is not None:
             densities.append(fn.log_prob(batch.targets))
-    guide.trace = type(guide.trace)()
-    result = model.likelihood.predict(sums, samples)
+    for name, value in sums.items():
+        require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
+    result = replace(model.likelihood.predict(sums, runs), num_samples=samples)
     extra: dict[str, Tensor] = {}
     if keep:
-        extra["samples"] = torch.cat(kept)
+        whole = torch.cat(kept)
+        extra["samples"] = whole if runs == samples else whole.expand(samples, *whole.shape[1:]).clone()
     if densities:
-        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(samples)
-    return Prediction(**{**vars(result), **extra})
+        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(runs)
+    return replace(result, **extra)
+
+
+@contextmanager
+def _named_non_finite(*modules: nn.Module) -> Iterator[None]:
+    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            raise
+        where = str(error).partition(", but found invalid values")[0]
+        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -1,9 +1,11 @@
 """Priors over the random parts of an adapter, the core E above all.
 
-A prior is given as a distribution of ``pyro.distributions`` (Independent ones too; not mixtures or masked ones, whose
-class and parameters cannot be written to a file), as a dictionary from site pattern to distribution, or as
-``callable(name, shape)``, which is called once. It is fixed: its parameters are neither trained nor random. The default
-is ``N(0, 0.2²)`` on every entry of E, the choice of C-LoRA.
+A prior is any Pyro distribution, kept as it is (a mixture, a transformed or masked one, an own subclass); a dictionary
+from site pattern to prior; or ``callable(name, shape)`` that returns one. Its parameters are never trained. They may be
+random: a callable that samples hyper-parameters with ``pyro.sample`` is called in every pass of the model, see
+:mod:`bayes_adapters.priors.hierarchical`; any other is called once. The default is ``N(0, 0.2²)`` on every entry of E,
+the choice of C-LoRA. ``save`` writes the classes of ``pyro.distributions``, however nested, and what is registered as a
+prior (:mod:`bayes_adapters.registry`); everything else works with any prior.
 
 What the mean says: with a zero-mean prior the KL pulls the adapter towards *no adaptation* (E = 0); with mean I it
 pulls it towards plain LoRA (E = I). At a full-weight ELBO the zero mean shrinks the update, so prefer
@@ -13,26 +15,29 @@ pulls it towards plain LoRA (E = I). At a full-weight ELBO the zero mean shrinks
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError, near_matches
+from bayes_adapters.priors import _json
+from bayes_adapters.priors._shapes import fitted, fresh, single
+from bayes_adapters.priors._tensors import distributions_of, tensors_of, with_tensors
+from bayes_adapters.priors.hierarchical import HyperSite, PriorFunction, at_start, sample_priors
 
 if TYPE_CHECKING:
     from bayes_adapters.sites import Site
 
-PriorLike = (
-    TorchDistributionMixin
-    | Mapping[str, TorchDistributionMixin]
-    | Callable[[str, tuple[int, ...]], TorchDistributionMixin]
-)
+SINGLE_PRIOR = "single_prior"
+"""The key, in a sample statement's ``infer`` dictionary, of the prior of one draw of its site in this pass."""
+
+PriorLike = TorchDistributionMixin | PriorFunction | Mapping[str, TorchDistributionMixin | PriorFunction]
 
 
 def zero_normal(scale: float = 0.2) -> TorchDistributionMixin:
@@ -49,164 +54,200 @@ def identity_normal(rank: int, scale: float = 0.2) -> TorchDistributionMixin:
     return dist.Normal(torch.eye(rank), torch.full((rank, rank), float(scale)))
 
 
+@dataclass(frozen=True)
+class _Held:
+    """One site's prior: the buffers that hold its tensors, and it itself, as it was given and for use."""
+
+    buffers: list[str]
+    pristine: Any
+    used: Any
+
+
 class Prior(nn.Module):
     """The resolved prior: one distribution over a single draw for each site.
 
     A module, so that the distributions' tensors follow the model to its device; they are buffers, never trained.
 
     Args:
-        spec: a distribution whose batch and event shape broadcast to the site's shape; or pattern → distribution, where
-            a pattern is a site name with ``*`` wildcards and the first match wins; or ``callable(name, shape)``.
+        spec: a distribution whose batch and event shape broadcast to the site's shape; or ``callable(name, shape)``; or
+            pattern → one of these, where a pattern is a site name with ``*`` wildcards and the first match wins.
         sites: the model's sites.
 
     Raises:
-        ConfigError: a pattern matches no site, a site has no prior, or a shape does not broadcast.
+        ConfigError: a pattern matches no site, a site has no prior, a shape does not broadcast, or a parameter requires
+            a gradient.
+
+    >>> from bayes_adapters.sites import Granularity, Part, Site
+    >>> site = Site("core.q", Part.CORE, ("q",), (2, 2), Granularity.TOKEN)
+    >>> scales = dist.Normal(torch.zeros(2), torch.tensor([0.1, 1.0]))
+    >>> Prior(dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), scales), [site]).of(site).event_shape
+    torch.Size([2, 2])
     """
 
     def __init__(self, spec: PriorLike, sites: Sequence[Site]) -> None:
         super().__init__()
-        self._families: dict[str, tuple[str, int, dict[str, str]]] = {}
-        self._whole = {site.name: len(site.event) for site in sites}
-        for i, (site, prior) in enumerate(zip(sites, _resolve(spec, sites), strict=True)):
-            family, parameters, event_dim = _expand(prior, site)
-            names = {key: f"site{i}_{key}" for key in parameters}
-            for key, value in parameters.items():
-                self.register_buffer(names[key], value, persistent=False)
-            self._families[site.name] = (family, len(site.event) - event_dim, names)
+        self.hyper_sites: list[HyperSite] = []
+        """Hyper-parameters, in the order in which a pass samples them."""
+        self._held: dict[str, _Held] = {}
+        self._functions: dict[str, tuple[PriorFunction, Site]] = {}
+        for place, (site, given) in enumerate(zip(sites, _resolve(spec, sites), strict=True)):
+            if not isinstance(given, TorchDistributionMixin) and callable(given):
+                function = given
+                known = {hyper.name: hyper for hyper in self.hyper_sites}
+                given, hypers = at_start(function, site, known)
+                if hypers:
+                    self._functions[site.name] = (function, site)
+                    self.hyper_sites += [hyper for hyper in hypers if hyper.name not in known]
+            self._hold(site, f"site{place}_", fitted(given, site))
+
+    def _hold(self, site: Site, prefix: str, whole: TorchDistributionMixin) -> None:
+        """Keep a copy of ``whole`` whose tensors are buffers of this module."""
+        tensors = tensors_of(whole)
+        learned = [path for path, tensor in tensors.items() if tensor.requires_grad]
+        if learned:
+            raise ConfigError(
+                f"The {learned[0]} of the prior {type(whole).__name__} of {site.name!r} requires a gradient, and a "
+                f"prior is never trained: pass {learned[0]}.detach()."
+            )
+        copies = {id(tensor): tensor.detach().clone() for tensor in tensors.values()}
+        held = with_tensors(whole, copies)
+        for part in distributions_of(held):
+            part._validate_args = False  # torch would look at every entry in every call
+        buffers = [prefix + path.replace(".", "_") for path in tensors]
+        for buffer, tensor in zip(buffers, tensors.values(), strict=True):
+            self.register_buffer(buffer, copies[id(tensor)], persistent=False)
+        self._held[site.name] = _Held(buffers, held, held)
+        self._renew(site.name, held)
+
+    def _renew(self, name: str, pristine: Any) -> None:
+        """Keep ``pristine``, and a copy on the same tensors for use: torch caches more tensors in what is used."""
+        copied = with_tensors(pristine, {id(tensor): tensor for tensor in tensors_of(pristine).values()})
+        self._held[name] = _Held(self._held[name].buffers, pristine, copied)
+
+    def _whole(self, name: str) -> Any:
+        """The distribution over the whole site, on whatever device and in whatever dtype the buffers are now."""
+        held = self._held[name]
+        now = [getattr(self, buffer) for buffer in held.buffers]
+        before = tensors_of(held.pristine).values()
+        if any(a is not b for a, b in zip(before, now, strict=True)):
+            self._renew(name, with_tensors(held.pristine, {id(a): b for a, b in zip(before, now, strict=True)}))
+        return self._held[name].used
 
     def of(self, site: Site) -> TorchDistributionMixin:
-        """Return the prior of one draw of ``site``: batch shape () or, for global sites, (L,); its event shape."""
-        family, reinterpreted, names = self._families[site.name]
-        parameters = {key: getattr(self, buffer) for key, buffer in names.items()}
-        prior: TorchDistributionMixin = _family(family)(**parameters, validate_args=False).to_event(reinterpreted)
-        return prior
+        """Return the prior of one draw of ``site``: batch shape () or, for global sites, (L,); its event shape.
+
+        A site whose prior has hyper-parameters gets the prior given their starting values, see :class:`HyperSite`.
+        """
+        return single(self._whole(site.name), site)
+
+    def sampled(self, outer: tuple[int, ...], device: torch.device) -> Prior | SampledPrior:
+        """Sample the hyper-parameters, as statements of the model that runs, and return the prior given them.
+
+        Args:
+            outer: sizes of the sample plates around the model.
+            device: where the model is; what the callables make is made there.
+        """
+        if not self._functions:
+            return self
+        calls = {name: partial(_call, *pair, device, bool(outer)) for name, pair in self._functions.items()}
+        return SampledPrior(self, sample_priors(calls, outer))
 
     def require_elementwise(self, site: Site) -> None:
-        """Raise :class:`ConfigError` if the prior ties a site's entries, so that a part of it is no prior by itself."""
-        family, reinterpreted, _ = self._families[site.name]
-        if reinterpreted != self._whole[site.name]:
+        """Raise :class:`ConfigError` unless each entry of a site has a prior of its own, with parameters of its own."""
+        self._whole(site.name)
+        whole = self._held[site.name].pristine
+        shapes = {tuple(tensor.shape) for tensor in tensors_of(whole).values()}
+        if whole.event_dim or site.name in self._functions or shapes != {site.shape}:
             raise ConfigError(
-                f"The prior {family} of {site.name!r} ties entries together, so no rank can be taken out of it. Take "
-                "an elementwise prior, such as LogUniform or Normal."
+                f"The prior {type(whole).__name__} of {site.name!r} ties entries together, so no rank can be taken out "
+                "of it. Take an elementwise prior, such as LogUniform or Normal."
             )
 
     def select(self, site: Site, axis: int, index: Tensor) -> None:
         """Keep only the entries ``index`` of an elementwise prior along ``axis`` of the site's shape."""
-        for buffer in self._families[site.name][2].values():
-            value = getattr(self, buffer)
-            setattr(self, buffer, value.index_select(axis, index.to(value.device)))
+        self._whole(site.name)
+        buffers, whole = self._held[site.name].buffers, self._held[site.name].pristine
+        kept = {id(t): t.index_select(axis, index.to(t.device)) for t in tensors_of(whole).values()}
+        left = with_tensors(whole, kept)
+        for part in distributions_of(left):
+            part._batch_shape = next(iter(kept.values())).shape
+        for buffer, tensor in zip(buffers, kept.values(), strict=True):
+            setattr(self, buffer, tensor)
+        self._renew(site.name, left)
 
-    def to_json(self) -> dict[str, Any]:
-        """Describe the prior of each site as family and parameters (nested lists), enough to build it again."""
-        return {
-            site: {
-                "family": family,
-                # a number stands for a constant matrix only where every entry has its own scalar parameter
-                "parameters": {
-                    key: _compact(getattr(self, b)) if reinterpreted == self._whole[site] else getattr(self, b).tolist()
-                    for key, b in names.items()
-                },
-            }
-            for site, (family, reinterpreted, names) in self._families.items()
-        }
+    def to_json(self, find: _json.Find | None = None) -> dict[str, Any]:
+        """Describe the prior of each site as family and parameters (nested lists), enough to build it again.
+
+        Args:
+            find: :func:`bayes_adapters.registry.find`, to name what is registered. Without it the description tells
+                priors apart, and holds a checksum where something cannot be written.
+
+        Raises:
+            ConfigError: ``find`` is given and a prior cannot be written.
+        """
+        described = {}
+        for name in self._held:
+            self._whole(name)
+            whole = self._held[name].pristine
+            given = self._functions[name][0] if name in self._functions else whole
+            described[name] = _json.describe(given, name, elementwise=whole.event_dim == 0, find=find)
+        return described
 
 
-def from_json(spec: Mapping[str, Any]) -> dict[str, TorchDistributionMixin]:
-    """Rebuild the dictionary form of a prior from :meth:`Prior.to_json`."""
-    out: dict[str, TorchDistributionMixin] = {}
-    for site, entry in spec.items():
-        family = _family(entry["family"])
-        if family is None:
-            raise ConfigError(f"There is no distribution {entry['family']!r}, the prior of {site!r}.")
-        out[site] = family(**{k: torch.tensor(v) for k, v in entry["parameters"].items()})
-    return out
+class SampledPrior:
+    """The priors of one pass, given the values of their hyper-parameters.
+
+    Args:
+        prior: the model's.
+        given: site name → prior given the hyper-parameters, for those sites that have any.
+    """
+
+    def __init__(self, prior: Prior, given: Mapping[str, Any]) -> None:
+        self.prior, self.given = prior, given
+
+    def of(self, site: Site) -> TorchDistributionMixin:
+        """Return the prior of one draw of ``site``, its batch shape led by the sizes of the sample plates, if any."""
+        return fresh(self.given[site.name]) if site.name in self.given else self.prior.of(site)
 
 
-def _resolve(spec: PriorLike, sites: Sequence[Site]) -> list[TorchDistributionMixin]:
-    if isinstance(spec, Mapping):
-        names = [site.name for site in sites]
-        for pattern in spec:
-            if not fnmatch.filter(names, pattern):
-                raise ConfigError(
-                    f"The prior's key {pattern!r} matches no site.{near_matches(pattern, names)} "
-                    f"Sites: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}."
-                )
-        chosen: dict[str, Any] = {}
-        for name in names:
-            found = [value for pattern, value in spec.items() if fnmatch.fnmatch(name, pattern)]
-            if not found:
-                raise ConfigError(
-                    f"No key of the prior matches the site {name!r}. Add it, or the pattern '*' for all others."
-                )
-            chosen[name] = found[0]
-    elif isinstance(spec, TorchDistributionMixin):
-        chosen = {site.name: spec for site in sites}
-    elif isinstance(spec, type):
+def _call(function: PriorFunction, site: Site, device: torch.device, stacked: bool) -> TorchDistributionMixin:
+    """The prior of one draw of ``site``, ready to be stacked: with the data plate's dimension, of size 1."""
+    with torch.device(device):
+        prior = single(fitted(function(site.name, site.shape), site), site)
+    if not stacked:
+        return prior
+    return prior.expand(torch.Size((1, *prior.batch_shape)) if prior.batch_shape else torch.Size((1, 1)))
+
+
+def from_json(spec: Mapping[str, Any], find: _json.Find | None = None) -> dict[str, Any]:
+    """Rebuild the dictionary form of a prior from :meth:`Prior.to_json`; ``find`` looks up registered priors."""
+    return {site: _json.read(entry, site, find) for site, entry in spec.items()}
+
+
+def _resolve(spec: Any, sites: Sequence[Site]) -> list[Any]:
+    """The distribution or callable of each site."""
+    if isinstance(spec, type):
         raise ConfigError(f"The prior is the class {spec.__name__}; pass an instance, such as Normal(0.0, 0.2).")
-    elif callable(spec):
-        with poutine.trace() as trace:
-            chosen = {site.name: spec(site.name, site.shape) for site in sites}
-        nodes: dict[str, Any] = trace.trace.nodes
-        for node in nodes.values():
-            raise ConfigError(
-                f"The prior's function calls pyro.{node['type']}, and it is called once, when the model is built: a "
-                "prior is fixed, there are no hierarchical ones. Let it return a distribution with constant parameters."
-            )
-    else:
+    if isinstance(spec, TorchDistributionMixin) or (callable(spec) and not isinstance(spec, Mapping)):
+        return [spec] * len(sites)
+    if not isinstance(spec, Mapping):
         raise ConfigError(
             "A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got "
             f"{type(spec).__module__}.{type(spec).__name__}."
         )
-    for name, value in chosen.items():
-        if not isinstance(value, TorchDistributionMixin):
+    names = [site.name for site in sites]
+    for pattern in spec:
+        if not fnmatch.filter(names, pattern):
             raise ConfigError(
-                f"The prior of {name!r} is a {type(value).__module__}.{type(value).__name__}, not a Pyro distribution. "
-                "Take it from pyro.distributions, for example pyro.distributions.Normal(0., 0.2)."
+                f"The prior's key {pattern!r} matches no site.{near_matches(pattern, names)} "
+                f"Sites: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}."
             )
-    return list(chosen.values())
-
-
-def _expand(prior: TorchDistributionMixin, site: Site) -> tuple[str, dict[str, Tensor], int]:
-    """Expand a prior to its site's shape; return its family's name, its parameters and its own event dimensions."""
-    base: Any = prior
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    family, event_dim = type(base).__name__, base.event_dim
-    if event_dim > len(site.event) or _family(family) is None:
-        raise ConfigError(
-            f"The prior {family} of {site.name!r} cannot be a prior over tensors of shape {site.event}: take one of "
-            "pyro.distributions."
-        )
-    learned = [name for name in base.arg_constraints if getattr(vars(base).get(name), "requires_grad", False)]
-    if learned:
-        raise ConfigError(
-            f"The {learned[0]} of the prior {family} of {site.name!r} requires a gradient, and a prior is never "
-            f"trained: pass {learned[0]}.detach()."
-        )
-    try:
-        expanded = base.expand(site.shape[: len(site.shape) - event_dim])
-        names = [n for n in base.arg_constraints if n in vars(expanded)] or list(base.arg_constraints)
-        parameters = {n: torch.as_tensor(getattr(expanded, n)).detach().clone() for n in names}
-        rebuilt = _family(family)(**parameters)
-        if rebuilt.batch_shape + rebuilt.event_shape != torch.Size(site.shape):
-            raise ValueError(f"its shape is {tuple(base.batch_shape + base.event_shape)}")
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The prior {family} of {site.name!r}, of shape {tuple(base.batch_shape + base.event_shape)}, does not fit "
-            f"the site's shape {site.shape}: {error}. Give a scalar distribution, or one of that shape, such as "
-            "identity_normal(rank)."
-        ) from error
-    return family, parameters, event_dim
-
-
-def _compact(value: Tensor) -> Any:
-    """A nested list, or one number when all entries are equal; 1 for none, as it is in every parameter's range."""
-    flat = value.flatten()
-    if not len(flat):
-        return 1.0
-    return flat[0].item() if bool((flat == flat[0]).all()) else value.tolist()
-
-
-def _family(name: str) -> Any:
-    """The distribution class of this name, from Pyro or from this library; None if there is none."""
-    return LogUniform if name == LogUniform.__name__ else getattr(dist, name, None)
+    chosen = []
+    for name in names:
+        found = [value for pattern, value in spec.items() if fnmatch.fnmatch(name, pattern)]
+        if not found:
+            raise ConfigError(
+                f"No key of the prior matches the site {name!r}. Add it, or the pattern '*' for all others."
+            )
+        chosen.append(found[0])
+    return chosen

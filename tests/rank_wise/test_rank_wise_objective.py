@@ -87,7 +87,7 @@ def test_pyros_mean_field_elbo_agrees_with_weight_draws() -> None:
     batch = token_batch()
     ours = ELBO(model, guide)(batch).item()
     theirs = TraceMeanField_ELBO().loss(model, guide, batch)
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert 50 * ours == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -1,0 +1,184 @@
+"""Where ``predict`` gets its draws from: a guide of this library, any other Pyro guide, or draws that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.distributions import base_distribution
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, SubstitutedDraws, UnreadOutcome
+from bayes_adapters.inference.model import AdapterModel
+
+AnyGuide = AdapterGuide | Callable[..., Any] | Mapping[str, Tensor]
+"""What gives draws of a model's latent sites: see :func:`bayes_adapters.predict`."""
+
+
+class OwnGuide:
+    """A guide of this library: model and guide share the pass.
+
+    As every source it has ``is_random(batch)``, whether draws differ; where they do not, one pass tells all. And
+    ``outcome(batch, numbers, ids)``, which runs one pass and returns p(y | draw) with batch shape (n, B): ``numbers``,
+    shape (n,), int64, says which draws, ``ids``, shape (B,), int64, which examples of the data set.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        mean_only: set the latents to their posterior means.
+        seed: of keyed draws; None takes torch's generator.
+    """
+
+    def __init__(self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int | None) -> None:
+        self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
+
+    def is_random(self, batch: Batch) -> bool:
+        return bool(self.model.sites) and not self.mean_only and not self.guide.deterministic
+
+    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> Any:
+        with ExitStack() as stack:
+            stack.enter_context(UnreadOutcome())
+            if self.mean_only:
+                stack.enter_context(PosteriorMean())
+            elif self.seed is not None:
+                stack.enter_context(KeyedDraws(self.seed, numbers, ids))
+            stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
+            self.guide(batch)
+        nodes: dict[str, Any] = self.guide.trace.nodes
+        self.guide.trace = type(self.guide.trace)()
+        if self.guide.deterministic:
+            self._require_points(nodes)
+        return nodes["obs"]["fn"]
+
+    def _require_points(self, nodes: dict[str, Any]) -> None:
+        for site in self.model.sites:
+            if site.name in nodes and not isinstance(base_distribution(nodes[site.name]["fn"]), Delta):
+                raise ConfigError(
+                    f"{type(self.guide).__name__}.deterministic is true, and its posterior of {site.name!r} is a "
+                    f"{type(base_distribution(nodes[site.name]['fn'])).__name__}, whose draws differ. Override "
+                    "`deterministic` to return False."
+                )
+
+
+class Replayed:
+    """Draws first, then the model with them: any callable guide, or draws that were made before.
+
+    Args:
+        model: the model.
+        guide: what gives the draws.
+        mean_only: one draw: the mean of given draws, or an autoguide's median.
+        seed: the draw of number s depends on (seed, s) and, where the guide looks at it, on the batch.
+    """
+
+    def __init__(self, model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int) -> None:
+        self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
+        self.device = next(model.parameters()).device
+
+    def is_random(self, batch: Batch) -> bool:
+        if self.mean_only or isinstance(self.guide, Mapping):
+            return not self.mean_only
+        nodes = self._traced(batch, 0)
+        return not all(isinstance(base_distribution(node["fn"]), Delta) for node in nodes.values())
+
+    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> Any:
+        draws = {name: value.to(self.device) for name, value in self._draws(batch, numbers).items()}
+        with self._forked(0), UnreadOutcome(), SubstitutedDraws(draws), pyro.plate("samples", len(numbers), dim=-2):
+            trace: Any = poutine.trace(self.model).get_trace(batch)
+        return trace.nodes["obs"]["fn"]
+
+    def _draws(self, batch: Batch, numbers: Tensor) -> dict[str, Tensor]:
+        """Site → values, shape (n, *shape of the site)."""
+        if isinstance(self.guide, Mapping):
+            given = dict(self.guide)
+            if self.mean_only:
+                return {name: value.float().mean(0, keepdim=True) for name, value in given.items()}
+            return {name: value[numbers.to(value.device)] for name, value in given.items()}
+        if self.mean_only:
+            if not isinstance(self.guide, AutoGuide):
+                raise ConfigError(
+                    f"mean_only needs the mean of the posterior, which a {type(self.guide).__name__} does not tell. "
+                    "Predict from draws, or take a guide of this library or an autoguide with a median."
+                )
+            with self._forked(0):
+                return {name: value.unsqueeze(0) for name, value in self.guide.median(batch).items()}
+        each = [{n: node["value"] for n, node in self._traced(batch, s).items()} for s in numbers.tolist()]
+        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+
+    def _traced(self, batch: Batch, number: int) -> dict[str, Any]:
+        """The guide's latent sites in its draw of this number, those that only help it to draw left out."""
+        with self._forked(number), UnreadOutcome():
+            trace: Any = poutine.trace(self.guide).get_trace(batch)
+        nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+        auxiliary = {name for name, node in nodes.items() if node["infer"].get("is_auxiliary")}
+        points = [n for n, node in nodes.items() if n not in auxiliary]
+        if auxiliary:  # sites that are functions of an auxiliary draw look like points
+            return {n: {**nodes[n], "fn": nodes[next(iter(auxiliary))]["fn"]} for n in points}
+        return {n: nodes[n] for n in points}
+
+    def _forked(self, number: int) -> Any:
+        """A context with torch's generators at the seed of one draw; after it they are as they were."""
+        return _Forked(self.device, self.seed * 1_000_003 + number)
+
+
+class _Forked:
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.seed = seed
+        devices = [device.index or 0] if device.type == "cuda" else []
+        self.fork = torch.random.fork_rng(devices=devices)
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed % (1 << 63))
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+Source = OwnGuide | Replayed
+
+
+def source_of(model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int | None) -> Source:
+    """Return where the draws of ``guide`` come from; without a seed the number of the draws' seed is torch's."""
+    if isinstance(guide, AdapterGuide):
+        return OwnGuide(model, guide, mean_only, seed)
+    return Replayed(model, guide, mean_only, int(torch.randint(1 << 62, ())) if seed is None else seed)
+
+
+def check_draws(draws: Mapping[Any, Any]) -> int:
+    """Return S, the number of draws in a dictionary site → (S, …).
+
+    Raises:
+        ConfigError: a value is no tensor, or they differ in S.
+    """
+    sizes = {
+        str(name): value.shape[0] if isinstance(value, Tensor) and value.dim() else 0 for name, value in draws.items()
+    }
+    if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise ConfigError(
+            f"Draws are a dictionary site → tensor (S, …), with one S for all sites; got {sizes or 'none'}. From "
+            "pyro.infer.MCMC that is mcmc.get_samples(), without group_by_chain."
+        )
+    return next(iter(sizes.values()))
+
+
+def require_ready(guide: AnyGuide) -> None:
+    """Raise :class:`ConfigError` if ``guide`` cannot give draws: no callable, or an autoguide that has seen no data."""
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        raise ConfigError(
+            f"This {type(guide).__name__} has not been set up: it has no parameters before its first call. Train it "
+            "with pyro.infer.SVI, or call guide(batch) once with a batch that has targets."
+        )
+    if isinstance(guide, type) or not callable(guide):
+        raise ConfigError(
+            "predict takes a guide: one of bayes_adapters.guides, any callable Pyro guide, or a dictionary site → "
+            f"draws (S, …); got a {type(guide).__name__}."
+        )
