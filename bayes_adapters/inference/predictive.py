@@ -136,9 +136,9 @@ def _predict_batch(
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:
-            kept.append(fn.mean if type(fn).__name__ != "Categorical" else fn.probs)
+            kept.append(model.likelihood.draw_mean(fn))
         if batch.targets is not None:
-            densities.append(fn.log_prob(batch.targets))
+            densities.append(model.likelihood.log_density(fn, batch.targets))
     guide.trace = type(guide.trace)()
     result = model.likelihood.predict(sums, samples)
     extra: dict[str, Tensor] = {}

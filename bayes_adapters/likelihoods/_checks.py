@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bayes_adapters.errors import DataError
+
+
+def require_support(likelihood: str, fn: Any, targets: Tensor) -> None:
+    """Refuse targets of another shape than one draw of ``fn`` has, outside its support, NaN or infinite."""
+    shape = tuple(fn.batch_shape + fn.event_shape)
+    if tuple(targets.shape) != shape:
+        raise DataError(
+            f"Targets of {likelihood} must have shape {shape}; got {tuple(targets.shape)}.{_column(targets)}"
+        )
+    fits: Tensor = torch.isfinite(targets)
+    with suppress(NotImplementedError):  # a distribution that does not say what its support is
+        fits = fits & fn.support.check(targets).reshape(
+            *targets.shape[: len(fn.batch_shape)], *[1] * len(fn.event_shape)
+        )
+    if not bool(fits.all()):
+        rows = (~fits).reshape(len(targets), -1).any(1).nonzero().flatten()[:5]
+        raise DataError(
+            f"Targets lie outside the support of {likelihood}, {type(fn).__name__}: rows {rows.tolist()} hold "
+            f"{targets[rows].tolist()}. Is it the likelihood for this kind of target?"
+        )
 
 
 def _column(targets: Tensor) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods._checks import require_class_numbers, require_reals
-from bayes_adapters.likelihoods.base import Likelihood, above_rounding
+from bayes_adapters.likelihoods._splits import class_prediction, class_sums, entropy, split
+from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -24,13 +25,14 @@ class ClassLikelihood(Likelihood):
             raise ConfigError(f"num_classes must be a whole number of at least 2; got {num_classes}.")
         self.num_outputs = num_classes
 
+    def draw_mean(self, fn: Any) -> Tensor:
+        return fn.probs
+
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        probs = fn.probs.double()
-        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
+        return class_sums(fn.probs)
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
-        return _classes(mean, _entropy(mean), aleatoric, num_samples)
+        return class_prediction(sums, num_samples)
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_outputs}
@@ -72,19 +74,8 @@ class Bernoulli(Likelihood):
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         logits = fn.logits.double()
         both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
-        return {"mean": both[..., 0].sum(0), "entropy": _entropy(both).sum(0)}
+        return {"mean": both[..., 0].sum(0), "entropy": entropy(both).sum(0)}
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
-        return _classes(mean, _entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)
-
-
-def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
-    # Jensen: total >= aleatoric. The sums are float64, so rounding makes a difference of about 1e-15 at most.
-    epistemic = above_rounding(total - aleatoric)
-    parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
-    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples)
+        return split(mean, entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)

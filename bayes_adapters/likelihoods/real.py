@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_reals
-from bayes_adapters.likelihoods.base import Likelihood, above_rounding
+from bayes_adapters.likelihoods._splits import HALF_LOG_TWO_PI_E, mixture_moments, split
+from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -27,7 +28,7 @@ class _NormalLikelihood(Likelihood):
         require_reals(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        entropy = fn.scale.double().log() + 0.5 * math.log(2 * math.pi * math.e)
+        entropy = fn.scale.double().log() + HALF_LOG_TWO_PI_E
         loc, variance = fn.loc.double(), fn.scale.double().square()
         return {
             "mean": loc.sum(0),
@@ -37,15 +38,9 @@ class _NormalLikelihood(Likelihood):
         }
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean = sums["mean"] / num_samples
-        spread = sums["square"] / num_samples - mean.square()
-        # A deviation below the resolution of a float32 mean is rounding, in its sum of squares too.
-        spread = spread.masked_fill(spread <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
-        variance = spread + sums["variance"] / num_samples
+        mean, variance = mixture_moments(sums, num_samples)
         total = 0.5 * (2 * math.pi * math.e * variance).log()
-        epistemic = above_rounding(total - sums["entropy"] / num_samples)
-        parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
-        return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance.float())
+        return split(mean, total, sums["entropy"] / num_samples, num_samples, variance)
 
 
 class Gaussian(_NormalLikelihood):
