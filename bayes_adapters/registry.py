@@ -1,7 +1,8 @@
-"""Models, guides and likelihoods by name: what saved adapters refer to and what third parties add.
+"""Models, guides, likelihoods and heads by name: what saved adapters refer to and what third parties add.
 
-Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides`` and ``bayes_adapters.likelihoods`` export.
-Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
+Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides``, ``bayes_adapters.likelihoods`` and
+``bayes_adapters.heads`` export. Others come from :func:`register`, or from an installed package's entry points, whose
+name is the class's own::
 
     [project.entry-points."bayes_adapters.guides"]
     my_guide = "my_package.guides:MyGuide"
@@ -15,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name
+from bayes_adapters.heads import Head
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
@@ -31,9 +33,16 @@ class Kind(StrEnum):
     """A subclass of ``AdapterGuide``, by its ``name``."""
     LIKELIHOOD = "likelihood"
     """A subclass of ``Likelihood``, by its ``name``."""
+    HEAD = "head"
+    """A subclass of ``Head``, by its ``name``."""
 
 
-_BASES: dict[Kind, type] = {Kind.MODEL: AdapterModel, Kind.GUIDE: AdapterGuide, Kind.LIKELIHOOD: Likelihood}
+_BASES: dict[Kind, type] = {
+    Kind.MODEL: AdapterModel,
+    Kind.GUIDE: AdapterGuide,
+    Kind.LIKELIHOOD: Likelihood,
+    Kind.HEAD: Head,
+}
 _registered: dict[Kind, dict[str, type]] = {kind: {} for kind in Kind}
 
 
@@ -74,11 +83,11 @@ def find(kind: Kind | str, name: str) -> Any:
 
 
 def register(cls: _C) -> _C:
-    """Make a model, guide or likelihood findable under its own name in this process; usable as a decorator.
+    """Make a model, guide, likelihood or head findable under its own name in this process; usable as a decorator.
 
     Args:
-        cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide`` or ``Likelihood`` with
-            its own ``name``.
+        cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide``, ``Likelihood`` or
+            ``Head`` with its own ``name``.
 
     Returns:
         ``cls``. Registering the same class twice changes nothing.
@@ -89,7 +98,7 @@ def register(cls: _C) -> _C:
     kind = next((k for k, base in _BASES.items() if isinstance(cls, type) and issubclass(cls, base)), None)
     if kind is None or not isinstance(cls, type):
         raise ConfigError(
-            f"Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered; got {cls!r}."
+            f"Only subclasses of AdapterModel, AdapterGuide, Likelihood and Head can be registered; got {cls!r}."
         )
     name = name_of(kind, cls)
     taken = {**_built_in(kind), **_registered[kind]}.get(name)

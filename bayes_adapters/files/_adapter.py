@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def save(
 
     Args:
         directory: made when absent. An adapter saved there before is replaced; a folder of other things is refused.
-        model: its adapters, head, likelihood and buffers are saved in the dtype they have.
+        model: its adapters, head, likelihood and buffers are saved in the dtype they have; what is frozen stays so.
         guide: the guide made for it.
         task: anything JSON; :func:`load_task` returns it.
 
@@ -87,6 +87,11 @@ def save(
         },
         "task": None if task is None else dict(task),
     }
+    if not model.own_head:
+        description["head"] = _entry("head", model.head, "name")
+    frozen = [n for n, t in _own_tensors(model, guide).items() if isinstance(t, nn.Parameter) and not t.requires_grad]
+    if frozen:
+        description["frozen"] = frozen
     write(folder, data, to_json(description))
 
 
@@ -117,7 +122,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
         with restored_on_error(backbone):
             with generators_kept(backbone):  # initial values are drawn and then overwritten
                 model, guide = _build(about, backbone)
-            _assign(folder, _own_tensors(model, guide), tensors)
+            _assign(folder, _own_tensors(model, guide), tensors, about.get("frozen", []))
             require_unaltered(folder, about)  # last: what does not fit is said in its own words
     except AdapterFileError:
         raise
@@ -238,6 +243,8 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     paths = options.pop("targets")
     # One pattern of whole paths: as suffixes, "proj" would match "block.proj" too.
     options["targets"] = Targets("|".join(re.escape(path) for path in paths)) if paths else None
+    if "head" in about:
+        options["head"] = registry.find("head", about["head"]["name"])(**about["head"]["config"])
     if about["prior"]:
         options["prior"] = priors.from_json(about["prior"])
     model = make_model(backbone, likelihood, **options)
@@ -250,8 +257,8 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     return model, guide.to(next(backbone.parameters()).device)
 
 
-def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Put the saved tensors in place, in the dtype they were saved in."""
+def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> None:
+    """Put the saved tensors in place, in the dtype they were saved in, and freeze what was frozen."""
 
     def kinds(items: Mapping[str, Tensor]) -> dict[str, str]:
         return {n: kind(t.float() if t.is_floating_point() else t) for n, t in items.items()}
@@ -259,3 +266,5 @@ def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Ten
     require_same(folder / WEIGHTS, "needed", kinds(slots), kinds(tensors))
     for name, slot in slots.items():
         slot.data = tensors[name].to(slot.device)
+    for name in frozen:
+        slots[name].requires_grad_(False)

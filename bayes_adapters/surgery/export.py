@@ -16,6 +16,7 @@ from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -49,7 +50,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
                 f"{site.name!r} is drawn anew for each input or is a mask, so its mean is no weight of a plain LoRA. "
                 "Only adapters with random weights (A, B, or a global core) can be exported."
             )
-    if type(model).outputs is not AdapterModel.outputs or type(model).build_head is not AdapterModel.build_head:
+    if type(model).outputs is not AdapterModel.outputs or type(model.head) is not LinearHead:
         raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
     paths = [path for path, layer in adapted_layers(model.backbone).items() if len(layer.inter)]
     if paths:
@@ -86,7 +87,9 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
             if parameter is not None:
                 parameter.data = value.detach().to(parameter.device, copy=True).contiguous()
     for name, parameter in lora.head.named_parameters():
-        parameter.data = model.head.get_parameter(name).detach().to(parameter.device, copy=True)
+        own = model.head.get_parameter(name)
+        parameter.data = own.detach().to(parameter.device, copy=True)
+        parameter.requires_grad_(own.requires_grad)
     return lora.to(next(backbone.parameters()).device).eval()
 
 

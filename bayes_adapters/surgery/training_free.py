@@ -30,6 +30,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.sites import Part
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
@@ -193,10 +194,10 @@ def _read(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
 def _check(
     model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
 ) -> None:
-    if type(model) not in (LoRA, StochasticDown):
+    if type(model) not in (LoRA, StochasticDown) or any(site.part is Part.FACTOR for site in model.sites):
         raise ConfigError(
-            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__}: its result has one linear "
-            "head and deterministic parts other than A."
+            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
+            f"{[site.name for site in model.sites]}: in its result nothing but A is random."
         )
     require_pair(model, guide)
     if not isinstance(model.likelihood, Bernoulli | Categorical):
@@ -249,6 +250,8 @@ def _pair(
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         likelihood = copying.deepcopy(model.likelihood)
+        if not model.own_head:
+            options["head"] = model.head.fresh()
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)
         return new.eval(), TrainingFree(new, scale=scale).eval()
