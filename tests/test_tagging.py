@@ -296,7 +296,7 @@ def test_several_encoders_have_no_common_tokens() -> None:
     [
         (
             torch.zeros(5, dtype=torch.long),
-            r"one target a token, int64 of shape \(B, T\); got torch.int64",
+            r"int64 of shape \(B, T\); got torch.int64",
         ),
         (torch.zeros(5, 7), "got torch.float32"),
         (torch.full((5, 7), C), r"class numbers 0 … 2, or -100 where a token has no label; got \[3, 3"),

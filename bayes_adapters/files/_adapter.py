@@ -9,6 +9,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from bayes_adapters.files._folder import (
 from bayes_adapters.files._folder import describe as describe
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood
 
 _SAMPLE = 1024  # values of each parameter that the fingerprint looks at
 
@@ -67,6 +69,9 @@ def save(
             f"{len(thawed)} weights of the backbone are trainable, for example {thawed[0]!r}, and an adapter's file "
             "does not hold them. Freeze them with requires_grad_(False), or save the whole model with torch.save."
         )
+    for part in model.likelihood.modules():
+        if isinstance(part, Likelihood):  # the tasks of a likelihood of several are looked up again too
+            _entry("likelihood", part, "name")
     require_free(folder)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _own_tensors(model, guide).items()}
     data = tensors_to_bytes(tensors)
@@ -238,7 +243,8 @@ def _require_base(folder: Path, saved: Mapping[str, Any], backbone: nn.Module) -
 def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel, AdapterGuide]:
     make_model: Callable[..., AdapterModel] = registry.find("model", about["model"]["structure"])
     make_guide: Callable[..., AdapterGuide] = registry.find("guide", about["guide"]["name"])
-    likelihood = registry.find("likelihood", about["likelihood"]["name"])(**about["likelihood"]["config"])
+    make_likelihood: type[Likelihood] = registry.find("likelihood", about["likelihood"]["name"])
+    likelihood = make_likelihood.from_config(about["likelihood"]["config"], partial(registry.find, "likelihood"))
     options = dict(about["model"]["config"])
     paths = options.pop("targets")
     # One pattern of whole paths: as suffixes, "proj" would match "block.proj" too.

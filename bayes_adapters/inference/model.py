@@ -219,7 +219,7 @@ class AdapterModel(nn.Module):
         check_batch(batch, next(self.parameters()).device)
         check_token_ids(self.backbone, batch.inputs, self._longest)
         if batch.targets is not None:
-            self.likelihood.check(batch.targets)
+            self.likelihood.accept(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
         weights = draw_weights(self.sites, self.prior, batch, self.num_data)
@@ -231,7 +231,8 @@ class AdapterModel(nn.Module):
                 features = self.encode(batch, math.prod(outer))
                 outputs = self.outputs(features, batch)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
-            pyro.sample("obs", self._likelihood_of(outputs, batch), obs=batch.targets)
+            fn, targets = self._likelihood_of(outputs, batch), batch.targets
+            pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
         return outputs
 
     def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
@@ -240,7 +241,7 @@ class AdapterModel(nn.Module):
         length = outputs.shape[-2]
         if batch.token_mask is not None:
             require_length(batch.token_mask, length, "the backbone returns")
-        if batch.targets is not None and batch.targets.shape[1] != length:
+        if isinstance(batch.targets, Tensor) and batch.targets.shape[1] != length:
             raise DataError(
                 f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target a token "
                 "needs a backbone that keeps the token axis; positions without a label have the target -100."

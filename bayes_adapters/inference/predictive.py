@@ -92,7 +92,7 @@ def predict(
                 raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
             batch = batch.to(device)
             if batch.targets is not None:
-                model.likelihood.check(batch.targets)
+                model.likelihood.accept(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             try:

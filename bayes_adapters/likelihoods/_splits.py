@@ -10,6 +10,9 @@ from torch import Tensor
 
 from bayes_adapters.likelihoods.prediction import Prediction
 
+HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
+"""The entropy of N(0, 1), nats."""
+
 
 def class_sums(probs: Float[Tensor, "S *B C"]) -> dict[str, Float[Tensor, "..."]]:
     """Sum class probabilities and their entropies over the S draws, in float64."""
@@ -49,6 +52,25 @@ def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
     return split(mean, total, aleatoric, num_samples, variance)
 
 
+def normal_sums(loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """Sum over S draws of N(loc, scale²), shape (S, B, …), what :func:`normal_prediction` needs, in float64."""
+    entropies = scale.double().log() + HALF_LOG_TWO_PI_E
+    loc, variance = loc.double(), scale.double().square()
+    summed = {"mean": loc, "square": loc.square(), "variance": variance, "entropy": entropies}
+    return {name: value.sum(0) for name, value in summed.items()}
+
+
+def normal_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
+    """Average what :func:`normal_sums` summed.
+
+    The averaged predictive is a mixture of S Gaussians without a closed-form entropy; total is the entropy
+    ``½ log(2πe v)`` of the Gaussian with the mixture's variance v, an upper bound that is exact for S = 1.
+    """
+    mean, variance = mixture_moments(sums, num_samples)
+    total = 0.5 * (2 * math.pi * math.e * variance).log()
+    return split(mean, total, sums["entropy"] / num_samples, num_samples, variance)
+
+
 def mixture_moments(sums: dict[str, Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance of the mixture of S draws, from the sums of ``mean``, ``square`` and ``variance``."""
     mean = sums["mean"] / num_samples
@@ -76,7 +98,3 @@ def above_rounding(epistemic: Tensor) -> Tensor:
 def entropy(probs: Float[Tensor, "*B C"]) -> Float[Tensor, "*B"]:
     """Return ``−Σ p log p`` in nats over the last dimension."""
     return torch.special.entr(probs).sum(-1)
-
-
-HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
-"""The entropy of N(0, 1), nats."""

@@ -1,13 +1,14 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``of_tokens``, ``check`` (targets),
-``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk), ``predict`` (sums →
-:class:`Prediction`) and ``config``. Total = aleatoric + epistemic, in nats.
+``per_token``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``,
+``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk),
+``predict`` (sums → :class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import _splits
 from bayes_adapters.likelihoods._checks import require_support
 from bayes_adapters.likelihoods.prediction import Prediction
@@ -63,6 +64,22 @@ class Likelihood(nn.Module):
             fn = self.of_tokens(outputs, None) if self.per_token else self.distribution(outputs)
         require_support(type(self).__name__, fn, targets)
 
+    def accept(self, targets: Tensor | Mapping[str, Tensor]) -> None:
+        """Raise :class:`DataError` unless ``targets``, as a batch has them, are this likelihood's.
+
+        Targets of several tasks are for :class:`bayes_adapters.likelihoods.Tasks` only.
+        """
+        if isinstance(targets, Mapping):
+            raise DataError(
+                f"targets names the tasks {sorted(targets)}, and {type(self).__name__} takes one tensor. Pass that "
+                "tensor, or take Tasks({name: likelihood})."
+            )
+        self.check(targets)
+
+    def observation(self, fn: TorchDistributionMixin, targets: Any) -> Tensor:
+        """Return the targets as the value of Pyro's site ``obs``, whose distribution is ``fn``: a tensor."""
+        return targets
+
     def draw_mean(self, fn: TorchDistributionMixin) -> Float[Tensor, "S B ..."]:
         """Return each draw's predictive mean: class probabilities, or the expected target.
 
@@ -101,6 +118,11 @@ class Likelihood(nn.Module):
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
         return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:  # noqa: ARG003
+        """Build the likelihood that has this :meth:`config`; ``find`` gives the class of a name, for nested ones."""
+        return cls(**config)
 
     def _ask(self, fn: Any, what: str) -> Tensor:
         try:

@@ -9,8 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.likelihoods._checks import require_class_numbers, require_reals
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.likelihoods._checks import require_class_numbers, require_probabilities
 from bayes_adapters.likelihoods._splits import class_prediction, class_sums, entropy, split
 from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction
@@ -41,8 +41,16 @@ class ClassLikelihood(Likelihood):
 class Categorical(ClassLikelihood):
     """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
 
+    Density: ``log p(y | f) = log softmax(f)[y]``.
+
     Args:
         num_classes: C ≥ 2.
+
+    >>> likelihood = Categorical(3)
+    >>> fn = likelihood.distribution(torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 9.0, 0.0]]]))  # two draws that disagree
+    >>> found = likelihood.predict(likelihood.summarise(fn), 2)
+    >>> found.probs.round(decimals=2), found.epistemic.round(decimals=2)
+    (tensor([[0.5000, 0.5000, 0.0000]]), tensor([0.6900]))
     """
 
     name: ClassVar[str] = "categorical"
@@ -55,7 +63,13 @@ class Categorical(ClassLikelihood):
 
 
 class Bernoulli(Likelihood):
-    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels)."""
+    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels).
+
+    Density: ``log p(y | f) = y log sigmoid(f) + (1 − y) log sigmoid(−f)``.
+
+    >>> Bernoulli().distribution(torch.zeros(1, 1)).log_prob(torch.tensor([1.0])).exp()
+    tensor([0.5000])
+    """
 
     name: ClassVar[str] = "bernoulli"
     num_outputs = 1
@@ -64,12 +78,7 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=outputs[..., 0].float(), validate_args=False)
 
     def check(self, targets: Tensor) -> None:
-        require_reals(targets)
-        bad = (targets < 0) | (targets > 1)
-        if bool(bad.any()):
-            raise DataError(
-                f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
-            )
+        require_probabilities(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         logits = fn.logits.double()

@@ -163,7 +163,7 @@ def _value(found: Prediction, batches: list[Batch], criterion: Criterion) -> flo
         if found.log_density is None:
             raise DataError("The anchors have no targets to measure a loss on.")
         return -float(found.log_density.double().mean())
-    targets = torch.cat([batch.targets for batch in batches if batch.targets is not None]).to(found.mean.device)
+    targets = torch.cat([batch.targets for batch in batches if isinstance(batch.targets, Tensor)]).to(found.mean.device)
     return float((_classes(found.mean) == (targets if found.mean.dim() == 2 else targets > 0.5)).double().mean())
 
 
