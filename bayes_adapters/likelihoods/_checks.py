@@ -116,3 +116,18 @@ def require_tagged(targets: Tensor, classes: int) -> None:
             f"{targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too small, or "
             "are labels counted from 1?"
         )
+
+
+def require_counts(targets: Tensor) -> None:
+    """Refuse what is not shape (B,) of whole numbers from 0 on, as integers or floating point."""
+    if targets.dim() != 1 or targets.dtype == torch.bool or targets.is_complex():
+        raise DataError(
+            f"Counts must be whole numbers of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+            f"{_column(targets)}"
+        )
+    bad = ~((targets >= 0) & (targets == targets.floor()) & torch.isfinite(targets))
+    if bool(bad.any()):
+        raise DataError(
+            f"Counts must be whole numbers from 0 on; got {targets[bad][:5].tolist()} at rows "
+            f"{bad.nonzero().flatten()[:5].tolist()}. Rates and durations are real numbers: take Gaussian or StudentT."
+        )
