@@ -1,7 +1,7 @@
-"""Models, guides, likelihoods and priors by name: what saved adapters refer to and what third parties add.
+"""Models, guides, likelihoods, heads and priors by name: what saved adapters refer to and what third parties add.
 
-Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides`` and ``bayes_adapters.likelihoods`` export.
-There are none of priors: the distributions of Pyro need no registration.
+Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides``, ``bayes_adapters.likelihoods`` and
+``bayes_adapters.heads`` export. There are none of priors: the distributions of Pyro need no registration.
 Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
 
     [project.entry-points."bayes_adapters.guides"]
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from bayes_adapters.errors import ConfigError, choice, unknown_name
+from bayes_adapters.heads import Head
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
@@ -35,20 +36,27 @@ class Kind(StrEnum):
     """A subclass of ``AdapterGuide``, by its ``name``."""
     LIKELIHOOD = "likelihood"
     """A subclass of ``Likelihood``, by its ``name``."""
+    HEAD = "head"
+    """A subclass of ``Head``, by its ``name``."""
     PRIOR = "prior"
     """A class of distributions, or of callables ``(name, shape)`` that return one, by its ``name``; or such a function,
     by its ``__name__``."""
 
 
-_BASES: dict[Kind, type] = {Kind.MODEL: AdapterModel, Kind.GUIDE: AdapterGuide, Kind.LIKELIHOOD: Likelihood}
+_BASES: dict[Kind, type] = {
+    Kind.MODEL: AdapterModel,
+    Kind.GUIDE: AdapterGuide,
+    Kind.LIKELIHOOD: Likelihood,
+    Kind.HEAD: Head,
+}
 _registered: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
 
 
 def names(kind: Kind | str) -> list[str]:
     """Return the names of everything of ``kind`` that can be found, sorted; entry points are not imported.
 
-    >>> names("likelihood")
-    ['bernoulli', 'categorical', 'gaussian', 'heteroscedastic_gaussian', 'tagging']
+    >>> names("head")
+    ['linear', 'two_layer']
     """
     kind = choice(Kind, "kind", kind)
     return sorted({*_built_in(kind), *_registered[kind], *_entry_points(kind)})
@@ -81,12 +89,12 @@ def find(kind: Kind | str, name: str) -> Any:
 
 
 def register(cls: _C) -> _C:
-    """Make a model, guide, likelihood or prior findable under its own name in this process; usable as a decorator.
+    """Make a model, guide, likelihood, head or prior findable under its own name in this process; a decorator too.
 
     Args:
-        cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide`` or ``Likelihood`` with
-            its own ``name``; or a prior: a distribution class with its own ``name`` and a method ``config``, a class
-            of callables ``(name, shape)`` with these, or a function ``(name, shape)``.
+        cls: a subclass of ``AdapterModel`` with its own ``structure``, or of ``AdapterGuide``, ``Likelihood`` or
+            ``Head`` with its own ``name``; or a prior: a distribution class with its own ``name`` and a method
+            ``config``, a class of callables ``(name, shape)`` with these, or a function ``(name, shape)``.
 
     Returns:
         ``cls``. Registering the same class twice changes nothing.
@@ -97,7 +105,7 @@ def register(cls: _C) -> _C:
     kind = next((kind for kind in Kind if _is_a(kind, cls)), None)
     if kind is None:
         raise ConfigError(
-            "Only subclasses of AdapterModel, AdapterGuide and Likelihood can be registered, and priors: a "
+            "Only subclasses of AdapterModel, AdapterGuide, Likelihood and Head can be registered, and priors: a "
             f"distribution class, a class of callables (name, shape) with a method config, or a function; got {cls!r}."
         )
     name = name_of(kind, cls)

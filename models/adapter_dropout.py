@@ -59,6 +59,11 @@ class AdapterDropout(AdapterModel):
                 num_data=1,  # the KL of a mask is 0, so the size of the data set has no effect
                 **options,
             )
+            if self.random_head:
+                raise ConfigError(
+                    f"The random weights of the {type(self.head).__name__} have one KL per data set, whose size an "
+                    "AdapterDropout does not know. Take a head without random weights."
+                )
             for site in self.sites:
                 if not bool((self.prior.of(site).mean > 0).all()):
                     raise ConfigError(

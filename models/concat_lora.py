@@ -15,7 +15,7 @@ from bayes_adapters.adapters.targets import ALL_LINEAR
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.heads import Head, LinearHead, Pooling, TwoLayerHead
 from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
@@ -85,23 +85,28 @@ class ConcatLoRA(AdapterModel):
         """Names of the encoders."""
         return list(self.streams)
 
-    def _pooling(self, pooling: Pooling | str | None, likelihood: Likelihood) -> Pooling:
-        chosen = super()._pooling(pooling, likelihood)
-        if chosen is not Pooling.MEAN:  # the default, which configurations of saved models name
+    def default_head(self, pooling: Pooling | str | None) -> Head:
+        if self.head_width is None:
+            return LinearHead(pooling)
+        return TwoLayerHead(self.head_width, relu=False, pooling=pooling)
+
+    def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
+        super().require_fitting(head, likelihood)
+        if head.pooling is not Pooling.MEAN:  # the default, which configurations of saved models name
             raise ConfigError(
-                f"pooling={chosen.value!r} has no effect in a {type(self).__name__}: every encoder's output is pooled "
-                "as streams= says, for example streams='cls'."
+                f"pooling={head.pooling.value!r} has no effect in a {type(self).__name__}: every encoder's output is "
+                "pooled as streams= says, for example streams='cls'."
             )
-        return chosen
+        if type(head).read is not Head.read:
+            raise ConfigError(
+                f"{type(head).__name__} reads one backbone's output, and a {type(self).__name__} has several: its head "
+                "sees their pooled outputs. Take a head that defines forward() only."
+            )
+        if not self.own_head and self.head_width is not None:
+            raise ConfigError(f"head_width={self.head_width} has no effect where head= is given.")
 
     def feature_width(self, backbone: nn.Module) -> int:
         return sum(hidden_width(encoder) for encoder in backbone.children())
-
-    def build_head(self, width: int) -> nn.Module:
-        outputs = self.likelihood.num_outputs
-        if self.head_width is None:
-            return nn.Linear(width, outputs)
-        return nn.Sequential(nn.Linear(width, self.head_width), nn.Linear(self.head_width, outputs))
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
         inputs = EncoderInputs.split(batch, self.modalities, folds)

@@ -9,9 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch, find_frames
-from bayes_adapters.errors import whole_number
+from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.heads import Head, Pooling, TwoLayerHead
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.lora import LoRA
+
+_WIDTH = 256
 
 
 class FusionLoRA(LoRA):
@@ -37,7 +40,7 @@ class FusionLoRA(LoRA):
         *,
         context_dim: int,
         modality: str = "audio",
-        fusion_width: int = 256,
+        fusion_width: int = _WIDTH,
         **options: Any,
     ) -> None:
         whole_number("context_dim", context_dim)
@@ -50,12 +53,16 @@ class FusionLoRA(LoRA):
     def reads(self) -> frozenset[str]:
         return frozenset({self.modality})
 
-    def build_head(self, width: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(width + self.context_dim, self.fusion_width),
-            nn.ReLU(),
-            nn.Linear(self.fusion_width, self.likelihood.num_outputs),
-        )
+    def default_head(self, pooling: Pooling | str | None) -> Head:
+        return TwoLayerHead(self.fusion_width, pooling=pooling)
+
+    def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
+        super().require_fitting(head, likelihood)
+        if not self.own_head and self.fusion_width != _WIDTH:
+            raise ConfigError(f"fusion_width={self.fusion_width} has no effect where head= is given.")
+
+    def feature_width(self, backbone: nn.Module) -> int:
+        return super().feature_width(backbone) + self.context_dim
 
     def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
         frames = find_frames(batch.context, self.modality, self.context_dim, "model")

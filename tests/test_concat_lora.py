@@ -18,7 +18,7 @@ def test_concat_lora_adapts_every_encoder_and_concatenates() -> None:
     nets, data = encoders(), batch()
     model = ConcatLoRA(nets, Bernoulli(), rank=2, head_width=5)
     assert {p.split(".")[0] for p in model.layers} == {"text", "audio"}
-    assert model.head[0].in_features == 2 * WIDTH
+    assert model.head.get_submodule("0").in_features == 2 * WIDTH
     guide = Delta(model)
     whole = logits(guide, data)
     half = logits(guide, Batch({k: v for k, v in data.inputs.items() if k.startswith("audio.")}))

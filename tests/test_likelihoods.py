@@ -12,6 +12,7 @@ from torch import distributions as td
 
 from bayes_adapters import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Prediction
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.likelihoods import MultiGaussian, MultiLabel, Ordinal, StudentT
 
 S, B = 6, 4
 
@@ -101,6 +102,7 @@ def test_equal_draws_in_chunks_have_no_spread_far_from_zero() -> None:
 
 
 LIKELIHOODS: list[Any] = [Categorical(3), Categorical(2), Bernoulli(), Gaussian(), HeteroscedasticGaussian()]
+LIKELIHOODS += [Ordinal(3), StudentT(), MultiLabel(2), MultiGaussian(2)]
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda x: f"{type(x).__name__}{x.num_outputs}")

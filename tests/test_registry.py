@@ -142,7 +142,7 @@ def test_register_refuses(clean: None) -> None:
     with pytest.raises(ConfigError, match=r"'stochastic_core' belongs to .*StochasticCore already"):
         registry.register(Taken)
     for thing in (int, "lora", torch.nn.Linear):
-        with pytest.raises(ConfigError, match="Only subclasses of AdapterModel, AdapterGuide and Likelihood"):
+        with pytest.raises(ConfigError, match="Only subclasses of AdapterModel, AdapterGuide, Likelihood and Head"):
             registry.register(thing)
     assert registry.find("model", "stochastic_core") is StochasticCore
 

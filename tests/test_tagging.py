@@ -276,9 +276,9 @@ def test_a_peft_folder_keeps_the_head_for_taggers_only(tmp_path: Path) -> None:
 
 def test_pooling_and_likelihood_must_fit() -> None:
     backbone = bert()
-    with pytest.raises(ConfigError, match=r"Tagging has one target a token and pooling='mean' leaves one vector an ex"):
+    with pytest.raises(ConfigError, match=r"Tagging .* pooling='mean'"):
         LoRA(backbone, Tagging(C), pooling="mean")
-    with pytest.raises(ConfigError, match=r"Categorical has one target an example and pooling='none' leaves one"):
+    with pytest.raises(ConfigError, match=r"Categorical .* pooling='none'"):
         LoRA(backbone, Categorical(C), pooling="none")
     assert not adapted_layers(backbone)
     assert LoRA(backbone, Tagging(C), pooling="none").pooling == "none"
@@ -295,7 +295,7 @@ def test_several_encoders_have_no_common_tokens() -> None:
     [
         (
             torch.zeros(5, dtype=torch.long),
-            r"one target a token, int64 of shape \(B, T\); got torch.int64",
+            r"int64 of shape \(B, T\); got torch.int64",
         ),
         (torch.zeros(5, 7), "got torch.float32"),
         (torch.full((5, 7), C), r"class numbers 0 … 2, or -100 where a token has no label; got \[3, 3"),

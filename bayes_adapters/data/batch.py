@@ -5,14 +5,30 @@ Context is passed with every call and never stored on a module, so two calls can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError, described, near_matches
+from bayes_adapters.data._checks import (
+    TOKEN_MASK as TOKEN_MASK,
+)
+from bayes_adapters.data._checks import (
+    check_frames,
+    check_mapping,
+    check_masks,
+    check_parts,
+    check_rows,
+    check_size,
+    not_frames,
+)
+from bayes_adapters.errors import ConfigError, DataError, near_matches
+
+TargetValues: TypeAlias = Tensor | Mapping[str, Tensor]
+"""Targets of one likelihood, or task → targets of several."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +45,7 @@ class Frames:
     mask: Bool[Tensor, "B S"]
 
     def __post_init__(self) -> None:
-        for name, value in (("values", self.values), ("mask", self.mask)):
-            if not isinstance(value, Tensor):
-                raise DataError(
-                    f"Frames' {name} must be a tensor; got {type(value).__module__}.{type(value).__name__}. Convert an "
-                    "array with torch.as_tensor(array)."
-                )
-        if self.values.dim() != 3:
-            raise DataError(
-                f"Context values must have shape (B, S, d); got {tuple(self.values.shape)}. "
-                "A single recording is values[None]; a pooled vector is values[:, None]."
-            )
-        if not self.values.is_floating_point():
-            raise DataError(f"Context values must be floating point; got {self.values.dtype}.")
-        if self.mask.shape != self.values.shape[:2]:
-            raise DataError(
-                f"The context mask has shape {tuple(self.mask.shape)} and the values {tuple(self.values.shape)}: "
-                f"the mask must be (B, S) = {tuple(self.values.shape[:2])}. Was the mask made before the frames were "
-                "down-sampled?"
-            )
-        if self.mask.dtype != torch.bool:
-            raise DataError(f"The context mask must be bool, True where a frame is real; got {self.mask.dtype}.")
+        check_frames(self.values, self.mask)
 
     @property
     def present(self) -> Bool[Tensor, " B"]:
@@ -67,13 +63,8 @@ class Frames:
 
     def __getitem__(self, rows: slice | Tensor) -> Frames:
         """Return the frames of the examples at ``rows``, a slice or a tensor of shape (n,)."""
-        _check_rows(rows, "frames")
+        check_rows(rows, "frames")
         return Frames(self.values[rows], self.mask[rows])
-
-
-TOKEN_MASK = "token_mask"
-"""The input that marks real positions of hidden states and is not the backbone's."""
-_MASKS = ("attention_mask", TOKEN_MASK, "present")
 
 
 @dataclass(frozen=True)
@@ -86,67 +77,28 @@ class Batch:
             length (wav2vec 2.0, Whisper) ``token_mask`` (B, T'), which the backbone does not see, says so for the T'
             positions of its hidden states. Names of models with several encoders: see
             :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
-        targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, T) int64 for tagging, -100
-            where a token has no label, or None at prediction time.
+        targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, K) for several labels or
+            numbers per example, (B, T) int64 for tagging, -100 where a token has no label; a mapping task → tensor for
+            :class:`bayes_adapters.likelihoods.Tasks`, where -100 or NaN marks an example without a label of a task;
+            or None at prediction time.
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
         index: shape (B,), int64: each example's number in its data set. Prediction noise is a function of it, so
             results do not depend on how examples are batched. ``None`` means 0 … B-1.
     """
 
     inputs: Mapping[str, Tensor]
-    targets: Tensor | None = None
+    targets: TargetValues | None = None
     context: Mapping[str, Frames] = field(default_factory=dict)
     index: Int[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
-        for name, mapping, form in (
-            ("inputs", self.inputs, "argument of the backbone → tensor"),
-            ("context", self.context, "modality → Frames"),
-        ):
-            if not isinstance(mapping, Mapping):
-                raise DataError(f"{name} must be a dictionary, {form}; got a {type(mapping).__name__}.")
+        check_mapping("inputs", self.inputs, "argument of the backbone → tensor")
+        check_mapping("context", self.context, "modality → Frames")
         for name, frames in self.context.items():
             if not isinstance(frames, Frames):
-                raise DataError(
-                    f"context[{name!r}] must be Frames(values, mask), values (B, S, d) and a bool mask (B, S); got a "
-                    f"{type(frames).__name__}."
-                )
-        if not self.inputs:
-            raise DataError("A batch needs at least one backbone input, for example inputs={'input_ids': ids}.")
-        parts = {f"inputs[{k!r}]": v for k, v in self.inputs.items()}
-        parts |= {f"context[{k!r}]": v.values for k, v in self.context.items()}
-        parts |= {k: v for k, v in (("targets", self.targets), ("index", self.index)) if v is not None}
-        for name, value in parts.items():
-            if not isinstance(value, Tensor) or value.dim() == 0:
-                given, fix = "a tensor without dimensions", ""
-                if not isinstance(value, Tensor):
-                    given = described(value)
-                    fix = (
-                        " Convert it with torch.as_tensor; a tokenizer returns tensors with return_tensors='pt', "
-                        "padding=True."
-                    )
-                raise DataError(
-                    f"{name} must be a tensor whose first dimension counts the examples; it is {given}.{fix}"
-                )
-        for name, value in self.inputs.items():
-            if name.rpartition(".")[2] == "input_ids" and value.dim() == 1:
-                raise DataError(
-                    f"inputs[{name!r}] has shape {tuple(value.shape)} and must be (B, T): one text is a batch of one, "
-                    "ids[None], as a tokenizer returns it for a list of texts with return_tensors='pt'."
-                )
-        sizes = {name: value.shape[0] for name, value in parts.items()}
-        if len(set(sizes.values())) != 1:
-            raise DataError(f"Every part of a batch must have the same number of examples; got {sizes}.")
-        for name in self.inputs:
-            _check_name(name)
-        if self.size == 0:
-            raise DataError("The batch is empty (0 examples). Was a filter too strict, or a data set exhausted?")
-        if self.index is not None and (*self.index.shape, self.index.dtype) != (self.size, torch.int64):
-            raise DataError(
-                f"index must be int64 of shape (B,) = ({self.size},), each example's number in its data set; got "
-                f"{self.index.dtype} of shape {tuple(self.index.shape)}."
-            )
-        _check_masks(self.inputs)
+                raise not_frames(name, frames)
+        check_parts(self.inputs, {k: v.values for k, v in self.context.items()}, self.targets, self.index)
+        check_masks(self.inputs)
 
     @property
     def size(self) -> int:
@@ -170,11 +122,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on ``device``."""
-        return Batch(
-            {k: v.to(device) for k, v in self.inputs.items()},
-            None if self.targets is None else self.targets.to(device),
-            {k: v.to(device) for k, v in self.context.items()},
-            None if self.index is None else self.index.to(device),
+        return self._with(
+            inputs={k: v.to(device) for k, v in self.inputs.items()},
+            targets=_each(self.targets, lambda value: value.to(device)),
+            context={k: v.to(device) for k, v in self.context.items()},
+            index=None if self.index is None else self.index.to(device),
         )
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
@@ -186,21 +138,37 @@ class Batch:
         Raises:
             DataError: ``rows`` is one row's number, or something else, or chooses no row.
         """
-        _check_rows(rows, "batch")
-        return Batch(
-            {k: v[rows] for k, v in self.inputs.items()},
-            None if self.targets is None else self.targets[rows],
-            {k: v[rows] for k, v in self.context.items()},
-            self.ids[rows],
+        check_rows(rows, "batch")
+        index = self.ids[rows]
+        check_size(len(index))
+        return self._with(
+            inputs={k: v[rows] for k, v in self.inputs.items()},
+            targets=_each(self.targets, lambda value: value[rows]),
+            context={k: v[rows] for k, v in self.context.items()},
+            index=index,
         )
 
     def without(self, *modalities: str) -> Batch:
         """Return the batch with these modalities withheld."""
-        return replace(self, context={k: v for k, v in self.context.items() if k not in modalities})
+        return self._with(context={k: v for k, v in self.context.items() if k not in modalities})
 
     def without_targets(self) -> Batch:
         """Return the batch as it is at prediction time."""
-        return replace(self, targets=None)
+        return self._with(targets=None)
+
+    def _with(self, **changes: Any) -> Batch:
+        """Return this batch with parts that were made of its own: they need no second check, which waits for a GPU."""
+        new = object.__new__(type(self))
+        for part in fields(self):
+            object.__setattr__(new, part.name, changes.get(part.name, getattr(self, part.name)))
+        return new
+
+
+def _each(targets: TargetValues | None, change: Callable[[Tensor], Tensor]) -> TargetValues | None:
+    """Return the targets, or those of each task, changed."""
+    if targets is None or isinstance(targets, Tensor):
+        return None if targets is None else change(targets)
+    return {task: change(values) for task, values in targets.items()}
 
 
 def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, reader: str) -> Frames | None:
@@ -230,58 +198,3 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
             f"context_dim={context_dim}. Were the frames made by another encoder?"
         )
     return frames
-
-
-def _check_masks(inputs: Mapping[str, Tensor]) -> None:
-    """Refuse masks of other numbers than 0 and 1, and examples without a real token where there is one encoder."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if mask is not None and ids is not None and mask.shape != ids.shape:
-        raise DataError(
-            f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
-            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
-        )
-    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS}
-    binary = {key: (value == value.bool()).all() for key, value in masks.items()}
-    real = {key: value.bool().reshape(value.shape[0], -1).any(-1) for key, value in masks.items() if "." not in key}
-    if not masks or bool(torch.stack([*binary.values(), *(rows.all() for rows in real.values())]).all()):  # one wait
-        return
-    for key, fits in binary.items():
-        if not bool(fits):
-            raise DataError(
-                f"{key} must hold 1 (or True) where something is real, and 0 where it is padding or missing; it has "
-                "other numbers. Of a mask that is added to attention scores (0 and a large negative number) pass "
-                "mask == 0."
-            )
-    for key, having in real.items():
-        if empty := (~having).nonzero().flatten().tolist():
-            raise DataError(f"Rows {empty[:8]} of {key} have no real token. Drop these examples or tokenise them.")
-
-
-def _check_name(name: str) -> None:
-    """Refuse a mask's name that is nearly right: backbones take any argument and ignore those that they do not know."""
-    encoder, _, argument = name.rpartition(".")
-    if name == "present":
-        raise DataError(
-            "inputs['present'] marks examples that lack a modality, as <encoder>.present of models with several "
-            "encoders; what a single backbone reads cannot be missing. Drop these examples."
-        )
-    known = _MASKS if encoder else _MASKS[:2]
-    near = near_matches(argument, known, cutoff=0.85)
-    if argument not in known and near:
-        raise DataError(
-            f"inputs[{name!r}] would be ignored by a backbone, and padding or a missing modality would count as real."
-            f"{near}"
-        )
-
-
-def _check_rows(rows: object, what: str) -> None:
-    if isinstance(rows, slice) or (isinstance(rows, Tensor) and rows.dim() == 1):
-        return
-    number = rows if isinstance(rows, int) else 0
-    given = f"the {type(rows).__name__} {rows}" if isinstance(rows, int) else f"a {type(rows).__name__}"
-    if isinstance(rows, Tensor):
-        given = f"a tensor of shape {tuple(rows.shape)}"
-    raise DataError(
-        f"Examples are chosen by a slice or by a tensor of shape (n,), row numbers or a bool mask; got {given}. For "
-        f"one example take {what}[{number}:{number + 1 or ''}] or {what}[torch.tensor([{number}])]."
-    )

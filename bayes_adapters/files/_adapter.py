@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from bayes_adapters.files._folder import (
 from bayes_adapters.files._folder import describe as describe
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood
 
 _SAMPLE = 1024  # values of each parameter that the fingerprint looks at
 
@@ -48,7 +50,7 @@ def save(
 
     Args:
         directory: made when absent. An adapter saved there before is replaced; a folder of other things is refused.
-        model: its adapters, head, likelihood and buffers are saved in the dtype they have.
+        model: its adapters, head, likelihood and buffers are saved in the dtype they have; what is frozen stays so.
         guide: the guide made for it.
         task: anything JSON; :func:`load_task` returns it.
 
@@ -67,6 +69,9 @@ def save(
             f"{len(thawed)} weights of the backbone are trainable, for example {thawed[0]!r}, and an adapter's file "
             "does not hold them. Freeze them with requires_grad_(False), or save the whole model with torch.save."
         )
+    for part in model.likelihood.modules():
+        if isinstance(part, Likelihood):  # the tasks of a likelihood of several are looked up again too
+            _entry("likelihood", part, "name")
     require_free(folder)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _own_tensors(model, guide).items()}
     data = tensors_to_bytes(tensors)
@@ -87,6 +92,11 @@ def save(
         },
         "task": None if task is None else dict(task),
     }
+    if not model.own_head:
+        description["head"] = _entry("head", model.head, "name")
+    frozen = [n for n, t in _own_tensors(model, guide).items() if isinstance(t, nn.Parameter) and not t.requires_grad]
+    if frozen:
+        description["frozen"] = frozen
     write(folder, data, to_json(description))
 
 
@@ -117,7 +127,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
         with restored_on_error(backbone):
             with generators_kept(backbone):  # initial values are drawn and then overwritten
                 model, guide = _build(about, backbone)
-            _assign(folder, _own_tensors(model, guide), tensors)
+            _assign(folder, _own_tensors(model, guide), tensors, about.get("frozen", []))
             require_unaltered(folder, about)  # last: what does not fit is said in its own words
     except AdapterFileError:
         raise
@@ -234,11 +244,14 @@ def _require_base(folder: Path, saved: Mapping[str, Any], backbone: nn.Module) -
 def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel, AdapterGuide]:
     make_model: Callable[..., AdapterModel] = registry.find("model", about["model"]["structure"])
     make_guide: Callable[..., AdapterGuide] = registry.find("guide", about["guide"]["name"])
-    likelihood = registry.find("likelihood", about["likelihood"]["name"])(**about["likelihood"]["config"])
+    make_likelihood: type[Likelihood] = registry.find("likelihood", about["likelihood"]["name"])
+    likelihood = make_likelihood.from_config(about["likelihood"]["config"], partial(registry.find, "likelihood"))
     options = dict(about["model"]["config"])
     paths = options.pop("targets")
     # One pattern of whole paths: as suffixes, "proj" would match "block.proj" too.
     options["targets"] = Targets("|".join(re.escape(path) for path in paths)) if paths else None
+    if "head" in about:
+        options["head"] = registry.find("head", about["head"]["name"])(**about["head"]["config"])
     if about["prior"]:
         options["prior"] = priors.from_json(about["prior"], registry.find)
     model = make_model(backbone, likelihood, **options)
@@ -251,8 +264,8 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     return model, guide.to(next(backbone.parameters()).device)
 
 
-def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Put the saved tensors in place, in the dtype they were saved in."""
+def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> None:
+    """Put the saved tensors in place, in the dtype they were saved in, and freeze what was frozen."""
 
     def kinds(items: Mapping[str, Tensor]) -> dict[str, str]:
         return {n: kind(t.float() if t.is_floating_point() else t) for n, t in items.items()}
@@ -260,3 +273,5 @@ def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Ten
     require_same(folder / WEIGHTS, "needed", kinds(slots), kinds(tensors))
     for name, slot in slots.items():
         slot.data = tensors[name].to(slot.device)
+    for name in frozen:
+        slots[name].requires_grad_(False)

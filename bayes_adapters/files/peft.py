@@ -37,7 +37,7 @@ from bayes_adapters.files._peft_folder import (
     split,
 )
 from bayes_adapters.files._whole_file import replace_file
-from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.heads import LinearHead, Pooling
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
@@ -145,7 +145,7 @@ def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: 
     bias = tensors.get("bias")
     model.head.load_state_dict({"weight": tensors["weight"], "bias": bias if bias is not None else current.bias * 0})
     if pooling is not None and not keep_pooling:
-        model.pooling = pooling
+        model.head.pooling = pooling
 
 
 def to_peft(directory: str | Path, model: AdapterModel) -> None:
@@ -189,7 +189,7 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
         for name, factor in zip(("lora_A", "lora_B"), as_lora(layer), strict=True):
             tensors[f"{ROOT}{path}.{name}.weight"] = factor.detach().cpu().contiguous().clone()
     head: bytes | None = None
-    if type(model.head) is nn.Linear:
+    if type(model.head) is LinearHead:
         state = {name: value.detach().cpu().contiguous().clone() for name, value in model.head.state_dict().items()}
         head = tensors_to_bytes(state, metadata={"pooling": model.pooling.value})
     else:

@@ -19,7 +19,7 @@ class Pooling(StrEnum):
     LAST = "last"
     """The last real token (causal models)."""
     NONE = "none"
-    """They stay as they are, one vector a token: for likelihoods with one target a token, and for no others."""
+    """They stay as they are, one vector per token: for likelihoods with one target per token, and for no others."""
 
     def __call__(
         self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None

@@ -53,7 +53,11 @@ def check_batch(batch: Batch, device: torch.device) -> None:
     """
     tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
     tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
-    placed = tensors if batch.targets is None else tensors | {"targets": batch.targets}
+    placed = dict(tensors)
+    if isinstance(batch.targets, Mapping):
+        placed |= {f"targets[{k!r}]": v for k, v in batch.targets.items()}
+    elif batch.targets is not None:
+        placed["targets"] = batch.targets
     for name, value in placed.items():
         if value.device != device:
             raise DataError(

@@ -36,13 +36,14 @@ from bayes_adapters.adapters.installation import (
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.adapters.targets import Targets, linear_size, select
-from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
 from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
-from bayes_adapters.heads.pooling import Pooling as Pooling
+from bayes_adapters.heads import BackboneOutput, Head, LinearHead, Pooling
+from bayes_adapters.heads._checks import require_head, require_size_known
 from bayes_adapters.inference._checks import (
     check_batch,
     checked_ranks,
@@ -80,8 +81,9 @@ class AdapterModel(nn.Module):
         parts: which tensors of the adapters are random.
         granularity: for what one draw is shared; needed if anything is random.
         prior: prior of the random parts, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
-            has one target a token.
+        pooling: of the default head, a :class:`~bayes_adapters.heads.LinearHead`: how hidden states become one vector
+            per example; None is the mean, or none at all where the likelihood has one target per token.
+        head: another head than the structure's own, see :mod:`bayes_adapters.heads`; its parameters are made here.
         num_data: N, the size of the data set; needed by global parts and by priors with hyper-parameters.
         grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
         flipout: see :class:`~bayes_adapters.adapters.reparametrisation.Flipout`; for a random A.
@@ -95,7 +97,7 @@ class AdapterModel(nn.Module):
     layer: ClassVar[type[AdaptedLinear]] = AdaptedLinear
     """The class of the adapted layers: another formula is a subclass of it."""
     tags: ClassVar[bool] = True
-    """Whether the structure serves likelihoods with one target a token."""
+    """Whether the structure serves likelihoods with one target per token."""
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class AdapterModel(nn.Module):
         granularity: Granularity | str | None = None,
         prior: PriorLike | None = None,
         pooling: Pooling | str | None = None,
+        head: Head | None = None,
         num_data: int | None = None,
         grouped: bool = True,
         flipout: bool = False,
@@ -121,11 +124,6 @@ class AdapterModel(nn.Module):
         self.grouped, self.flipout = grouped, flipout
         if num_data is not None:
             whole_number("num_data", num_data)
-        if not parts and not (prior is None and granularity is None):
-            raise ConfigError(
-                f"A {'prior' if granularity is None else 'granularity'} was given but nothing in {type(self).__name__} "
-                "is random; take a structure with random parts, such as StochasticCore."
-            )
         if flipout and Part.A not in parts:
             raise ConfigError(
                 f"flipout=True has no effect in {type(self).__name__}: it decorrelates the draws of a random A. Leave "
@@ -137,16 +135,30 @@ class AdapterModel(nn.Module):
                 "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
                 f"{described(likelihood)}. The order is (backbone, likelihood)."
             )
-        self.pooling = self._pooling(pooling, likelihood)
+        self.own_head = head is None
+        if head is not None:
+            require_head(head, Head, pooling)
+        head = self.default_head(pooling) if head is None else head
+        self.require_fitting(head, likelihood)
         require_trainable(backbone)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
+        random_head = head.sites(width, likelihood)
+        if not parts and not random_head and not (prior is None and granularity is None):
+            raise ConfigError(
+                f"A {'prior' if granularity is None else 'granularity'} was given but nothing in {type(self).__name__} "
+                "is random; take a structure with random parts, such as StochasticCore."
+            )
+        self.random_head = bool(random_head)
+        if random_head:
+            require_size_known(type(head).__name__, num_data)
         paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | dict(checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
+        self.sites += random_head
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         self.require_num_data()
         self._windows = windowed_layers(backbone, paths)
@@ -162,38 +174,35 @@ class AdapterModel(nn.Module):
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
             self.likelihood = likelihood
-            self.head = self.build_head(width)
+            head.prepare(width, likelihood)
+            self.head = head
             self.to(next(backbone.parameters()).device)
 
-    def _pooling(self, pooling: Pooling | str | None, likelihood: Likelihood) -> Pooling:
-        per_token = likelihood.per_token
-        if pooling is None:
-            pooling = Pooling.NONE if per_token else Pooling.MEAN
-        chosen = choice(Pooling, "pooling", pooling)
-        if per_token != (chosen is Pooling.NONE):
-            raise ConfigError(
-                f"{type(likelihood).__name__} has one target {'a token' if per_token else 'an example'} and "
-                f"pooling={chosen.value!r} leaves one vector {'an example' if per_token else 'a token'}. Leave pooling "
-                f"out, or take {'Categorical' if per_token else 'Tagging'} as the likelihood."
-            )
-        if per_token and not self.tags:
+    def default_head(self, pooling: Pooling | str | None) -> Head:
+        """Return the head that the structure has where none is given."""
+        return LinearHead(pooling)
+
+    def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
+        """Raise :class:`ConfigError` unless ``head`` serves the likelihood and this structure."""
+        head.suit(likelihood)
+        if head.per_token and not self.tags:
             raise ConfigError(
                 f"{type(self).__name__} joins several streams into one vector an example, so there is no token that "
-                f"{type(likelihood).__name__} could label. Take a likelihood with one target an example."
+                f"{type(likelihood).__name__} could label. Take a likelihood with one target per example."
             )
-        return chosen
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the head pools hidden states."""
+        return self.head.pooling
 
     def feature_width(self, backbone: nn.Module) -> int:
         """Return d, the width of what :meth:`encode` returns."""
         return hidden_width(backbone)
 
-    def build_head(self, width: int) -> nn.Module:
-        """Build the trainable map from features (rows, d), or (rows, T, d), to the likelihood's K outputs."""
-        return nn.Linear(width, self.likelihood.num_outputs)
-
     def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
         """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
-        return self.head(features.to(next(self.head.parameters()).dtype))
+        return self.head(features)
 
     def forward(self, batch: Batch) -> Float[Tensor, "*S K"]:
         """Run the generative process: draw cores, run the backbone once, score or draw ``obs``.
@@ -202,7 +211,7 @@ class AdapterModel(nn.Module):
             batch: targets may be None; ``obs`` is then drawn.
 
         Returns:
-            The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target a token, ``*S`` being the
+            The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target per token, ``*S`` being the
             sizes of sample plates around the model.
 
         Raises:
@@ -214,26 +223,27 @@ class AdapterModel(nn.Module):
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
         self.require_installed()
-        check_batch(batch, next(self.head.parameters()).device)
+        check_batch(batch, next(self.parameters()).device)
         check_token_ids(self.backbone, batch.inputs, self._longest)
         if batch.targets is not None:
-            self.likelihood.check(batch.targets)
+            self.likelihood.accept(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
         rows = Rows(batch, outer, self._windows, self._both_layouts)
         # Signs per example are noise of training: a layer in eval mode sees one draw.
         flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
-        prior = self.prior.sampled(outer, next(self.head.parameters()).device)
+        prior = self.prior.sampled(outer, next(self.parameters()).device)
         weights = draw_weights(self.sites, prior, rows, flipped)
         forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
             with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
                 features = self.encode(batch, math.prod(outer))
-            outputs = self.outputs(features, batch)
+                outputs = self.outputs(features, batch)
             if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                 require_finite(self, "The head's outputs are", outputs, batch.size)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
-            pyro.sample("obs", self._likelihood_of(outputs, batch), obs=batch.targets)
+            fn, targets = self._likelihood_of(outputs, batch), batch.targets
+            pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
         return outputs
 
     def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
@@ -242,7 +252,7 @@ class AdapterModel(nn.Module):
         length = outputs.shape[-2]
         if batch.token_mask is not None:
             require_length(batch.token_mask, length, "the backbone returns")
-        if batch.targets is not None and batch.targets.shape[1] != length:
+        if isinstance(batch.targets, Tensor) and batch.targets.shape[1] != length:
             raise DataError(
                 f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target a token "
                 "needs a backbone that keeps the token axis; positions without a label have the target -100."
@@ -250,13 +260,10 @@ class AdapterModel(nn.Module):
         return self.likelihood.of_tokens(outputs, batch.token_mask)
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
-        """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
+        """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""
         output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
-        hidden = last_hidden_state(output, self.backbone)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
-        if mask is not None and self.pooling is not Pooling.NONE:
-            require_length(mask, hidden.shape[1], "the backbone returns")
-        return self.pooling(hidden, mask)
+        return self.head.read(BackboneOutput(output, self.backbone, mask))
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
@@ -343,10 +350,11 @@ class AdapterModel(nn.Module):
         pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
         unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
         usual = {"ranks": {}, "grouped": True, "flipout": False}
-        return {
-            "targets": list(self.layers),
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "dropout": self.dropout,
-            "pooling": self.pooling.value,
-        } | {name: value for name, value in unusual.items() if value != usual[name]}
+        of_head: dict[str, Any] = {"pooling": self.pooling.value} if self.own_head else {}
+        if self.random_head:  # a structure with random parts of its own says so itself
+            of_head["num_data"] = self.num_data
+        return (
+            {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
+            | of_head
+            | {name: value for name, value in unusual.items() if value != usual[name]}
+        )

@@ -108,7 +108,7 @@ def predict(
                 raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
             batch = batch.to(device)
             if batch.targets is not None:
-                model.likelihood.check(batch.targets)
+                model.likelihood.accept(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
@@ -167,9 +167,9 @@ def _predict_batch(
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:
-            kept.append(fn.mean if type(fn).__name__ != "Categorical" else fn.probs)
+            kept.append(model.likelihood.draw_mean(fn))
         if batch.targets is not None:
-            densities.append(fn.log_prob(batch.targets))
+            densities.append(model.likelihood.log_density(fn, batch.targets))
     for name, value in sums.items():
         require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
     result = replace(model.likelihood.predict(sums, runs), num_samples=samples)

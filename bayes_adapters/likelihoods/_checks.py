@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from bayes_adapters.distributions import IGNORED
 from bayes_adapters.errors import DataError
+
+
+def require_support(likelihood: str, fn: Any, targets: Tensor) -> None:
+    """Refuse targets of another shape than one draw of ``fn`` has, outside its support, NaN or infinite."""
+    shape = tuple(fn.batch_shape + fn.event_shape)
+    if tuple(targets.shape) != shape:
+        raise DataError(
+            f"Targets of {likelihood} must have shape {shape}; got {tuple(targets.shape)}.{_column(targets)}"
+        )
+    fits: Tensor = torch.isfinite(targets)
+    with suppress(NotImplementedError):  # a distribution that does not say what its support is
+        fits = fits & fn.support.check(targets).reshape(
+            *targets.shape[: len(fn.batch_shape)], *[1] * len(fn.event_shape)
+        )
+    if not bool(fits.all()):
+        rows = (~fits).reshape(len(targets), -1).any(1).nonzero().flatten()[:5]
+        raise DataError(
+            f"Targets lie outside the support of {likelihood}, {type(fn).__name__}: rows {rows.tolist()} hold "
+            f"{targets[rows].tolist()}. Is it the likelihood for this kind of target?"
+        )
 
 
 def _column(targets: Tensor) -> str:
@@ -41,4 +65,69 @@ def require_reals(targets: Tensor) -> None:
         raise DataError(
             f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are NaN or infinite. Drop or repair these "
             "examples."
+        )
+
+
+def require_probabilities(targets: Tensor) -> None:
+    """Refuse targets of a Bernoulli that are no real numbers of shape (B,) in [0, 1]."""
+    require_reals(targets)
+    _require_in_unit(targets, (targets < 0) | (targets > 1))
+
+
+def require_labels(targets: Tensor, labels: int) -> None:
+    """Refuse targets of several Bernoullis that are not of shape (B, K) in [0, 1] or NaN."""
+    require_rows_of_reals(targets, labels)
+    _require_in_unit(targets, (targets < 0) | (targets > 1))
+
+
+def _require_in_unit(targets: Tensor, bad: Tensor) -> None:
+    if bool(bad.any()):
+        raise DataError(
+            f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
+        )
+
+
+def require_rows_of_reals(targets: Tensor, width: int) -> None:
+    """Refuse what is not floating point of shape (B, K), infinite numbers, and rows in which every number is NaN."""
+    if targets.dim() != 2 or targets.shape[1] != width or not targets.is_floating_point():
+        raise DataError(
+            f"Targets must be floating point of shape (B, {width}), NaN where a number is not known; got "
+            f"{targets.dtype} of shape {tuple(targets.shape)}. Take targets.float(), one column for each output."
+        )
+    bad = targets.isinf().any(1) | targets.isnan().all(1)
+    if bool(bad.any()):
+        raise DataError(
+            f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are infinite, or no number of them is known. Drop "
+            "or repair these examples."
+        )
+
+
+def require_tagged(targets: Tensor, classes: int) -> None:
+    """Refuse targets of tokens that are no class numbers of shape (B, T), or −100."""
+    if targets.dim() != 2 or targets.is_floating_point():
+        raise DataError(
+            f"Tagging needs one target per token, int64 of shape (B, T); got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}. For one class per example take Categorical."
+        )
+    bad = (targets != IGNORED) & ((targets < 0) | (targets >= classes))
+    if bool(bad.any()):
+        raise DataError(
+            f"Targets must be class numbers 0 … {classes - 1}, or {IGNORED} where a token has no label; got "
+            f"{targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too small, or "
+            "are labels counted from 1?"
+        )
+
+
+def require_counts(targets: Tensor) -> None:
+    """Refuse what is not shape (B,) of whole numbers from 0 on, as integers or floating point."""
+    if targets.dim() != 1 or targets.dtype == torch.bool or targets.is_complex():
+        raise DataError(
+            f"Counts must be whole numbers of shape (B,); got {targets.dtype} of shape {tuple(targets.shape)}."
+            f"{_column(targets)}"
+        )
+    bad = ~((targets >= 0) & (targets == targets.floor()) & torch.isfinite(targets))
+    if bool(bad.any()):
+        raise DataError(
+            f"Counts must be whole numbers from 0 on; got {targets[bad][:5].tolist()} at rows "
+            f"{bad.nonzero().flatten()[:5].tolist()}. Rates and durations are real numbers: take Gaussian or StudentT."
         )

@@ -1,29 +1,52 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
-Every likelihood has the same members: ``num_outputs`` (what the head must produce), ``distribution`` (outputs →
-p(y | draw)), ``check`` (targets), ``summarise`` (sums over draws that can be added up chunk by chunk) and
-``predict`` (sums → :class:`Prediction`). Total = aleatoric + epistemic, in nats.
+Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
+``per_token``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``,
+``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk),
+``predict`` (sums → :class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions import base_distribution
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.likelihoods import _splits
+from bayes_adapters.likelihoods._checks import require_support
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
 class Likelihood(nn.Module):
-    """What a likelihood must provide; see the module's docstring."""
+    """Base of all likelihoods. A subclass needs ``name``, ``num_outputs`` and ``distribution``; the rest has defaults.
+
+    The defaults ask the distribution: for its support (:meth:`check`), and, for the split of uncertainty, for its class
+    probabilities, or for its mean, variance and entropy. Where it does not know them, override :meth:`summarise` and
+    :meth:`predict`. Constructor arguments other than tensors belong into :meth:`config`.
+
+    >>> import pyro.distributions as dist
+    >>> class LaplaceNoise(Likelihood):
+    ...     name, num_outputs = "laplace_noise", 1
+    ...     def distribution(self, outputs):
+    ...         return dist.Laplace(outputs[..., 0], 1.0)
+    >>> noise = LaplaceNoise()
+    >>> sums = noise.summarise(noise.distribution(torch.tensor([[[-1.0]], [[1.0]]])))  # two draws of one example
+    >>> noise.predict(sums, 2).variance  # 2 of the noise, 1 of the draws' means
+    tensor([3.])
+    """
 
     name: ClassVar[str]
     """The registered name, as written into saved adapters."""
     num_outputs: int
+    """K: the numbers that the head must produce for each target."""
     per_token: ClassVar[bool] = False
-    """Whether there is one target a token, rather than one an example."""
+    """Whether there is one target per token, rather than one per example."""
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         """Return p(y | draw) with batch shape (*S, B)."""
@@ -34,22 +57,80 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def check(self, targets: Tensor) -> None:
-        """Raise :class:`DataError` if a target lies outside the support."""
-        raise NotImplementedError
+        """Raise :class:`DataError` if a target lies outside the support; by default that of the distribution at 0."""
+        shape = (*targets.shape[: 1 + self.per_token], self.num_outputs)
+        outputs = torch.zeros(shape, device=targets.device)
+        with torch.no_grad():
+            fn = self.of_tokens(outputs, None) if self.per_token else self.distribution(outputs)
+        require_support(type(self).__name__, fn, targets)
 
-    def summarise(self, fn: TorchDistributionMixin) -> dict[str, Float[Tensor, "B ..."]]:
-        """Sum over draws what :meth:`predict` needs; ``fn`` has batch shape (S, B)."""
-        raise NotImplementedError
+    def accept(self, targets: Tensor | Mapping[str, Tensor]) -> None:
+        """Raise :class:`DataError` unless ``targets``, as a batch has them, are this likelihood's.
+
+        Targets of several tasks are for :class:`bayes_adapters.likelihoods.Tasks` only.
+        """
+        if isinstance(targets, Mapping):
+            raise DataError(
+                f"targets names the tasks {sorted(targets)}, and {type(self).__name__} takes one tensor. Pass that "
+                "tensor, or take Tasks({name: likelihood})."
+            )
+        self.check(targets)
+
+    def observation(self, fn: TorchDistributionMixin, targets: Any) -> Tensor:
+        """Return the targets as the value of Pyro's site ``obs``, whose distribution is ``fn``: a tensor."""
+        return targets
+
+    def draw_mean(self, fn: TorchDistributionMixin) -> Float[Tensor, "S B ..."]:
+        """Return each draw's predictive mean: class probabilities, or the expected target.
+
+        Args:
+            fn: what :meth:`distribution` returned, batch shape (S, B).
+
+        Raises:
+            ConfigError: the distribution does not know its mean.
+        """
+        base = base_distribution(fn)
+        # The mean of a class number is NaN; what is averaged over draws are the probabilities of the classes.
+        categorical = isinstance(base, torch.distributions.Categorical)
+        return base.probs if categorical else self._ask(fn, "mean")
+
+    def log_density(self, fn: TorchDistributionMixin, targets: Any) -> Float[Tensor, "S B"]:
+        """Return log p(targets | draw), nats, whose average over draws :func:`bayes_adapters.predict` reports."""
+        return fn.log_prob(targets)
+
+    def summarise(self, fn: TorchDistributionMixin) -> dict[str, Float[Tensor, "..."]]:
+        """Sum over draws what :meth:`predict` needs; ``fn`` has batch shape (S, B).
+
+        Raises:
+            ConfigError: the distribution knows neither class probabilities nor mean, variance and entropy.
+        """
+        mean = self.draw_mean(fn)
+        if isinstance(base_distribution(fn), torch.distributions.Categorical):
+            return _splits.class_sums(mean)
+        return _splits.moment_sums(mean, self._ask(fn, "variance"), self._ask(fn, "entropy"))
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         """Average the sums of ``num_samples`` draws."""
-        raise NotImplementedError
+        if "variance" in sums:
+            return _splits.moment_prediction(sums, num_samples)
+        return _splits.class_prediction(sums, num_samples)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
         return {}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:  # noqa: ARG003
+        """Build the likelihood that has this :meth:`config`; ``find`` gives the class of a name, for nested ones."""
+        return cls(**config)
 
-def above_rounding(epistemic: Tensor) -> Tensor:
-    """Set what lies below 1e-12 nats to 0: it is rounding, and would rank examples by noise."""
-    return epistemic.where(epistemic > 1e-12, 0.0)
+    def _ask(self, fn: Any, what: str) -> Tensor:
+        try:
+            found = getattr(fn, what)
+            return found() if callable(found) else found
+        except (NotImplementedError, AttributeError) as error:
+            raise ConfigError(
+                f"The {what} of {type(base_distribution(fn)).__name__} is not known, and prediction with "
+                f"{type(self).__name__} needs it. Override draw_mean(), summarise() and predict() of the likelihood, "
+                "or take a distribution that has mean, variance and entropy."
+            ) from error

@@ -9,9 +9,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.likelihoods._checks import require_class_numbers, require_reals
-from bayes_adapters.likelihoods.base import Likelihood, above_rounding
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.likelihoods._checks import require_class_numbers, require_probabilities
+from bayes_adapters.likelihoods._splits import class_prediction, class_sums, entropy, split
+from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -24,13 +25,14 @@ class ClassLikelihood(Likelihood):
             raise ConfigError(f"num_classes must be a whole number of at least 2; got {num_classes}.")
         self.num_outputs = num_classes
 
+    def draw_mean(self, fn: Any) -> Tensor:
+        return fn.probs
+
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        probs = fn.probs.double()
-        return {"mean": probs.sum(0), "entropy": _entropy(probs).sum(0)}
+        return class_sums(fn.probs)
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
-        return _classes(mean, _entropy(mean), aleatoric, num_samples)
+        return class_prediction(sums, num_samples)
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_outputs}
@@ -39,8 +41,16 @@ class ClassLikelihood(Likelihood):
 class Categorical(ClassLikelihood):
     """``y ~ Categorical(softmax(f))`` with targets int64 in 0 … C-1.
 
+    Density: ``log p(y | f) = log softmax(f)[y]``.
+
     Args:
         num_classes: C ≥ 2.
+
+    >>> likelihood = Categorical(3)
+    >>> fn = likelihood.distribution(torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 9.0, 0.0]]]))  # two draws that disagree
+    >>> found = likelihood.predict(likelihood.summarise(fn), 2)
+    >>> found.probs.round(decimals=2), found.epistemic.round(decimals=2)
+    (tensor([[0.5000, 0.5000, 0.0000]]), tensor([0.6900]))
     """
 
     name: ClassVar[str] = "categorical"
@@ -53,7 +63,13 @@ class Categorical(ClassLikelihood):
 
 
 class Bernoulli(Likelihood):
-    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels)."""
+    """``y ~ Bernoulli(sigmoid(f))`` with targets 0. or 1. (or probabilities in between, as soft labels).
+
+    Density: ``log p(y | f) = y log sigmoid(f) + (1 − y) log sigmoid(−f)``.
+
+    >>> Bernoulli().distribution(torch.zeros(1, 1)).log_prob(torch.tensor([1.0])).exp()
+    tensor([0.5000])
+    """
 
     name: ClassVar[str] = "bernoulli"
     num_outputs = 1
@@ -62,29 +78,13 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=outputs[..., 0].float(), validate_args=False)
 
     def check(self, targets: Tensor) -> None:
-        require_reals(targets)
-        bad = (targets < 0) | (targets > 1)
-        if bool(bad.any()):
-            raise DataError(
-                f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
-            )
+        require_probabilities(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         logits = fn.logits.double()
         both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
-        return {"mean": both[..., 0].sum(0), "entropy": _entropy(both).sum(0)}
+        return {"mean": both[..., 0].sum(0), "entropy": entropy(both).sum(0)}
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
-        return _classes(mean, _entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)
-
-
-def _classes(mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int) -> Prediction:
-    # Jensen: total >= aleatoric. The sums are float64, so rounding makes a difference of about 1e-15 at most.
-    epistemic = above_rounding(total - aleatoric)
-    parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
-    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples)
+        return split(mean, entropy(torch.stack([mean, 1 - mean], -1)), aleatoric, num_samples)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import DataError, unknown_name
+
+_PARTS = ("total", "aleatoric", "epistemic")
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,21 @@ class Prediction:
 
     Args:
         mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), the expected target (B,), or, for
-            :class:`bayes_adapters.likelihoods.Tagging`, class probabilities (B, T, C), zero at padding.
-        total: shape (B,), for tagging (B, T) and zero at padding, nats: entropy of the averaged predictive; for a
-            regression that of the Gaussian with its variance, an upper bound that is exact for S = 1.
+            :class:`bayes_adapters.likelihoods.Tagging`, class probabilities (B, T, C), zero at padding; of several
+            labels or numbers per example (B, K); of several tasks their means side by side (B, M).
+        total: shape (B,), for tagging (B, T) and zero at padding, for several labels or numbers (B, K), nats: entropy
+            of the averaged predictive; for a regression that of the Gaussian with its variance, an upper bound that is
+            exact for S = 1. Of several tasks it is their sum, which bounds the entropy of all together from above.
         aleatoric: the same shape, nats: average entropy of a draw's predictive.
         epistemic: the same shape, nats: their difference; for classes the mutual information of target and latent
             cores, for a regression an upper bound of it. Below 1e-12, which is rounding, it is 0.
         num_samples: S.
-        variance: shape (B,), squared units of the target: predictive variance of a regression; None for classes.
+        variance: shape (B,) or (B, K), squared units of the target: predictive variance of numbers; None for classes.
         log_density: shape (B,), nats: log of the averaged density of the batch's targets (for tagging the joint density
             of an example's labels); None without targets.
         samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
+        tasks: task → its own prediction, without ``log_density``; empty where there is one task. ``prediction[task]``
+            is the same, with the task's ``samples``.
     """
 
     mean: Tensor
@@ -39,11 +46,36 @@ class Prediction:
     variance: Tensor | None = None
     log_density: Tensor | None = None
     samples: Tensor | None = None
+    tasks: Mapping[str, Prediction] = field(default_factory=dict)
 
     @property
     def probs(self) -> Tensor:
         """Class probabilities (B, C), or P(y = 1) of shape (B,): ``mean`` under its name for classification."""
         return self.mean
+
+    def __getitem__(self, task: str) -> Prediction:
+        """Return the prediction of one task, with its part of ``samples``.
+
+        Raises:
+            ConfigError: there is no such task.
+        """
+        if task not in self.tasks:
+            raise unknown_name("task", task, self.tasks)
+        found = self.tasks[task]
+        if self.samples is None:
+            return found
+        widths = [part.mean[0].numel() for part in self.tasks.values()]
+        columns = self.samples.split(widths, -1)[list(self.tasks).index(task)]
+        return replace(found, samples=columns.reshape(len(columns), *found.mean.shape))
+
+    def summed(self) -> Prediction:
+        """Return the prediction with total, aleatoric and epistemic summed over an example's labels: shape (B,).
+
+        Given a draw the labels are independent, so the sum of aleatoric parts is that of all labels together; those of
+        total and epistemic are upper bounds.
+        """
+        parts = {name: getattr(self, name).flatten(1).sum(1) for name in _PARTS if getattr(self, name).dim() > 1}
+        return replace(self, **parts)
 
     @staticmethod
     def concatenate(parts: list[Prediction]) -> Prediction:
@@ -66,7 +98,8 @@ class Prediction:
                     "targets? Give all of them targets, or none."
                 )
             joined[name] = _join(values, 1 if name == "samples" else 0) if values else None
-        return replace(parts[0], **joined)
+        tasks = {task: Prediction.concatenate([part.tasks[task] for part in parts]) for task in parts[0].tasks}
+        return replace(parts[0], **joined, tasks=tasks)
 
 
 def _join(values: list[Tensor], dim: int) -> Tensor:

@@ -6,97 +6,92 @@ import math
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
-import torch
+from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.likelihoods._checks import require_reals
-from bayes_adapters.likelihoods.base import Likelihood, above_rounding
+from bayes_adapters.likelihoods._real import RealLikelihood, finite_log_scale
+from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
-class _NormalLikelihood(Likelihood):
-    """What both Gaussian likelihoods share.
-
-    The averaged predictive is a mixture of S Gaussians without a closed-form entropy; total is the entropy
-    ``½ log(2πe v)`` of the Gaussian with the mixture's variance v, an upper bound that is exact for S = 1.
-    """
-
-    def check(self, targets: Tensor) -> None:
-        require_reals(targets)
+class _NormalLikelihood(RealLikelihood):
+    """What both Gaussian likelihoods share: how draws are averaged."""
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        entropy = fn.scale.double().log() + 0.5 * math.log(2 * math.pi * math.e)
-        loc, variance = fn.loc.double(), fn.scale.double().square()
-        return {
-            "mean": loc.sum(0),
-            "square": loc.square().sum(0),
-            "variance": variance.sum(0),
-            "entropy": entropy.sum(0),
-        }
+        return normal_sums(fn.loc, fn.scale)
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean = sums["mean"] / num_samples
-        spread = sums["square"] / num_samples - mean.square()
-        # A deviation below the resolution of a float32 mean is rounding, in its sum of squares too.
-        spread = spread.masked_fill(spread <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
-        variance = spread + sums["variance"] / num_samples
-        total = 0.5 * (2 * math.pi * math.e * variance).log()
-        epistemic = above_rounding(total - sums["entropy"] / num_samples)
-        parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
-        return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance.float())
+        return normal_prediction(sums, num_samples)
 
 
 class Gaussian(_NormalLikelihood):
-    """``y ~ N(f, σ²)`` with one learned σ for all examples.
+    """``y ~ N(m + s f, (s σ)²)`` with one learned σ for all examples; m = 0 and s = 1 unless given.
+
+    Density: ``log p(y | f) = −½ ((y − m − s f) / (s σ))² − log(s σ) − ½ log 2π``. For targets far from mean 0 and
+    standard deviation 1 take ``Gaussian.fitted(targets)``: the head starts at 0 and σ at 1, and it would take them
+    thousands of steps to reach, say, 25 ± 12.
 
     Args:
-        init_log_scale: natural log of the initial standard deviation.
+        init_log_scale: natural log of the initial σ.
+        target_mean: m, in units of the target.
+        target_scale: s > 0, in units of the target.
+
+    >>> import torch
+    >>> years = torch.tensor([5.0, 25.0, 45.0])
+    >>> likelihood = Gaussian.fitted(years)
+    >>> likelihood.distribution(torch.zeros(1, 3, 1)).mean
+    tensor([[25., 25., 25.]])
     """
 
     name: ClassVar[str] = "gaussian"
     num_outputs = 1
 
-    def __init__(self, init_log_scale: float = 0.0) -> None:
-        super().__init__()
-        if not math.isfinite(init_log_scale):
-            raise ConfigError(
-                f"init_log_scale is the log of a standard deviation and must be finite; got {init_log_scale}."
-            )
+    def __init__(self, init_log_scale: float = 0.0, *, target_mean: float = 0.0, target_scale: float = 1.0) -> None:
+        super().__init__(target_mean, target_scale)
         self.init_log_scale = init_log_scale
-        self.log_scale = nn.Parameter(torch.tensor(float(init_log_scale)))
+        self.log_scale = nn.Parameter(finite_log_scale(init_log_scale))
 
-    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
-        loc = outputs[..., 0].float()
-        return dist.Normal(loc, self.log_scale.exp().expand_as(loc))
+    def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
+        loc = self.target_mean + self.target_scale * outputs[..., 0].float()
+        return dist.Normal(loc, (self.target_scale * self.log_scale.exp()).expand_as(loc))
 
     def config(self) -> dict[str, Any]:
-        return {"init_log_scale": self.init_log_scale}
+        return {"init_log_scale": self.init_log_scale} | self.unit()
 
 
 class HeteroscedasticGaussian(_NormalLikelihood):
-    """``y ~ N(f₀, softplus(f₁ + softplus⁻¹(1))² )``: the head predicts mean and scale; σ = 1 at f₁ = 0.
+    """``y ~ N(m + s f₀, (s softplus(f₁ + softplus⁻¹(1)) + min_scale)²)``: the head predicts mean and scale.
+
+    The standard deviation at f₁ = 0 is s + ``min_scale``; m = 0 and s = 1 unless given.
 
     Args:
-        min_scale: added to σ, in units of the target; keeps the density finite.
+        min_scale: added to the standard deviation, in units of the target; keeps the density finite.
+        target_mean: m, in units of the target.
+        target_scale: s > 0, in units of the target.
+
+    >>> import torch
+    >>> fn = HeteroscedasticGaussian(min_scale=0.0).distribution(torch.zeros(1, 2))
+    >>> fn.mean, fn.scale
+    (tensor([0.]), tensor([1.]))
     """
 
     name: ClassVar[str] = "heteroscedastic_gaussian"
     num_outputs = 2
 
-    def __init__(self, min_scale: float = 1e-4) -> None:
-        super().__init__()
+    def __init__(self, min_scale: float = 1e-4, *, target_mean: float = 0.0, target_scale: float = 1.0) -> None:
+        super().__init__(target_mean, target_scale)
         if not 0.0 <= min_scale < math.inf:
             raise ConfigError(
                 f"min_scale is added to a standard deviation and must be finite and not negative; got {min_scale}."
             )
         self.min_scale = min_scale
 
-    def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
+    def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         outputs = outputs.float()
-        scale = nn.functional.softplus(outputs[..., 1] + math.log(math.e - 1)) + self.min_scale
-        return dist.Normal(outputs[..., 0], scale)
+        scale = self.target_scale * nn.functional.softplus(outputs[..., 1] + math.log(math.e - 1)) + self.min_scale
+        return dist.Normal(self.target_mean + self.target_scale * outputs[..., 0], scale)
 
     def config(self) -> dict[str, Any]:
-        return {"min_scale": self.min_scale}
+        return {"min_scale": self.min_scale} | self.unit()

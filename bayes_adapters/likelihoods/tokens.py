@@ -7,8 +7,8 @@ from typing import ClassVar
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.distributions import IGNORED, TokenLabels
-from bayes_adapters.errors import DataError
+from bayes_adapters.distributions import TokenLabels
+from bayes_adapters.likelihoods._checks import require_tagged
 from bayes_adapters.likelihoods.classes import ClassLikelihood
 
 
@@ -22,6 +22,11 @@ class Tagging(ClassLikelihood):
 
     Args:
         num_classes: C ≥ 2.
+
+    >>> import torch
+    >>> fn = Tagging(2).of_tokens(torch.zeros(1, 3, 2), torch.tensor([[True, True, False]]))
+    >>> fn.log_prob(torch.tensor([[1, -100, 0]])).exp()  # one labelled token
+    tensor([0.5000])
     """
 
     name: ClassVar[str] = "tagging"
@@ -34,15 +39,4 @@ class Tagging(ClassLikelihood):
         return TokenLabels(outputs.float(), real, validate_args=False)
 
     def check(self, targets: Tensor) -> None:
-        if targets.dim() != 2 or targets.is_floating_point():
-            raise DataError(
-                f"Tagging needs one target a token, int64 of shape (B, T); got {targets.dtype} of shape "
-                f"{tuple(targets.shape)}. For one class an example take Categorical."
-            )
-        bad = (targets != IGNORED) & ((targets < 0) | (targets >= self.num_outputs))
-        if bool(bad.any()):
-            raise DataError(
-                f"Targets must be class numbers 0 … {self.num_outputs - 1}, or {IGNORED} where a token has no label; "
-                f"got {targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too "
-                "small, or are labels counted from 1?"
-            )
+        require_tagged(targets, self.num_outputs)

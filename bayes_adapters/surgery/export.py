@@ -16,13 +16,13 @@ from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
 
 _OF_THE_MODEL = {
     "outputs": "a head",
-    "build_head": "a head",
     "encode": "a way through the backbone",
     "forward": "a generative process",
 }
@@ -61,6 +61,8 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
     for name, what in _OF_THE_MODEL.items():
         if getattr(type(model), name) is not getattr(AdapterModel, name):
             raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
+    if type(model.head) is not LinearHead:
+        raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
     for layer in adapted_layers(model.backbone).values():
         require_lora(layer)
     if fingerprint(backbone) != fingerprint(model.backbone):
@@ -93,7 +95,9 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
             if parameter is not None:
                 parameter.data = value.detach().to(parameter.device, copy=True).contiguous()
     for name, parameter in lora.head.named_parameters():
-        parameter.data = model.head.get_parameter(name).detach().to(parameter.device, copy=True)
+        own = model.head.get_parameter(name)
+        parameter.data = own.detach().to(parameter.device, copy=True)
+        parameter.requires_grad_(own.requires_grad)
     return lora.to(next(backbone.parameters()).device).eval()
 
 

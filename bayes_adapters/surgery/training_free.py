@@ -31,6 +31,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.sites import Part
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
@@ -163,7 +164,7 @@ def _value(found: Prediction, batches: list[Batch], criterion: Criterion) -> flo
         if found.log_density is None:
             raise DataError("The anchors have no targets to measure a loss on.")
         return -float(found.log_density.double().mean())
-    targets = torch.cat([batch.targets for batch in batches if batch.targets is not None]).to(found.mean.device)
+    targets = torch.cat([batch.targets for batch in batches if isinstance(batch.targets, Tensor)]).to(found.mean.device)
     return float((_classes(found.mean) == (targets if found.mean.dim() == 2 else targets > 0.5)).double().mean())
 
 
@@ -194,10 +195,10 @@ def _read(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
 def _check(
     model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
 ) -> None:
-    if type(model) not in (LoRA, StochasticDown):
+    if type(model) not in (LoRA, StochasticDown) or any(site.part is Part.FACTOR for site in model.sites):
         raise ConfigError(
-            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__}: its result has one linear "
-            "head and deterministic parts other than A."
+            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
+            f"{[site.name for site in model.sites]}: in its result nothing but A is random."
         )
     require_pair(model, guide)
     for layer in adapted_layers(model.backbone).values():
@@ -252,6 +253,8 @@ def _pair(
     options["targets"] = Targets("|".join(re.escape(path) for path in model.layers))
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         likelihood = copying.deepcopy(model.likelihood)
+        if not model.own_head:
+            options["head"] = model.head.fresh()
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)
         return new.eval(), TrainingFree(new, scale=scale).eval()

@@ -101,7 +101,7 @@ class HandWritten(nn.Module):
     def forward(self, batch: Batch, kl_weight: float) -> Tensor:
         """Return ``(1/B) [Σ_b BCE_b + w Σ_layers Σ_real tokens KL]``, nats per datum."""
         inputs, mask = batch.inputs, batch.inputs["attention_mask"]
-        assert batch.targets is not None
+        assert isinstance(batch.targets, Tensor)
         frames = frame_mask = None
         if self.reads_frames:
             audio = batch.context["audio"]

@@ -118,7 +118,7 @@ class PeftLoRA(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss, nats per datum."""
-        assert batch.targets is not None
+        assert isinstance(batch.targets, Tensor)
         return F.binary_cross_entropy_with_logits(self.logits(batch), batch.targets)
 
 

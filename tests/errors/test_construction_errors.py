@@ -14,6 +14,7 @@ from bayes_adapters import Bernoulli, Targets, adapted_layers
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import BayesAdaptersError, ConfigError, TargetError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField, PooledContext
+from bayes_adapters.heads import Head
 from bayes_adapters.models import DiagonalCore, FusionLoRA, LoRA, StochasticCore
 from tests.errors.parts import INF, NAN, check
 from tests.helpers import CONTEXT, bert, core_model
@@ -59,7 +60,11 @@ def test_a_diagonal_core_needs_as_many_inputs_as_ranks() -> None:
 
 def test_an_error_after_the_adapters_were_installed_takes_them_out() -> None:
     class Headless(LoRA):
-        def build_head(self, width: int) -> nn.Module:
+        def default_head(self, pooling: Any) -> Head:
+            return NoHead()
+
+    class NoHead(Head):
+        def build(self, width: int, likelihood: Any) -> None:
             raise ConfigError("no head")
 
     net = bert()

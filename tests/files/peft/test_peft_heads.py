@@ -84,7 +84,7 @@ def test_adapters_inside_a_model_with_a_head_find_the_plain_backbone(tmp_path: P
 def test_a_head_that_is_not_linear_is_not_written(tmp_path: Path) -> None:
     to_peft(tmp_path, LoRA(bert(), Bernoulli()))
     assert (tmp_path / HEAD).is_file()
-    with pytest.warns(UserWarning, match="The head is a Sequential, not one linear layer"):
+    with pytest.warns(UserWarning, match="The head is a TwoLayerHead"):
         to_peft(tmp_path, FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT))
     assert not (tmp_path / HEAD).is_file(), "the head of the adapter there before must not stay"
     (tmp_path / HEAD).write_bytes((tmp_path / "adapter_model.safetensors").read_bytes())

@@ -1,0 +1,41 @@
+"""What heads refuse: likelihoods with another number of targets, and options that belong elsewhere."""
+
+from __future__ import annotations
+
+from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.likelihoods import Likelihood
+
+
+def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless head and likelihood are both per token or both per example."""
+    if likelihood.per_token == per_token:
+        return
+    kinds = {True: ("token", "Categorical"), False: ("example", "Tagging")}
+    (wanted, other), (given, _) = kinds[likelihood.per_token], kinds[per_token]
+    raise ConfigError(
+        f"{type(likelihood).__name__} has one target per {wanted}, and the {head} with pooling={pooling!r} leaves one "
+        f"vector per {given}. Leave pooling out, or take {other} as the likelihood."
+    )
+
+
+def require_head(head: object, base: type, pooling: str | None) -> None:
+    """Raise :class:`ConfigError` unless ``head``, given as ``head=``, is a head, and no ``pooling`` is given beside."""
+    if not isinstance(head, base):
+        raise ConfigError(
+            "head must be an object such as LinearHead(pooling='cls'), of a subclass of bayes_adapters.heads.Head; got "
+            f"{described(head)}."
+        )
+    if pooling is not None:
+        raise ConfigError(
+            f"pooling={str(pooling)!r} is an option of the head, and head= is given: pass it there, "
+            f"{type(head).__name__}(pooling={str(pooling)!r})."
+        )
+
+
+def require_size_known(head: str, num_data: int | None) -> None:
+    """Raise :class:`ConfigError` if a head with random weights is in a model that does not know its data's size."""
+    if num_data is None:
+        raise ConfigError(
+            f"The random weights of the {head} have one KL per data set, so the model must know its size: pass "
+            "num_data=len(training set)."
+        )

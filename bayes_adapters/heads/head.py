@@ -1,0 +1,150 @@
+"""What a head is: the trainable map from what the backbone returns to the numbers that the likelihood takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bayes_adapters.backbones.hidden_states import last_hidden_state
+from bayes_adapters.data.rows import require_length
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.heads._checks import require_same_count
+from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.sites import Site
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """What one pass of a backbone returned, S·B rows in the order [S, B].
+
+    Args:
+        value: the backbone's own output object. A head that computes by the model's own output path (its logits, with
+            their scaling and bias) reads it from here rather than copying rows of the output layer.
+        backbone: the module that returned it.
+        mask: shape (rows, T), True where a token is real; None where all are.
+    """
+
+    value: Any
+    backbone: nn.Module
+    mask: Bool[Tensor, "rows T"] | None
+
+    @property
+    def hidden(self) -> Float[Tensor, "rows T d"]:
+        """The last hidden states.
+
+        Raises:
+            ConfigError: the output has none.
+        """
+        return last_hidden_state(self.value, self.backbone)
+
+
+class Head(nn.Module):
+    """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
+
+    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``build``, ``read``, ``forward``, ``config``. The
+    constructor takes options only. The model then says for which features and which likelihood the head is, once, and
+    puts it on its device. :meth:`forward` runs inside the model's pass, within the data plate, with S·B rows in the
+    order [S, B].
+
+    A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
+    before the pass, under the model's prior and with one KL per data set, by any guide that serves them, such as
+    ``MeanField``; ``forward`` finds the draws in
+    ``current_pass().weights[Part.FACTOR, name].value``, shape (*S, 1, *event).
+
+    Args:
+        pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
+            has one target per token.
+
+    >>> import torch
+    >>> from bayes_adapters.likelihoods import Categorical
+    >>> class Cosine(Head):
+    ...     name = "cosine"
+    ...     def build(self, width, likelihood):
+    ...         self.rows = nn.Parameter(torch.randn(likelihood.num_outputs, width))
+    ...     def forward(self, features):
+    ...         return nn.functional.cosine_similarity(features[..., None, :], self.rows, dim=-1)
+    >>> head = Cosine(pooling="cls")
+    >>> head.prepare(4, Categorical(3))
+    >>> head(torch.randn(2, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    name: ClassVar[str]
+    """The registered name, as written into saved adapters."""
+
+    def __init__(self, pooling: Pooling | str | None = None) -> None:
+        super().__init__()
+        self._pooling = None if pooling is None else choice(Pooling, "pooling", pooling)
+        self._built = False
+
+    @property
+    def pooling(self) -> Pooling:
+        """How hidden states become one vector per example; the mean until the model says what the head is for."""
+        return Pooling.MEAN if self._pooling is None else self._pooling
+
+    @pooling.setter
+    def pooling(self, pooling: Pooling) -> None:
+        self._pooling = pooling
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there are outputs for every token, rather than for every example."""
+        return self.pooling is Pooling.NONE
+
+    def prepare(self, width: int, likelihood: Likelihood) -> None:
+        """Choose the pooling, check that head and likelihood fit, and build; the model calls this once.
+
+        Raises:
+            ConfigError: the head is another model's, or gives outputs per token where the likelihood has one target per
+                example, or the other way round.
+        """
+        self.suit(likelihood)
+        if self._built:
+            raise ConfigError(
+                f"This {type(self).__name__} is the head of another model; two models cannot share one. Make a new one "
+                "for each, or head.fresh()."
+            )
+        self.build(width, likelihood)
+        self._built = True
+
+    def suit(self, likelihood: Likelihood) -> None:
+        """Choose the pooling where none was given; raise :class:`ConfigError` if head and likelihood do not fit."""
+        if self._pooling is None:
+            self._pooling = Pooling.NONE if likelihood.per_token else Pooling.MEAN
+        require_same_count(type(self).__name__, self.pooling.value, self.per_token, likelihood)
+
+    def sites(self, width: int, likelihood: Likelihood) -> list[Site]:
+        """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
+        return []
+
+    def build(self, width: int, likelihood: Likelihood) -> None:
+        """Make the parameters.
+
+        Args:
+            width: d, the width of what :meth:`read` returns, or of what the structure gives :meth:`forward`.
+            likelihood: ``likelihood.num_outputs`` is K.
+        """
+        raise NotImplementedError
+
+    def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T d"]:
+        """Return the features in what the backbone returned: by default its pooled last hidden states."""
+        hidden = output.hidden
+        if output.mask is not None and not self.per_token:
+            require_length(output.mask, hidden.shape[1], "the backbone returns")
+        return self.pooling(hidden, output.mask)
+
+    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
+        """Map features to the likelihood's outputs."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, as JSON."""
+        return {"pooling": self.pooling.value}
+
+    def fresh(self) -> Head:
+        """Return a head of the same class and options that belongs to no model yet."""
+        return type(self)(**self.config())

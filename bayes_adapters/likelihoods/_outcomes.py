@@ -1,0 +1,84 @@
+"""The outcomes of several tasks as one distribution over mappings task → value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from bayes_adapters.distributions import IGNORED
+
+
+def labelled(targets: Tensor) -> Bool[Tensor, " B"]:
+    """Return shape (B,), True where an example has a label of a task: neither −100 nor, in all its reals, NaN."""
+    missing = targets.isnan() if targets.is_floating_point() else targets == IGNORED
+    return ~missing.reshape(len(targets), -1).all(1)
+
+
+class TaskOutcomes(TorchDistribution):
+    """Independent outcomes of several tasks, side by side in the columns of one tensor, as Pyro's values must be.
+
+    Density: ``log p(y) = Σ_t w_t [task t is labelled] log p_t(y_t)``, a task being labelled unless its columns are NaN.
+
+    Args:
+        parts: task → distribution, all of one batch shape; a task has as many columns as its event has entries.
+        weights: w, shape (number of tasks,), in their order.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, parts: Mapping[str, Any], weights: Tensor, *, validate_args: bool | None = None) -> None:
+        self.parts, self.weights = dict(parts), weights
+        self.widths = [part.event_shape.numel() for part in self.parts.values()]
+        shape = torch.broadcast_shapes(*(part.batch_shape for part in self.parts.values()))
+        super().__init__(shape, torch.Size([sum(self.widths)]), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TaskOutcomes:
+        """Return the same outcomes with another batch shape."""
+        parts = {name: part.expand(torch.Size(batch_shape)) for name, part in self.parts.items()}
+        return TaskOutcomes(parts, self.weights, validate_args=False)
+
+    def pack(self, targets: Mapping[str, Tensor]) -> Float[Tensor, "B M"]:
+        """Put the tasks' targets side by side; NaN where an example, or a whole task, has no label."""
+        size = len(next(iter(targets.values())))
+        columns: list[Tensor] = []
+        for (name, _), width in zip(self.parts.items(), self.widths, strict=True):
+            if name not in targets:
+                columns.append(torch.full((size, width), math.nan, device=self.weights.device))
+                continue
+            values = targets[name].reshape(size, width)
+            if not values.is_floating_point():  # float32 is exact up to 2^24
+                values = values.float().masked_fill(values == IGNORED, math.nan)
+            columns.append(values)
+        return torch.cat(columns, 1)
+
+    def log_prob(self, value: Float[Tensor, "... M"]) -> Float[Tensor, "..."]:
+        """Return the weighted log density of the labels there are, shape = batch shape."""
+        scores = torch.stack([*self.log_probs(value).values()], -1)
+        return (self.weights * scores).sum(-1)
+
+    def log_probs(self, value: Float[Tensor, "... M"]) -> dict[str, Float[Tensor, "..."]]:
+        """Return task → log density, not weighted, 0 where an example has no label of it."""
+        columns = value.split(self.widths, -1)
+        return {name: _scored(part, own) for (name, part), own in zip(self.parts.items(), columns, strict=True)}
+
+    def sample(self, sample_shape: Any = None) -> Float[Tensor, "... M"]:
+        """Draw every task's outcome."""
+        shape = torch.Size(sample_shape or ())
+        drawn = [part.sample(shape).reshape(shape + self.batch_shape + (-1,)).float() for part in self.parts.values()]
+        return torch.cat(drawn, -1)
+
+
+def _scored(part: Any, columns: Tensor) -> Tensor:
+    known = ~columns.isnan().all(-1)
+    if not bool(known.any()):
+        return torch.zeros(part.batch_shape, device=columns.device)
+    # A known label stands in for the unknown: it is in the support, and its score is dropped.
+    stand_in = columns.reshape(-1, columns.shape[-1])[known.reshape(-1).int().argmax()]
+    filled = torch.where(known[..., None], columns, stand_in).reshape(*columns.shape[:-1], *part.event_shape)
+    return torch.where(known, part.log_prob(filled), 0.0)

@@ -1,0 +1,100 @@
+"""How sums over S draws become a mean and the split total = aleatoric + epistemic, for classes and for real numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayes_adapters.likelihoods.prediction import Prediction
+
+HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
+"""The entropy of N(0, 1), nats."""
+
+
+def class_sums(probs: Float[Tensor, "S *B C"]) -> dict[str, Float[Tensor, "..."]]:
+    """Sum class probabilities and their entropies over the S draws, in float64."""
+    probs = probs.double()
+    return {"mean": probs.sum(0), "entropy": entropy(probs).sum(0)}
+
+
+def class_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
+    """Average what :func:`class_sums` summed: total H[p̄], aleatoric (1/S) Σ H[p_s]; epistemic is their difference."""
+    mean, aleatoric = sums["mean"] / num_samples, sums["entropy"] / num_samples
+    return split(mean, entropy(mean), aleatoric, num_samples)
+
+
+def moment_sums(mean: Tensor, variance: Tensor, entropies: Tensor) -> dict[str, Tensor]:
+    """Sum over the S draws what :func:`moment_prediction` needs, in float64.
+
+    Args:
+        mean: shape (S, B, …): the mean μ_s of each draw's predictive.
+        variance: the same shape: its variance v_s, in squared units of the target.
+        entropies: the same shape, nats: its entropy h_s.
+    """
+    mean, variance = mean.double(), variance.double()
+    summed = {"mean": mean, "square": mean.square(), "variance": variance, "log_variance": variance.log()}
+    return {name: value.sum(0) for name, value in (summed | {"entropy": entropies.double()}).items()}
+
+
+def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
+    """Average what :func:`moment_sums` summed, for real numbers of any distribution with a variance.
+
+    ``v = (1/S) Σ v_s + Var_s[μ_s]`` (law of total variance), aleatoric = (1/S) Σ h_s and epistemic =
+    ``½ log v − (1/S) Σ ½ log v_s ≥ 0``. Total is then the entropy of the draws' family stretched to the variance v,
+    where that family has a location and a scale: exact for S = 1, an upper bound for Gaussians, else an approximation.
+    """
+    mean, variance = mixture_moments(sums, num_samples)
+    aleatoric = sums["entropy"] / num_samples
+    total = aleatoric + 0.5 * (variance.log() - sums["log_variance"] / num_samples)
+    return split(mean, total, aleatoric, num_samples, variance)
+
+
+def normal_sums(loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """Sum over S draws of N(loc, scale²), shape (S, B, …), what :func:`normal_prediction` needs, in float64."""
+    entropies = scale.double().log() + HALF_LOG_TWO_PI_E
+    loc, variance = loc.double(), scale.double().square()
+    summed = {"mean": loc, "square": loc.square(), "variance": variance, "entropy": entropies}
+    return {name: value.sum(0) for name, value in summed.items()}
+
+
+def normal_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
+    """Average what :func:`normal_sums` summed.
+
+    The averaged predictive is a mixture of S Gaussians without a closed-form entropy; total is the entropy
+    ``½ log(2πe v)`` of the Gaussian with the mixture's variance v, an upper bound that is exact for S = 1.
+    """
+    mean, variance = mixture_moments(sums, num_samples)
+    total = 0.5 * (2 * math.pi * math.e * variance).log()
+    return split(mean, total, sums["entropy"] / num_samples, num_samples, variance)
+
+
+def mixture_moments(sums: dict[str, Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the mixture of S draws, from the sums of ``mean``, ``square`` and ``variance``."""
+    mean = sums["mean"] / num_samples
+    spread = sums["square"] / num_samples - mean.square()
+    # A deviation below the resolution of a float32 mean is rounding, in its sum of squares too.
+    spread = spread.masked_fill(spread <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
+    return mean, spread + sums["variance"] / num_samples
+
+
+def split(
+    mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int, variance: Tensor | None = None
+) -> Prediction:
+    """Return the prediction, in float32, whose epistemic part is total − aleatoric."""
+    epistemic = above_rounding(total - aleatoric)
+    parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
+    variance = None if variance is None else variance.float()
+    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance)
+
+
+def above_rounding(epistemic: Tensor) -> Tensor:
+    """Set what lies below 1e-12 nats to 0: it is rounding, and would rank examples by noise. NaN stays NaN."""
+    return epistemic.masked_fill(epistemic <= 1e-12, 0.0)
+
+
+def entropy(probs: Float[Tensor, "*B C"]) -> Float[Tensor, "*B"]:
+    """Return ``−Σ p log p`` in nats over the last dimension."""
+    return torch.special.entr(probs).sum(-1)

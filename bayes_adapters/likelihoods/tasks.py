@@ -1,0 +1,121 @@
+"""Several named tasks of one model: one posterior, one ELBO, one prediction for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from bayes_adapters.errors import DataError
+from bayes_adapters.likelihoods._outcomes import TaskOutcomes, labelled
+from bayes_adapters.likelihoods._task_checks import require_names, require_saved_name, require_tasks
+from bayes_adapters.likelihoods.base import Likelihood
+from bayes_adapters.likelihoods.prediction import Prediction
+
+
+class Tasks(Likelihood):
+    """``log p(y | x, E) = Σ_t w_t log p_t(y_t | f_t)``: task t reads its own columns f_t of the head's outputs.
+
+    Targets are a mapping task → tensor. An example without a label of a task, −100 or NaN, contributes nothing to that
+    task, and so does a task that is left out of the mapping. The weights w_t temper the ELBO only: ``log_density`` of a
+    prediction is ``Σ_t log p_t``, averaged over draws that explain all tasks together; that of one task is what a batch
+    with the targets of this task only gives.
+
+    A prediction of tasks holds one for each, ``prediction["sentiment"]``. Its own ``mean`` has the tasks' means side by
+    side, shape (B, M), and its total, aleatoric and epistemic, shape (B,), are sums over tasks (and a task's labels):
+    exact for aleatoric, since tasks are independent given a draw, and upper bounds for the other two.
+
+    Args:
+        tasks: name → likelihood with one target per example, or several, but none per token.
+        weights: name → w_t > 0; a task that is left out has weight 1.
+
+    >>> from bayes_adapters.likelihoods import Categorical, Gaussian
+    >>> both = Tasks({"sentiment": Categorical(3), "length": Gaussian()})
+    >>> both.num_outputs
+    4
+    >>> fn = both.distribution(torch.zeros(1, 2, 4))
+    >>> both.log_density(fn, {"sentiment": torch.tensor([2, -100])}).exp()  # nothing is known of the second example
+    tensor([[0.3333, 1.0000]])
+    >>> both.predict(both.summarise(fn), 1)["sentiment"].mean.shape
+    torch.Size([2, 3])
+    """
+
+    name: ClassVar[str] = "tasks"
+
+    def __init__(self, tasks: Mapping[str, Likelihood], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        require_tasks(tasks, Likelihood, weights or {})
+        self.tasks = nn.ModuleDict(dict(tasks))
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in tasks}
+        self.num_outputs = sum(task.num_outputs for task in tasks.values())
+
+    @property
+    def each(self) -> dict[str, Likelihood]:
+        """Task → its likelihood."""
+        return {name: task for name, task in self.tasks.items() if isinstance(task, Likelihood)}
+
+    def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
+        columns = outputs.split([task.num_outputs for task in self.each.values()], -1)
+        parts = {name: task.distribution(f) for (name, task), f in zip(self.each.items(), columns, strict=True)}
+        return TaskOutcomes(parts, torch.tensor([*self.weights.values()], device=outputs.device))
+
+    def check(self, targets: Any) -> None:
+        self.accept(targets)
+
+    def accept(self, targets: Tensor | Mapping[str, Tensor]) -> None:
+        for name, values in require_names(targets, self.each).items():
+            task = self.each[name]
+            known = labelled(values)
+            if bool(known.any()):
+                try:
+                    task.accept(values[known])
+                except DataError as error:
+                    raise DataError(
+                        f"Targets of the task {name!r}, its unlabelled examples left out: {error}"
+                    ) from error
+
+    def observation(self, fn: Any, targets: Any) -> Tensor:
+        return fn.pack(targets)
+
+    def draw_mean(self, fn: Any) -> Float[Tensor, "S B M"]:
+        means = [task.draw_mean(fn.parts[name]) for name, task in self.each.items()]
+        return torch.cat([mean.flatten(2) if mean.dim() > 2 else mean[..., None] for mean in means], -1)
+
+    def log_density(self, fn: Any, targets: Mapping[str, Tensor]) -> Float[Tensor, "S B"]:
+        return torch.stack([*fn.log_probs(fn.pack(targets)).values()]).sum(0)
+
+    def summarise(self, fn: Any) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name, task in self.each.items()
+            for key, value in task.summarise(fn.parts[name]).items()
+        }
+
+    def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
+        found: dict[str, Prediction] = {}
+        for name, task in self.each.items():
+            own = {key.removeprefix(f"{name}."): value for key, value in sums.items() if key.startswith(f"{name}.")}
+            found[name] = task.predict(own, num_samples)
+        summed = [part.summed() for part in found.values()]
+        total, aleatoric, epistemic = (
+            torch.stack([getattr(part, name) for part in summed]).sum(0) for name in ("total", "aleatoric", "epistemic")
+        )
+        mean = torch.cat([p.mean.flatten(1) if p.mean.dim() > 1 else p.mean[:, None] for p in found.values()], -1)
+        return Prediction(mean, total, aleatoric, epistemic, num_samples, tasks=found)
+
+    def config(self) -> dict[str, Any]:
+        for task in self.each.values():
+            require_saved_name(type(task))
+        tasks = {name: {"name": task.name, "config": task.config()} for name, task in self.each.items()}
+        weights = {name: weight for name, weight in self.weights.items() if not math.isclose(weight, 1.0)}
+        return {"tasks": tasks, "weights": weights}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:
+        tasks = {name: find(task["name"]).from_config(task["config"], find) for name, task in config["tasks"].items()}
+        return cls(tasks, config["weights"])
