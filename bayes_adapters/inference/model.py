@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from bayes_adapters.adapters.installation import (
 )
 from bayes_adapters.adapters.linear import check_options, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size, select
+from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
@@ -144,6 +145,7 @@ class AdapterModel(nn.Module):
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
+        self._statistics = with_statistics(backbone)
         types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
         self._both_layouts = not types.isdisjoint(_BOTH_LAYOUTS)
         local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
@@ -218,7 +220,10 @@ class AdapterModel(nn.Module):
             batch, outer, self.prior, weights, len(self.sites), {}, self._windows, both_layouts=self._both_layouts
         )
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=1.0 / batch.size):
-            with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
+            with ExitStack() as stack:
+                stack.enter_context(running(forward_pass))
+                stack.enter_context(counted_tokens(self.backbone, self._counted, forward_pass.tokens))
+                stack.enter_context(frozen_buffers(self._statistics))
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])

@@ -92,7 +92,8 @@ def fit(
 
     Each epoch's noise is a function of (seed, epoch); the same seed gives bitwise the same numbers on a CPU, also
     across an interruption. Afterwards torch's generators, every module's train/eval mode and ``requires_grad`` are as
-    before. Batch norms of the frozen backbone stay in eval mode.
+    before. What the frozen backbone averages as it runs (batch
+    norms) stays as it is.
 
     Args:
         model: the model.

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
@@ -286,14 +285,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 @contextmanager
 def _training(model: AdapterModel, guide: AdapterGuide) -> Iterator[None]:
-    """Train mode within, each module's own mode after. Batch norms of the frozen backbone keep their statistics."""
+    """Train mode within, each module's own mode after."""
     before = [(m, m.training) for module in (model, guide) for m in module.modules()]
     try:
         model.train()
         guide.train()
-        for module in model.backbone.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
         yield
     finally:
         for m, training in before:
