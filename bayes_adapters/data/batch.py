@@ -84,7 +84,8 @@ class Batch:
         inputs: keyword arguments of the backbone; every tensor has B as its first dimension. ``attention_mask``
             (B, T), if present, says which tokens are real: padding counts nowhere. Of a backbone that changes the
             length (wav2vec 2.0, Whisper) ``token_mask`` (B, T'), which the backbone does not see, says so for the T'
-            positions of its hidden states. Names of models with several encoders: see
+            positions of its hidden states. Beside ``token_mask`` the ``attention_mask`` may also be one of attention
+            scores, (B, 1, T, T), as for several texts packed into one row. Names of models with several encoders: see
             :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
         targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, T) int64 for tagging, -100
             where a token has no label, or None at prediction time.
@@ -235,12 +236,14 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
 def _check_masks(inputs: Mapping[str, Tensor]) -> None:
     """Refuse masks of other numbers than 0 and 1, and examples without a real token where there is one encoder."""
     mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if mask is not None and ids is not None and mask.shape != ids.shape:
+    scores = TOKEN_MASK in inputs and mask is not None and mask.dim() == 4
+    if mask is not None and ids is not None and mask.shape != ids.shape and not scores:
         raise DataError(
             f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
-            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
+            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer? A "
+            "mask of attention scores, (B, 1, T, T), needs token_mask (B, T) beside it."
         )
-    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS}
+    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS and v.dim() < 4}
     binary = {key: (value == value.bool()).all() for key, value in masks.items()}
     real = {key: value.bool().reshape(value.shape[0], -1).any(-1) for key, value in masks.items() if "." not in key}
     if not masks or bool(torch.stack([*binary.values(), *(rows.all() for rows in real.values())]).all()):  # one wait

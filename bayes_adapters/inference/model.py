@@ -33,6 +33,7 @@ from bayes_adapters.adapters.installation import (
 )
 from bayes_adapters.adapters.linear import check_options, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size, select
+from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
 from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
@@ -146,6 +147,7 @@ class AdapterModel(nn.Module):
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
         self._statistics = with_statistics(backbone)
+        self._calls = call_rules(backbone)
         types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
         self._both_layouts = not types.isdisjoint(_BOTH_LAYOUTS)
         local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
@@ -223,6 +225,7 @@ class AdapterModel(nn.Module):
             with ExitStack() as stack:
                 stack.enter_context(running(forward_pass))
                 stack.enter_context(counted_tokens(self.backbone, self._counted, forward_pass.tokens))
+                stack.enter_context(completed_calls(self.backbone, self._calls))
                 stack.enter_context(frozen_buffers(self._statistics))
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
