@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
+from bayes_adapters.data.streams import mask_at
 from bayes_adapters.errors import ConfigError, DataError, FoldError
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
@@ -195,7 +196,7 @@ class ForwardPass:
             )
 
     def _mask_for(self, site: Site, feature: Tensor) -> Bool[Tensor, "B T"] | None:
-        mask = self.batch.token_mask
+        mask = mask_at(self.batch.inputs, site.layers[0])
         if mask is None or feature.dim() == 2:
             return None
         others = "; else adapt layers that keep the token axis, use granularity='global', or pass no mask"

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bayes_adapters.data.streams import SOURCE_MASK, TARGET_MASK, TARGETS, returned_mask
+from bayes_adapters.data.streams import TOKEN_MASK as TOKEN_MASK
 from bayes_adapters.errors import ConfigError, DataError, described, near_matches
 
 
@@ -71,8 +73,6 @@ class Frames:
         return Frames(self.values[rows], self.mask[rows])
 
 
-TOKEN_MASK = "token_mask"
-"""The input that marks real positions of hidden states and is not the backbone's."""
 _MASKS = ("attention_mask", TOKEN_MASK, "present")
 
 
@@ -85,8 +85,9 @@ class Batch:
             (B, T), if present, says which tokens are real: padding counts nowhere. Of a backbone that changes the
             length (wav2vec 2.0, Whisper) ``token_mask`` (B, T'), which the backbone does not see, says so for the T'
             positions of its hidden states. Beside ``token_mask`` the ``attention_mask`` may also be one of attention
-            scores, (B, 1, T, T), as for several texts packed into one row. Names of models with several encoders: see
-            :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
+            scores, (B, 1, T, T), as for several texts packed into one row. An encoder–decoder returns the hidden
+            states of ``decoder_input_ids`` (B, T), whose padding ``decoder_attention_mask`` (B, T) marks. Names of
+            models with several encoders: see :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
         targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, T) int64 for tagging, -100
             where a token has no label, or None at prediction time.
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
@@ -156,12 +157,12 @@ class Batch:
 
     @property
     def token_mask(self) -> Bool[Tensor, "B T"] | None:
-        """Shape (B, T), True where a token is real; None when the backbone has no padding (images, say).
+        """Shape (B, T), True where a position of the hidden states is real; None where all are (images, say).
 
-        It is ``inputs["token_mask"]``, or ``inputs["attention_mask"]`` where there is none.
+        It is ``inputs["token_mask"]``; where there is none, ``inputs["decoder_attention_mask"]`` if a decoder has
+        tokens of its own, else ``inputs["attention_mask"]``.
         """
-        mask = self.inputs.get(TOKEN_MASK, self.inputs.get("attention_mask"))
-        return None if mask is None else mask.bool()
+        return returned_mask(self.inputs)
 
     @property
     def ids(self) -> Int[Tensor, " B"]:
@@ -235,15 +236,16 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
 
 def _check_masks(inputs: Mapping[str, Tensor]) -> None:
     """Refuse masks of other numbers than 0 and 1, and examples without a real token where there is one encoder."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    scores = TOKEN_MASK in inputs and mask is not None and mask.dim() == 4
-    if mask is not None and ids is not None and mask.shape != ids.shape and not scores:
-        raise DataError(
-            f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
-            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer? A "
-            "mask of attention scores, (B, 1, T, T), needs token_mask (B, T) beside it."
-        )
-    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS and v.dim() < 4}
+    for name, tokens in ((SOURCE_MASK, "input_ids"), (TARGET_MASK, TARGETS[0])):
+        mask, ids = inputs.get(name), inputs.get(tokens)
+        scores = TOKEN_MASK in inputs and mask is not None and mask.dim() == 4
+        if mask is not None and ids is not None and mask.shape != ids.shape and not scores:
+            raise DataError(
+                f"{name} has shape {tuple(mask.shape)} and {tokens} {tuple(ids.shape)}: the mask says "
+                "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer? A "
+                "mask of attention scores, (B, 1, T, T), needs token_mask (B, T) beside it."
+            )
+    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in (*_MASKS, TARGET_MASK) and v.dim() < 4}
     binary = {key: (value == value.bool()).all() for key, value in masks.items()}
     real = {key: value.bool().reshape(value.shape[0], -1).any(-1) for key, value in masks.items() if "." not in key}
     if not masks or bool(torch.stack([*binary.values(), *(rows.all() for rows in real.values())]).all()):  # one wait
