@@ -16,7 +16,7 @@ from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_sta
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.heads.pooling import Pooling
-from bayes_adapters.inference._model_checks import require_withholdable
+from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders

@@ -36,7 +36,7 @@ from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.analysis.metrics import Decomposition
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, choice, integer
-from bayes_adapters.inference._model_checks import require_withholdable
+from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict

@@ -42,7 +42,13 @@ from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
 from bayes_adapters.heads.pooling import Pooling as Pooling
-from bayes_adapters.inference._model_checks import check_batch, checked_ranks, require_trainable, require_withholdable
+from bayes_adapters.inference._checks import (
+    check_batch,
+    checked_ranks,
+    require_finite,
+    require_trainable,
+    require_withholdable,
+)
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -206,7 +212,7 @@ class AdapterModel(nn.Module):
             DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
                 attention mask, than the backbone returns; token ids that the backbone cannot embed; or a part of the
                 batch on another device than the model.
-            NonFiniteError: NaN or infinity in the inputs or the context.
+            NonFiniteError: NaN or infinity in the inputs or the context, or, without gradients, in the outputs.
         """
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
@@ -229,6 +235,8 @@ class AdapterModel(nn.Module):
                 stack.enter_context(frozen_buffers(self._statistics))
                 features = self.encode(batch, math.prod(outer))
             outputs = self.outputs(features, batch)
+            if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
+                require_finite(self, "The head's outputs are", outputs, batch.size)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
             pyro.sample("obs", self._likelihood_of(outputs, batch), obs=batch.targets)
         return outputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import DataError, FoldError, integer, whole_number
+from bayes_adapters.errors import BayesAdaptersError, DataError, FoldError, integer, whole_number
+from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Prediction
-
-_LOCK = threading.RLock()  # Pyro has one stack of handlers for all threads
 
 
 @contextmanager
@@ -70,6 +69,7 @@ def predict(
     Raises:
         DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
             the likelihood's support.
+        NonFiniteError: an example's outputs, or what the likelihood makes of them, are NaN or infinite.
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, a seed that is no integer, or the guide belongs to
             another model or is on another device.
         FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
@@ -86,7 +86,7 @@ def predict(
     device = next(model.parameters()).device
     parts: list[Prediction] = []
     offset, chunk = 0, chunk_size or samples
-    with _LOCK, torch.no_grad(), evaluating(model, guide):
+    with exclusive(), torch.no_grad(), evaluating(model, guide):
         for batch in [data] if isinstance(data, Batch) else data:
             if not isinstance(batch, Batch):
                 raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
@@ -131,9 +131,11 @@ def _predict_batch(
             elif seed is not None:
                 stack.enter_context(KeyedDraws(seed, numbers, ids))
             stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
-            guide(batch.without_targets())
+            with _named_non_finite(model, guide):
+                guide(batch.without_targets())
         fn: Any = guide.trace.nodes["obs"]["fn"]
         for name, value in model.likelihood.summarise(fn).items():
+            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
             sums[name] = sums[name] + value if name in sums else value
         if keep:
             kept.append(fn.mean if type(fn).__name__ != "Categorical" else fn.probs)
@@ -147,3 +149,15 @@ def _predict_batch(
     if densities:
         extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(samples)
     return Prediction(**{**vars(result), **extra})
+
+
+@contextmanager
+def _named_non_finite(model: nn.Module, guide: nn.Module) -> Iterator[None]:
+    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            raise
+        where = str(error).partition(", but found invalid values")[0]
+        raise non_finite(f"A distribution could not be made: {where}", model, guide) from error

@@ -1,11 +1,11 @@
-"""What models check before they run."""
+"""What model, guide and prediction check, beside the mathematics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, near_matches
@@ -69,3 +69,36 @@ def check_batch(batch: Batch, device: torch.device) -> None:
                 "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
                 "was changed."
             )
+
+
+def require_finite(model: nn.Module, what: str, values: Tensor, examples: int) -> None:
+    """Raise :class:`NonFiniteError` if ``values`` are NaN or infinite for an example.
+
+    Entropies of such numbers may look like certainty: NaN is not greater than 0, and an infinite logit is a
+    probability of 1.
+
+    Args:
+        model: its parameters are looked at for the cause.
+        what: names ``values`` in the error.
+        values: shape (S·B, …) in the order [S, B].
+        examples: B.
+    """
+    # One sum is cheaper than looking at every element; only a sum that is not finite needs that look.
+    if bool(values.sum().isfinite()) or bool(values.isfinite().all()):
+        return
+    bad = (~values.isfinite()).reshape(values.shape[0], -1).any(-1).reshape(-1, examples).any(0)
+    raise non_finite(f"{what} NaN or infinite in rows {bad.nonzero().flatten().tolist()[:8]} of the batch", model)
+
+
+def non_finite(what: str, *modules: nn.Module) -> NonFiniteError:
+    """Build the error for numbers that are not finite, naming the first tensor of ``modules`` that is not."""
+    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()]]
+    broken = next((name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    cause = (
+        "The model's own tensors are finite: look at the guide's, at these examples' inputs for values far outside "
+        "those of training, and at the backbone's precision, as float16 overflows above 65504."
+        if broken is None
+        else f"The tensor {broken!r} holds NaN or infinity: training diverged, or the file it comes from is damaged. "
+        "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
+    )
+    return NonFiniteError(f"{what}. {cause}")
