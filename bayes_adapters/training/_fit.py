@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, integer, whole_number
+from bayes_adapters.errors import ConfigError, choice, integer
+from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.inference.guide import AdapterGuide, require_one_device
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
+from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
 from bayes_adapters.training._loop import Loop, OnStep, Settings
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
@@ -77,6 +78,7 @@ def fit(
     patience: int | None = None,
     restore_best: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     resume: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -91,9 +93,9 @@ def fit(
     from :class:`bayes_adapters.ELBO`; the weights sum to 1, so splitting a batch changes neither nll nor kl.
 
     Each epoch's noise is a function of (seed, epoch); the same seed gives bitwise the same numbers on a CPU, also
-    across an interruption. Afterwards torch's generators, every module's train/eval mode and ``requires_grad`` are as
-    before. What the frozen backbone averages as it runs (batch
-    norms) stays as it is.
+    across an interruption. Afterwards the generators of torch, Python and numpy, every module's train/eval mode and
+    ``requires_grad`` are as before. What the frozen backbone averages as it runs (batch norms) stays as it is. Other
+    threads that call ``fit`` or ``predict`` wait until the run is over.
 
     Args:
         model: the model.
@@ -122,7 +124,9 @@ def fit(
         mode: ``"min"``, or ``"max"`` for a metric that ``monitor`` names.
         patience: stop after this many epochs in a row without a better value.
         restore_best: end with the best epoch's weights rather than the last one's, where a metric is monitored.
-        checkpoint: a directory; ``checkpoint.safetensors`` in it is replaced at each epoch's end and on Ctrl-C.
+        checkpoint: a directory of this run's own; ``checkpoint.safetensors`` in it is replaced at each epoch's end, and
+            on Ctrl-C and SIGTERM (Slurm, Kubernetes) where ``fit`` runs in the main thread.
+        checkpoint_every: replace it after every so many optimiser steps as well.
         resume: continue from that file if there is one; a finished run returns at once. More epochs, steps or patience
             than before are allowed, every other setting must be the same; a KL schedule is compared by its values at
             some steps, a scheduler by its ``state_dict()``, and what functions do inside cannot be. False starts anew
@@ -151,29 +155,25 @@ def fit(
         NonFiniteError: a loss or gradient is NaN or infinite; weights and optimiser are as before that step.
         AdapterFileError: a damaged checkpoint, or one that cannot be written.
         MissingResourceError: ``tensorboard`` is not installed.
-        KeyboardInterrupt: raised again after the checkpoint is written; weights are those of the last complete step.
+        KeyboardInterrupt: raised again after the checkpoint is written, of SIGTERM too; weights are those of the last
+            complete step.
     """
-    _check_numbers(
-        epochs=epochs,
-        max_steps=max_steps,
-        accumulate=accumulate,
-        num_samples=num_samples,
-        patience=patience,
-        log_every=log_every,
+    _checks.check_options(
+        {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "accumulate": accumulate,
+            "num_samples": num_samples,
+            "patience": patience,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+        },
+        {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step},
+        clip_norm,
+        autocast,
     )
-    if torch.is_inference_mode_enabled():
-        raise ConfigError("Train outside torch.inference_mode(): there is no gradient inside.")
-    if epochs is None and max_steps is None:
-        raise ConfigError("Say when to stop: pass epochs=…, max_steps=…, or both.")
-    for name, value in {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step}.items():
-        if value is not None and not callable(value):
-            raise ConfigError(f"{name} must be a function, see the docstring of fit; got {value!r}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ConfigError(f"clip_norm must be positive; got {clip_norm}. None does not clip.")
-    if autocast not in {None, torch.bfloat16}:
-        raise ConfigError(
-            f"autocast must be torch.bfloat16 or None; got {autocast!r}. float16 would need loss scaling."
-        )
+    _checks.check_checkpoint(checkpoint, checkpoint_every, data, validation)
+    _checks.require_alone()
     elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
     require_one_device(model, guide)
     _data.check_size(data, model)
@@ -181,9 +181,10 @@ def fit(
     data = _data.as_data(data, "data", passes)
     validation = None if validation is None else _data.as_data(validation, "validation", passes)
     trained = _optimizer.trainable(model, guide)
+    _checks.require_wide(trained)
     optimizer = _optimizer.build(optimizer, trained)
     schedule = None if scheduler is None else scheduler(optimizer)
-    _optimizer.require_usable(optimizer, schedule)
+    _checks.require_usable(optimizer, schedule)
     maximise = choice(Mode, "mode", mode) is Mode.MAX
     if maximise and monitor in ("auto", None):
         raise ConfigError(
@@ -202,32 +203,26 @@ def fit(
         maximise=maximise,
         patience=patience,
         directory=None if checkpoint is None else Path(checkpoint),
+        checkpoint_every=checkpoint_every,
         seed=integer("seed", seed),
         autocast=autocast,
         log_every=log_every,
     )
     config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, validation, settings, on_step)
     loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
-    if resume:
-        loop.resume()
-    state = loop.state
-    total = _data.count(data)
-    with closing(
-        reporters(progress, epochs, total, None if tensorboard is None else Path(tensorboard), state.step)
-    ) as report:
-        if state.step == 0:
-            loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
-        loop.run(report)
-    if restore_best and state.best is not None:
-        copy_into(loop.tensors, state.best)
+    with exclusive():
+        if resume:
+            loop.resume()
+        folder = None if tensorboard is None else Path(tensorboard)
+        with closing(reporters(progress, epochs, _data.count(data), folder, loop.state.step)) as report:
+            if loop.state.step == 0:
+                loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
+            loop.run(report)
+        state = loop.state
+        if restore_best and state.best is not None:
+            copy_into(loop.tensors, state.best)
     stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"
     return FitResult(list(state.history), state.best_epoch, state.best_value, state.step, stopped)
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None:
-            whole_number(name, value)
 
 
 def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
@@ -257,7 +252,7 @@ def _config(
     model, guide = elbo.model, elbo.guide
     shapes = {name: [str(p.dtype), list(p.shape)] for name, p in _optimizer.trainable(model, guide).items()}
     likelihood = {"class": type(model.likelihood).__qualname__} | model.likelihood.config()
-    free = {"epochs", "max_steps", "patience", "directory", "autocast", "log_every"}
+    free = {"epochs", "max_steps", "patience", "directory", "checkpoint_every", "autocast", "log_every"}
     return {
         "model": {"class": type(model).__qualname__} | model.config(),
         "prior": model.prior.to_json(),
