@@ -73,6 +73,7 @@ class Amortised(AdapterGuide):
 
     name: ClassVar[str] = "amortised"
     serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.TOKEN, Granularity.SEQUENCE})
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ from bayes_adapters.adapters.targets import Targets, linear_size, select
 from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
 from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.placement import place_beside, require_loaded
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
 from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
@@ -141,6 +142,7 @@ class AdapterModel(nn.Module):
             )
         self.pooling = self._pooling(pooling, likelihood)
         require_trainable(backbone)
+        require_loaded(backbone)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         paths = [] if targets is None else select(backbone, targets)
@@ -166,7 +168,7 @@ class AdapterModel(nn.Module):
             self.backbone = backbone
             self.likelihood = likelihood
             self.head = self.build_head(width)
-            self.to(next(backbone.parameters()).device)
+            place_beside(backbone, self.head, self.likelihood, self.prior)  # adapters are beside their base layers
 
     def _pooling(self, pooling: Pooling | str | None, likelihood: Likelihood) -> Pooling:
         per_token = likelihood.per_token

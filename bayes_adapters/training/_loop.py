@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import BayesAdaptersError, DataError
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
@@ -258,7 +259,7 @@ class Loop:
                 samples, seed = self.settings.num_samples, self.settings.seed
                 density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
             if density is not None:  # checked() lets only batches with targets pass
-                log["val_nll"] = -float(density.double().mean())
+                log["val_nll"] = -float(float64(density).mean())
         if self.evaluate is not None:
             with evaluating(self.model, self.guide), torch.no_grad():
                 _log.merge_evaluation(log, self.evaluate(self.model, self.guide))
