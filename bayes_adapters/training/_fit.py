@@ -9,15 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, integer
+from bayes_adapters.errors import ConfigError, choice, integer, whole_number
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
@@ -26,6 +26,23 @@ from bayes_adapters.training._loop import Loop, OnStep, Settings
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
 from bayes_adapters.training._state import copy_into
+
+
+@runtime_checkable
+class RecipeLike(Protocol):
+    """What :class:`bayes_adapters.systems.Recipe` is: options of :func:`fit` that follow from model, guide and data."""
+
+    def fit_options(
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        *,
+        num_data: int,
+        batch_size: int | None = None,
+        max_steps: int | None = None,
+    ) -> dict[str, Any]:
+        """Return keyword arguments of :func:`fit`."""
+        ...
 
 
 class Mode(StrEnum):
@@ -61,17 +78,18 @@ def fit(
     guide: AdapterGuide,
     data: Iterable[Batch] | Batch,
     *,
+    recipe: RecipeLike | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
     optimizer: OptimizerLike | None = None,
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
-    kl_weight: float | KLSchedule = 1.0,
-    kl_mode: KLMode | str = KLMode.FULL,
+    kl_weight: float | KLSchedule | None = None,
+    kl_mode: KLMode | str | None = None,
     num_particles: int = 1,
     clip_norm: float | None = None,
     accumulate: int = 1,
     validation: Iterable[Batch] | Batch | None = None,
-    num_samples: int = 8,
+    num_samples: int | None = None,
     evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
     monitor: str | None = "auto",
     mode: Mode | str = Mode.MIN,
@@ -105,19 +123,23 @@ def fit(
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
             the number of batches and what batches() and a DataLoader know are compared. So it is with ``validation``.
+        recipe: how a system was published to be trained, such as ``SYSTEMS["c-lora"].training`` of
+            :mod:`bayes_adapters.systems`: it gives those of optimizer, scheduler, kl_weight, kl_mode, clip_norm,
+            num_samples, max_steps and on_step that are None. None is none: the ELBO, by AdamW.
         epochs: passes over the data.
         max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
             with validation.
         optimizer: an instance over exactly the trainable parameters (in any groups), or parameters → optimizer; None is
             AdamW with learning rate 1e-3.
         scheduler: optimizer → learning-rate scheduler, stepped after every optimiser step.
-        kl_weight: w, a number or a schedule step → w.
-        kl_mode: ``"full"`` or ``"per_token_mean"``.
+        kl_weight: w, a number or a schedule step → w; None is 1, the ELBO, which regularises much more strongly than
+            the weights of most recipes. Each epoch's log says it.
+        kl_mode: ``"full"`` or ``"per_token_mean"``; None is the first.
         num_particles: draws of the latents per loss.
         clip_norm: the largest 2-norm of the whole gradient.
         accumulate: micro-batches per optimiser step; an epoch's last step takes what is left.
         validation: batches with targets; ``val_nll`` = −mean log posterior predictive density, nats, over examples.
-        num_samples: draws for ``val_nll``.
+        num_samples: draws for ``val_nll``; None is 8.
         evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
         monitor: the metric that decides which epoch is best; ``"auto"`` is val_nll with ``validation`` and nothing
             without; None watches nothing.
@@ -157,7 +179,29 @@ def fit(
         MissingResourceError: ``tensorboard`` is not installed.
         KeyboardInterrupt: raised again after the checkpoint is written, of SIGTERM too; weights are those of the last
             complete step.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.systems import SYSTEMS, build
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    >>> backbone = BertModel(BertConfig(vocab_size=40, **sizes))
+    >>> data = Batch({"input_ids": torch.arange(40).reshape(8, 5)}, torch.tensor([0.0, 1.0] * 4))
+    >>> model, guide = build("c-lora", backbone, Bernoulli())
+    >>> result = fit(model, guide, [data[:4], data[4:]], recipe=SYSTEMS["c-lora"].training, max_steps=6, progress=False)
+    >>> result.steps, [round(log["epoch"]) for log in result.history]
+    (6, [0, 1, 2])
     """
+    chosen: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
+    if recipe is not None:
+        chosen |= _options(recipe, model, guide, data, epochs, max_steps, accumulate)
+    optimizer = chosen.get("optimizer") if optimizer is None else optimizer
+    scheduler = chosen.get("scheduler") if scheduler is None else scheduler
+    kl_weight = chosen["kl_weight"] if kl_weight is None else kl_weight
+    kl_mode = chosen["kl_mode"] if kl_mode is None else kl_mode
+    clip_norm = chosen.get("clip_norm") if clip_norm is None else clip_norm
+    num_samples = chosen["num_samples"] if num_samples is None else num_samples
+    max_steps = chosen.get("max_steps") if max_steps is None else max_steps
+    on_step = chosen.get("on_step") if on_step is None else on_step
     _checks.check_options(
         {
             "epochs": epochs,
@@ -223,6 +267,32 @@ def fit(
             copy_into(loop.tensors, state.best)
     stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"
     return FitResult(list(state.history), state.best_epoch, state.best_value, state.step, stopped)
+
+
+def _options(
+    recipe: RecipeLike,
+    model: AdapterModel,
+    guide: AdapterGuide,
+    data: Any,
+    epochs: int | None,
+    max_steps: int | None,
+    accumulate: int,
+) -> dict[str, Any]:
+    """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
+    if not callable(getattr(recipe, "fit_options", None)):
+        raise ConfigError(
+            f"recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got {recipe!r}."
+        )
+    for name, value in {"accumulate": accumulate, "epochs": epochs, "max_steps": max_steps}.items():
+        if value is not None:
+            whole_number(name, value)
+    require_pair(model, guide)
+    examples, size = _data.sizes(data, model)
+    size = min(size * accumulate, examples)
+    if epochs is not None:
+        steps = epochs * -(-examples // size)
+        max_steps = steps if max_steps is None else min(steps, max_steps)
+    return recipe.fit_options(model, guide, num_data=examples, batch_size=size, max_steps=max_steps)
 
 
 def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
