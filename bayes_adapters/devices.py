@@ -1,4 +1,4 @@
-"""The device to work on, and the random generators of those that a module is on."""
+"""The device to work on, what it can hold, and the random generators of those that a module is on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
 
@@ -25,6 +25,21 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Take 'cpu', 'cuda' or 'auto'."
         ) from error
+
+
+_SINGLE = frozenset({"mps"})
+"""Types of devices without float64."""
+
+
+def float64(value: Tensor) -> Tensor:
+    """Return ``value`` in float64: on its own device or, where that has none (Apple's), on the CPU.
+
+    Sums over draws and differences of entropies are taken in float64, for float32 would round them away.
+
+    >>> float64(torch.ones(2))
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    return value.cpu().double() if value.device.type in _SINGLE else value.double()
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class Amortised(AdapterGuide):
     name: ClassVar[str] = "amortised"
     serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.TOKEN, Granularity.SEQUENCE})
     serves_hyper: ClassVar[bool] = True
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bayes_adapters import devices
+
 NAME = "meta"
+
+
+class NoFloat64(TypeError):
+    """What torch would say of float64 on a device that has none."""
 
 
 class MixedDevices(RuntimeError):
@@ -84,10 +90,28 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise MixedDevices(f"{name}: a generator of the CPU draws for another device")
     if asked == NAME:
         kwargs = kwargs | {"device": "cpu"}
+    if _SINGLE and lands_there and torch.float64 in [leaf for leaf in leaves if isinstance(leaf, torch.dtype)]:
+        raise NoFloat64(f"{name}: this device has no float64")
     found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
     if name.endswith("_") and isinstance(found, Tensor):
         return args[0]
     return tree_map(_there, found) if lands_there else found
+
+
+_SINGLE: list[bool] = []
+"""Holds something while the device has no float64."""
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Within the context the device has no float64, as Apple's has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_SINGLE", frozenset({NAME}))
+        _SINGLE.append(True)
+        try:
+            yield
+        finally:
+            _SINGLE.pop()
 
 
 @contextmanager

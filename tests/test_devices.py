@@ -15,6 +15,7 @@ from bayes_adapters import ELBO, Bernoulli, Categorical, Frames, Gaussian, Taggi
 from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.analysis.bootstrap import paired_bootstrap
 from bayes_adapters.analysis.metrics import auroc, reliability_bins, risk_coverage
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, RankWise
 from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticDown, StochasticFactors
@@ -23,7 +24,7 @@ from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import batches, fit
 from tests.helpers import CASES, CONTEXT, GUIDES, bert, core_model, fill_B, token_batch
-from tests.pretend_device import MixedDevices, pretended
+from tests.pretend_device import MixedDevices, NoFloat64, pretended, single_precision
 
 
 @pytest.fixture
@@ -147,3 +148,22 @@ def test_with_another_default_device(own: bool, there: str) -> None:
         assert {str(p.device) for p in LoRA(backbone, Bernoulli(), rank=2).parameters()} == {place}
     finally:
         torch.set_default_device(None)
+
+
+def test_float64_is_on_the_cpu_where_the_device_has_none(there: str) -> None:
+    value = torch.rand(3)
+    moved = value.to(there)
+    assert str(float64(moved).device) == there
+    with single_precision():
+        with pytest.raises(NoFloat64):
+            moved.double()
+        found = float64(moved)
+        assert found.device.type == "cpu"
+        assert torch.equal(found, value.double())
+
+
+def test_training_there_needs_no_float64(there: str) -> None:
+    model = core_model(backbone=bert().to(there))
+    guide = Contextual(model)
+    with single_precision():
+        assert fit(model, guide, [token_batch()], epochs=2, progress=False, clip_norm=1.0).steps == 2

@@ -18,6 +18,7 @@ from bayes_adapters.adapters._checks import applied_twice, padded_windows, unkno
 from bayes_adapters.adapters.reparametrisation import Draw, Flipout, LocalReparametrisation, Weight
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.rows import require_length
+from bayes_adapters.data.streams import mask_at
 from bayes_adapters.priors import SINGLE_PRIOR, Prior, SampledPrior
 from bayes_adapters.sites import SITE, Granularity, Memo, Part, Site, SiteCall
 
@@ -134,7 +135,7 @@ class ForwardPass:
             raise padded_windows(layer, seen, tokens)
 
     def _mask_for(self, layer: str, feature: Tensor) -> Bool[Tensor, "B T"] | None:
-        mask = self.rows.batch.token_mask
+        mask = mask_at(self.rows.batch.inputs, layer)
         if mask is None or feature.dim() == 2:
             return None
         others = "; else adapt layers that keep the token axis, use granularity='global', or pass no mask"

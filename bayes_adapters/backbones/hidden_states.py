@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bayes_adapters.errors import ConfigError
 
+_WIDTHS = ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd")
+"""Where configs have their width; OPT-350m projects its hidden states."""
+_TASK = re.compile(r"(For[A-Z]\w*|LMHeadModel|WithLMHeadModel|DoubleHeadsModel)$")
+"""Endings of the names of transformers' models with a task head."""
+
 
 def hidden_width(backbone: nn.Module) -> int:
-    """Return the width of a Hugging Face model's hidden states, from its config."""
-    config = getattr(backbone, "config", None)
-    for name in ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd"):  # OPT-350m projects its hidden states
-        width = getattr(config, name, None)
-        if isinstance(width, int):
-            return width
-    raise ConfigError(
-        f"The config of {type(backbone).__name__} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone."
-    )
+    """Return the width of a Hugging Face model's hidden states, from its config or, of several, from that of its text.
+
+    Raises:
+        ConfigError: there is none, or the model has a task head and returns no hidden states.
+    """
+    name = type(backbone).__name__
+    if isinstance(backbone, PreTrainedModel) and _TASK.search(name):
+        base = next((path for path, module in backbone.named_children() if module is backbone.base_model), "")
+        raise ConfigError(
+            f"{name} has a task head and returns no last_hidden_state. Pass the transformer without it"
+            + (f", here backbone.{base}," if base else "")
+            + " as AutoModel.from_pretrained(...) makes it."
+        )
+    config: Any = getattr(backbone, "config", None)
+    width = _width(config)
+    if width is None and hasattr(config, "get_text_config"):  # Gemma 3 and LLaVA
+        width = _width(config.get_text_config(decoder=True))
+    if width is not None:
+        return width
+    raise ConfigError(f"The config of {name} has no hidden_size, d_model or n_embd: pass a Hugging Face backbone.")
+
+
+def _width(config: Any) -> int | None:
+    found = (getattr(config, name, None) for name in _WIDTHS)
+    return next((width for width in found if isinstance(width, int)), None)
 
 
 def last_hidden_state(output: Any, backbone: nn.Module) -> Float[Tensor, "rows T d"]:

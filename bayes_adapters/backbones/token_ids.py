@@ -5,7 +5,7 @@ Torch says of both only that an index is out of range, and on a GPU it leaves th
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from bayes_adapters.backbones.call_arguments import ABSOLUTE
 from bayes_adapters.errors import DataError
 
 _IDS, _POSITIONS = "input_ids", "position_ids"
-_ABSOLUTE = re.compile(r"(^|\.)(wpe|\w*pos\w*)$")
-"""Paths of tables of positions; DeBERTa's, of relative ones, is called rel_embeddings."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Longest:
 
     Args:
         tokens: the most tokens that take a position.
-        padding: the id that takes none (RoBERTa), or None.
-        masked: whether masked tokens take none either (OPT).
+        padding: the id that takes none where there is no mask (RoBERTa), or None.
+        masked: whether masked tokens take none (RoBERTa, OPT).
     """
 
     tokens: int
@@ -36,7 +35,9 @@ class Longest:
 
     def count(self, ids: Int[Tensor, "*B T"], mask: Tensor | None) -> int:
         """Return the positions that the longest text of ``ids`` takes."""
-        taken = mask if self.masked else None if self.padding is None else ids != self.padding
+        taken = mask if self.masked and mask is not None and mask.dim() == 2 else None
+        if taken is None and self.padding is not None:
+            taken = ids != self.padding
         if taken is None or ids.shape[-1] <= self.tokens:  # nothing to look at, and no wait for the device
             return ids.shape[-1]
         return int(taken.bool().sum(-1).max())
@@ -53,13 +54,14 @@ def longest_texts(backbone: nn.Module) -> dict[str, Longest]:
     limits: dict[str, Longest] = {}
     for key, encoder in (encoders or {_IDS: backbone}).items():
         rows = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        counts = _POSITIONS in inspect.signature(encoder.forward).parameters  # BART gives masked tokens a position
         for path, table in encoder.named_modules():
-            if not isinstance(table, nn.Embedding) or _ABSOLUTE.search(path) is None:
+            if not isinstance(table, nn.Embedding) or ABSOLUTE.search(path) is None:
                 continue
             offset = getattr(table, "offset", 0)  # rows that OPT and BART leave unused at the start
             if table.num_embeddings - offset == rows:
                 free = rows if table.padding_idx is None else rows - table.padding_idx - 1
-                found = Longest(free, table.padding_idx, bool(offset))
+                found = Longest(free, table.padding_idx, counts and (bool(offset) or table.padding_idx is not None))
                 limits[key] = min(found, limits.get(key, found), key=lambda limit: limit.tokens)
     return limits
 

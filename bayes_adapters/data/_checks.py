@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bayes_adapters.data.streams import SOURCE_MASK, TARGET_MASK, TARGETS, TOKEN_MASK
 from bayes_adapters.errors import DataError, described, near_matches
 
-TOKEN_MASK = "token_mask"
-"""The input that marks real positions of hidden states and is not the backbone's."""
-_MASKS = ("attention_mask", TOKEN_MASK, "present")
+_MASKS = (SOURCE_MASK, TOKEN_MASK, "present")
 _LABELS = ("labels", "label", "label_ids")
 
 
@@ -112,13 +111,16 @@ def _check_rows_first(name: str, value: object) -> None:
 
 def check_masks(inputs: Mapping[str, Tensor]) -> None:
     """Refuse masks of other numbers than 0 and 1, and examples without a real token where there is one encoder."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if mask is not None and ids is not None and mask.shape != ids.shape:
-        raise DataError(
-            f"attention_mask has shape {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: the mask says "
-            "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer?"
-        )
-    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in _MASKS}
+    for name, tokens in ((SOURCE_MASK, "input_ids"), (TARGET_MASK, TARGETS[0])):
+        mask, ids = inputs.get(name), inputs.get(tokens)
+        scores = TOKEN_MASK in inputs and mask is not None and mask.dim() == 4
+        if mask is not None and ids is not None and mask.shape != ids.shape and not scores:
+            raise DataError(
+                f"{name} has shape {tuple(mask.shape)} and {tokens} {tuple(ids.shape)}: the mask says "
+                "which tokens are real, so both must be (B, T). Do both come from the same call of the tokenizer? A "
+                "mask of attention scores, (B, 1, T, T), needs token_mask (B, T) beside it."
+            )
+    masks = {key: v for key, v in inputs.items() if key.rpartition(".")[2] in (*_MASKS, TARGET_MASK) and v.dim() < 4}
     binary = {key: (value == value.bool()).all() for key, value in masks.items()}
     real = {key: value.bool().reshape(value.shape[0], -1).any(-1) for key, value in masks.items() if "." not in key}
     if not masks or bool(torch.stack([*binary.values(), *(rows.all() for rows in real.values())]).all()):  # one wait

@@ -14,9 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bayes_adapters.data._checks import (
-    TOKEN_MASK as TOKEN_MASK,
-)
-from bayes_adapters.data._checks import (
     check_frames,
     check_mapping,
     check_masks,
@@ -25,6 +22,8 @@ from bayes_adapters.data._checks import (
     check_size,
     not_frames,
 )
+from bayes_adapters.data.streams import TOKEN_MASK as TOKEN_MASK
+from bayes_adapters.data.streams import returned_mask
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 
 TargetValues: TypeAlias = Tensor | Mapping[str, Tensor]
@@ -75,8 +74,10 @@ class Batch:
         inputs: keyword arguments of the backbone; every tensor has B as its first dimension. ``attention_mask``
             (B, T), if present, says which tokens are real: padding counts nowhere. Of a backbone that changes the
             length (wav2vec 2.0, Whisper) ``token_mask`` (B, T'), which the backbone does not see, says so for the T'
-            positions of its hidden states. Names of models with several encoders: see
-            :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
+            positions of its hidden states. Beside ``token_mask`` the ``attention_mask`` may also be one of attention
+            scores, (B, 1, T, T), as for several texts packed into one row. An encoder–decoder returns the hidden
+            states of ``decoder_input_ids`` (B, T), whose padding ``decoder_attention_mask`` (B, T) marks. Names of
+            models with several encoders: see :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
         targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, K) for several labels or
             numbers per example, (B, T) int64 for tagging, -100 where a token has no label; a mapping task → tensor for
             :class:`bayes_adapters.likelihoods.Tasks`, where -100 or NaN marks an example without a label of a task;
@@ -107,12 +108,12 @@ class Batch:
 
     @property
     def token_mask(self) -> Bool[Tensor, "B T"] | None:
-        """Shape (B, T), True where a token is real; None when the backbone has no padding (images, say).
+        """Shape (B, T), True where a position of the hidden states is real; None where all are (images, say).
 
-        It is ``inputs["token_mask"]``, or ``inputs["attention_mask"]`` where there is none.
+        It is ``inputs["token_mask"]``; where there is none, ``inputs["decoder_attention_mask"]`` if a decoder has
+        tokens of its own, else ``inputs["attention_mask"]``.
         """
-        mask = self.inputs.get(TOKEN_MASK, self.inputs.get("attention_mask"))
-        return None if mask is None else mask.bool()
+        return returned_mask(self.inputs)
 
     @property
     def ids(self) -> Int[Tensor, " B"]:

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
+from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.distributions import base_distribution, mean_of
 from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.inference._hyper import HyperPosterior
@@ -46,6 +47,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
     all_reals: ClassVar[bool] = True
     """Whether the posterior of a real-valued part has density everywhere, as a Gaussian's has; a prior without is then
     refused, for the KL would be infinite. False for point estimates, and where the posterior keeps to a smaller set."""
+    reads_features: ClassVar[bool] = False
+    """Whether the posterior depends on the feature of its call, which of a sequence site is a mean over all tokens."""
     needs_sites: ClassVar[bool] = True
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
     serves_hyper: ClassVar[bool] = False
@@ -91,12 +94,25 @@ class AdapterGuide(GuideMessenger, nn.Module):
                     else "MeanField and Delta serve every real-valued part."
                 )
             )
+        self._require_no_look_ahead(site)
         prior = self.model.prior.of(site)  # type: ignore[attr-defined]
         if self.all_reals and site.part in REAL and not _covers_reals(prior):
             raise ConfigError(
                 f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers "
                 f"and the posterior of {type(self).__name__} does, so that their KL is infinite. Take a prior on all "
                 "reals, such as Normal, Laplace or StudentT, or, where it is continuous, the guide Delta."
+            )
+
+    def _require_no_look_ahead(self, site: Site) -> None:
+        """Refuse a posterior that would tell the tokens of a causal backbone what comes after them."""
+        model: Any = self.model
+        looks = self.reads_features and site.granularity is Granularity.SEQUENCE
+        if looks and model.likelihood.per_token and is_causal(model.backbone):
+            raise ConfigError(
+                f"{type(self).__name__} would look ahead: the draw of {site.name!r} depends on the mean over all tokens"
+                f" of a sequence, later ones too, and the tokens of {type(model.backbone).__name__}, each with its own "
+                "target, see earlier ones only. Take granularity='token' or 'global', or the guide MeanField, "
+                "whose posterior does not depend on the input."
             )
 
     @property
@@ -132,6 +148,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         A trace around the guide, such as that of ``pyro.infer.Importance``, records the draws and not the observed
         targets: their density is the model's.
         """
+        if torch.is_grad_enabled():
+            require_wide(self)
         register_if_captured("guide", self)
         samples: dict[str, Tensor] = super().__call__(*args, **kwargs)
         nodes: dict[str, Any] = self.trace.nodes
@@ -199,6 +217,19 @@ def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
             raise ConfigError(
                 f"The model is on {device} and the guide's {name!r} on {tensor.device}. Call "
                 f"guide.to({str(device)!r}), and make an optimizer only after that."
+            )
+
+
+def require_wide(guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` if ``guide`` has half-precision parameters, as after a cast together with its model.
+
+    bfloat16 has 8 bits of mantissa: an update below 1/256 of an entry is rounded away, and so is nearly every one.
+    """
+    for name, p in guide.named_parameters():
+        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"This {type(guide).__name__} is {p.dtype}; posteriors are float32 whatever the backbone is, for most "
+                f"updates of {name!r} would be rounded to nothing. Call guide.float(), and cast the model alone."
             )
 
 

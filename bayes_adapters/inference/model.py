@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -36,7 +36,10 @@ from bayes_adapters.adapters.installation import (
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.adapters.targets import Targets, linear_size, select
+from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
+from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
 from bayes_adapters.backbones.hidden_states import hidden_width
+from bayes_adapters.backbones.placement import place_beside, require_loaded
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
 from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
@@ -141,6 +144,7 @@ class AdapterModel(nn.Module):
         head = self.default_head(pooling) if head is None else head
         self.require_fitting(head, likelihood)
         require_trainable(backbone)
+        require_loaded(backbone)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         random_head = head.sites(width, likelihood)
@@ -163,6 +167,8 @@ class AdapterModel(nn.Module):
         self.require_num_data()
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
+        self._statistics = with_statistics(backbone)
+        self._calls = call_rules(backbone)
         types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
         self._both_layouts = not types.isdisjoint(_BOTH_LAYOUTS)
         local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
@@ -176,7 +182,7 @@ class AdapterModel(nn.Module):
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head
-            self.to(next(backbone.parameters()).device)
+            place_beside(backbone, self.head, self.likelihood, self.prior)  # adapters are beside their base layers
 
     def default_head(self, pooling: Pooling | str | None) -> Head:
         """Return the head that the structure has where none is given."""
@@ -236,7 +242,11 @@ class AdapterModel(nn.Module):
         weights = draw_weights(self.sites, prior, rows, flipped)
         forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-            with running(forward_pass), counted_tokens(self.backbone, self._counted, forward_pass.tokens):
+            with ExitStack() as stack:
+                stack.enter_context(running(forward_pass))
+                stack.enter_context(counted_tokens(self.backbone, self._counted, forward_pass.tokens))
+                stack.enter_context(completed_calls(self.backbone, self._calls))
+                stack.enter_context(frozen_buffers(self._statistics))
                 features = self.encode(batch, math.prod(outer))
                 outputs = self.outputs(features, batch)
             if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import fold, require_length
+from bayes_adapters.data.streams import returned_mask
 from bayes_adapters.errors import ConfigError, DataError, near_matches
 
 
@@ -57,12 +58,12 @@ class EncoderInputs:
                 if value.dim() != 1:
                     raise DataError(f"{key} must have shape (B,), one entry an example; got {tuple(value.shape)}.")
                 inputs.present[name] = folded.bool()
-            elif argument == "token_mask":
-                inputs.masks[name] = folded.bool()
-            else:
+            elif argument != TOKEN_MASK:
                 inputs.calls.setdefault(name, {})[argument] = folded
-                if argument == "attention_mask" and f"{name}.token_mask" not in batch.inputs:
-                    inputs.masks[name] = folded.bool()
+        for name in names:
+            mask = returned_mask(batch.inputs, f"{name}.")
+            if mask is not None:
+                inputs.masks[name] = fold(mask, folds)
         for name, mask in inputs.masks.items():
             real = mask.any(-1)
             inputs.present[name] = inputs.present[name] & real if name in inputs.present else real

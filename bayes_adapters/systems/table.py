@@ -38,6 +38,9 @@ def build(
 ) -> tuple[AdapterModel, AdapterGuide]:
     """Build a system's model and guide on ``backbone``.
 
+    They are trained as the paper did by ``fit(model, guide, data, recipe=SYSTEMS[name].training)``. Without a recipe
+    ``fit`` minimises the ELBO, whose KL weight, 1, is far above that of most systems.
+
     Args:
         name: one of :func:`names`.
         backbone: frozen and changed in place; an ``nn.ModuleDict`` of encoders for cola, bayesian-cola and the wanders.

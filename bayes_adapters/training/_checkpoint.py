@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.files._whole_file import replace_file
+from bayes_adapters.files._whole_file import remove_leftovers, replace_file
 from bayes_adapters.training._state import decode, encode
 
 FORMAT = 1
@@ -52,22 +54,27 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
 def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """Read a checkpoint's content, or return None when the directory has none.
 
+    What runs that were killed while they wrote have left in the directory is removed.
+
     Raises:
         AdapterFileError: the file is damaged or of another format.
         ConfigError: it was written by a run with another model, guide or settings; the message lists the differences.
     """
     path = directory / FILE
+    if directory.is_dir():
+        with suppress(OSError):  # a folder that may only be read
+            remove_leftovers(directory, [FILE])
     if not path.exists():
         return None
     advice = "Delete it, or pass resume=False, to start anew."
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        data = path.read_bytes()  # Ctrl-C while safetensors reads a file itself would look like a damaged one
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tensors = from_bytes(data)
         text = header["state"]
         found = json.loads(text)
         damaged = header["sha256"] != _digest(text, tensors)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(f"{path} is not a readable checkpoint ({error}). Was it cut short? {advice}") from error
     if damaged:
         raise AdapterFileError(f"{path} is corrupt: its checksum does not match its content. {advice}")

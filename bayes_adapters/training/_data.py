@@ -157,6 +157,27 @@ def _examples(data: Any) -> int | None:
     return None
 
 
+def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
+    """Return N, the examples that an epoch yields, and B, those of a batch, for a recipe that depends on them.
+
+    Raises:
+        ConfigError: the data do not say.
+    """
+    examples, size = _examples(data), getattr(data, "batch_size", None)
+    size = size or getattr(getattr(data, "batch_sampler", None), "batch_size", None)
+    if isinstance(data, Sequence):
+        examples = sum(batch.size for batch in data if isinstance(batch, Batch))
+        size = max((batch.size for batch in data if isinstance(batch, Batch)), default=None)
+    examples = examples or model.num_data
+    if examples is None or size is None:
+        raise ConfigError(
+            f"The recipe depends on the sizes of the data set and of its batches, and this {type(data).__name__} does "
+            "not say them. Pass a list of Batch or bayes_adapters.training.batches(...), or the options themselves: "
+            "fit(..., **recipe.fit_options(model, guide, num_data=…, batch_size=…))."
+        )
+    return examples, min(size, examples)
+
+
 def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:
     """Yield the batches of ``data``; raise :class:`DataError` for anything that is not a batch with targets."""
     for i, batch in enumerate(data):

@@ -9,22 +9,40 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, choice, integer, whole_number
+from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
+from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
 from bayes_adapters.training._loop import Loop, OnStep, Settings
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
 from bayes_adapters.training._state import copy_into
+
+
+@runtime_checkable
+class RecipeLike(Protocol):
+    """What :class:`bayes_adapters.systems.Recipe` is: options of :func:`fit` that follow from model, guide and data."""
+
+    def fit_options(
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        *,
+        num_data: int,
+        batch_size: int | None = None,
+        max_steps: int | None = None,
+    ) -> dict[str, Any]:
+        """Return keyword arguments of :func:`fit`."""
+        ...
 
 
 class Mode(StrEnum):
@@ -60,23 +78,25 @@ def fit(
     guide: AdapterGuide,
     data: Iterable[Batch] | Batch,
     *,
+    recipe: RecipeLike | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
     optimizer: OptimizerLike | None = None,
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
-    kl_weight: float | KLSchedule = 1.0,
-    kl_mode: KLMode | str = KLMode.FULL,
+    kl_weight: float | KLSchedule | None = None,
+    kl_mode: KLMode | str | None = None,
     num_particles: int = 1,
     clip_norm: float | None = None,
     accumulate: int = 1,
     validation: Iterable[Batch] | Batch | None = None,
-    num_samples: int = 8,
+    num_samples: int | None = None,
     evaluate: Callable[[Any, Any], Mapping[str, float]] | None = None,
     monitor: str | None = "auto",
     mode: Mode | str = Mode.MIN,
     patience: int | None = None,
     restore_best: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     resume: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -91,8 +111,9 @@ def fit(
     from :class:`bayes_adapters.ELBO`; the weights sum to 1, so splitting a batch changes neither nll nor kl.
 
     Each epoch's noise is a function of (seed, epoch); the same seed gives bitwise the same numbers on a CPU, also
-    across an interruption. Afterwards torch's generators, every module's train/eval mode and ``requires_grad`` are as
-    before. Batch norms of the frozen backbone stay in eval mode.
+    across an interruption. Afterwards the generators of torch, Python and numpy, every module's train/eval mode and
+    ``requires_grad`` are as before. What the frozen backbone averages as it runs (batch norms) stays as it is. Other
+    threads that call ``fit`` or ``predict`` wait until the run is over.
 
     Args:
         model: the model.
@@ -102,26 +123,32 @@ def fit(
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
             the number of batches and what batches() and a DataLoader know are compared. So it is with ``validation``.
+        recipe: how a system was published to be trained, such as ``SYSTEMS["c-lora"].training`` of
+            :mod:`bayes_adapters.systems`: it gives those of optimizer, scheduler, kl_weight, kl_mode, clip_norm,
+            num_samples, max_steps and on_step that are None. None is none: the ELBO, by AdamW.
         epochs: passes over the data.
         max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
             with validation.
         optimizer: an instance over exactly the trainable parameters (in any groups), or parameters → optimizer; None is
             AdamW with learning rate 1e-3.
         scheduler: optimizer → learning-rate scheduler, stepped after every optimiser step.
-        kl_weight: w, a number or a schedule step → w.
-        kl_mode: ``"full"`` or ``"per_token_mean"``.
+        kl_weight: w, a number or a schedule step → w; None is 1, the ELBO, which regularises much more strongly than
+            the weights of most recipes. Each epoch's log says it.
+        kl_mode: ``"full"`` or ``"per_token_mean"``; None is the first.
         num_particles: draws of the latents per loss.
         clip_norm: the largest 2-norm of the whole gradient.
         accumulate: micro-batches per optimiser step; an epoch's last step takes what is left.
         validation: batches with targets; ``val_nll`` = −mean log posterior predictive density, nats, over examples.
-        num_samples: draws for ``val_nll``.
+        num_samples: draws for ``val_nll``; None is 8.
         evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
         monitor: the metric that decides which epoch is best; ``"auto"`` is val_nll with ``validation`` and nothing
             without; None watches nothing.
         mode: ``"min"``, or ``"max"`` for a metric that ``monitor`` names.
         patience: stop after this many epochs in a row without a better value.
         restore_best: end with the best epoch's weights rather than the last one's, where a metric is monitored.
-        checkpoint: a directory; ``checkpoint.safetensors`` in it is replaced at each epoch's end and on Ctrl-C.
+        checkpoint: a directory of this run's own; ``checkpoint.safetensors`` in it is replaced at each epoch's end, and
+            on Ctrl-C and SIGTERM (Slurm, Kubernetes) where ``fit`` runs in the main thread.
+        checkpoint_every: replace it after every so many optimiser steps as well.
         resume: continue from that file if there is one; a finished run returns at once. More epochs, steps or patience
             than before are allowed, every other setting must be the same; a KL schedule is compared by its values at
             some steps, a scheduler by its ``state_dict()``, and what functions do inside cannot be. False starts anew
@@ -150,29 +177,47 @@ def fit(
         NonFiniteError: a loss or gradient is NaN or infinite; weights and optimiser are as before that step.
         AdapterFileError: a damaged checkpoint, or one that cannot be written.
         MissingResourceError: ``tensorboard`` is not installed.
-        KeyboardInterrupt: raised again after the checkpoint is written; weights are those of the last complete step.
+        KeyboardInterrupt: raised again after the checkpoint is written, of SIGTERM too; weights are those of the last
+            complete step.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.systems import SYSTEMS, build
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    >>> backbone = BertModel(BertConfig(vocab_size=40, **sizes))
+    >>> data = Batch({"input_ids": torch.arange(40).reshape(8, 5)}, torch.tensor([0.0, 1.0] * 4))
+    >>> model, guide = build("c-lora", backbone, Bernoulli())
+    >>> result = fit(model, guide, [data[:4], data[4:]], recipe=SYSTEMS["c-lora"].training, max_steps=6, progress=False)
+    >>> result.steps, [round(log["epoch"]) for log in result.history]
+    (6, [0, 1, 2])
     """
-    _check_numbers(
-        epochs=epochs,
-        max_steps=max_steps,
-        accumulate=accumulate,
-        num_samples=num_samples,
-        patience=patience,
-        log_every=log_every,
+    chosen: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
+    if recipe is not None:
+        chosen |= _options(recipe, model, guide, data, epochs, max_steps, accumulate)
+    optimizer = chosen.get("optimizer") if optimizer is None else optimizer
+    scheduler = chosen.get("scheduler") if scheduler is None else scheduler
+    kl_weight = chosen["kl_weight"] if kl_weight is None else kl_weight
+    kl_mode = chosen["kl_mode"] if kl_mode is None else kl_mode
+    clip_norm = chosen.get("clip_norm") if clip_norm is None else clip_norm
+    num_samples = chosen["num_samples"] if num_samples is None else num_samples
+    max_steps = chosen.get("max_steps") if max_steps is None else max_steps
+    on_step = chosen.get("on_step") if on_step is None else on_step
+    _checks.check_options(
+        {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "accumulate": accumulate,
+            "num_samples": num_samples,
+            "patience": patience,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+        },
+        {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step},
+        clip_norm,
+        autocast,
     )
-    if torch.is_inference_mode_enabled():
-        raise ConfigError("Train outside torch.inference_mode(): there is no gradient inside.")
-    if epochs is None and max_steps is None:
-        raise ConfigError("Say when to stop: pass epochs=…, max_steps=…, or both.")
-    for name, value in {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step}.items():
-        if value is not None and not callable(value):
-            raise ConfigError(f"{name} must be a function, see the docstring of fit; got {value!r}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ConfigError(f"clip_norm must be positive; got {clip_norm}. None does not clip.")
-    if autocast not in {None, torch.bfloat16}:
-        raise ConfigError(
-            f"autocast must be torch.bfloat16 or None; got {autocast!r}. float16 would need loss scaling."
-        )
+    _checks.check_checkpoint(checkpoint, checkpoint_every, data, validation)
+    _checks.require_alone()
     elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
     require_one_device(model, guide)
     _data.check_size(data, model)
@@ -180,9 +225,10 @@ def fit(
     data = _data.as_data(data, "data", passes)
     validation = None if validation is None else _data.as_data(validation, "validation", passes)
     trained = _optimizer.trainable(model, guide)
+    _checks.require_wide(trained)
     optimizer = _optimizer.build(optimizer, trained)
     schedule = None if scheduler is None else scheduler(optimizer)
-    _optimizer.require_usable(optimizer, schedule)
+    _checks.require_usable(optimizer, schedule)
     maximise = choice(Mode, "mode", mode) is Mode.MAX
     if maximise and monitor in ("auto", None):
         raise ConfigError(
@@ -201,32 +247,52 @@ def fit(
         maximise=maximise,
         patience=patience,
         directory=None if checkpoint is None else Path(checkpoint),
+        checkpoint_every=checkpoint_every,
         seed=integer("seed", seed),
         autocast=autocast,
         log_every=log_every,
     )
     config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, validation, settings, on_step)
     loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
-    if resume:
-        loop.resume()
-    state = loop.state
-    total = _data.count(data)
-    with closing(
-        reporters(progress, epochs, total, None if tensorboard is None else Path(tensorboard), state.step)
-    ) as report:
-        if state.step == 0:
-            loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
-        loop.run(report)
-    if restore_best and state.best is not None:
-        copy_into(loop.tensors, state.best)
+    with exclusive():
+        if resume:
+            loop.resume()
+        folder = None if tensorboard is None else Path(tensorboard)
+        with closing(reporters(progress, epochs, _data.count(data), folder, loop.state.step)) as report:
+            if loop.state.step == 0:
+                loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
+            loop.run(report)
+        state = loop.state
+        if restore_best and state.best is not None:
+            copy_into(loop.tensors, state.best)
     stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"
     return FitResult(list(state.history), state.best_epoch, state.best_value, state.step, stopped)
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
+def _options(
+    recipe: RecipeLike,
+    model: AdapterModel,
+    guide: AdapterGuide,
+    data: Any,
+    epochs: int | None,
+    max_steps: int | None,
+    accumulate: int,
+) -> dict[str, Any]:
+    """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
+    if not callable(getattr(recipe, "fit_options", None)):
+        raise ConfigError(
+            f"recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got {recipe!r}."
+        )
+    for name, value in {"accumulate": accumulate, "epochs": epochs, "max_steps": max_steps}.items():
         if value is not None:
             whole_number(name, value)
+    require_pair(model, guide)
+    examples, size = _data.sizes(data, model)
+    size = min(size * accumulate, examples)
+    if epochs is not None:
+        steps = epochs * -(-examples // size)
+        max_steps = steps if max_steps is None else min(steps, max_steps)
+    return recipe.fit_options(model, guide, num_data=examples, batch_size=size, max_steps=max_steps)
 
 
 def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
@@ -256,7 +322,7 @@ def _config(
     model, guide = elbo.model, elbo.guide
     shapes = {name: [str(p.dtype), list(p.shape)] for name, p in _optimizer.trainable(model, guide).items()}
     likelihood = {"class": type(model.likelihood).__qualname__} | model.likelihood.config()
-    free = {"epochs", "max_steps", "patience", "directory", "autocast", "log_every"}
+    free = {"epochs", "max_steps", "patience", "directory", "checkpoint_every", "autocast", "log_every"}
     return {
         "model": {"class": type(model).__qualname__} | model.config(),
         "prior": model.prior.to_json(),

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import BayesAdaptersError, DataError
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
-from bayes_adapters.training import _checkpoint, _data, _log, _optimizer
-from bayes_adapters.training._interrupt import uninterrupted
+from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
+from bayes_adapters.training._interrupt import terminable, uninterrupted
 from bayes_adapters.training._progress import Position, Reporter
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._state import RunState, copy_into
@@ -45,6 +45,7 @@ class Settings:
     maximise: bool
     patience: int | None
     directory: Path | None
+    checkpoint_every: int | None
     seed: int
     autocast: torch.dtype | None
     log_every: int
@@ -119,8 +120,8 @@ class Loop:
             _checkpoint.save(self.settings.directory, self.config, content)
 
     def run(self, report: Reporter) -> None:
-        """Train to the end; on Ctrl-C write a checkpoint and raise it again."""
-        with self.generators.borrowed(), _training(self.model, self.guide), torch.enable_grad():
+        """Train to the end; on Ctrl-C or SIGTERM write a checkpoint and raise it again."""
+        with terminable(), self.generators.borrowed(), _training(self.model, self.guide), torch.enable_grad():
             try:
                 while not self.out_of_budget and not self.out_of_patience:
                     self._epoch(report)
@@ -155,6 +156,8 @@ class Loop:
             due = len(state.records) % self.settings.log_every == 0
             record = self._step(group, due)
             report.step(Position(state.epoch, state.batches, state.step, due), record)
+            if self.settings.checkpoint_every and state.step % self.settings.checkpoint_every == 0:
+                self.save()
         if not state.records:
             raise DataError(
                 f"The data gave no batch in epoch {state.epoch}, though earlier epochs had some. Is it an "
@@ -178,7 +181,7 @@ class Loop:
                     f"data now have only {used}. Pass the same data, or resume=False."
                 )
         if self.state.generators:
-            self.generators.set(self.state.generators)
+            self.generators.set(self.state.generators, self.state.host)
 
     def _groups(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
         groups = _data.groups(stream, self.settings.accumulate)
@@ -196,19 +199,19 @@ class Loop:
         parts: list[tuple[float, ElboTerms]] = []
         seen: dict[str, dict[str, float]] = {}
         for batch in group:
-            if state.records or parts:
-                terms = self._terms(batch, due)
-            else:
-                with collecting() as seen:
-                    terms = self._terms(batch, due)
             share = batch.size / total
-            (terms.loss * share).backward()
+            with ExitStack() as first:
+                if not state.records and not parts:
+                    first.enter_context(_checks.gradients_flow(self.model.backbone))
+                    seen = first.enter_context(collecting())
+                terms = self._terms(batch, due)
+                (terms.loss * share).backward()
             parts.append((share, _detached(terms)))
         sums = [sum(share * getattr(terms, name) for share, terms in parts) for name in ("loss", "nll", "kl")]
-        norm = _optimizer.gradient_norm(self.parameters)
+        norm = _checks.gradient_norm(self.parameters)
         # One wait for the device: what must be finite and what is logged come over together.
         loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
-        _optimizer.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
+        _checks.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
         record |= {"kl_weight": float(parts[0][1].kl_weight), "grad_norm": size}
         record |= {"lr" if i == 0 else f"lr_{i}": float(g["lr"]) for i, g in enumerate(self.optimizer.param_groups)}
@@ -220,13 +223,15 @@ class Loop:
             self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
+            # The step is over before anybody hears of it: whatever on_step raises, it is not taken again.
             state.step += 1
-            if self.on_step is not None:
-                self.on_step(state.step, self.model, self.guide, self.optimizer)
             state.batches += len(group)
             state.records.append(record)
             state.seconds += time.perf_counter() - started
-            state.generators = self.generators.get()
+            state.generators, state.host = self.generators.get()
+            if self.on_step is not None:
+                self.on_step(state.step, self.model, self.guide, self.optimizer)
+                state.generators, state.host = self.generators.get()
         return record
 
     def _terms(self, batch: Batch, with_scales: bool) -> ElboTerms:
@@ -239,7 +244,7 @@ class Loop:
                 raise
             where = str(error).partition(", but found invalid values")[0]
             where = f"The forward pass already failed: {where}."
-            raise _optimizer.non_finite(self.state.step, "nll = nan", where) from error
+            raise _checks.non_finite(self.state.step, "nll = nan", where) from error
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.autocast
@@ -254,7 +259,7 @@ class Loop:
                 samples, seed = self.settings.num_samples, self.settings.seed
                 density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
             if density is not None:  # checked() lets only batches with targets pass
-                log["val_nll"] = -float(density.double().mean())
+                log["val_nll"] = -float(float64(density).mean())
         if self.evaluate is not None:
             with evaluating(self.model, self.guide), torch.no_grad():
                 _log.merge_evaluation(log, self.evaluate(self.model, self.guide))
@@ -286,14 +291,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 @contextmanager
 def _training(model: AdapterModel, guide: AdapterGuide) -> Iterator[None]:
-    """Train mode within, each module's own mode after. Batch norms of the frozen backbone keep their statistics."""
+    """Train mode within, each module's own mode after."""
     before = [(m, m.training) for module in (model, guide) for m in module.modules()]
     try:
         model.train()
         guide.train()
-        for module in model.backbone.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
         yield
     finally:
         for m, training in before:

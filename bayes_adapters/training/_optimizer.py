@@ -1,16 +1,14 @@
-"""Which tensors are trained, by what, and the check every step must pass before it changes one."""
+"""Which tensors are trained, and by what."""
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bayes_adapters.errors import ConfigError, NonFiniteError
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 
@@ -59,68 +57,6 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
             "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
         )
     return optimizer
-
-
-def require_usable(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Raise :class:`ConfigError` if a step needs what fit does not give, or the scheduler is another optimiser's."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise ConfigError(
-            f"{type(optimizer).__name__} computes the loss several times a step (a closure), and fit computes it once. "
-            "Take AdamW, SGD or another optimizer whose step() needs no argument."
-        )
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ConfigError("ReduceLROnPlateau steps on a metric; fit steps its scheduler after every optimiser step.")
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise ConfigError(
-            f"The {type(scheduler).__name__} belongs to another optimizer, so it would have no effect. Pass a function "
-            "that makes it of its argument: scheduler=lambda optimizer: StepLR(optimizer, 100)."
-        )
-
-
-def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients, a scalar.
-
-    Raises:
-        ConfigError: no parameter has a gradient.
-    """
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    if not gradients:
-        raise ConfigError(
-            "The loss depends on no trainable parameter: every gradient is missing. Are the adapters disabled?"
-        )
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def check_finite(step: int, values: Mapping[str, float], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise :class:`NonFiniteError` unless loss, nll, kl and grad_norm are all finite.
-
-    Args:
-        step: the number of optimiser steps taken so far.
-        values: the four numbers, by name.
-        parameters: name → parameter, with gradients, to name the first bad one.
-    """
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    first = next(
-        (name for name, p in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())), None
-    )
-    where = (
-        "No single gradient is non-finite: their norm overflows."
-        if first is None
-        else f"The first parameter with a non-finite gradient is {first!r}."
-    )
-    raise non_finite(step, ", ".join(bad), where)
-
-
-def non_finite(step: int, what: str, where: str = "") -> NonFiniteError:
-    """Build the error for step ``step``."""
-    return NonFiniteError(
-        f"Step {step}: {what}. {where}{' ' if where else ''}Likely causes: a learning rate that is too high, no "
-        "clip_norm, a posterior scale that reached 0 or grew without bound (an infinite kl), or targets far outside "
-        "the model's range (an infinite nll). No weight was changed by this step."
-    )
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

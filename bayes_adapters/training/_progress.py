@@ -9,7 +9,7 @@ from typing import Any
 
 from bayes_adapters.errors import MissingResourceError
 
-_SHOWN = ("loss", "nll", "kl")
+_SHOWN = ("loss", "nll", "kl", "kl_weight")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +25,9 @@ def epoch_seed(seed: int, epoch: int, purpose: str = "noise") -> int:
 
 
 class Generators:
-    """Torch's global CPU generator, those of the CUDA devices in use, and those of the data loader.
+    """The global generators of torch (CPU and the CUDA devices in use), Python and numpy, and those of a data loader.
+
+    Python's and numpy's are used by augmentation, and by backbones: wav2vec 2.0 draws its masks of time with numpy.
 
     Args:
         devices: where the model's tensors are.
@@ -39,16 +44,27 @@ class Generators:
         """Seed every generator for ``epoch``."""
         for generator in self._all:
             generator.manual_seed(epoch_seed(seed, epoch))
+        random.seed(epoch_seed(seed, epoch, "python"))
+        np.random.seed(epoch_seed(seed, epoch, "numpy") % 2**32)  # noqa: NPY002 (the one that others draw from)
 
-    def get(self) -> list[Tensor]:
-        """Return every generator's state, uint8 on the CPU."""
-        return [generator.get_state() for generator in self._all]
+    def get(self) -> tuple[list[Tensor], dict[str, Any]]:
+        """Return the states of torch's generators, uint8 on the CPU, and those of Python's and numpy's."""
+        host = {"python": random.getstate(), "numpy": np.random.get_state()}  # noqa: NPY002
+        name, keys, *rest = host["numpy"]
+        return [g.get_state() for g in self._all], host | {
+            "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest)
+        }
 
-    def set(self, states: Sequence[Tensor]) -> None:
+    def set(self, states: Sequence[Tensor], host: Mapping[str, Any]) -> None:
         """Set the states :meth:`get` returned; on another set of devices as many as fit, the CPU's first."""
         for generator, state in zip(self._all, states, strict=False):
             if generator.get_state().shape == state.shape:
                 generator.set_state(state)
+        if "python" in host:
+            random.setstate(host["python"])
+        if "numpy" in host:
+            name, keys, *rest = host["numpy"]
+            np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -57,4 +73,4 @@ class Generators:
         try:
             yield
         finally:
-            self.set(before)
+            self.set(*before)

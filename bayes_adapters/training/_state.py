@@ -27,7 +27,8 @@ class RunState:
         best_epoch, best_value: of the monitored metric; None before the first.
         stale: finished epochs since the best one.
         best: the trained tensors at the best epoch.
-        generators: states of the random generators; empty at the start of an epoch.
+        generators: states of torch's random generators; empty at the start of an epoch.
+        host: those of Python's and numpy's.
     """
 
     epoch: int = 0
@@ -41,11 +42,13 @@ class RunState:
     stale: int = 0
     best: dict[str, Tensor] | None = None
     generators: list[Tensor] = field(default_factory=list)
+    host: dict[str, Any] = field(default_factory=dict)
 
     def next_epoch(self, log: dict[str, float]) -> None:
         """Close the running epoch with its log."""
         self.history.append(log)
-        self.epoch, self.batches, self.records, self.seconds, self.generators = self.epoch + 1, 0, [], 0.0, []
+        self.epoch, self.batches, self.records, self.seconds = self.epoch + 1, 0, [], 0.0
+        self.generators, self.host = [], {}
 
 
 def encode(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:

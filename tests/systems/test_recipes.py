@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,45 @@ def test_a_recipe_with_nothing_to_train() -> None:
         Recipe(lr=1e-3, steps=1, rates={"model.head.*": Rate(1.0)}, kl_unit=Unit.WHOLE).fit_options(
             model, guide, num_data=9
         )
+
+
+@pytest.mark.parametrize("name", ["c-lora", "blob", "bayeslora-2026", "caliber-x"])
+def test_fit_takes_a_recipe(name: str) -> None:
+    """One call trains as the options that the recipe gives by itself; what is given beats them."""
+    recipe = SYSTEMS[name].training
+    torch.manual_seed(0)
+    model, guide, data = small(name)
+    parts = [data[:2], data[2:]]
+    result = fit(model, guide, parts, recipe=recipe, max_steps=4, progress=False, seed=3)
+    torch.manual_seed(0)
+    other, q, _ = small(name)
+    options = recipe.fit_options(other, q, num_data=SIZE, batch_size=2, max_steps=4)
+    expected = fit(other, q, parts, progress=False, seed=3, **options)
+    for key in ("loss", "kl", "kl_weight", "lr", "grad_norm"):
+        assert [log[key] for log in result.history] == [log[key] for log in expected.history]
+    model, guide, _ = small(name)
+    log = fit(model, guide, parts, recipe=recipe, epochs=1, kl_weight=0.5, progress=False).history
+    assert [row["kl_weight"] for row in log] == [0.5]
+
+
+def test_a_recipes_schedules_last_as_long_as_the_run() -> None:
+    """Linear decay over epochs · ⌈N / (B · accumulate)⌉ steps ends near 0 whichever way the length is said."""
+    rates = []
+    for options in ({"epochs": 3}, {"max_steps": 3}, {"epochs": 9, "max_steps": 3}):
+        model, guide, data = small("lora")
+        parts = [data[i : i + 1] for i in range(SIZE)]
+        settings: dict[str, Any] = {"accumulate": SIZE, "progress": False} | options
+        rates.append(
+            [log["lr"] for log in fit(model, guide, parts, recipe=SYSTEMS["lora"].training, **settings).history]
+        )
+    assert rates[0] == rates[1] == rates[2]
+    assert len(rates[0]) == 3
+    assert rates[0][0] > rates[0][-1] > 0
+
+
+def test_what_is_no_recipe_or_no_size_is_refused() -> None:
+    model, guide, data = small("lora")
+    with pytest.raises(ConfigError, match="fit_options=3"):
+        fit(model, guide, data, recipe=SimpleNamespace(fit_options=3), epochs=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="generator"):
+        fit(model, guide, (data for _ in range(1)), recipe=SYSTEMS["lora"].training, epochs=1)

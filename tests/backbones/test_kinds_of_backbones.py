@@ -1,0 +1,150 @@
+"""What a backbone is: its width, its head, its device, and whether its tokens look ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomModel,
+    Gemma3Config,
+    Gemma3Model,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaModel,
+    T5EncoderModel,
+    XLNetConfig,
+    XLNetModel,
+)
+
+from bayes_adapters import ELBO, Batch, Bernoulli, Tagging, predict
+from bayes_adapters.backbones.causality import is_causal
+from bayes_adapters.backbones.hidden_states import hidden_width
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
+from bayes_adapters.models import AdapterDropout, ConcatLoRA, LoRA
+from tests.helpers import VOCAB, WIDTH, bert, core_model, gpt2, llama, opt, token_batch, vit, whisper
+from tests.test_streams import bart, t5
+
+
+def gemma3() -> nn.Module:
+    torch.manual_seed(0)
+    text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 32}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, image_token_id=VOCAB - 1, mm_tokens_per_image=4)
+    return Gemma3Model(config).eval()
+
+
+def test_the_width_may_be_in_the_config_of_the_text() -> None:
+    backbone = gemma3()
+    assert not hasattr(backbone.config, "hidden_size")
+    assert hidden_width(backbone) == WIDTH
+    targets = r"language_model\..*\.(q_proj|v_proj)"
+    model = LoRA(backbone, Bernoulli(), targets=targets, rank=2)
+    found = predict(model, Delta(model), Batch({"input_ids": torch.arange(10).reshape(2, 5) + 3}))
+    assert found.probs.shape == (2,)
+
+
+HEADED: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": lambda: GPT2LMHeadModel(gpt2().config),
+    "llama": lambda: LlamaForCausalLM(llama().config),
+    "bert": lambda: BertForSequenceClassification(bert().config),
+}
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_a_task_head_is_refused_when_the_model_is_built(name: str) -> None:
+    backbone = HEADED[name]()
+    before = [p.requires_grad for p in backbone.parameters()]
+    own = {"gpt2": "transformer", "llama": "model", "bert": "bert"}[name]
+    with pytest.raises(ConfigError, match=rf"{type(backbone).__name__} .*backbone\.{own}"):
+        LoRA(backbone, Bernoulli(), targets="all-linear", rank=2)
+    with pytest.raises(ConfigError, match=type(backbone).__name__):
+        ConcatLoRA(nn.ModuleDict({"text": backbone}), Bernoulli(), rank=2)
+    assert [p.requires_grad for p in backbone.parameters()] == before
+    LoRA(getattr(backbone, own), Bernoulli(), targets="all-linear", rank=2)
+
+
+CAUSAL: dict[str, tuple[bool, Callable[[], nn.Module]]] = {
+    "gpt2": (True, gpt2),
+    "llama": (True, llama),
+    "opt": (True, opt),
+    "bloom": (True, lambda: BloomModel(BloomConfig(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=1, n_head=2))),
+    "mamba": (True, lambda: MambaModel(MambaConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=1))),
+    "t5": (True, t5),
+    "bart": (True, bart),
+    "bert": (False, bert),
+    "vit": (False, vit),
+    "whisper's encoder": (False, whisper),
+    "t5's encoder": (False, lambda: T5EncoderModel(t5().config)),
+    "xlnet": (False, lambda: XLNetModel(XLNetConfig(vocab_size=VOCAB, d_model=WIDTH, n_layer=1, n_head=2, d_inner=8))),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_who_looks_back_only(name: str) -> None:
+    causal, make = CAUSAL[name]
+    assert is_causal(make()) is causal
+
+
+def test_a_draw_for_a_whole_sequence_may_not_tell_a_causal_token_what_follows() -> None:
+    targets: dict[str, Any] = {"likelihood": Tagging(3), "rank": 2}
+    ahead = core_model("sequence", backbone=llama(), targets=["q_proj", "v_proj"], **targets)
+    with pytest.raises(ConfigError, match=r"Contextual .*LlamaModel.*granularity='token'"):
+        Contextual(ahead)
+    MeanField(ahead)  # does not depend on the input
+    Contextual(core_model("sequence", **targets))  # BERT's tokens see each other anyway
+    Contextual(core_model("sequence", backbone=gpt2(), targets=["c_attn"], rank=2))  # one target per example
+    model = AdapterDropout(gpt2(), Tagging(3), targets=["c_attn"], granularity="sequence", rank=2)
+    MCDropout(model)
+
+
+def test_earlier_tokens_do_not_see_later_ones() -> None:
+    model = core_model(backbone=llama(), targets=["q_proj", "v_proj"], likelihood=Tagging(3), rank=2)
+    guide, ids = Contextual(model), torch.arange(3, 9)[None]
+    later = ids.clone()
+    later[0, 4:] = 20
+    found = [predict(model, guide, Batch({"input_ids": t}), num_samples=3).probs[:, :4] for t in (ids, later)]
+    assert torch.equal(*found)
+
+
+def test_a_backbone_that_is_split_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = bert()
+    moved: list[str] = []
+    for name, module in backbone.named_modules():
+        monkeypatch.setattr(module, "to", lambda *_, name=name: moved.append(name))
+        monkeypatch.setattr(module, "_apply", lambda *_, name=name: moved.append(name))
+    LoRA(backbone, Bernoulli(), rank=2)
+    assert not moved
+
+
+def test_an_offloaded_backbone_is_refused() -> None:
+    backbone = bert()
+    backbone.encoder.layer[1].to("meta")
+    with pytest.raises(ConfigError, match=r"encoder\.layer\.1\..*device_map"):
+        LoRA(backbone, Bernoulli(), rank=2)
+    with torch.device("meta"):
+        whole = bert()
+    assert LoRA(whole, Bernoulli(), rank=2).head.weight.is_meta
+    whole.hf_device_map = {"": "disk"}
+    with pytest.raises(ConfigError, match="offloaded"):
+        LoRA(whole, Bernoulli(), rank=2)
+
+
+def test_half_precision_variational_parameters_are_refused_by_every_loss() -> None:
+    model = core_model()
+    guide = MeanField(model).bfloat16()
+    with pytest.raises(ConfigError, match=r"MeanField is torch\.bfloat16"):
+        ELBO(model, guide)(token_batch())
+    with pytest.raises(ConfigError, match=r"MeanField is torch\.bfloat16"):
+        guide(token_batch())
+    guide.double()
+    assert ELBO(model, guide)(token_batch()).isfinite()

@@ -1,0 +1,108 @@
+"""Runs that would train nothing, or only a part, are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bayes_adapters import Bernoulli
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.models import LoRA
+from tests.helpers import bert, token_batch
+from tests.training.parts import Items, join, pair, run, same, weights
+
+
+class Cutting(nn.Linear):
+    """A linear layer that hands on no gradient, at once or from the first pass without gradients on."""
+
+    seen = False
+    at_once = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.seen or not torch.is_grad_enabled()
+        if self.at_once or self.seen:
+            with torch.no_grad():
+                return super().forward(x)
+        return super().forward(x)
+
+
+def cut(backbone: nn.Module, path: str, at_once: bool) -> nn.Module:
+    old = backbone.get_submodule(path)
+    new = Cutting(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    new.at_once = at_once
+    backbone.set_submodule(path, new)
+    return backbone
+
+
+OUT = "encoder.layer.1.attention.output.dense"
+
+
+@pytest.mark.parametrize("guide", [Delta, MeanField])
+def test_a_frozen_layer_that_hands_on_no_gradient_is_named(guide: Any) -> None:
+    model, guide = pair(guide, granularity="global", num_data=22, backbone=cut(bert(), OUT, at_once=True))
+    before = weights(model, guide)
+    with pytest.raises(ConfigError, match=rf"'{OUT}', a Cutting"):
+        run(model, guide)
+    assert same(weights(model, guide), before)
+
+
+def test_also_where_it_stops_after_the_first_evaluation() -> None:
+    """The first epoch trains; validation at its end runs without gradients, and the second epoch is refused."""
+    model, guide = pair(backbone=cut(bert(), OUT, at_once=False))
+    steps: list[int] = []
+    with pytest.raises(ConfigError, match="Cutting"):
+        run(model, guide, validation=[token_batch()], on_step=lambda step, *_: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_adapters_that_nobody_reads_are_refused() -> None:
+    model = LoRA(bert(), Bernoulli(), targets=["pooler.dense"], rank=2)
+    with pytest.raises(ConfigError, match=r"'pooler\.dense'"):
+        run(model, Delta(model))
+
+
+def test_some_of_them_may_be_unread() -> None:
+    model = LoRA(bert(), Bernoulli(), targets=["pooler.dense", "query"], rank=2)
+    assert run(model, Delta(model), epochs=1).steps == 6
+    assert not [h for m in model.modules() for h in m._forward_hooks]
+
+
+@pytest.mark.parametrize("which", ["model", "guide"])
+def test_parameters_of_half_precision_are_refused(which: str) -> None:
+    model, guide = pair(MeanField)
+    {"model": model.head, "guide": guide}[which].to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=rf"'{which}\..*torch\.bfloat16"):
+        run(model, guide)
+
+
+def test_double_precision_is_not() -> None:
+    model, guide = pair(MeanField)
+    guide.double()
+    assert run(model, guide, epochs=1).steps == 6
+
+
+def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    run(*pair(), epochs=1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"one of 4 processes.*DistributedDataParallel\(ELBO"):
+        run(*pair(), epochs=1)
+
+
+def test_a_group_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="one of 2 processes"):
+        run(*pair(), epochs=1)
+
+
+def test_workers_that_live_on_cannot_be_continued(tmp_path: Any) -> None:
+    loader = DataLoader(Items(), batch_size=4, collate_fn=join, num_workers=1, persistent_workers=True)
+    with pytest.raises(ConfigError, match="persistent_workers=True"):
+        run(*pair(), loader, checkpoint=tmp_path)
