@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ from bayes_adapters.files._checks import (
 )
 from bayes_adapters.files._folder import WEIGHTS, read_adapter, require_free, to_json, verified, write
 from bayes_adapters.files._folder import describe as describe
-from bayes_adapters.files._marks import Marks, has_fresh_head
-from bayes_adapters.files._regular import as_folder
+from bayes_adapters.files.marks import Marks, has_fresh_head
+from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
@@ -76,7 +75,7 @@ def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[
             f"{len(thawed)} weights of the backbone are trainable, for example {thawed[0]!r}, and an adapter's file "
             "does not hold them. Freeze them with requires_grad_(False), or save the whole model with torch.save."
         )
-    with _readable(folder):
+    with readable(folder):
         require_free(folder)
     own = _own_tensors(model, guide)
     require_finite(own)
@@ -140,7 +139,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
         except Exception as error:
             versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
             raise AdapterFileError(
-                f"The adapter in {str(folder)!r} cannot be built again: {error} It was saved with {versions}; "
+                f"The adapter in {str(folder)!r} cannot be built again: {str(error)[:1000]} It was saved with {versions}; "
                 "install the package that provides the named class, or that version of the library."
             ) from error
         if plain is not backbone:
@@ -241,13 +240,3 @@ def _dense(tensor: Tensor) -> Tensor:
     gather = getattr(tensor, "full_tensor", None)
     whole = gather() if callable(gather) else tensor
     return whole.detach().cpu().contiguous().clone()
-
-
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise AdapterFileError(
-            f"Cannot look into {str(folder)!r}: {error}. Check its permissions, or choose another folder."
-        ) from error

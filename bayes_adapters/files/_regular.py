@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from bayes_adapters.errors import AdapterFileError
 
@@ -34,25 +37,36 @@ def read_regular(path: Path, least: int, most: int, because: str) -> bytes:
         OSError: the file is absent or cannot be opened.
         AdapterFileError: it is no regular file, a pointer of Git LFS, of another size, or cannot be held in memory.
     """
+    with _opened(path) as (file, size):
+        if not least <= size <= most:
+            raise AdapterFileError(
+                f"{str(path)!r} has {size:,} bytes; {least:,} to {most:,} are possible for {because}. It "
+                "was cut off, altered, or comes from another save; copy the whole folder again, or save it again."
+            )
+        return file.read(size)
+
+
+def regular_start(path: Path, count: int) -> tuple[bytes, int]:
+    """Return the first ``count`` bytes of a regular file, or fewer, and its size; see :func:`read_regular`."""
+    with _opened(path) as (file, size):
+        return file.read(min(count, size)), size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         _require_regular(path, os.stat(path).st_mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         with open(os.open(path, flags), "rb") as file:
             found = os.fstat(file.fileno())
             _require_regular(path, found.st_mode)  # another file may have come into its place
-            head = file.read(len(_POINTER))
-            if head == _POINTER:
+            if file.read(len(_POINTER)) == _POINTER:
                 raise AdapterFileError(
                     f"{str(path)!r} is not the file itself but a pointer of Git LFS to it. Fetch the file with "
                     "`git lfs pull`, or download it from where it is stored."
                 )
-            if not least <= found.st_size <= most:
-                raise AdapterFileError(
-                    f"{str(path)!r} has {found.st_size:,} bytes; {least:,} to {most:,} are possible for {because}. It "
-                    "was cut off, altered, or comes from another save; copy the whole folder again, or save it again."
-                )
             file.seek(0)
-            return file.read(found.st_size)
+            yield file, found.st_size
     except ValueError as error:
         if isinstance(error, AdapterFileError):
             raise
@@ -78,6 +92,17 @@ def as_folder(directory: str | Path) -> Path:
             f"The folder {str(folder)[:200]!r} cannot be used: {reason}. Check the path and its permissions."
         ) from error
     return folder
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn what the system says of looking into ``folder`` into :class:`AdapterFileError`."""
+    try:
+        yield
+    except OSError as error:
+        raise AdapterFileError(
+            f"Cannot look into {str(folder)!r}: {error}. Check its permissions, or choose another folder."
+        ) from error
 
 
 def _require_regular(path: Path, mode: int) -> None:

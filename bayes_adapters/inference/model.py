@@ -33,7 +33,7 @@ from bayes_adapters.adapters.installation import (
 )
 from bayes_adapters.adapters.linear import check_options, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size, select
-from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state, pooler_output
 from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
 from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
@@ -241,6 +241,8 @@ class AdapterModel(nn.Module):
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B], and pool what it returns."""
         output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
+        if self.pooling is Pooling.POOLER:
+            return pooler_output(output, self.backbone)
         hidden = last_hidden_state(output, self.backbone)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         if mask is not None and self.pooling is not Pooling.NONE:

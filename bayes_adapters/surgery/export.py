@@ -16,6 +16,7 @@ from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
+from bayes_adapters.files.marks import Marks
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -87,6 +88,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
                 parameter.data = value.detach().to(parameter.device, copy=True).contiguous()
     for name, parameter in lora.head.named_parameters():
         parameter.data = model.head.get_parameter(name).detach().to(parameter.device, copy=True)
+    Marks.of(model).put_on(lora)
     return lora.to(next(backbone.parameters()).device).eval()
 
 
