@@ -9,6 +9,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def save(
     if not isinstance(directory, str | Path):
         raise ConfigError(f"save() takes (directory, model, guide); the directory is a {type(directory).__name__}.")
     folder = as_folder(directory)
-    require_pair(model, guide)
-    with unwrapped(model):
+    with unwrapped(model) if isinstance(model, nn.Module) else nullcontext():
+        require_pair(model, guide)
         _save(folder, model, guide, task)
 
 

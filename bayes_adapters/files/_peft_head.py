@@ -117,10 +117,11 @@ def take_head(
             f"{'token' if per_token else 'example'}: it has {has}. Take another likelihood, or head=None."
         )
     if found is None or not fits or (found.pooling is None and not wanted):
+        left = f"The head in {str(folder)!r} ({has}) was not taken over"
+        what = f"{str(folder)!r} brings no head" if has == "none" else left
         warnings.warn(
-            f"{str(folder)!r} brings no head that this model can use (it has: {has}): it must be known to be one linear "
-            f"layer of shape {shape} on what this backbone returns. The model has a fresh head, which answers at "
-            "random until it is trained. head=False says that this is meant.",
+            f"{what}: it must be known to be one linear layer of shape {shape} on what this backbone returns. The model "
+            "has a fresh head, which answers at random until it is trained. head=False says that this is meant.",
             stacklevel=4,
         )
         return False

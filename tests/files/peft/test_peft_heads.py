@@ -122,7 +122,7 @@ def test_a_head_with_layers_of_its_own_is_left_behind_and_said_so(tmp_path: Path
         RobertaForSequenceClassification(config), settings("bert", task_type="SEQ_CLS", target_modules=["query"])
     )
     theirs.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"brings no head.*out_proj"):
+    with pytest.warns(UserWarning, match=r"head in .*out_proj.* was not taken over"):
         model = from_peft(tmp_path, inner_backbone(theirs, "roberta"), Categorical(3))
     refuses_to_calibrate(model)
     backbone = inner_backbone(theirs, "roberta")
