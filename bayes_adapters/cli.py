@@ -205,8 +205,8 @@ def _verify(options: argparse.Namespace) -> str:
     numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic)
     if not all(math.isfinite(number) for number in numbers):
         raise NonFiniteError(
-            f"The model answers with {', '.join(f'{number:g}' for number in numbers)}, which is no answer. Its weights or "
-            "those of an encoder are damaged: load the encoders again, or train the adapter again."
+            f"The model answers with {', '.join(f'{number:g}' for number in numbers)}, which is no answer. Its weights "
+            "or those of an encoder are damaged: load the encoders again, or train the adapter again."
         )
     if options.json:
         return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration}, allow_nan=False)

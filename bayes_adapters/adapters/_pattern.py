@@ -30,13 +30,13 @@ _Ends = frozenset[int]
 
 
 def matches(pattern: str, path: str, *, whole: bool = True) -> bool:
-    """Say whether ``pattern`` matches ``path``, all of it or its beginning, as ``re.fullmatch`` and ``re.match`` do.
+    r"""Say whether ``pattern`` matches ``path``, all of it or its beginning, as ``re.fullmatch`` and ``re.match`` do.
 
     Raises:
         ValueError: the pattern is no regular expression (``re.error`` is turned into one), has a part that cannot be
             matched in bounded time, or is longer than 100,000 characters without being a list of plain names.
 
-    >>> matches(r".*layer\\.(0|1)\\..*", "encoder.layer.1.query"), matches("(([a-z]|[a-z0-9.])+)+!", "a" * 60)
+    >>> matches(r".*layer\.(0|1)\..*", "encoder.layer.1.query"), matches("(([a-z]|[a-z0-9.])+)+!", "a" * 60)
     (True, False)
     """
     if _PLAIN.fullmatch(pattern):
@@ -84,7 +84,7 @@ class _Search:
             if not starts:
                 break
             if str(node[0]) in _REPEATS and len(node[1][2]) == 1 and str(node[1][2][0][0]) in _CHARACTERS:
-                starts = self._repeat(*node[1], starts)  # all starts at once: most repeats are of one character
+                starts = self._repeat(node[1], starts)  # all starts at once: most repeats are of one character
             else:
                 starts = frozenset().union(*(self._ends(node, start) for start in starts))
         return starts
@@ -111,7 +111,7 @@ class _Search:
                 raise ValueError("it sets flags for a part of itself")
             return self.sequence(nodes, one)
         if kind in _REPEATS:
-            return self._repeat(*value, one)
+            return self._repeat(value, one)
         if kind == "AT":
             return one if self._stands(str(value), start) else frozenset()
         if kind in {"ASSERT", "ASSERT_NOT"}:
@@ -120,8 +120,9 @@ class _Search:
             return one if found == (kind == "ASSERT") else frozenset()
         raise ValueError(f"it has a part of the kind {kind.lower()}, which cannot be matched in bounded time")
 
-    def _repeat(self, least: int, most: Any, nodes: Any, starts: _Ends) -> _Ends:
+    def _repeat(self, repeat: tuple[int, Any, Any], starts: _Ends) -> _Ends:
         """Ends after ``least`` to ``most`` rounds; at most n + 1 rounds bring new ones."""
+        least, most, nodes = repeat
         found: _Ends = starts if least == 0 else frozenset()
         seen: list[_Ends] = []
         rounds = 0
@@ -133,7 +134,7 @@ class _Search:
                     break
                 found |= starts
             elif starts in seen:  # empty rounds: those that are missing change nothing more
-                return found | self._repeat(0, int(most) - rounds, nodes, starts)
+                return found | self._repeat((0, int(most) - rounds, nodes), starts)
             seen.append(starts)
         return found
 
@@ -162,7 +163,7 @@ class _Search:
 
 
 def _in(name: str, item: Any, character: str) -> bool:
-    """Whether one item of a set, such as ``a-z`` or ``\\d``, holds the character."""
+    r"""Whether one item of a set, such as ``a-z`` or ``\d``, holds the character."""
     if name == "LITERAL":
         return ord(character) == item
     if name == "RANGE":

@@ -37,9 +37,9 @@ from bayes_adapters.files._checks import (
 )
 from bayes_adapters.files._folder import WEIGHTS, read_adapter, require_free, to_json, verified, write
 from bayes_adapters.files._folder import describe as describe
-from bayes_adapters.files.marks import Marks, has_fresh_head
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
+from bayes_adapters.files.marks import Marks, has_fresh_head
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 
@@ -140,8 +140,8 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
         except Exception as error:
             versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
             raise AdapterFileError(
-                f"The adapter in {str(folder)!r} cannot be built again: {str(error)[:1000]} It was saved with {versions}; "
-                "install the package that provides the named class, or that version of the library."
+                f"The adapter in {str(folder)!r} cannot be built again: {str(error)[:1000]} It was saved with "
+                f"{versions}; install the package that provides the named class, or that version of the library."
             ) from error
         if plain is not backbone:
             model.backbone = backbone  # in its wrapper, as it was given

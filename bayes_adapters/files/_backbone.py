@@ -199,14 +199,14 @@ def _digest(name: str, tensor: Tensor) -> bytes:
         digest.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
         try:
             flat = part.resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             raise _without_bytes(name, part, str(error)) from error
     return digest.digest()
 
 
 def _plain_parts(name: str, tensor: Tensor) -> list[Tensor]:
-    """Return the dense tensors that a tensor consists of: itself, what is spread over processes, the quantised parts."""
+    """Return the dense tensors that a tensor consists of: itself, what processes share, or the quantised parts."""
     if type(tensor) in {Tensor, nn.Parameter, nn.Buffer}:
         return [tensor]
     gather, flatten = getattr(tensor, "full_tensor", None), getattr(tensor, "__tensor_flatten__", None)

@@ -32,7 +32,9 @@ def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_prior(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("family"), str) and isinstance(entry.get("parameters"), dict)
+    return (
+        isinstance(entry, dict) and isinstance(entry.get("family"), str) and isinstance(entry.get("parameters"), dict)
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -94,7 +96,7 @@ def require_description(path: Path, about: Any) -> dict[str, Any]:
             "Give the folder that bayes_adapters.save wrote."
         )
     number = about.get("format_version")
-    if not _is_count(number) or not 1 <= number <= FORMAT_VERSION:
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= FORMAT_VERSION:
         raise AdapterFileError(
             f"{str(path)!r} has format version {number!r}; this library reads versions 1 to {FORMAT_VERSION}. "
             "A newer bayes-adapters wrote it: update this one."
@@ -145,8 +147,8 @@ def require_finite(slots: Mapping[str, Tensor]) -> None:
     wrong = not_finite(slots, slots)
     if wrong:
         raise NonFiniteError(
-            f"The tensor {wrong}, and no prediction from it means anything; nothing was written. Training has diverged: "
-            "go back to an earlier checkpoint, or train again with a smaller learning rate."
+            f"The tensor {wrong}, and no prediction from it means anything; nothing was written. Training has "
+            "diverged: go back to an earlier checkpoint, or train again with a smaller learning rate."
         )
 
 

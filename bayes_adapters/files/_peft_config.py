@@ -160,7 +160,11 @@ def _inexpressible(about: dict[str, Any]) -> list[str]:
     if start not in _STARTS:
         found.append(f"init_lora_weights={start!r} may have changed the base weights at the start")
     # Options of a newer PEFT are unknown here; what is not switched on has no effect.
-    found += [f"{key}={value!r}" for key, value in about.items() if key not in _READ | _NO_EFFECT and value and not key.startswith(_START_ONLY)]
+    found += [
+        f"{key}={value!r}"
+        for key, value in about.items()
+        if key not in _READ | _NO_EFFECT and value and not key.startswith(_START_ONLY)
+    ]
     return found
 
 

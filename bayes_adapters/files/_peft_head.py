@@ -120,15 +120,13 @@ def take_head(
         left = f"The head in {str(folder)!r} ({has}) was not taken over"
         what = f"{str(folder)!r} brings no head" if has == "none" else left
         warnings.warn(
-            f"{what}: it must be known to be one linear layer of shape {shape} on what this backbone returns. The model "
-            "has a fresh head, which answers at random until it is trained. head=False says that this is meant.",
+            f"{what}: it must be known to be one linear layer of shape {shape} on what this backbone returns. The "
+            "model has a fresh head, which answers at random until it is trained. head=False says that this is meant.",
             stacklevel=4,
         )
         return False
     bias = found.tensors.get("bias")
-    current.load_state_dict(
-        {"weight": found.tensors["weight"], "bias": bias if bias is not None else current.bias * 0}
-    )
+    current.load_state_dict({"weight": found.tensors["weight"], "bias": bias if bias is not None else current.bias * 0})
     if found.pooling is not None and not own:
         model.pooling = found.pooling
     return True

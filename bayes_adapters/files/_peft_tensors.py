@@ -73,8 +73,8 @@ def find_prefix(folder: Path, paths: list[str], backbone: nn.Module) -> str:
     missing = [p for p in paths if not (p.startswith(best) and p[len(best) :] in linear)]
     if count and all("." not in p for p in missing):
         raise AdapterFileError(
-            f"The adapters in {str(folder)!r} fit this {type(backbone).__name__}, but {', '.join(missing)} is adapted too, "
-            "a layer of the head that stands on the backbone. Here the head is a layer of its own and no adapter "
+            f"The adapters in {str(folder)!r} fit this {type(backbone).__name__}, but {', '.join(missing)} is adapted "
+            "too, a layer of the head that stands on the backbone. Here the head is a layer of its own and no adapter "
             f"serves it. Merge that one with PEFT, or train again without {missing[0]!r} among the target_modules."
         )
     raise AdapterFileError(
@@ -114,5 +114,3 @@ def check_others(folder: Path, others: Mapping[str, Tensor], prefix: str, backbo
             f"{str(folder)!r} holds trained weights of the backbone itself, for example {inside[0]!r}: with this "
             "library the backbone is frozen. Merge them into the backbone and save that first."
         )
-
-

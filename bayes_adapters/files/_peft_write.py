@@ -78,8 +78,8 @@ def require_free(folder: Path) -> None:
     others = [p.name for p in folder.iterdir() if p.name != LOCK and not _WORK.fullmatch(p.name)]
     if others and not _is_pefts(folder / CONFIG):
         raise AdapterFileError(
-            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no {CONFIG} of "
-            "PEFT; nothing was written. Choose a new folder."
+            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no {CONFIG} "
+            "of PEFT; nothing was written. Choose a new folder."
         )
 
 

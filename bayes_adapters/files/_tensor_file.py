@@ -90,4 +90,6 @@ def _listed(entry: Any) -> Tensor:
 
 
 def _no_tensors(path: Path, why: str) -> AdapterFileError:
-    return AdapterFileError(f"{str(path)!r} cannot be read as a safetensors file: {why}. Copy or save the adapter again.")
+    return AdapterFileError(
+        f"{str(path)!r} cannot be read as a safetensors file: {why}. Copy or save the adapter again."
+    )

@@ -47,13 +47,17 @@ class Marks:
         vars(model)[_NAME] = self if values is None else Marks(values, self.prefix, self.task_type)
 
     def to_json(self, *, fresh: bool) -> dict[str, Any]:
-        """Return the entries of a saved description, ``fresh`` being :func:`has_fresh_head`; none for a model that came from nowhere else."""
+        """Return the entries of a saved description, none for a model that came from nowhere else.
+
+        Args:
+            fresh: what :func:`has_fresh_head` says.
+        """
         peft = {"prefix": self.prefix, "task_type": self.task_type} if self.prefix or self.task_type else None
         return ({} if peft is None else {"peft": peft}) | ({"untrained_head": True} if fresh else {})
 
 
 def has_fresh_head(model: AdapterModel) -> bool:
-    """Whether the adapters of ``model`` were trained elsewhere, with another head, and its own was not trained since."""
+    """Whether the adapters of ``model`` were trained elsewhere, with another head, and its own has not been since."""
     start = Marks.of(model).fresh_head
     if start is None:
         return False

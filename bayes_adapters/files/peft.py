@@ -28,7 +28,6 @@ from bayes_adapters.adapters.targets import Targets, dimensions
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._checks import not_finite, require_finite
 from bayes_adapters.files._lock import steady
-from bayes_adapters.files.marks import Marks
 from bayes_adapters.files._peft_config import CONFIG, Settings, read_config
 from bayes_adapters.files._peft_head import Head, foreign_head, own_head, take_head
 from bayes_adapters.files._peft_tensors import (
@@ -44,6 +43,7 @@ from bayes_adapters.files._peft_write import HEAD as HEAD
 from bayes_adapters.files._peft_write import STATE, replace_folder, require_free, source
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
+from bayes_adapters.files.marks import Marks
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
@@ -283,6 +283,8 @@ def _config(
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
-        "rank_pattern": {f"^{re.escape(prefix + path)}": layer.rank for path, layer in layers.items() if layer.rank != rank},
+        "rank_pattern": {
+            f"^{re.escape(prefix + path)}": layer.rank for path, layer in layers.items() if layer.rank != rank
+        },
         "alpha_pattern": {f"^{re.escape(prefix + path)}": a for path, a in alphas.items() if a != alpha},
     }

@@ -22,12 +22,13 @@ from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import DataError, choice
+from bayes_adapters.files.marks import Marks
 from bayes_adapters.guides import TrainingFree
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
-from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
+from bayes_adapters.likelihoods import Bernoulli, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
@@ -93,8 +94,9 @@ def bayesianise(
         ``num_data``: the old model's, or else the number of anchors.
 
     Raises:
-        ConfigError: an option is out of range; the model is of another structure, of no classes, or its B is 0
-            everywhere or its head was never trained; value(0) is 0; no σ_q tried is feasible. The given model is then as it was.
+        ConfigError: an option is out of range; the model is of another structure, of no classes, its B is 0
+            everywhere, or its head was never trained; value(0) is 0; no σ_q tried is feasible. The given model is then
+            as it was.
         DataError: no anchors, or no targets where they are wanted.
 
     Warns:
@@ -223,6 +225,7 @@ def _pair(
         likelihood = copying.deepcopy(model.likelihood)
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)
+        Marks.of(model).put_on(new)
         return new.eval(), TrainingFree(new, scale=scale).eval()
 
 

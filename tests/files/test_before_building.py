@@ -163,7 +163,11 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "x/" * 3000])
 def test_paths_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
-    for call in (lambda: load(tmp_path / name, bert()), lambda: save(tmp_path / name, *pair()), lambda: load_task(name)):
+    for call in (
+        lambda: load(tmp_path / name, bert()),
+        lambda: save(tmp_path / name, *pair()),
+        lambda: load_task(name),
+    ):
         with pytest.raises(AdapterFileError):
             call()
 

@@ -145,7 +145,7 @@ class Packed(Tensor):
     scale: Tensor
 
     @staticmethod
-    def __new__(cls, codes: Tensor, scale: Tensor) -> Packed:  # noqa: PYI034
+    def __new__(cls, codes: Tensor, scale: Tensor) -> Packed:
         found = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[attr-defined]
         found.codes, found.scale = codes, scale
         return found
@@ -174,7 +174,7 @@ def test_quantised_tensors_count_by_their_parts() -> None:
         return module
 
     assert fingerprint(net(Packed, 1.0)) == fingerprint(net(Packed, 1.0)) != fingerprint(net(Packed, 1.5))
-    with pytest.raises(ConfigError, match="'weight'.*Closed"):
+    with pytest.raises(ConfigError, match=r"'weight'.*Closed"):
         fingerprint(net(Closed, 1.0))
 
 

@@ -89,3 +89,24 @@ def test_a_peft_folder_has_plain_names(wrap: Callable[[nn.Module], nn.Module], t
     assert read.backbone is net
     assert read.layers == model.layers
     save(tmp_path / "ours", read, Delta(read))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_a_backbone_that_is_spread_over_processes(tmp_path: Path) -> None:
+    """Its tensors are gathered: FSDP2's have no bytes of their own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, guide = pair()
+    batch = token_batch().without_targets()
+    expected = predict(model, guide, batch, num_samples=3, seed=0).probs
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        fully_shard(model.backbone, mesh=init_device_mesh("cpu", (1,)))
+        assert {type(p) for p in model.backbone.parameters()} == {torch.distributed.tensor.DTensor}
+        assert fingerprint(model.backbone) == fingerprint(bert())
+        save(tmp_path / "a", model, guide)
+    finally:
+        torch.distributed.destroy_process_group()
+    loaded, its_guide = load(tmp_path / "a", bert())
+    assert torch.equal(predict(loaded, its_guide, batch, num_samples=3, seed=0).probs, expected)

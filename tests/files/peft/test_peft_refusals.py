@@ -117,7 +117,7 @@ def test_another_backbone(tmp_path: Path) -> None:
 
 def test_options_that_the_folder_says(tmp_path: Path) -> None:
     adapters(tmp_path)
-    with pytest.raises(ConfigError, match="rank .* of a PEFT adapter are read from its folder"):
+    with pytest.raises(ConfigError, match=r"rank .* of a PEFT adapter are read from its folder"):
         from_peft(tmp_path, bert(), Bernoulli(), rank=4)
     model = LoRA(bert(), Bernoulli())
     with pytest.raises(ConfigError, match="already has adapters"):
