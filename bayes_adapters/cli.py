@@ -1,6 +1,7 @@
 """The command ``bayes-adapters``: what would be adapted, what is in a saved adapter, and one verified recording.
 
 Exit code 0: done. 2: the command, a file or an option cannot be used; one line on the standard error stream says why.
+130: interrupted (Ctrl-C). 141: whoever read the output stopped reading it, as `head` does.
 """
 
 from __future__ import annotations
@@ -8,35 +9,69 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bayes_adapters.errors import BayesAdaptersError, ConfigError
+from bayes_adapters.errors import BayesAdaptersError, ConfigError, NonFiniteError
+
+_INTERRUPTED = 130  # 128 + SIGINT
+_CLOSED = 141  # 128 + SIGPIPE
+_MOST_SAMPLES = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        text = options.run(options)
-    except (BayesAdaptersError, OSError) as error:
+        _write(options.run(options))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _CLOSED
+    except (BayesAdaptersError, OSError, MemoryError) as error:
         if options.debug:
             raise
-        sys.stderr.write(f"bayes-adapters: error: {' '.join(str(error).split())}\n")
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"bayes-adapters: error: {_printable(text)}\n")
         return 2
-    sys.stdout.write(f"{text}\n")
     return 0
+
+
+def _write(text: str) -> None:
+    """Write to the standard output, which may know fewer characters than the text has, be full, or be closed."""
+    if sys.stdout is None:
+        raise ConfigError("The standard output is closed, so there is nowhere to write the answer to.")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python's own flush at the end fails once more
+        raise
+
+
+def _printable(text: object) -> str:
+    r"""Return text of a file with every character escaped that a terminal would act on, line ends too.
+
+    >>> _printable("na\x1b[31mme\n")
+    'na\\x1b[31mme\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(prog="bayes-adapters", description="Bayesian low-rank adapters.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('bayes-adapters')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     targets = commands.add_parser("targets", parents=[common], help="list the layers that would get an adapter")
@@ -84,7 +119,7 @@ def _targets(options: argparse.Namespace) -> str:
         size = dimensions(backbone.get_submodule(path)) or (0, 0)
         count = options.rank * sum(size)
         total += count
-        rows.append((path, f"{size[0]} -> {size[1]}", f"{count:,}"))
+        rows.append((_printable(path), f"{size[0]} -> {size[1]}", f"{count:,}"))
     whole = sum(p.numel() for p in backbone.parameters() if isinstance(p, torch.Tensor))
     return (
         f"{_table(('layer', 'shape', 'parameters'), rows)}\n\n{len(paths)} layers of {type(backbone).__name__}, rank "
@@ -106,21 +141,26 @@ def _skeleton(name: str) -> Any:
     _quiet()
     folder = locate(name)
     try:
+        # A model's folder can hold Python of its own; listing its layers must not run it, nor ask whether to.
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
-        said = str(error).split("Please pass the argument `trust_remote_code")[0]
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, RuntimeError,
+            StrictDataclassError) as error:  # fmt: skip
+        reason = (
+            "it needs Python code of its own (auto_map), which this command does not run."
+            if "trust_remote_code" in str(error)
+            else error
+        )
         raise ConfigError(
-            f"{name!r} holds no model that transformers can build: {said} Give a folder with the config.json of one; "
-            "Python code in it is never run."
+            f"{name!r} holds no model that transformers can build: {reason} Give a folder with the config.json of one."
         ) from error
 
 
 def _show(options: argparse.Namespace) -> str:
-    from bayes_adapters.files import describe
+    from bayes_adapters.files import verified
 
-    about = describe(options.adapter)
+    about = verified(options.adapter)
     config, base, kinds = about["model"]["config"], about["base"], about["weights"]["tensors"]
     layers = config["targets"]
     rows = [
@@ -138,7 +178,7 @@ def _show(options: argparse.Namespace) -> str:
         ("task", "none" if about["task"] is None else json.dumps(about["task"])),
     ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {_printable(value)}" for name, value in rows)
 
 
 def _prior(prior: dict[str, Any]) -> list[tuple[str, str]]:
@@ -157,11 +197,22 @@ def _verify(options: argparse.Namespace) -> str:
     _quiet()
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, for one draw cannot disagree; got {options.samples}.")
+    if options.samples > _MOST_SAMPLES:
+        raise ConfigError(
+            f"--samples must be at most {_MOST_SAMPLES:,}, for all draws are held in memory; got {options.samples}. "
+            "The error of an average of 1,000 draws is below .02 already."
+        )
     VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
     verifier = Verifier.from_directory(options.adapter, options.device)
     verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)
+    numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic)
+    if not all(math.isfinite(number) for number in numbers):
+        raise NonFiniteError(
+            f"The model answers with {', '.join(f'{number:g}' for number in numbers)}, which is no answer. Its weights "
+            "or those of an encoder are damaged: load the encoders again, or train the adapter again."
+        )
     if options.json:
-        return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration})
+        return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration}, allow_nan=False)
     return (
         f"{verdict.words}\n\nprobability  {verdict.probability:.3f}\n"
         f"total        {verdict.total:.4f} nats\n"
@@ -180,14 +231,9 @@ def _quiet() -> None:
 
 
 def _count(kinds: dict[str, str], prefix: str) -> int:
-    total = 0
-    for name, kind in kinds.items():
-        if name.startswith(prefix):
-            count = 1
-            for size in json.loads(kind[kind.index("[") :]):
-                count *= size
-            total += count
-    return total
+    from bayes_adapters.files import entries_of
+
+    return sum(entries_of(kind) for name, kind in kinds.items() if name.startswith(prefix))
 
 
 def _pairs(items: dict[str, Any]) -> str:

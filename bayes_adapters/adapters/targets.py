@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from bayes_adapters.adapters._pattern import matches
 from bayes_adapters.errors import ConfigError, TargetError, near_matches
 
 ALL_LINEAR = "all-linear"
@@ -64,10 +65,11 @@ def linear_size(module: nn.Module) -> tuple[int, int]:
 def _matches(path: str, pattern: str | Sequence[str]) -> bool:
     if isinstance(pattern, str):
         try:
-            return re.fullmatch(pattern, path) is not None
-        except re.error as error:
+            return matches(pattern, path)
+        except ValueError as error:
             raise TargetError(
-                f"{pattern!r} is not a regular expression: {error}. For a suffix pass a list: [{pattern!r}]."
+                f"{pattern!r} is not a regular expression that can be used: {error}. For a suffix pass a list: "
+                f"[{pattern!r}]."
             ) from error
     return any(path == suffix or path.endswith("." + suffix) for suffix in pattern)
 

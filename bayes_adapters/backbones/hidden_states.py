@@ -66,3 +66,19 @@ def last_hidden_state(output: Any, backbone: nn.Module) -> Float[Tensor, "rows T
             "(rows, T, d) and whose config.hidden_size is d."
         )
     return hidden
+
+
+def pooler_output(output: Any, backbone: nn.Module) -> Float[Tensor, "rows d"]:
+    """Return the ``pooler_output`` of what ``backbone`` returned, as wide as its config says.
+
+    Raises:
+        ConfigError: there is none, or it has another shape or width.
+    """
+    pooled, width = getattr(output, "pooler_output", None), hidden_width(backbone)
+    if not isinstance(pooled, Tensor) or pooled.dim() != 2 or pooled.shape[-1] != width:
+        found = "none" if pooled is None else f"one of shape {tuple(pooled.shape)}"
+        raise ConfigError(
+            f"pooling='pooler' needs a pooler_output of shape (rows, {width}) and {type(backbone).__name__} returns "
+            f"{found}. Load it with its pooling layer, or take pooling='cls'."
+        )
+    return pooled

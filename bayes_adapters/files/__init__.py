@@ -4,4 +4,6 @@ from bayes_adapters.files._adapter import fingerprint as fingerprint
 from bayes_adapters.files._adapter import load as load
 from bayes_adapters.files._adapter import load_task as load_task
 from bayes_adapters.files._adapter import save as save
+from bayes_adapters.files._checks import entries_of as entries_of
 from bayes_adapters.files._folder import describe as describe
+from bayes_adapters.files._folder import verified as verified

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,24 +24,26 @@ from bayes_adapters.adapters.installation import adapted_layers, require_unadapt
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.files._folder import (
+from bayes_adapters.files._backbone import base_parameters, describe_base, require_base
+from bayes_adapters.files._backbone import fingerprint as fingerprint
+from bayes_adapters.files._budget import Budget
+from bayes_adapters.files._checks import (
     FORMAT,
     FORMAT_VERSION,
-    WEIGHTS,
+    entries_of,
     kind,
-    read_tensors,
-    require_free,
+    not_finite,
+    require_finite,
     require_same,
-    require_unaltered,
-    to_json,
-    write,
 )
+from bayes_adapters.files._folder import WEIGHTS, read_adapter, require_free, to_json, verified, write
 from bayes_adapters.files._folder import describe as describe
+from bayes_adapters.files._regular import as_folder, readable
+from bayes_adapters.files._wrappers import unwrapped
+from bayes_adapters.files.marks import Marks, has_fresh_head
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-
-_SAMPLE = 1024  # values of each parameter that the fingerprint looks at
 
 
 def save(
@@ -57,13 +60,19 @@ def save(
     Raises:
         ConfigError: the guide belongs to another model; a class is not registered under its name; a backbone weight is
             trainable (only the adapter is saved); an option or ``task`` is not JSON.
+        NonFiniteError: a parameter holds NaN or an infinity, or a buffer NaN.
         AdapterFileError: ``directory`` is a file, holds other things, or cannot be written.
     """
     if not isinstance(directory, str | Path):
         raise ConfigError(f"save() takes (directory, model, guide); the directory is a {type(directory).__name__}.")
-    folder = Path(directory)
-    require_pair(model, guide)
-    thawed = [name for name, p in _base_parameters(model.backbone).items() if p.requires_grad]
+    folder = as_folder(directory)
+    with unwrapped(model) if isinstance(model, nn.Module) else nullcontext():
+        require_pair(model, guide)
+        _save(folder, model, guide, task)
+
+
+def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[str, Any] | None) -> None:
+    thawed = [name for name, p in base_parameters(model.backbone).items() if p.requires_grad]
     if thawed:
         raise ConfigError(
             f"{len(thawed)} weights of the backbone are trainable, for example {thawed[0]!r}, and an adapter's file "
@@ -72,8 +81,11 @@ def save(
     for part in model.likelihood.modules():
         if isinstance(part, Likelihood):  # the tasks of a likelihood of several are looked up again too
             _entry("likelihood", part, "name")
-    require_free(folder)
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _own_tensors(model, guide).items()}
+    with readable(folder):
+        require_free(folder)
+    own = _own_tensors(model, guide)
+    require_finite(own)
+    tensors = {name: _dense(tensor) for name, tensor in own.items()}
     data = tensors_to_bytes(tensors)
     packages = ("bayes-adapters", "torch", "pyro-ppl", "transformers")
     description = {
@@ -85,18 +97,16 @@ def save(
         "prior": model.prior.to_json(registry.find),
         "guide": _entry("guide", guide, "name"),
         "num_data": model.num_data,
-        "base": _base(model.backbone),
+        "base": describe_base(model.backbone),
         "weights": {
             "sha256": hashlib.sha256(data).hexdigest(),
             "tensors": {name: kind(tensor) for name, tensor in tensors.items()},
         },
+        "frozen": [name for name, p in own.items() if isinstance(p, nn.Parameter) and not p.requires_grad],
         "task": None if task is None else dict(task),
-    }
+    } | Marks.of(model).to_json(fresh=has_fresh_head(model))
     if not model.own_head:
         description["head"] = _entry("head", model.head, "name")
-    frozen = [n for n, t in _own_tensors(model, guide).items() if isinstance(t, nn.Parameter) and not t.requires_grad]
-    if frozen:
-        description["frozen"] = frozen
     write(folder, data, to_json(description))
 
 
@@ -118,25 +128,30 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
     if not isinstance(directory, str | Path) or not isinstance(backbone, nn.Module):
         given = f"a {type(directory).__name__} and a {type(backbone).__name__}"
         raise ConfigError(f"load() takes (directory, backbone), a path and a torch module; got {given}.")
-    folder = Path(directory)
-    about = describe(folder)
-    tensors = read_tensors(folder, about)
-    require_unadapted(backbone)
-    _require_base(folder, about["base"], backbone)
-    try:
-        with restored_on_error(backbone):
-            with generators_kept(backbone):  # initial values are drawn and then overwritten
-                model, guide = _build(about, backbone)
-            _assign(folder, _own_tensors(model, guide), tensors, about.get("frozen", []))
-            require_unaltered(folder, about)  # last: what does not fit is said in its own words
-    except AdapterFileError:
-        raise
-    except Exception as error:
-        versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-        raise AdapterFileError(
-            f"The adapter in {str(folder)!r} cannot be built again: {error} It was saved with {versions}; "
-            "install the package that provides the named class, or that version of the library."
-        ) from error
+    folder = as_folder(directory)
+    about, tensors = read_adapter(folder)
+    with unwrapped(backbone) as plain:
+        require_unadapted(plain)
+        require_base(folder, about["base"], plain)
+        try:
+            with restored_on_error(plain):
+                entries = {name: entries_of(kind) for name, kind in about["weights"]["tensors"].items()}
+                # initial values are drawn and then overwritten
+                with generators_kept(plain), Budget(entries, plain, str(folder)):
+                    model, guide = _build(about, plain)
+                _assign(folder, _own_tensors(model, guide), tensors)
+                _restore_flags(model, guide, about)
+                Marks.from_json(about).put_on(model)
+        except AdapterFileError:
+            raise
+        except Exception as error:
+            versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+            raise AdapterFileError(
+                f"The adapter in {str(folder)!r} cannot be built again: {str(error)[:1000]} It was saved with "
+                f"{versions}; install the package that provides the named class, or that version of the library."
+            ) from error
+        if plain is not backbone:
+            model.backbone = backbone  # in its wrapper, as it was given
     return model.eval(), guide.eval()
 
 
@@ -146,48 +161,13 @@ def load_task(directory: str | Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: the folder holds no readable adapter, or one that was saved without a task.
     """
-    task = describe(directory)["task"]
+    task = verified(directory)["task"]
     if task is None:
         raise AdapterFileError(
             f"The adapter in {str(directory)!r} was saved without a task, so what it answers is unknown. Save it again "
             "with bayes_adapters.save(..., task=...)."
         )
     return dict(task)
-
-
-@torch.no_grad()
-def fingerprint(backbone: nn.Module) -> str:
-    """Return 64 hexadecimal digits that change with the backbone's parameters, and not with adapters in it.
-
-    Hashed are the name, shape and a strided sample of at most 1024 values (as float32) of each parameter, in the order
-    of names: equal before adapters are installed, while they are, and after they were removed.
-
-    Raises:
-        ConfigError: a parameter has no values (meta device).
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(_base_parameters(backbone).items()):
-        if parameter.is_meta:
-            raise ConfigError(
-                f"The backbone's parameter {name!r} has no values (it is on the meta device). Load its weights first."
-            )
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, -(-flat.numel() // _SAMPLE))].to("cpu", torch.float32)
-        digest.update(f"{name} {tuple(parameter.shape)}\0".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _base_parameters(backbone: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters under the names they have without adapters; the adapters' own are left out."""
-    layers = adapted_layers(backbone)
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in backbone.named_parameters():
-        path = next((p for p in layers if name.startswith(f"{p}.")), None)
-        if path is None:
-            found[name] = parameter
-        elif name.startswith(f"{path}.base_layer."):
-            found[f"{path}.{name.removeprefix(f'{path}.base_layer.')}"] = parameter
-    return found
 
 
 def _own_tensors(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
@@ -217,30 +197,6 @@ def _prior_dtype(model: AdapterModel) -> str | None:
     return next((str(dtype).removeprefix("torch.") for dtype in floats), None)
 
 
-def _base(backbone: nn.Module) -> dict[str, Any]:
-    parameters = _base_parameters(backbone)
-    return {
-        "class": type(backbone).__name__,
-        "name_or_path": str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or ""),
-        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})),
-        "parameters": sum(p.numel() for p in parameters.values()),
-        "fingerprint": fingerprint(backbone),
-    }
-
-
-def _require_base(folder: Path, saved: Mapping[str, Any], backbone: nn.Module) -> None:
-    given = _base(backbone)
-    if given["fingerprint"] == saved["fingerprint"]:
-        return
-    keys = ("class", "name_or_path", "dtype", "parameters")
-    differ = [f"{key} {saved[key]!r} saved, {given[key]!r} given" for key in keys if saved[key] != given[key]]
-    same = "class, dtype and number of parameters agree, names, shapes or values do not"
-    raise AdapterFileError(
-        f"The adapter in {str(folder)!r} was made for another backbone: {'; '.join(differ) or same}. Load the one "
-        f"it was trained on ({saved['class']} {saved['name_or_path']!r}, {saved['dtype']}), and change no weight of it."
-    )
-
-
 def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel, AdapterGuide]:
     make_model: Callable[..., AdapterModel] = registry.find("model", about["model"]["structure"])
     make_guide: Callable[..., AdapterGuide] = registry.find("guide", about["guide"]["name"])
@@ -264,14 +220,35 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     return model, guide.to(next(backbone.parameters()).device)
 
 
-def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> None:
-    """Put the saved tensors in place, in the dtype they were saved in, and freeze what was frozen."""
+def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Put the saved tensors in place, in the dtype they were saved in."""
 
     def kinds(items: Mapping[str, Tensor]) -> dict[str, str]:
         return {n: kind(t.float() if t.is_floating_point() else t) for n, t in items.items()}
 
     require_same(folder / WEIGHTS, "needed", kinds(slots), kinds(tensors))
+    wrong = not_finite(tensors, slots)
+    if wrong:
+        raise AdapterFileError(
+            f"The adapter in {str(folder)!r} cannot predict: {wrong}. It was saved after training had diverged, or "
+            "altered; take an earlier save, or train it again."
+        )
     for name, slot in slots.items():
         slot.data = tensors[name].to(slot.device)
-    for name in frozen:
-        slots[name].requires_grad_(False)
+
+
+def _restore_flags(model: AdapterModel, guide: AdapterGuide, about: Mapping[str, Any]) -> None:
+    """Freeze what was frozen when it was saved; older files do not say it."""
+    if "frozen" not in about:
+        return
+    frozen = set(about["frozen"])
+    for name, slot in _own_tensors(model, guide).items():
+        if isinstance(slot, nn.Parameter):
+            slot.requires_grad_(name not in frozen)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU; of a tensor that is spread over processes, all of it."""
+    gather = getattr(tensor, "full_tensor", None)
+    whole = gather() if callable(gather) else tensor
+    return whole.detach().cpu().contiguous().clone()

@@ -1,9 +1,14 @@
-"""The two files of a saved adapter: written whole or not at all, and read strictly."""
+"""The two files of a saved adapter: written whole or not at all, and read strictly.
+
+Whatever is read is checked in this order: regular files of a possible size, the sections of the description, its
+checksum, the size and the checksum of the weights. Only then is anything looked up or built that the files name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,88 +20,190 @@ from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
 from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.files._whole_file import replace_file
+from bayes_adapters.files._checks import (
+    FORMAT,
+    FORMAT_VERSION,
+    bytes_of,
+    kind,
+    require_description,
+    require_same,
+)
+from bayes_adapters.files._lock import locked, steady
+from bayes_adapters.files._regular import as_folder, read_regular
+from bayes_adapters.files._whole_file import remove_leftovers, replace_file, sync_folder
 
-FORMAT = "bayes-adapters"
-FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 _TEMPORARY = ".adapter"  # how the names of files begin that an interrupted save leaves behind
 _PENDING = f"{_TEMPORARY}-next.json"  # the description of a save that has not ended
+_FILES = (_PENDING, WEIGHTS, DESCRIPTION)
 
-_SECTIONS: dict[str, type | tuple[type, ...]] = {
-    "versions": dict,
-    "model": dict,
-    "model.structure": str,
-    "model.config": dict,
-    "model.config.targets": list,
-    "model.prior_dtype": (str, type(None)),
-    "likelihood": dict,
-    "likelihood.name": str,
-    "likelihood.config": dict,
-    "prior": dict,
-    "guide": dict,
-    "guide.name": str,
-    "guide.config": dict,
-    "num_data": (int, type(None)),
-    "base": dict,
-    "base.class": str,
-    "base.name_or_path": str,
-    "base.dtype": str,
-    "base.parameters": int,
-    "base.fingerprint": str,
-    "weights": dict,
-    "weights.sha256": str,
-    "weights.tensors": dict,
-    "task": (dict, type(None)),
-}
+_LONGEST = 2**28  # bytes of a description
+_HEADER = 8 + 100_000_000  # most bytes before the tensors in a safetensors file
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
     """Return the checked contents of ``adapter.json``; the tensors are not read.
 
     Raises:
-        AdapterFileError: the file is absent, no adapter's description, or of a newer format.
+        AdapterFileError: the file is absent, no adapter's description, altered after saving, or of a newer format.
     """
-    folder = Path(directory)
-    path = _description(folder)
+    folder = as_folder(directory)
+    return steady(folder, _FILES, lambda: _description(folder))
+
+
+def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the contents of ``adapter.json`` and the tensors, both of one save.
+
+    Raises:
+        AdapterFileError: a file is absent, altered, or the tensors are others than the description says.
+    """
+    folder = as_folder(directory)
+    about, data = steady(folder, _FILES, lambda: _both(folder))
+    path = folder / WEIGHTS
     try:
-        about = json.loads(path.read_bytes())
+        tensors = tensors_from_bytes(data)
+    except (SafetensorError, KeyError) as error:
+        raise AdapterFileError(f"{str(path)!r} is not a safetensors file: {error}. Save the adapter again.") from error
+    require_same(path, "described", about["weights"]["tensors"], {name: kind(t) for name, t in tensors.items()})
+    return about, tensors
+
+
+def verified(directory: str | Path) -> dict[str, Any]:
+    """Return the contents of ``adapter.json`` after both files were found unaltered.
+
+    Raises:
+        AdapterFileError: see :func:`read_adapter`.
+    """
+    return read_adapter(directory)[0]
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Return ``content`` as JSON, with a checksum of it.
+
+    Raises:
+        ConfigError: a section holds something else than strings, finite numbers, lists and dictionaries, or all of it
+            is longer than would be read again.
+    """
+    for section, value in content.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"The {section} cannot be written as JSON: {error}. Use strings, finite numbers, lists and dicts."
+            ) from error
+    text = json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False) + "\n"
+    if len(text) > _LONGEST:
+        raise ConfigError(
+            f"The description has {len(text):,} bytes and at most {_LONGEST:,} are read again. Shorten the task, or "
+            "take a prior with fewer numbers of its own."
+        )
+    return text
+
+
+def require_free(folder: Path) -> None:
+    """Raise :class:`AdapterFileError` unless an adapter may be written to ``folder``: new, empty, or an older one."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise AdapterFileError(f"{str(folder)!r} is a file; an adapter is saved as a folder. Choose another name.")
+        return
+    others = [p.name for p in folder.iterdir() if not p.name.startswith(_TEMPORARY)]
+    if others and _pending(folder) is None and not _is_ours(folder / DESCRIPTION):
+        raise AdapterFileError(
+            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no "
+            f"{DESCRIPTION} of this library; nothing was written. Choose a new or empty folder."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this is a description, even a damaged one, of a format that this library may replace."""
+    try:
+        about = json.loads(read_regular(path, 0, _LONGEST, "a description"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    number = about.get("format_version") if isinstance(about, dict) and about.get("format") == FORMAT else None
+    return isinstance(number, int) and number <= FORMAT_VERSION
+
+
+def write(folder: Path, weights: bytes, description: str) -> None:
+    """Write both files, each whole or not at all, while no other process does.
+
+    The description is written first, beside the old one: after a crash the folder holds the old adapter or the new one.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            require_free(folder)  # again: another process may have been here
+            if _pending(folder) is not None:
+                _end(folder)  # a save that was interrupted
+            remove_leftovers(folder, (WEIGHTS, DESCRIPTION, _PENDING))
+            replace_file(folder / _PENDING, description.encode())
+            try:
+                replace_file(folder / WEIGHTS, weights)
+            except OSError:
+                (folder / _PENDING).unlink(missing_ok=True)
+                raise
+            _end(folder)
+    except OSError as error:
+        raise AdapterFileError(
+            f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
+        ) from error
+
+
+def _both(folder: Path) -> tuple[dict[str, Any], bytes]:
+    about = _description(folder)
+    return about, _weights(folder, about)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Read what describes the weights: ``adapter.json``, or what an interrupted save left to replace it."""
+    pending = _pending(folder)
+    if pending is not None:
+        return pending
+    path = folder / DESCRIPTION
+    try:
+        return _parsed(path)
     except OSError as error:
         where = path if folder.is_dir() else folder
-        what = f"cannot be read ({error.strerror or error})" if where.exists() else "does not exist"
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError) and not folder.is_file()
+        what = "does not exist" if absent else f"cannot be read ({error.strerror or error})"
         raise AdapterFileError(f"{str(where)!r} {what}. Give the folder that bayes_adapters.save wrote.") from error
+
+
+def _pending(folder: Path) -> dict[str, Any] | None:
+    """Return the description that an interrupted save left, if the weights are already the ones it describes."""
+    try:
+        about = _parsed(folder / _PENDING)
+        _weights(folder, about)
+    except (OSError, AdapterFileError):
+        return None
+    return about
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """Return a description whose sections and checksum were found right; older ones have no checksum."""
+    data = read_regular(path, 0, _LONGEST, "a description")
+    try:
+        found = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise AdapterFileError(
             f"{str(path)!r} is not JSON ({error}). Copy the whole folder again, or save the adapter again."
         ) from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    about = require_description(path, found)
+    if "checksum" in about and about["checksum"] != _checksum(about):
         raise AdapterFileError(
-            f"{str(path)!r} is JSON but describes no adapter of this library (its 'format' is not {FORMAT!r}). "
-            "Give the folder that bayes_adapters.save wrote."
-        )
-    number = about.get("format_version")
-    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
-        raise AdapterFileError(
-            f"{str(path)!r} has format version {number!r}; this library reads versions 1 to {FORMAT_VERSION}. "
-            "A newer bayes-adapters wrote it: update this one."
-        )
-    wrong = [key for key, kind in _SECTIONS.items() if not isinstance(_at(about, key), kind)]
-    if wrong:
-        raise AdapterFileError(
-            f"{str(path)!r} lacks or misstates {', '.join(wrong)}. It was altered after saving; save the adapter again."
+            f"{str(path)!r} was altered after saving: its checksum differs, and another option or "
+            "number can mean other predictions. Copy the whole folder again, or save the adapter again; who altered it "
+            "on purpose takes its entry 'checksum' out."
         )
     return about
 
 
-def read_tensors(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the tensors that ``about`` describes.
-
-    Raises:
-        AdapterFileError: the file is absent, altered, or holds other tensors than ``about`` says.
-    """
+def _weights(folder: Path, about: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the weights that ``about`` describes."""
     path = folder / WEIGHTS
+    size = sum(bytes_of(kind) for kind in about["weights"]["tensors"].values())
     try:
-        data = path.read_bytes()
+        data = read_regular(path, size, size + _HEADER, f"the tensors that {DESCRIPTION} describes")
     except OSError as error:
         raise AdapterFileError(
             f"{str(path)!r} cannot be read ({error.strerror or error}). Copy the whole folder again."
@@ -106,60 +213,7 @@ def read_tensors(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
             f"{str(path)!r} ({len(data)} bytes) is not the file that {DESCRIPTION} describes: its checksum differs. "
             "It was cut off, altered, or comes from another save; copy the whole folder again, or save it again."
         )
-    try:
-        tensors = tensors_from_bytes(data)
-    except (SafetensorError, KeyError) as error:
-        raise AdapterFileError(f"{str(path)!r} is not a safetensors file: {error}. Save the adapter again.") from error
-    require_same(path, "described", about["weights"]["tensors"], {name: kind(t) for name, t in tensors.items()})
-    return tensors
-
-
-def require_same(path: Path, what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise :class:`AdapterFileError` listing every tensor that is missing, surplus, or of another shape or dtype."""
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is surplus" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {found[name]} where {kind} is {what}"
-        for name, kind in expected.items()
-        if name in found and kind != found[name]
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise AdapterFileError(
-            f"{str(path)!r} does not fit: {'; '.join(wrong[:8])}{more}. It was altered after saving, or the code that "
-            "builds the adapter changed; copy the whole folder again, or save the adapter again."
-        )
-
-
-def kind(tensor: Tensor) -> str:
-    """Say a tensor's dtype and shape, for example ``float32[8, 384]``."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def to_json(content: dict[str, Any]) -> str:
-    """Return ``content`` as JSON, with a checksum of it.
-
-    Raises:
-        ConfigError: a section holds something else than strings, finite numbers, lists and dictionaries.
-    """
-    for section, value in content.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"The {section} cannot be written as JSON: {error}. Use strings, finite numbers, lists and dicts."
-            ) from error
-    return json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False) + "\n"
-
-
-def require_unaltered(folder: Path, about: Mapping[str, Any]) -> None:
-    """Raise :class:`AdapterFileError` if ``about`` is not what :func:`to_json` wrote; older files have no checksum."""
-    if "checksum" in about and about["checksum"] != _checksum(about):
-        raise AdapterFileError(
-            f"{str(folder / DESCRIPTION)!r} was altered after saving: its checksum differs, and another option or "
-            "number can mean other predictions. Copy the whole folder again, or save the adapter again; who altered it "
-            "on purpose takes its entry 'checksum' out."
-        )
+    return data
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -167,65 +221,18 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(described), sort_keys=True).encode()).hexdigest()
 
 
-def require_free(folder: Path) -> None:
-    """Raise :class:`AdapterFileError` unless an adapter may be written to ``folder``: new, empty, or an older one."""
-    if not folder.is_dir():
-        if folder.exists():
-            raise AdapterFileError(f"{str(folder)!r} is a file; an adapter is saved as a folder. Choose another name.")
-        return
-    others = [p.name for p in folder.iterdir() if p.name != WEIGHTS and not p.name.startswith(_TEMPORARY)]
-    if not others:
-        return
-    try:
-        describe(folder)
-    except AdapterFileError as error:
-        raise AdapterFileError(
-            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no "
-            "readable adapter; nothing was written. Choose a new or empty folder."
-        ) from error
-
-
-def write(folder: Path, weights: bytes, description: str) -> None:
-    """Write both files, each whole or not at all.
-
-    The description is written first, beside the old one: after a crash the folder holds the old adapter or the new one.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if _description(folder).name == _PENDING:
-            _end(folder)  # a save that was interrupted
-        replace_file(folder / _PENDING, description.encode())
-        try:
-            replace_file(folder / WEIGHTS, weights)
-        except OSError:
-            (folder / _PENDING).unlink(missing_ok=True)
-            raise
-        _end(folder)
-    except OSError as error:
-        raise AdapterFileError(
-            f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
-        ) from error
-
-
-def _description(folder: Path) -> Path:
-    """The file that describes the weights: ``adapter.json``, or the one that an interrupted save left to replace it."""
-    pending = folder / _PENDING
-    try:
-        checksum = json.loads(pending.read_bytes())["weights"]["sha256"]
-        with (folder / WEIGHTS).open("rb") as weights:
-            same = hashlib.file_digest(weights, "sha256").hexdigest() == checksum
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder / DESCRIPTION
-    return pending if same else folder / DESCRIPTION
-
-
 def _end(folder: Path) -> None:
-    with suppress(FileNotFoundError):  # another process has just put it there
+    with suppress(FileNotFoundError):
         os.replace(folder / _PENDING, folder / DESCRIPTION)
+        sync_folder(folder)
 
 
-def _at(about: Any, key: str) -> Any:
-    """The value at a dotted key; an Ellipsis, which is of no JSON type, where there is none."""
-    for part in key.split("."):
-        about = about.get(part, ...) if isinstance(about, dict) else ...
-    return about
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number

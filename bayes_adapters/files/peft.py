@@ -6,12 +6,14 @@ Such a folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,35 @@ from bayes_adapters.adapters.installation import adapted_layers, require_unadapt
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import Targets, dimensions
 from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.files._peft_folder import (
-    CONFIG,
+from bayes_adapters.files._checks import not_finite, require_finite
+from bayes_adapters.files._lock import steady
+from bayes_adapters.files._peft_config import CONFIG, Settings, read_config
+from bayes_adapters.files._peft_head import Head, foreign_head, own_head, take_head
+from bayes_adapters.files._peft_tensors import (
     ROOT,
     WEIGHTS,
     check_others,
     check_shapes,
     find_prefix,
-    read_config,
-    read_tensors,
+    open_weights,
     split,
 )
-from bayes_adapters.files._whole_file import replace_file
-from bayes_adapters.heads import LinearHead, Pooling
+from bayes_adapters.files._peft_write import HEAD as HEAD
+from bayes_adapters.files._peft_write import STATE, replace_folder, require_free, source
+from bayes_adapters.files._regular import as_folder, readable
+from bayes_adapters.files._wrappers import unwrapped
+from bayes_adapters.files.marks import Marks
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
 
-HEAD = "bayes_adapters_head.safetensors"
-"""A file of this library beside PEFT's, which PEFT does not read: the linear head and its pooling."""
+_READ_FROM_FOLDER = {
+    "targets": "target_modules", "rank": "r", "ranks": "rank_pattern", "alpha": "lora_alpha",
+    "target_modules": "target_modules", "r": "r", "lora_alpha": "lora_alpha", "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern", "use_rslora": "use_rslora", "task_type": "task_type",
+}  # fmt: skip
+_SETTINGS = "bayes_adapters_settings"  # in the weights' metadata: a checksum of the settings they belong to
 
 
 def from_peft(
@@ -55,15 +67,17 @@ def from_peft(
     their paths (``bert.encoder…``): it is found by comparing them with the backbone's layers. With ``use_rslora`` the
     scale is lora_alpha / √r, so that the model's alpha is lora_alpha · √r.
 
-    Of a head that was trained along (``modules_to_save``) nothing is taken over unless it is one linear layer of the
-    right shape that computes the same here: transformers' bias-free ``score``, which reads the last real token, or the
-    head written by :func:`to_peft`. Other heads read what a plain backbone does not give (a pooler's output, for
-    example). A warning says what was left behind; the model's head is then a fresh one to be trained.
+    A head that was trained along (``modules_to_save``) is taken over if it is one linear layer of the right shape that
+    computes the same on a plain backbone: the one written by :func:`to_peft`; transformers' bias-free ``score``, which
+    reads the last real token; the ``classifier`` of BERT, ALBERT, ERNIE and Swin, which reads the backbone's pooler, of
+    ViT, which reads the first token, and of token classification, which reads all. Other heads have layers of their
+    own (RoBERTa, DistilBERT), or there is none (a language model). A warning says so; the model's head is then a fresh
+    one to be trained, and :func:`~bayes_adapters.surgery.training_free.bayesianise` refuses it until it was.
 
     Args:
         directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         backbone: the plain model the adapters were trained on, such as ``AutoModel.from_pretrained(...)``, without
-            adapters. If reading fails it is left as it was given.
+            adapters. If reading fails it is left as it was given. Wrappers (``torch.compile``, DDP) are looked through.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         head: None as above; True takes over any single linear layer of the right shape; False none.
         **options: ``pooling``, ``num_data`` or ``dropout`` of :class:`~bayes_adapters.AdapterModel`. Without
@@ -74,35 +88,82 @@ def from_peft(
 
     Raises:
         AdapterFileError: the folder is no LoRA, damaged, for another backbone, or of a kind that these adapters cannot
-            express (DoRA, scales that differ by layer, trained biases, …).
+            express (DoRA, scales that differ by layer, trained biases, …); A or B holds NaN or an infinity.
         ConfigError: the backbone has adapters; an option is read from the folder; ``head=True`` and there is none.
+
+    Warns:
+        UserWarning: the model has a fresh head.
     """
-    folder = Path(directory)
-    settings = read_config(folder / CONFIG)
-    own = sorted({"targets", "rank", "ranks", "alpha"} & set(options))
+    folder = as_folder(directory)
+    own = sorted(set(_READ_FROM_FOLDER) & set(options))
     if own:
-        raise ConfigError(f"{', '.join(own)} of a PEFT adapter are read from its folder; leave them out.")
-    require_unadapted(backbone)
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    factors, others = split(folder, tensors)
-    prefix = find_prefix(folder, list(factors), backbone)
-    placed = {path.removeprefix(prefix): pair for path, pair in factors.items()}
-    layout = {path.removeprefix(prefix): settings.of(path) for path in factors}
-    ranks = {path: rank for path, (rank, _) in layout.items()}
-    check_shapes(folder, placed, backbone, ranks)
-    scaling = _common_scaling(folder, {path: scale for path, (_, scale) in layout.items()})
-    check_others(folder, others, prefix, backbone)
-    with restored_on_error(backbone):
-        options["targets"] = Targets("|".join(re.escape(path) for path in placed))
-        options |= {"rank": max(ranks.values()), "alpha": scaling * max(ranks.values()), "ranks": ranks}
-        model = LoRA(backbone, likelihood, **{"dropout": settings.dropout, **options})
-        with torch.no_grad():
-            for path, layer in adapted_layers(backbone).items():
-                for name, value in zip(("lora_A", "lora_B"), placed[path], strict=True):
-                    getattr(layer, name).copy_(value)
-        if head is not False:
-            _take_head(model, folder, others, bool(head), "pooling" in options)
+        names = ", ".join(f"{name} ({_READ_FROM_FOLDER[name]})" for name in own)
+        raise ConfigError(f"{names} of a PEFT adapter are read from its folder; leave them out.")
+    if "lora_dropout" in options:
+        raise ConfigError("PEFT's lora_dropout is called dropout here, and without it the folder's own is taken.")
+    with unwrapped(backbone) as plain:
+        require_unadapted(plain)
+        found = steady(folder, STATE, lambda: _read(folder, plain), whole=True)
+        with restored_on_error(plain):
+            ranks = found.ranks
+            options["targets"] = Targets("|".join(re.escape(path) for path in found.factors))
+            options |= {"rank": max(ranks.values()), "alpha": found.scaling * max(ranks.values()), "ranks": ranks}
+            model = LoRA(plain, likelihood, **{"dropout": found.settings.dropout, **options})
+            with torch.no_grad():
+                for path, layer in adapted_layers(plain).items():
+                    for name, value in zip(("lora_A", "lora_B"), found.factors[path], strict=True):
+                        getattr(layer, name).copy_(value)
+            trained = head is not False and take_head(
+                model, folder, found.head, found.others, wanted=bool(head), own="pooling" in options
+            )
+            Marks(None if trained else (), found.prefix, found.settings.task_type).put_on(model)
+        if plain is not backbone:
+            model.backbone = backbone
     return model.eval()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a folder holds, checked against a backbone."""
+
+    settings: Settings
+    prefix: str
+    factors: dict[str, tuple[Tensor, Tensor]]
+    ranks: dict[str, int]
+    scaling: float
+    others: dict[str, Tensor]
+    head: Head | None
+
+
+def _read(folder: Path, backbone: nn.Module) -> _Found:
+    """Read the folder once; names and shapes are compared with the backbone's before any tensor is read."""
+    where = source(folder)
+    settings = read_config(where / CONFIG)
+    file = open_weights(where / WEIGHTS)
+    listed, others = split(folder, file.tensors)
+    prefix = find_prefix(folder, list(listed), backbone)
+    layout = {path.removeprefix(prefix): settings.of(path) for path in listed}
+    ranks = {path: rank for path, (rank, _) in layout.items()}
+    check_shapes(folder, {path.removeprefix(prefix): pair for path, pair in listed.items()}, backbone, ranks)
+    check_others(folder, others, prefix, backbone)
+    scaling = _common_scaling(folder, {path: scale for path, (_, scale) in layout.items()})
+    if file.metadata.get(_SETTINGS, settings.checksum()) != settings.checksum():
+        raise AdapterFileError(
+            f"{str(where / CONFIG)!r} is not the configuration that its weights were written with: another rank or "
+            "alpha means another function. Copy the whole folder again, or write it again."
+        )
+    try:
+        tensors, digest = file.read()
+    except OSError as error:
+        raise AdapterFileError(f"{str(file.path)!r} cannot be read ({error.strerror or error}).") from error
+    factors, others = split(folder, tensors)
+    slots = {name: nn.Parameter(value, requires_grad=False) for name, value in tensors.items() if "lora_" in name}
+    wrong = not_finite(tensors, slots)
+    if wrong:
+        raise AdapterFileError(f"{str(file.path)!r} cannot predict: {wrong}. Train it again, or take an earlier save.")
+    placed = {path.removeprefix(prefix): pair for path, pair in factors.items()}
+    found = own_head(where, digest) or foreign_head(others, backbone, settings.task_type)
+    return _Found(settings, prefix, placed, ranks, scaling, others, found)
 
 
 def _common_scaling(folder: Path, scales: Mapping[str, float]) -> float:
@@ -117,55 +178,69 @@ def _common_scaling(folder: Path, scales: Mapping[str, float]) -> float:
     return common
 
 
-@torch.no_grad()
-def _take_head(model: LoRA, folder: Path, others: Mapping[str, Tensor], wanted: bool, keep_pooling: bool) -> None:
-    own = _own_head(folder)
-    tensors, pooling = _foreign_head(others) if own is None else own
-    given = others if tensors is None else tensors
-    current: Any = model.head
-    shape = tuple(current.weight.shape)
-    per_token = model.likelihood.per_token
-    fits = tensors is not None and tuple(tensors["weight"].shape) == shape
-    fits = fits and (pooling is None or (pooling is Pooling.NONE) == per_token)
-    if wanted and not fits:
-        raise ConfigError(
-            f"head=True, but {str(folder)!r} has no single linear head of shape {shape} for one target "
-            f"{'a token' if per_token else 'an example'}: it has {_shapes(given)}. Take another likelihood, or "
-            "head=None."
-        )
-    if tensors is None or not fits or (pooling is None and not wanted):
-        if given:
-            warnings.warn(
-                f"The head in {str(folder)!r} ({_shapes(given)}) was not taken over: it is not known to be one linear "
-                f"layer of shape {shape} on the last hidden states. The model has a fresh head: "
-                "train it, or see from_peft(..., head=).",
-                stacklevel=3,
-            )
-        return
-    bias = tensors.get("bias")
-    model.head.load_state_dict({"weight": tensors["weight"], "bias": bias if bias is not None else current.bias * 0})
-    if pooling is not None and not keep_pooling:
-        model.head.pooling = pooling
-
-
-def to_peft(directory: str | Path, model: AdapterModel) -> None:
+def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = None) -> None:
     """Write a model's adapters as a PEFT folder: ``PeftModel.from_pretrained(plain_backbone, directory)`` loads it.
 
-    A linear head goes into a third file (:data:`HEAD`), which PEFT ignores and :func:`from_peft` reads.
+    A linear head goes into a third file (:data:`HEAD`), which PEFT ignores and :func:`from_peft` reads. After a crash
+    the folder holds the old adapter or the new one for :func:`from_peft`; PEFT itself may find no configuration where
+    the new one differs, and then the next call completes it.
 
     Args:
         directory: made when absent; an adapter there is replaced, a folder of other things is refused.
         model: a model without random parts, such as LoRA. Ranks may differ by layer; layers of rank 0 are left out.
+        prefix: what stands before the backbone's paths in the model that PEFT is to load the adapters into: ``""`` for
+            the plain backbone (``AutoModel``), ``"model."`` inside ``LlamaForCausalLM``, ``"bert."`` inside
+            ``BertForSequenceClassification``, in general ``f"{backbone.base_model_prefix}."``. None means the one that
+            :func:`from_peft` found, and ``""`` for a model from elsewhere. PEFT loads nothing, with a warning only,
+            into a model with other paths.
 
     Raises:
-        ConfigError: part of the adapters is random (export its mean as a LoRA first), every layer has rank 0, or the
-            model has several encoders.
+        ConfigError: part of the adapters is random (export its mean as a LoRA first), every layer has rank 0, the
+            model has several encoders, or the prefix is none.
+        NonFiniteError: a parameter of adapters or head holds NaN or an infinity.
         AdapterFileError: the folder holds other things or cannot be written.
 
     Warns:
         UserWarning: the model's head is no single linear layer and was not written.
     """
-    folder = Path(directory)
+    folder = as_folder(directory)
+    marks = Marks.of(model)
+    prefix = marks.prefix if prefix is None else prefix
+    if not isinstance(prefix, str) or not re.fullmatch(r"(\w+\.)*", prefix):
+        raise ConfigError(f"prefix must be empty or names that each end in a dot, such as 'model.'; got {prefix!r}.")
+    with unwrapped(model):
+        layers = _written_layers(model)
+        with readable(folder):
+            require_free(folder)
+        own = {
+            f"{ROOT}{prefix}{path}.{name}.weight": factor
+            for path, layer in layers.items()
+            for name, factor in zip(_FACTORS, as_lora(layer), strict=True)
+        }
+        require_finite(own | {f"head.{name}": p for name, p in model.head.named_parameters()})
+        config = _config(model, layers, prefix, marks.task_type)
+        text = (json.dumps(config, indent=2) + "\n").encode()
+        numbers = Settings(
+            config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"], False, model.dropout
+        )
+        weights = tensors_to_bytes(_copies(own), metadata={"format": "pt", _SETTINGS: numbers.checksum()})
+        files = {WEIGHTS: weights, CONFIG: text}
+        if type(model.head) is LinearHead:
+            about = {"pooling": model.pooling.value, "weights": hashlib.sha256(weights).hexdigest()}
+            files[HEAD] = tensors_to_bytes(_copies(model.head.state_dict()), metadata=about)
+        else:
+            warnings.warn(
+                f"The head is a {type(model.head).__name__}, not one linear layer, and was not written; "
+                "bayes_adapters.save keeps it.",
+                stacklevel=2,
+            )
+        replace_folder(folder, files)
+
+
+_FACTORS = ("lora_A", "lora_B")
+
+
+def _written_layers(model: AdapterModel) -> dict[str, AdaptedLinear]:
     layers = {path: layer for path, layer in adapted_layers(model.backbone).items() if layer.rank > 0}
     odd = [f"{site.name!r} is random" for site in model.sites]
     odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
@@ -180,83 +255,42 @@ def to_peft(directory: str | Path, model: AdapterModel) -> None:
             f"A PEFT folder holds one A and one B for each layer; here {what}. Write the posterior mean as a LoRA, or "
             "use bayes_adapters.save, which keeps the whole posterior."
         )
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise AdapterFileError(
-            f"The folder {str(folder)!r} is not empty and has no {CONFIG}; nothing was written. Choose a new folder."
-        )
-    tensors: dict[str, Tensor] = {}
-    for path, layer in layers.items():
-        for name, factor in zip(("lora_A", "lora_B"), as_lora(layer), strict=True):
-            tensors[f"{ROOT}{path}.{name}.weight"] = factor.detach().cpu().contiguous().clone()
-    head: bytes | None = None
-    if type(model.head) is LinearHead:
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in model.head.state_dict().items()}
-        head = tensors_to_bytes(state, metadata={"pooling": model.pooling.value})
-    else:
-        warnings.warn(
-            f"The head is a {type(model.head).__name__}, not one linear layer, and was not written; "
-            "bayes_adapters.save keeps it.",
-            stacklevel=2,
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / WEIGHTS, tensors_to_bytes(tensors, metadata={"format": "pt"}))
-        (folder / HEAD).unlink(missing_ok=True)
-        if head is not None:
-            replace_file(folder / HEAD, head)
-        replace_file(folder / CONFIG, (json.dumps(_config(model, layers), indent=2) + "\n").encode())
-    except OSError as error:
-        raise AdapterFileError(
-            f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
-        ) from error
+    return layers
 
 
-def _config(model: AdapterModel, layers: Mapping[str, AdaptedLinear]) -> dict[str, Any]:
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _config(
+    model: AdapterModel, layers: Mapping[str, AdaptedLinear], prefix: str, task_type: str | None
+) -> dict[str, Any]:
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alphas = {path: layer.scaling * layer.rank for path, layer in layers.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     linear = [path for path, module in model.backbone.named_modules() if isinstance(module, AdaptedLinear)]
     linear += [path for path, module in model.backbone.named_modules() if dimensions(module) is not None]
     meant = {path for path in linear if any(path == own or path.endswith(f".{own}") for own in layers)}
+    names = [f"{prefix}{path}" for path in layers]
     return {
         "peft_type": "LORA",
-        "task_type": None,
+        # With SEQ_CLS or TOKEN_CLS PEFT would look for the head's tensors, which are in a file of their own.
+        "task_type": task_type if task_type in {"CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"} else None,
         "base_model_name_or_path": str(getattr(model.backbone.config, "_name_or_path", "") or "") or None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": model.dropout,
         # PEFT takes a list's entries for suffixes, and a string for a regular expression of whole paths.
-        "target_modules": list(layers) if meant == set(layers) else "|".join(re.escape(path) for path in layers),
+        "target_modules": names if meant == set(layers) else "|".join(re.escape(name) for name in names),
         "fan_in_fan_out": all(isinstance(layer.base_layer, Conv1D) for layer in layers.values()),
         "bias": "none",
         "modules_to_save": None,
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
-        "rank_pattern": {f"^{re.escape(path)}": layer.rank for path, layer in layers.items() if layer.rank != rank},
-        "alpha_pattern": {f"^{re.escape(path)}": a for path, a in alphas.items() if a != alpha},
+        "rank_pattern": {
+            f"^{re.escape(prefix + path)}": layer.rank for path, layer in layers.items() if layer.rank != rank
+        },
+        "alpha_pattern": {f"^{re.escape(prefix + path)}": a for path, a in alphas.items() if a != alpha},
     }
-
-
-def _own_head(folder: Path) -> tuple[dict[str, Tensor], Pooling] | None:
-    if not (folder / HEAD).is_file():
-        return None
-    tensors, about = read_tensors(folder / HEAD)
-    if about.get("pooling") not in list(Pooling) or "weight" not in tensors:
-        raise AdapterFileError(f"{str(folder / HEAD)!r} was not written by to_peft. Remove it, or write it again.")
-    return tensors, Pooling(about["pooling"])
-
-
-def _foreign_head(others: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, Pooling | None]:
-    """Return weight and bias if the tensors are one linear layer's, and the pooling with which it computes the same."""
-    modules = {name.rpartition(".")[0] for name in others}
-    found = {name.rpartition(".")[2]: value for name, value in others.items()}
-    if len(modules) != 1 or "weight" not in found or not set(found) <= {"weight", "bias"} or found["weight"].dim() != 2:
-        return None, None
-    # With a bias, `score` is the head of transformers' token classification, which reads every token.
-    return found, Pooling.LAST if modules == {"score"} and "bias" not in found else None
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items()) or "none"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.backbones.hidden_states import last_hidden_state
+from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads._checks import require_same_count
@@ -132,6 +132,8 @@ class Head(nn.Module):
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T d"]:
         """Return the features in what the backbone returned: by default its pooled last hidden states."""
+        if self.pooling is Pooling.POOLER:
+            return pooler_output(output.value, output.backbone)
         hidden = output.hidden
         if output.mask is not None and not self.per_token:
             require_length(output.mask, hidden.shape[1], "the backbone returns")

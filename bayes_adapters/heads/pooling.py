@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bayes_adapters.errors import ConfigError
+
 
 class Pooling(StrEnum):
     """How the last hidden states (rows, T, d) become one vector per example."""
@@ -18,6 +20,8 @@ class Pooling(StrEnum):
     """The first real token."""
     LAST = "last"
     """The last real token (causal models)."""
+    POOLER = "pooler"
+    """What the backbone itself makes of them, its ``pooler_output`` (BERT: tanh of a linear map of the first token)."""
     NONE = "none"
     """They stay as they are, one vector per token: for likelihoods with one target per token, and for no others."""
 
@@ -25,6 +29,8 @@ class Pooling(StrEnum):
         self, hidden: Float[Tensor, "rows T d"], mask: Bool[Tensor, "rows T"] | None
     ) -> Float[Tensor, "rows *T d"]:
         """Pool ``hidden``; a mask of None means that every token is real."""
+        if self is Pooling.POOLER:
+            raise ConfigError("The pooler's output is the backbone's own and cannot be computed from hidden states.")
         if self is Pooling.NONE:
             return hidden
         if self is Pooling.MEAN:

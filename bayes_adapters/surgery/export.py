@@ -16,6 +16,7 @@ from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
+from bayes_adapters.files.marks import Marks
 from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
@@ -98,6 +99,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         own = model.head.get_parameter(name)
         parameter.data = own.detach().to(parameter.device, copy=True)
         parameter.requires_grad_(own.requires_grad)
+    Marks.of(model).put_on(lora)
     return lora.to(next(backbone.parameters()).device).eval()
 
 

@@ -7,7 +7,6 @@ the largest that leaves the model's loss on a few anchor examples within a toler
 from __future__ import annotations
 
 import copy as copying
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,25 +17,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.as_lora import require_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove, swap
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import generators_kept
-from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
+from bayes_adapters.errors import DataError, choice
+from bayes_adapters.files.marks import Marks
 from bayes_adapters.guides import TrainingFree
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
-from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
+from bayes_adapters.likelihoods import Bernoulli, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
-from bayes_adapters.sites import Part
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
 from bayes_adapters.surgery._noise_search import SearchLog as SearchLog
 from bayes_adapters.surgery._noise_search import SearchPoint as SearchPoint
+from bayes_adapters.surgery._training_free_checks import check
 
 
 def bayesianise(
@@ -95,8 +94,9 @@ def bayesianise(
         ``num_data``: the old model's, or else the number of anchors.
 
     Raises:
-        ConfigError: an option is out of range; the model is of another structure, of no classes, or its B is 0
-            everywhere; value(0) is 0; no σ_q tried is feasible. The given model is then as it was.
+        ConfigError: an option is out of range; the model is of another structure, of no classes, its B is 0
+            everywhere, or its head was never trained; value(0) is 0; no σ_q tried is feasible. The given model is then
+            as it was.
         DataError: no anchors, or no targets where they are wanted.
 
     Warns:
@@ -106,7 +106,7 @@ def bayesianise(
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
     tolerance = DEFAULT_TOLERANCE[criterion] if tolerance is None else tolerance
-    _check(model, guide, tolerance, low, high, iterations, widen)
+    check(model, guide, tolerance, low, high, iterations, widen)
     batches = _read(anchors, labels)
     count = sum(batch.size for batch in batches)
     if labels is Labels.MODEL:
@@ -192,36 +192,6 @@ def _read(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
     return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
 
 
-def _check(
-    model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
-) -> None:
-    if type(model) not in (LoRA, StochasticDown) or any(site.part is Part.FACTOR for site in model.sites):
-        raise ConfigError(
-            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
-            f"{[site.name for site in model.sites]}: in its result nothing but A is random."
-        )
-    require_pair(model, guide)
-    for layer in adapted_layers(model.backbone).values():
-        require_lora(layer)
-    if not isinstance(model.likelihood, Bernoulli | Categorical):
-        raise ConfigError(
-            f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
-            "Bernoulli or Categorical. For a regression choose σ_q by other means: TrainingFree(model, scale=…)."
-        )
-    ups = [layer.lora_B for layer in adapted_layers(model.backbone).values() if layer.lora_B is not None]
-    if not any(bool(up.any()) for up in ups):
-        raise ConfigError(
-            "B is 0 in every layer, so noise on A has no effect and every σ_q is the same. Train the adapter first, or "
-            "was it loaded without its weights?"
-        )
-    if not 0.0 < low < high < math.inf:
-        raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
-    if not 0.0 < tolerance < math.inf:
-        raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
-    whole_number("iterations", iterations, least=0)
-    whole_number("widen", widen, least=0)
-
-
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Return layer path → (A, B) in float32 at least, for a random A its posterior mean."""
     layers: dict[str, Any] = dict(adapted_layers(model.backbone))
@@ -257,6 +227,7 @@ def _pair(
             options["head"] = model.head.fresh()
         new = StochasticDown(backbone, likelihood, num_data=model.num_data or count, flipout=False, **options)
         new.head = copying.deepcopy(model.head)
+        Marks.of(model).put_on(new)
         return new.eval(), TrainingFree(new, scale=scale).eval()
 
 

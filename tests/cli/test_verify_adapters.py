@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,12 @@ from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
 from bayes_adapters.speech.verify import Verifier, VerifyTask
 from tests.cli.parts import Run, check_refusal, task
+from tests.files.parts import edit_json
 from tests.helpers import bert
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    about = json.loads((folder / "adapter.json").read_text())
-    change(about["task"])
-    (folder / "adapter.json").write_text(json.dumps(about))
+    edit_json(folder, lambda about: change(about["task"]))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (shutil.rmtree, ["does not exist", "bayes_adapters.save"]),
         (lambda f: (f / "adapter.json").write_text("{"), ["is not JSON"]),
-        (lambda f: (f / "adapter.safetensors").write_bytes(b"12345"), ["checksum differs"]),
+        (lambda f: (f / "adapter.safetensors").write_bytes(b"12345"), ["has 5 bytes"]),
         (lambda f: edit(f, lambda t: t.update(task="sentiment")), ["'sentiment'", "not for 'verify_prompts'"]),
         (lambda f: edit(f, lambda t: t["thresholds"].pop("total_q90")), ["thresholds.total_q90"]),
         (lambda f: edit(f, lambda t: t.update(max_seconds=-1, frames_per_second=7)), ["max_seconds, frames_"]),
@@ -46,6 +44,27 @@ def test_an_adapter_that_cannot_verify(home: Path, run: Run, tmp_path: Path, spo
     shutil.copytree(home / "adapter", tmp_path / "adapter")
     spoil(tmp_path / "adapter")
     check_refusal(run("verify", home / "good.wav", "one", "--adapter", tmp_path / "adapter"), *says)
+
+
+def test_an_altered_adapter_is_refused_before_the_models_it_names_are_looked_for(
+    home: Path, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "adapter", tmp_path / "adapter")
+    named = str(tmp_path / "named")
+    edit_json(tmp_path / "adapter", lambda about: about["task"].update(text_backbone=named), repair=False)
+    answer = run("verify", home / "good.wav", "one", "--adapter", tmp_path / "adapter")
+    check_refusal(answer, "adapter.json' was altered after saving")
+    assert named not in answer[2]
+    shutil.rmtree(tmp_path / "adapter")
+    shutil.copytree(home / "adapter", tmp_path / "adapter")
+    edit_json(tmp_path / "adapter", lambda about: about["task"].update(text_backbone=named))
+    weights = tmp_path / "adapter" / "adapter.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    answer = run("verify", home / "good.wav", "one", "--adapter", tmp_path / "adapter")
+    check_refusal(answer, "adapter.safetensors", "checksum differs")
+    assert named not in answer[2]
 
 
 def test_an_adapter_on_another_backbone_or_without_a_task(home: Path, run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,3 +41,14 @@ def pair(
         targets=options.pop("targets", ("query", "value")),
     )
     return scramble(model, guide(model, **options))
+
+
+def edit_json(folder: Path, change: Callable[[dict[str, Any]], Any], *, repair: bool = True) -> None:
+    """Change the description; ``repair`` gives it the checksum of what it then says, where it has one."""
+    path = folder / "adapter.json"
+    about = json.loads(path.read_text())
+    change(about)
+    if repair and "checksum" in about:
+        del about["checksum"]
+        about["checksum"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(about))

@@ -46,7 +46,7 @@ def test_what_lora_cannot_express(case: str, tmp_path: Path) -> None:
 def test_a_pattern_of_equal_values_is_no_difference(tmp_path: Path) -> None:
     theirs = trained(bert(), settings("bert", rank_pattern={"query": 3}, alpha_pattern={"value": 5}))
     theirs.save_pretrained(tmp_path)
-    model = from_peft(tmp_path, bert(), Bernoulli())
+    model = from_peft(tmp_path, bert(), Bernoulli(), head=False)
     torch.testing.assert_close(hidden(model.backbone), hidden(theirs), rtol=0, atol=1e-6)
 
 
@@ -78,8 +78,8 @@ def _drop(tensors: dict[str, Tensor]) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json' cannot be read"),
     "config cut": (lambda f: (f / "adapter_config.json").write_text('{"peft'), "is not JSON"),
-    "rank 0": (lambda f: edit(f, r=0), "a whole r ≥ 1 and a positive alpha"),
-    "pattern a list": (lambda f: edit(f, rank_pattern=["query"]), "two dictionaries are needed"),
+    "rank 0": (lambda f: edit(f, r=0), "a whole r ≥ 1"),
+    "pattern a list": (lambda f: edit(f, rank_pattern=["query"]), "rank_pattern=.*list; a dictionary"),
     "alpha text": (lambda f: edit(f, lora_alpha="five"), "lora_alpha='five'"),
     "lora bias": (lambda f: edit(f, lora_bias=True), "lora_bias=True"),
     "unknown option": (lambda f: edit(f, use_quantum=True), "use_quantum=True"),
@@ -117,12 +117,12 @@ def test_another_backbone(tmp_path: Path) -> None:
 
 def test_options_that_the_folder_says(tmp_path: Path) -> None:
     adapters(tmp_path)
-    with pytest.raises(ConfigError, match="rank of a PEFT adapter are read from its folder"):
+    with pytest.raises(ConfigError, match=r"rank .* of a PEFT adapter are read from its folder"):
         from_peft(tmp_path, bert(), Bernoulli(), rank=4)
     model = LoRA(bert(), Bernoulli())
     with pytest.raises(ConfigError, match="already has adapters"):
         from_peft(tmp_path, model.backbone, Bernoulli())
-    assert from_peft(tmp_path, bert(), Bernoulli(), dropout=0.25).dropout == 0.25
+    assert from_peft(tmp_path, bert(), Bernoulli(), dropout=0.25, head=False).dropout == 0.25
 
 
 def test_writing_refuses(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_writing_refuses(tmp_path: Path) -> None:
         to_peft(tmp_path / "a", StochasticDown(bert(), Bernoulli(), num_data=5))
     assert not (tmp_path / "a").exists()
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(AdapterFileError, match=r"is not empty and has no adapter_config\.json"):
+    with pytest.raises(AdapterFileError, match=r"is not empty .*note\.txt.* has no adapter_config\.json"):
         to_peft(tmp_path, LoRA(bert(), Bernoulli()))
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
     (tmp_path / "file").write_text("")

@@ -30,7 +30,7 @@ def test_read_has_pefts_hidden_states(name: str, rslora: bool, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     backbone = BACKBONES[name]()
     plain = hidden(backbone)
-    model = from_peft(tmp_path, backbone, Bernoulli())
+    model = from_peft(tmp_path, backbone, Bernoulli(), head=False)
     assert (hidden(theirs) - plain).abs().max() > 0.1, "the adapters change something"
     torch.testing.assert_close(hidden(model.backbone), hidden(theirs), rtol=0, atol=1e-6)
     assert not model.training
@@ -67,7 +67,7 @@ def test_ranks_that_differ_by_layer(rslora: bool, tmp_path: Path) -> None:
     alphas = {"value": 5 * (1 / 3) ** (0.5 if rslora else 1)}
     theirs = trained(bert(), settings("bert", rank_pattern={"value": 1}, alpha_pattern=alphas, use_rslora=rslora))
     theirs.save_pretrained(tmp_path / "theirs")
-    model = from_peft(tmp_path / "theirs", bert(), Bernoulli())
+    model = from_peft(tmp_path / "theirs", bert(), Bernoulli(), head=False)
     assert {path.rsplit(".")[-1]: rank for path, rank in model.ranks.items()} == {"query": 3, "value": 1, "dense": 3}
     torch.testing.assert_close(hidden(model.backbone), hidden(theirs), rtol=0, atol=1e-6)
     to_peft(tmp_path / "ours", model)

@@ -126,7 +126,11 @@ def test_a_lora_of_peft(tmp_path: Path) -> None:
     to_peft(tmp_path, lora())
     theirs = peft.PeftModel.from_pretrained(bert(), tmp_path)
     theirs.save_pretrained(tmp_path / "theirs")
-    model = from_peft(tmp_path / "theirs", bert(), Bernoulli())
+    model = from_peft(tmp_path / "theirs", bert(), Bernoulli(), head=False)
+    with pytest.raises(ConfigError, match="head was never trained"):
+        make(model)
+    with torch.no_grad():
+        model.head.weight.add_(0.1)  # as training does
     new, guide, _ = make(model)
     assert (products(model)[model.layers[0]] - draws(guide, 2)[model.layers[0]]).abs().max() > 0
     data = token_batch()

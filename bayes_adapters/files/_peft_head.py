@@ -1,0 +1,136 @@
+"""The head beside a PEFT adapter: whether it computes the same on a plain backbone, and in which form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.files._peft_write import HEAD
+from bayes_adapters.files._tensor_file import TensorFile
+from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.inference.model import AdapterModel
+
+_ON_POOLER = {"bert", "albert", "ernie", "swin", "swinv2"}
+"""Hugging Face's types of models whose ``classifier`` is one linear layer on ``pooler_output``."""
+_ON_FIRST = {"vit", "deit"}
+"""… on the first token's last hidden state."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One linear layer.
+
+    Args:
+        tensors: weight (K, d) and perhaps bias (K,).
+        pooling: what it reads; None if that is not known.
+    """
+
+    tensors: dict[str, Tensor]
+    pooling: Pooling | None
+
+
+def own_head(folder: Path, weights: str) -> Head | None:
+    """Return the head that :func:`bayes_adapters.files.peft.to_peft` has written, or None.
+
+    Raises:
+        AdapterFileError: it cannot be read, or was written with other weights than those of this SHA-256.
+    """
+    path = folder / HEAD
+    try:
+        file = TensorFile.open(path)
+        tensors, _ = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AdapterFileError(f"{str(path)!r} cannot be read ({error.strerror or error}).") from error
+    if file.metadata.get("pooling") not in list(Pooling) or "weight" not in tensors or not set(tensors) <= _LINEAR:
+        raise AdapterFileError(f"{str(path)!r} was not written by to_peft. Remove it, or write it again.")
+    if file.metadata.get("weights", weights) != weights:
+        raise AdapterFileError(
+            f"{str(path)!r} was written with other adapters than those beside it: PEFT, or another program, has "
+            "replaced them since. Remove it and train a new head, or write the folder again."
+        )
+    return Head(tensors, Pooling(file.metadata["pooling"]))
+
+
+def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: str | None) -> Head | None:
+    """Return the head among PEFT's tensors if it is one linear layer, with what it reads where that is known.
+
+    ``score`` without a bias is transformers' head of decoders on the last real token; a ``classifier`` reads what its
+    type of model says; with the task TOKEN_CLS either reads every token.
+    """
+    modules = {name.rpartition(".")[0] for name in others}
+    tensors = {name.rpartition(".")[2]: value for name, value in others.items()}
+    if len(modules) != 1 or "weight" not in tensors or not set(tensors) <= _LINEAR or tensors["weight"].dim() != 2:
+        return None
+    module, kind = modules.pop(), getattr(getattr(backbone, "config", None), "model_type", "")
+    if task_type == "TOKEN_CLS":
+        return Head(tensors, Pooling.NONE if module in {"score", "classifier"} else None)
+    if module == "score" and "bias" not in tensors:
+        return Head(tensors, Pooling.LAST)
+    if module == "classifier" and kind in _ON_POOLER and getattr(backbone, "pooler", None) is not None:
+        return Head(tensors, Pooling.POOLER)
+    if module == "classifier" and kind in _ON_FIRST:
+        return Head(tensors, Pooling.CLS)
+    return Head(tensors, None)
+
+
+_LINEAR = {"weight", "bias"}
+
+
+@torch.no_grad()
+def take_head(
+    model: AdapterModel, folder: Path, found: Head | None, others: Mapping[str, Tensor], *, wanted: bool, own: bool
+) -> bool:
+    """Give the model the head that was found, if it computes the same there; say whether it now has a trained one.
+
+    Args:
+        model: with a fresh head.
+        folder: for messages.
+        found: the head of the folder, if it is one linear layer.
+        others: all tensors of the folder that are no adapter's.
+        wanted: take it even if what it read is not known.
+        own: the user has chosen what the head reads.
+
+    Raises:
+        ConfigError: it is ``wanted`` and there is none that fits.
+
+    Warns:
+        UserWarning: the model keeps its fresh head.
+    """
+    current: Any = model.head
+    shape = tuple(current.weight.shape)
+    per_token = model.likelihood.per_token
+    fits = found is not None and tuple(found.tensors["weight"].shape) == shape
+    fits = fits and (found.pooling is None or (found.pooling is Pooling.NONE) == per_token)  # type: ignore[union-attr]
+    has = _shapes(others if found is None else found.tensors)
+    if wanted and not fits:
+        raise ConfigError(
+            f"head=True, but {str(folder)!r} has no single linear head of shape {shape} for one target per "
+            f"{'token' if per_token else 'example'}: it has {has}. Take another likelihood, or head=None."
+        )
+    if found is None or not fits or (found.pooling is None and not wanted):
+        left = f"The head in {str(folder)!r} ({has}) was not taken over"
+        what = f"{str(folder)!r} brings no head" if has == "none" else left
+        warnings.warn(
+            f"{what}: it must be known to be one linear layer of shape {shape} on what this backbone returns. The "
+            "model has a fresh head, which answers at random until it is trained. head=False says that this is meant.",
+            stacklevel=4,
+        )
+        return False
+    bias = found.tensors.get("bias")
+    current.load_state_dict({"weight": found.tensors["weight"], "bias": bias if bias is not None else current.bias * 0})
+    if found.pooling is not None and not own:
+        model.head.pooling = found.pooling
+    return True
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items()) or "none"

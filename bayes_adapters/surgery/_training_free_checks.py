@@ -1,0 +1,52 @@
+"""What training-free Bayesianization refuses before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from bayes_adapters.adapters.as_lora import require_lora
+from bayes_adapters.adapters.installation import adapted_layers
+from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.files.marks import has_fresh_head
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Bernoulli, Categorical
+from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.sites import Part
+
+
+def check(
+    model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
+) -> None:
+    """Raise :class:`ConfigError` unless :func:`bayes_adapters.surgery.training_free.bayesianise` can start."""
+    if type(model) not in (LoRA, StochasticDown) or any(site.part is Part.FACTOR for site in model.sites):
+        raise ConfigError(
+            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
+            f"{[site.name for site in model.sites]}: in its result nothing but A is random."
+        )
+    require_pair(model, guide)
+    for layer in adapted_layers(model.backbone).values():
+        require_lora(layer)
+    if not isinstance(model.likelihood, Bernoulli | Categorical):
+        raise ConfigError(
+            f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
+            "Bernoulli or Categorical. For a regression choose σ_q by other means: TrainingFree(model, scale=…)."
+        )
+    ups = [layer.lora_B for layer in adapted_layers(model.backbone).values() if layer.lora_B is not None]
+    if not any(bool(up.any()) for up in ups):
+        raise ConfigError(
+            "B is 0 in every layer, so noise on A has no effect and every σ_q is the same. Train the adapter first, or "
+            "was it loaded without its weights?"
+        )
+    if has_fresh_head(model):
+        raise ConfigError(
+            "The model's head was never trained: its adapters come from PEFT and their head did not come along, so the "
+            "search would measure noise against answers at random. Train the head first (fit), or put a trained one "
+            "into model.head."
+        )
+    if not 0.0 < low < high < math.inf:
+        raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
+    if not 0.0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
+    whole_number("iterations", iterations, least=0)
+    whole_number("widen", widen, least=0)
