@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters.errors import ConfigError, TargetError, near_matches
@@ -41,7 +44,13 @@ def as_targets(targets: Targets | str | Sequence[str]) -> Targets:
 
 
 def dimensions(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in_features, out_features) of a layer that can be adapted, or None for any other module."""
+    """Return (in_features, out_features) of a layer that can be adapted, or None for any other module.
+
+    The routers of Llama 4 and Phi-MoE are linear by their class only: they return choices, and are none.
+    """
+    own_forward = type(module).forward is not nn.Linear.forward
+    if isinstance(module, nn.Linear) and own_forward and "Router" in type(module).__name__:
+        return None
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
@@ -85,6 +94,9 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     Raises:
         TargetError: nothing matches (near matches are listed), or a suffix or layer index matches nothing.
 
+    Warns:
+        UserWarning: ``"all-linear"`` leaves out matrices that are in no linear layer, as those of stacked experts are.
+
     >>> net = nn.ModuleDict({"query": nn.Linear(4, 4), "key": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     >>> select(net, ["query"]), select(net, "all-linear")
     (['query'], ['query', 'key'])
@@ -107,6 +119,7 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
         )
     if spec.names == ALL_LINEAR:
         found = list(linear)
+        _warn_of_stacked(backbone)
     else:
         found = [path for path in linear if _matches(path, spec.names)]
         _require_each_suffix(backbone, spec.names, linear, found)
@@ -127,6 +140,29 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
             f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt."
         )
     return found
+
+
+def _warn_of_stacked(backbone: nn.Module) -> None:
+    """Name the weights of three axes: matrices of several experts (Mixtral), or heads (XLNet), in one tensor."""
+    other = (_ConvNd, _ConvTransposeNd, ParametrizationList, nn.Embedding)  # three axes, but no stack of matrices
+    stacked = {
+        f"{path}.{name}".lstrip("."): parameter.numel()
+        for path, module in backbone.named_modules()
+        if not isinstance(module, other)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and min(parameter.shape) > 1
+    }
+    if not stacked:
+        return
+    share = sum(stacked.values()) / sum(parameter.numel() for parameter in backbone.parameters())
+    kinds = sorted({re.sub(r"\.\d+\.", ".*.", path) for path in stacked})
+    warnings.warn(
+        f"'all-linear' leaves out {', '.join(kinds[:6])}{' …' if len(kinds) > 6 else ''}: {share:.0%} of the weights "
+        f"of this {type(backbone).__name__}, which stacks matrices in tensors of three axes (of its experts?) that are in "
+        "no linear layer. They stay frozen and without adapters. To do without this warning list the layers: "
+        "targets=[...].",
+        stacklevel=3,
+    )
 
 
 def _require_each_exclusion(exclude: str | Sequence[str], linear: list[str]) -> None:

@@ -285,7 +285,7 @@ def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
     try:
         yield remove(model.backbone)
     except BaseException:
-        swap(remove(model.backbone), {layer.base_layer: layer for layer in old.values()})
+        swap(remove(model.backbone), [(layer.base_layer, layer) for layer in old.values()])
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:
