@@ -158,7 +158,7 @@ def _warn_of_stacked(backbone: nn.Module) -> None:
     kinds = sorted({re.sub(r"\.\d+\.", ".*.", path) for path in stacked})
     warnings.warn(
         f"'all-linear' leaves out {', '.join(kinds[:6])}{' …' if len(kinds) > 6 else ''}: {share:.0%} of the weights "
-        f"of this {type(backbone).__name__}, which stacks matrices in tensors of three axes (of its experts?) that are in "
+        f"of this {type(backbone).__name__}, which stacks matrices in tensors of three axes (its experts?) that are in "
         "no linear layer. They stay frozen and without adapters. To do without this warning list the layers: "
         "targets=[...].",
         stacklevel=3,
