@@ -69,6 +69,17 @@ class Amortised(AdapterGuide):
     Raises:
         ConfigError: a size below 1, heads that do not divide ``dim``, an option without effect, or a site that cannot
             be served.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, Frames, predict
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2)
+    >>> guide = Amortised(model, context="global_shared_heads", context_dim=6, dim=8)
+    >>> audio = Frames(torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool))
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])}, context={"audio": audio})
+    >>> sorted(guide.reads), predict(model, guide, batch, num_samples=4).mean.shape
+    (['audio'], torch.Size([2]))
     """
 
     name: ClassVar[str] = "amortised"

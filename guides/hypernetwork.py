@@ -61,6 +61,16 @@ class Hypernetwork(AdapterGuide):
         ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, a scale for
             ``phi="identity"``, a bottleneck for a ``phi`` without a network, or ``phi="kron"`` with a rank that is a
             prime number.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import CoLA
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> model = CoLA(encoders, Bernoulli(), rank=2)
+    >>> guide = Hypernetwork(model, gamma=4, scale="softplus")
+    >>> len(guide.nets), sum(p.numel() for p in guide.nets[site_key(model.sites[0])].parameters())
+    (12, 54)
     """
 
     name: ClassVar[str] = "hypernetwork"

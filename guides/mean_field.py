@@ -47,6 +47,15 @@ class MeanField(AdapterGuide):
         init_scale: initial standard deviation of every entry; a pair (low, high) draws √σ uniformly between the roots.
         parameter: ``"log"`` or ``"root"``: what is trained in the place of σ.
         positive_mean: train log μ rather than μ (ScalaBL); the start must then be positive.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticDown
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> guide = MeanField(model, init_scale=0.05)
+    >>> {name: tuple(value.shape) for name, value in guide.named_parameters()}
+    {'loc.A-global': (2, 2, 8), 'rho.A-global': (2, 2, 8)}
     """
 
     name: ClassVar[str] = "mean_field"

@@ -95,6 +95,14 @@ class CoLA(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared
             matrices of unequal ranks, or a backbone in which two encoders are one module.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> model = CoLA(encoders, Bernoulli(), rank=2)
+    >>> len(model.sites), model.sites[0].name, model.sites[0].source
+    (12, 'cross.question.encoder.layer.0.attention.self.query', 'answer')
     """
 
     structure: ClassVar[str] = "cola"

@@ -75,6 +75,15 @@ class Wander(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
             ``streams`` without ``every_layer``, or ``rank``, ``alpha`` or ``dropout`` without ``targets``.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> lengths = {"question": 3, "answer": 4}
+    >>> model = Wander(encoders, Bernoulli(), num_data=100, lengths=lengths, fusion_rank=2, terms=5)
+    >>> [(site.name, site.event) for site in model.sites[:2]]
+    [('factor.feature.question', (5, 2, 8)), ('factor.token.question', (5, 3, 2))]
     """
 
     structure: ClassVar[str] = "wander"
