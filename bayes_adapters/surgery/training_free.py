@@ -7,7 +7,6 @@ the largest that leaves the model's loss on a few anchor examples within a toler
 from __future__ import annotations
 
 import copy as copying
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,19 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.as_lora import require_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove, swap
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import generators_kept
-from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
+from bayes_adapters.errors import DataError, choice
 from bayes_adapters.guides import TrainingFree
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
-from bayes_adapters.likelihoods import Bernoulli, Categorical, Prediction
+from bayes_adapters.likelihoods import Bernoulli, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.surgery._anchor_checks import check_search, read_anchors
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
@@ -105,8 +104,8 @@ def bayesianise(
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
     tolerance = DEFAULT_TOLERANCE[criterion] if tolerance is None else tolerance
-    _check(model, guide, tolerance, low, high, iterations, widen)
-    batches = _read(anchors, labels)
+    check_search(model, guide, tolerance, low, high, iterations, widen)
+    batches = read_anchors(anchors, labels)
     count = sum(batch.size for batch in batches)
     if labels is Labels.MODEL:
         plain = predict(model, guide, batches, mean_only=True, chunk_size=chunk_size)
@@ -177,48 +176,6 @@ def _label(batches: list[Batch], found: Prediction, model: AdapterModel) -> list
         classes = classes.float()
     parts = classes.split([batch.size for batch in batches])
     return [replace(batch, targets=part) for batch, part in zip(batches, parts, strict=True)]
-
-
-def _read(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
-    batches = [anchors] if isinstance(anchors, Batch) else list(anchors)
-    if not batches:
-        raise DataError("There are no anchors: the data holds no batch. Was a generator already exhausted?")
-    for batch in batches:
-        if not isinstance(batch, Batch):
-            raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
-        if labels is Labels.TARGETS and batch.targets is None:
-            raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
-    return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
-
-
-def _check(
-    model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
-) -> None:
-    if type(model) not in (LoRA, StochasticDown):
-        raise ConfigError(
-            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__}: its result has one linear "
-            "head and deterministic parts other than A."
-        )
-    require_pair(model, guide)
-    for layer in adapted_layers(model.backbone).values():
-        require_lora(layer)
-    if not isinstance(model.likelihood, Bernoulli | Categorical):
-        raise ConfigError(
-            f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
-            "Bernoulli or Categorical. For a regression choose σ_q by other means: TrainingFree(model, scale=…)."
-        )
-    ups = [layer.lora_B for layer in adapted_layers(model.backbone).values() if layer.lora_B is not None]
-    if not any(bool(up.any()) for up in ups):
-        raise ConfigError(
-            "B is 0 in every layer, so noise on A has no effect and every σ_q is the same. Train the adapter first, or "
-            "was it loaded without its weights?"
-        )
-    if not 0.0 < low < high < math.inf:
-        raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
-    if not 0.0 < tolerance < math.inf:
-        raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
-    whole_number("iterations", iterations, least=0)
-    whole_number("widen", widen, least=0)
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

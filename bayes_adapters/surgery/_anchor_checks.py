@@ -1,0 +1,64 @@
+"""What training-free Bayesianization refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from bayes_adapters.adapters.as_lora import require_lora
+from bayes_adapters.adapters.installation import adapted_layers
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError, whole_number
+from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Bernoulli, Categorical
+from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.surgery._noise_search import Labels
+
+
+def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
+    """Return the batches of anchors, with targets only where they are wanted.
+
+    Raises:
+        DataError: there are none, one is no batch, or it lacks targets that are wanted.
+    """
+    batches = [anchors] if isinstance(anchors, Batch) else list(anchors)
+    if not batches:
+        raise DataError("There are no anchors: the data holds no batch. Was a generator already exhausted?")
+    for batch in batches:
+        if not isinstance(batch, Batch):
+            raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
+        if labels is Labels.TARGETS and batch.targets is None:
+            raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
+    return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
+
+
+def check_search(
+    model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
+) -> None:
+    """Raise :class:`ConfigError` unless noise on A can be sought for this model, with these options."""
+    if type(model) not in (LoRA, StochasticDown):
+        raise ConfigError(
+            f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__}: its result has one linear "
+            "head and deterministic parts other than A."
+        )
+    require_pair(model, guide)
+    for layer in adapted_layers(model.backbone).values():
+        require_lora(layer)
+    if not isinstance(model.likelihood, Bernoulli | Categorical):
+        raise ConfigError(
+            f"The search compares losses of classes; the likelihood is {type(model.likelihood).__name__}. Take "
+            "Bernoulli or Categorical. For a regression choose σ_q by other means: TrainingFree(model, scale=…)."
+        )
+    ups = [layer.lora_B for layer in adapted_layers(model.backbone).values() if layer.lora_B is not None]
+    if not any(bool(up.any()) for up in ups):
+        raise ConfigError(
+            "B is 0 in every layer, so noise on A has no effect and every σ_q is the same. Train the adapter first, or "
+            "was it loaded without its weights?"
+        )
+    if not 0.0 < low < high < math.inf:
+        raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
+    if not 0.0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
+    whole_number("iterations", iterations, least=0)
+    whole_number("widen", widen, least=0)
