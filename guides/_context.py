@@ -9,16 +9,10 @@ import torch
 
 from bayes_adapters.data.batch import Frames, find_frames
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, whole_number
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import SiteCall
-
-
-def require_sizes(**sizes: int) -> None:
-    """Raise :class:`ConfigError` for the first size that is no whole number of at least 1."""
-    for name, value in sizes.items():
-        whole_number(name, value)
 
 
 def frames_of(call: SiteCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:

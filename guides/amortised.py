@@ -10,8 +10,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
-from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.guides._context import as_reliability, frames_of, require_sizes
+from bayes_adapters.errors import choice
+from bayes_adapters.guides._checks import check_context, check_heads
+from bayes_adapters.guides._context import as_reliability, frames_of
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32, require_float32
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
 from bayes_adapters.inference.guide import AdapterGuide, site_key
@@ -69,6 +70,17 @@ class Amortised(AdapterGuide):
     Raises:
         ConfigError: a size below 1, heads that do not divide ``dim``, an option without effect, or a site that cannot
             be served.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, Frames, predict
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2)
+    >>> guide = Amortised(model, context="global_shared_heads", context_dim=6, dim=8)
+    >>> audio = Frames(torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool))
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])}, context={"audio": audio})
+    >>> sorted(guide.reads), predict(model, guide, batch, num_samples=4).mean.shape
+    (['audio'], torch.Size([2]))
     """
 
     name: ClassVar[str] = "amortised"
@@ -104,33 +116,12 @@ class Amortised(AdapterGuide):
         self.to(next(model.parameters()).device).float()  # whatever torch's default dtype is
 
     def _check(self, reliable: bool) -> None:
-        require_sizes(dim=self.dim, heads=self.num_heads)
-        if (self.context is Context.NONE) != (self.context_dim is None):
-            raise ConfigError(
-                f"context={self.context.value!r} and context_dim={self.context_dim} do not fit: with 'none' there are "
-                "no frames and no width; every other context needs context_dim, the width of its frames."
-            )
-        if self.context_dim is not None:
-            require_sizes(context_dim=self.context_dim)
-        if self.dim % self.num_heads:
-            raise ConfigError(f"heads must divide dim; got heads={self.num_heads}, dim={self.dim}.")
-        shareable = self.context in (Context.GLOBAL, Context.CROSS_ATTENTION)
-        if self.kv_sharing is KVSharing.SHARED and not shareable:
-            raise ConfigError(
-                f"kv_sharing='shared' has no effect with context={self.context.value!r}; it is for 'global' and "
-                "'cross_attention'."
-            )
+        check_heads(self.dim, self.num_heads)
         unread = {"heads": self.num_heads != 1} if self.context is not Context.CROSS_ATTENTION else {}
         if self.context is Context.NONE:
             own = {"dim": self.dim != 64, "modality": self.modality != "audio", "null_context": not self.null_context}
             unread |= own | {"reliability": reliable}
-        for option, given in unread.items():
-            if given:
-                raise ConfigError(
-                    f"{option}= has no effect with context={self.context.value!r}: "
-                    + ("only 'cross_attention' has heads" if option == "heads" else "no context is read")
-                    + ". Leave it out, or take another context."
-                )
+        check_context(self.context.value, self.context_dim, self.kv_sharing is KVSharing.SHARED, unread)
 
     def _reader(self, ranks: dict[str, int]) -> nn.Module | None:
         shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context

@@ -18,6 +18,16 @@ class Contextual(Amortised):
         model: a model with token or sequence cores.
         width: hidden units of the network.
         scale: ``"sigmoid_squared"`` or ``"softplus"``.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, predict
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2)
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])})
+    >>> predict(model, Contextual(model), batch, num_samples=4, return_samples=True).samples.shape
+    torch.Size([4, 2])
     """
 
     name: ClassVar[str] = "contextual"

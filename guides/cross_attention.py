@@ -23,6 +23,18 @@ class CrossAttention(Amortised):
         share_kv: one (W_k, W_v, null pair) for the whole network instead of one per layer.
         **options: ``dim``, ``heads``, ``modality``, ``width``, ``scale``, ``null_context`` and ``reliability`` of
             :class:`Amortised`.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, Frames, predict
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2)
+    >>> guide = CrossAttention(model, context_dim=6, dim=8, heads=2, share_kv=True)
+    >>> audio = Frames(torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool))
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])}, context={"audio": audio})
+    >>> predict(model, guide, batch, num_samples=4).mean.shape
+    torch.Size([2])
     """
 
     name: ClassVar[str] = "cross_attention"

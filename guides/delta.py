@@ -29,6 +29,14 @@ class Delta(AdapterGuide):
 
     Raises:
         ConfigError: a site whose start does not lie in its prior's support, or a discrete prior.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2, targets=["query"])
+    >>> [tuple(value.shape) for value in Delta(model).parameters()]
+    [(2, 2)]
     """
 
     name: ClassVar[str] = "delta"

@@ -14,7 +14,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError, choice, unknown_name, whole_number
+from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.guides._checks import hidden_widths
 from bayes_adapters.guides._head import ScaleTransform, fp32, require_float32
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
@@ -61,6 +62,16 @@ class Hypernetwork(AdapterGuide):
         ConfigError: γ below 1 or above a descriptor's width, a bottleneck below 1 or of no source encoder, a scale for
             ``phi="identity"``, a bottleneck for a ``phi`` without a network, or ``phi="kron"`` with a rank that is a
             prime number.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import CoLA
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> model = CoLA(encoders, Bernoulli(), rank=2)
+    >>> guide = Hypernetwork(model, gamma=4, scale="softplus")
+    >>> len(guide.nets), sum(p.numel() for p in guide.nets[site_key(model.sites[0])].parameters())
+    (12, 54)
     """
 
     name: ClassVar[str] = "hypernetwork"
@@ -83,12 +94,7 @@ class Hypernetwork(AdapterGuide):
         if self.phi is Phi.IDENTITY and self.scale is not None:
             raise ConfigError("phi='identity' fixes Φ = I, so there is nothing to be uncertain about; leave scale out.")
         sources = sorted({site.source for site in model.sites})
-        given = {} if bottleneck is None else bottleneck
-        widths = dict(given) if isinstance(given, Mapping) else dict.fromkeys(sources, given)
-        for source, hidden in widths.items():
-            if source not in sources:
-                raise unknown_name("source encoder in bottleneck", source, sources)
-            whole_number(f"bottleneck of {source!r}", hidden)
+        widths = hidden_widths(bottleneck, sources)
         learned = self.phi in (Phi.DENSE, Phi.KRON)
         if bottleneck is not None and not learned:
             raise ConfigError(f"phi={self.phi.value!r} has no network and no hidden width; leave bottleneck out.")

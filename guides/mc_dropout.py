@@ -20,6 +20,16 @@ class MCDropout(AdapterGuide):
 
     Args:
         model: a model with mask sites, such as AdapterDropout.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, predict
+    >>> from bayes_adapters.models import AdapterDropout
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = AdapterDropout(BertModel(tiny), Bernoulli(), rank=2)
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])})
+    >>> predict(model, MCDropout(model), batch, num_samples=4).mean.shape
+    torch.Size([2])
     """
 
     name: ClassVar[str] = "mc_dropout"

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.guides._checks import scale_interval
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -47,6 +48,15 @@ class MeanField(AdapterGuide):
         init_scale: initial standard deviation of every entry; a pair (low, high) draws √σ uniformly between the roots.
         parameter: ``"log"`` or ``"root"``: what is trained in the place of σ.
         positive_mean: train log μ rather than μ (ScalaBL); the start must then be positive.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticDown
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> guide = MeanField(model, init_scale=0.05)
+    >>> {name: tuple(value.shape) for name, value in guide.named_parameters()}
+    {'loc.A-global': (2, 2, 8), 'rho.A-global': (2, 2, 8)}
     """
 
     name: ClassVar[str] = "mean_field"
@@ -63,7 +73,7 @@ class MeanField(AdapterGuide):
         positive_mean: bool = False,
     ) -> None:
         super().__init__(model)
-        low, high = _interval(init_scale)
+        low, high = scale_interval(init_scale)
         self.init_scale = init_scale if isinstance(init_scale, int | float) else (low, high)
         self.parameter = choice(ScaleParameter, "parameter", parameter)
         self.positive_mean = positive_mean
@@ -92,13 +102,3 @@ class MeanField(AdapterGuide):
             "parameter": self.parameter.value,
             "positive_mean": self.positive_mean,
         }
-
-
-def _interval(init_scale: float | Sequence[float]) -> tuple[float, float]:
-    ends = [init_scale] * 2 if isinstance(init_scale, int | float) else list(init_scale)
-    if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
-        raise ConfigError(
-            f"init_scale is a standard deviation and must be positive and finite, or a pair low ≤ high; got "
-            f"{init_scale}."
-        )
-    return ends[0], ends[1]

@@ -18,6 +18,17 @@ class PooledContext(Amortised):
         context_dim: d_a, width of the context's frames.
         **options: ``dim``, ``kv_sharing``, ``modality``, ``width``, ``scale``, ``null_context`` and ``reliability`` of
             :class:`Amortised`. Missing context is a learned vector (d_c) a layer.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, Frames, predict
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2)
+    >>> audio = Frames(torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool))
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])}, context={"audio": audio})
+    >>> predict(model, PooledContext(model, context_dim=6), batch, num_samples=4).mean.shape
+    torch.Size([2])
     """
 
     name: ClassVar[str] = "pooled_context"

@@ -49,6 +49,14 @@ class RankWise(AdapterGuide):
     Raises:
         ConfigError: ``init_log_variance`` out of range; in training mode with ``local_reparametrisation``, a run that
             is traced, as Pyro's own ELBOs do.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticFactors
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticFactors(BertModel(tiny), Bernoulli(), num_data=100, rank=2, targets=["query"])
+    >>> sorted(tuple(value.shape) for value in RankWise(model).parameters())
+    [(1, 2, 8), (1, 8, 2), (2,)]
     """
 
     name: ClassVar[str] = "rank_wise"

@@ -41,6 +41,14 @@ class TrainingFree(AdapterGuide):
 
     Raises:
         ConfigError: σ_q is not positive and finite, or another part of the model is random.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticDown
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> guide = TrainingFree(StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2), scale=0.05)
+    >>> round(guide.scale, 6), list(guide.parameters())
+    (0.05, [])
     """
 
     name: ClassVar[str] = "training_free"

@@ -32,6 +32,13 @@ class AdapterDropout(AdapterModel):
 
     Raises:
         ConfigError: ``drop`` out of range, or a prior whose mean, by which what is kept is divided, is not positive.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = AdapterDropout(BertModel(tiny), Bernoulli(), drop=0.25, granularity="global", rank=2)
+    >>> [(site.name, site.shape) for site in model.sites], model.prior.of(model.sites[0]).mean[0, :2]
+    ([('mask.global', (2, 8))], tensor([0.7500, 0.7500]))
     """
 
     structure: ClassVar[str] = "adapter_dropout"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import permutations
@@ -26,6 +25,7 @@ from bayes_adapters.modalities.depths import DepthMap, depth_map
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.modalities.lockstep import Tap
+from bayes_adapters.models._checks import check_gain, whole_example
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
@@ -95,6 +95,14 @@ class CoLA(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared
             matrices of unequal ranks, or a backbone in which two encoders are one module.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> model = CoLA(encoders, Bernoulli(), rank=2)
+    >>> len(model.sites), model.sites[0].name, model.sites[0].source
+    (12, 'cross.question.encoder.layer.0.attention.self.query', 'answer')
     """
 
     structure: ClassVar[str] = "cola"
@@ -122,10 +130,7 @@ class CoLA(ConcatLoRA):
         self.depths, self.gain = choice(DepthMap, "depth map", depths), gain
         self.cross_rank = rank if cross_rank is None else cross_rank
         whole_number("cross_rank", self.cross_rank)
-        if not isinstance(gain, int | float) or not math.isfinite(gain):
-            raise ConfigError(
-                f"gain is the first value of λ and must be a finite number, for example 0.5; got {gain!r}."
-            )
+        check_gain(gain)
         if self.share is not Sharing.NONE and self.cross_rank != rank:
             raise ConfigError(f"share={self.share.value!r} needs cross_rank = rank; got {self.cross_rank} and {rank}.")
         self.blocks = blocks_of(encoders, blocks)
@@ -142,10 +147,7 @@ class CoLA(ConcatLoRA):
         for name, blocks in self.blocks.items():
             windowed = any(window_side(self.backbone.get_submodule(f"{name}.{b.path}")) is not None for b in blocks)
             if windowed and self.streams[name] is StreamPooling.CLS:
-                raise ConfigError(
-                    f"{name!r} attends within windows and has no token that stands for the whole example; cls pooling "
-                    f"would take the first patch. Take streams={{{name!r}: 'mean', ...}}."
-                )
+                raise whole_example(name)
         device = next(self.backbone.parameters()).device
         layers, many = adapted_layers(self.backbone), len(self.blocks) > 2
         self._descriptor_width: dict[str, int] = {}

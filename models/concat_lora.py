@@ -55,6 +55,15 @@ class ConcatLoRA(AdapterModel):
         head_width: hidden units of a second linear layer before the outputs; None means one layer.
         **options: options of :class:`AdapterModel` that do not concern random parts or pooling; ``targets`` defaults
             to every linear layer.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> model = ConcatLoRA(encoders, Bernoulli(), rank=2)
+    >>> inputs = {"question.input_ids": torch.tensor([[3, 5]]), "answer.input_ids": torch.tensor([[4, 2, 6]])}
+    >>> model.modalities, model(Batch(inputs)).shape
+    (['question', 'answer'], torch.Size([1, 1]))
     """
 
     structure: ClassVar[str] = "concat_lora"

@@ -32,6 +32,13 @@ class DiagonalCore(AdapterModel):
 
     Raises:
         ConfigError: a layer has fewer inputs than ranks.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = DiagonalCore(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> [(site.name, site.shape) for site in model.sites]
+    [('diagonal.global', (2, 2))]
     """
 
     structure: ClassVar[str] = "diagonal_core"

@@ -29,6 +29,15 @@ class FusionLoRA(LoRA):
         modality: the key of the frames in ``Batch.context``.
         fusion_width: hidden units of the classifier.
         **options: options of :class:`LoRA`.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, Frames
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = FusionLoRA(BertModel(tiny), Bernoulli(), context_dim=6, rank=2)
+    >>> audio = Frames(torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool))
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])}, context={"audio": audio})
+    >>> sorted(model.reads), model(batch).shape
+    (['audio'], torch.Size([2, 1]))
     """
 
     structure: ClassVar[str] = "fusion_lora"

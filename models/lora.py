@@ -19,6 +19,13 @@ class LoRA(AdapterModel):
         backbone: see :class:`AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         **options: the options of :class:`AdapterModel` that do not concern random parts.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = LoRA(BertModel(tiny), Bernoulli(), rank=2)
+    >>> model.sites, list(model.ranks.values())
+    ([], [2, 2])
     """
 
     structure: ClassVar[str] = "lora"

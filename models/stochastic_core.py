@@ -23,6 +23,13 @@ class StochasticCore(AdapterModel):
         granularity: ``"token"``, ``"sequence"`` or ``"global"`` (then pass ``num_data``).
         prior: a Pyro distribution, pattern → distribution, or ``callable(name, shape)``; None means N(0, 0.2²).
         **options: further options of :class:`AdapterModel`.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Bernoulli(), rank=2, targets=["query"])
+    >>> [(site.name, site.shape) for site in model.sites]
+    [('core.encoder.layer.0.attention.self.query', (2, 2))]
     """
 
     structure: ClassVar[str] = "stochastic_core"

@@ -27,6 +27,13 @@ class StochasticDown(AdapterModel):
         flipout: decorrelate the examples of a training batch, see
             :class:`~bayes_adapters.adapters.reparametrisation.Flipout`.
         **options: further options of :class:`AdapterModel`.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> [(site.name, site.shape) for site in model.sites]
+    [('A.global', (2, 2, 8))]
     """
 
     structure: ClassVar[str] = "stochastic_down"

@@ -27,6 +27,13 @@ class StochasticFactors(AdapterModel):
         num_data: N, the size of the data set.
         prior: of A and B, see :mod:`bayes_adapters.priors`; None means :class:`LogUniform`.
         **options: further options of :class:`AdapterModel`.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticFactors(BertModel(tiny), Bernoulli(), num_data=100, rank=2, targets=["query"])
+    >>> [(site.name[:9], site.shape) for site in model.sites]
+    [('A.encoder', (1, 2, 8)), ('B.encoder', (1, 8, 2))]
     """
 
     structure: ClassVar[str] = "stochastic_factors"

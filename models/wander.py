@@ -22,6 +22,7 @@ from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
+from bayes_adapters.models._checks import OF_ADAPTERS, check_depths, check_fusion, check_lengths, check_used
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.models.multiplicative.factors import (
     CP,
@@ -34,9 +35,6 @@ from bayes_adapters.models.multiplicative.factors import (
 from bayes_adapters.models.multiplicative.fusion import cp_fusion_pooled, cp_fusion_residual
 from bayes_adapters.priors import Prior, PriorLike
 from bayes_adapters.sites import Granularity, Part, Site
-
-_OF_ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
-"""Options of low-rank adapters and their defaults in :class:`bayes_adapters.AdapterModel`."""
 
 
 class Wander(ConcatLoRA):
@@ -75,6 +73,15 @@ class Wander(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
             ``streams`` without ``every_layer``, or ``rank``, ``alpha`` or ``dropout`` without ``targets``.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> encoders = nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)})
+    >>> lengths = {"question": 3, "answer": 4}
+    >>> model = Wander(encoders, Bernoulli(), num_data=100, lengths=lengths, fusion_rank=2, terms=5)
+    >>> [(site.name, site.event) for site in model.sites[:2]]
+    [('factor.feature.question', (5, 2, 8)), ('factor.token.question', (5, 3, 2))]
     """
 
     structure: ClassVar[str] = "wander"
@@ -100,17 +107,11 @@ class Wander(ConcatLoRA):
     ) -> None:
         placement = Placement.RESIDUAL if every_layer else Placement.POOLED
         self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
-        if not isinstance(lengths, Mapping):
-            raise ConfigError(
-                "lengths must map every encoder to the rows of its token factor, such as {'text': 32}; got "
-                f"{lengths!r}."
-            )
+        check_lengths(lengths, blocks, every_layer)
         if width is not None:
             whole_number("width", width)
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)
         self.fusion_rank, self.terms = fusion_rank, terms
-        if blocks and not every_layer:
-            raise ConfigError("blocks= has an effect only with every_layer=True; the last layer is known without.")
         encoders = require_encoders(backbone, self.least, type(self).__name__)
         self.blocks = blocks_of(encoders, blocks) if every_layer else {}
         with restored_on_error(backbone):
@@ -123,19 +124,17 @@ class Wander(ConcatLoRA):
         if not self.every_layer:  # what stands in for a missing modality is a factor, not a feature
             self.null = nn.ParameterDict()
         widths = {name: hidden_width(encoder) for name, encoder in self.backbone.named_children()}
-        self._check(widths)
+        sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data}
+        check_fusion(widths, self.lengths, sizes, self.width, self.every_layer)
+        adapters = None if self.layers else {option: getattr(self, option) for option in OF_ADAPTERS}
+        check_used({*self.streams.values()} == {StreamPooling.MASKED_MEAN}, adapters, self.every_layer)
         size = self.width or next(iter(widths.values()))
-        depths = sorted({len(own) for own in self.blocks.values()})
-        if len(depths) > 1:
-            raise ConfigError(f"Fusion after every layer needs encoders of one depth; got {depths}.")
-        for name, own in self.blocks.items():
-            wide = [stage_width(self.backbone.get_submodule(name), block, Stage.OUTPUT) for block in own]
-            if set(wide) != {size}:
-                raise ConfigError(
-                    f"Fusion after every layer needs blocks of one width, {size}; those of {name!r} have {wide}. Take "
-                    "every_layer=False, which fuses the last hidden states, or an encoder that does not widen."
-                )
-        self.depths = range(depths[0]) if self.every_layer else range(1)
+        wide = {
+            name: [stage_width(self.backbone.get_submodule(name), block, Stage.OUTPUT) for block in own]
+            for name, own in self.blocks.items()
+        }
+        check_depths(wide, size)
+        self.depths = range(len(next(iter(wide.values())))) if self.every_layer else range(1)
         self.project = nn.ModuleDict({name: nn.Linear(w, size) for name, w in widths.items()} if self.width else {})
         self.down, self.bias, self.absent = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
         for depth in self.depths:
@@ -149,32 +148,6 @@ class Wander(ConcatLoRA):
         self.sites += [site for depth in self.depths for name in widths for site in self._sites(depth, name, size)]
         self.prior = Prior(self._start_normal if prior is None else prior, self.sites)
         self.to(next(self.backbone.parameters()).device)
-
-    def _check(self, widths: Mapping[str, int]) -> None:
-        if set(self.lengths) != set(widths):
-            raise ConfigError(f"lengths must name every encoder, {sorted(widths)}; got {sorted(self.lengths)}.")
-        sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data}
-        for what, value in (sizes | {f"lengths[{n!r}]": v for n, v in self.lengths.items()}).items():
-            whole_number(what, value)
-        if self.width is None and len(set(widths.values())) > 1:
-            raise ConfigError(f"The encoders' widths differ, {dict(widths)}: pass width= to project them to one.")
-        if self.width is not None and self.every_layer:
-            raise ConfigError("Fusion after every layer adds to the encoders' own streams; it takes no width=.")
-        self._check_used()
-
-    def _check_used(self) -> None:
-        """Refuse options of parts that there are not; configurations of saved models name their defaults."""
-        if not self.every_layer and {*self.streams.values()} != {StreamPooling.MASKED_MEAN}:
-            raise ConfigError(
-                "streams= has no effect with every_layer=False: the head reads the mean of the r fused tokens. Leave "
-                "it out, or take every_layer=True."
-            )
-        for option, usual in () if self.layers else _OF_ADAPTERS.items():
-            if getattr(self, option) != usual:
-                raise ConfigError(
-                    f"{option}={getattr(self, option)} has no effect: it is for low-rank adapters, and without "
-                    "targets= no layer has one. The fusion's own rank is fusion_rank=."
-                )
 
     def _key(self, depth: int, name: str, separator: str) -> str:
         return f"{depth}{separator}{name}" if self.every_layer else name

@@ -10,12 +10,13 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, Batch, Bernoulli, predict
+from bayes_adapters import ELBO, Batch, Bernoulli, predict, select
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.rows import Rows
-from bayes_adapters.errors import ConfigError, DataError, FoldError
+from bayes_adapters.errors import ConfigError, DataError, FoldError, TargetError
 from bayes_adapters.guides import Contextual, MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, StochasticCore, StochasticDown
-from tests.helpers import VOCAB, WIDTH, fill_B
+from tests.helpers import VOCAB, WIDTH, bert, fill_B, gpt2, swin, vit, whisper
 
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "d_model": WIDTH, "num_heads": 2, "d_ff": 24, "num_experts": 3}
 
@@ -157,3 +158,61 @@ def test_the_number_of_tokens_is_that_of_the_layers_stream(
     inputs: dict[str, tuple[int, ...]], layer: str, length: int | None
 ) -> None:
     assert Rows(Batch({key: torch.ones(shape) for key, shape in inputs.items()})).length(layer) == length
+
+
+# ---- what a mixture has that is no linear layer ----
+
+MOE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "num_local_experts": 3,
+}
+
+
+def test_all_linear_names_the_experts_that_it_leaves_out() -> None:
+    torch.manual_seed(0)
+    net = hf.MixtralModel(hf.MixtralConfig(**MOE)).eval()
+    with pytest.warns(
+        UserWarning, match=r"leaves out layers\.\*\.mlp\.experts\.down_proj, .*gate_up_proj: 75% "
+    ) as seen:
+        paths = select(net, "all-linear")
+    assert len(seen) == 1
+    assert {path.rsplit(".", 1)[-1] for path in paths} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert select(net, ["q_proj"]) == [path for path in paths if path.endswith("q_proj")]
+    model = fill_B(StochasticDown(net, Bernoulli(), targets=["q_proj"], num_data=5, flipout=False))
+    guide, batch = MeanField(model, init_scale=0.5), tokens().without_targets()
+    one = predict(model, guide, batch, num_samples=3, chunk_size=1, return_samples=True).samples
+    torch.testing.assert_close(predict(model, guide, batch, num_samples=3, return_samples=True).samples, one)
+
+
+@pytest.mark.parametrize("net", [bert, gpt2, vit, whisper, swin, switch])
+def test_nothing_is_said_where_nothing_is_left_out(net: Callable[[], nn.Module]) -> None:
+    assert select(net(), "all-linear")
+
+
+def test_a_router_that_is_linear_by_its_class_only_is_no_target() -> None:
+    torch.manual_seed(0)
+    sizes = MOE | {"intermediate_size_mlp": 24, "head_dim": 8, "interleave_moe_layer_step": 1, "pad_token_id": 0}
+    net = hf.Llama4TextModel(hf.Llama4TextConfig(**sizes)).eval()
+    with pytest.warns(UserWarning, match=r"leaves out layers\.\*\.feed_forward\.experts"):
+        paths = select(net, "all-linear")
+    assert not [path for path in paths if path.endswith("router")]
+    assert [path for path in paths if path.endswith("shared_expert.up_proj")]
+    with pytest.raises(TargetError, match="a Llama4Router; only"):
+        select(net, ["router"])
+
+
+class _Chooser(nn.Linear):
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x).topk(1)
+
+
+def test_a_layer_that_returns_several_tensors_is_refused_by_name() -> None:
+    layer = AdaptedLinear(_Chooser(4, 3), 2, 4.0, path="mlp.gate")
+    with pytest.raises(ConfigError, match=r"'mlp.gate' is a _Chooser, which returns a topk.*exclude=\['gate'\]"):
+        layer(torch.ones(2, 4))

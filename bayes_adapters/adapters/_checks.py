@@ -27,6 +27,14 @@ def outside_model(layer: str, parts: Iterable[str]) -> ConfigError:
     )
 
 
+def returns_several(layer: str, kind: str, found: str) -> ConfigError:
+    """A linear layer by its class that returns a ``found`` in the place of one tensor."""
+    return ConfigError(
+        f"The adapted layer {layer!r} is a {kind}, which returns a {found}: it is no linear layer (the router of a "
+        f"mixture of experts?). Leave it out: Targets(..., exclude=[{layer.rpartition('.')[2]!r}])."
+    )
+
+
 def applied_twice(layer: str) -> ConfigError:
     """A layer with a local part ran twice in a pass."""
     return ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -59,14 +59,14 @@ def install(
 
 def remove(backbone: nn.Module) -> nn.Module:
     """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen."""
-    swap(backbone, {layer: layer.base_layer for layer in adapted_layers(backbone).values()})
+    swap(backbone, [(layer, layer.base_layer) for layer in adapted_layers(backbone).values()])
     return backbone
 
 
-def swap(backbone: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> None:
+def swap(backbone: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
     """Put the second module of each pair in the first one's place, at every path where that is."""
     places = _places(backbone)
-    for old, new in modules.items():
+    for old, new in pairs:
         _put(backbone, places[old], new)
 
 
@@ -106,8 +106,8 @@ def restored_on_error(backbone: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        new = {layer: layer.base_layer for path, layer in adapted_layers(backbone).items() if path not in before}
-        swap(backbone, new)
+        new = [layer for path, layer in adapted_layers(backbone).items() if path not in before]
+        swap(backbone, [(layer, layer.base_layer) for layer in new])
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise

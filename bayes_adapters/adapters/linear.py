@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.adapters._base_weight import BaseWeight
-from bayes_adapters.adapters._checks import check_options, outside_model
+from bayes_adapters.adapters._checks import check_options, outside_model, returns_several
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.sites import Granularity, Part, Site
@@ -109,6 +109,8 @@ class AdaptedLinear(nn.Module):
         out = self.base_layer(x)
         if not self.enabled:
             return out
+        if not isinstance(out, Tensor):
+            raise returns_several(self.path, type(self.base_layer).__name__, type(out).__name__)
         x = self.dropout(x)
         if self.rank > 0:
             out = out + (self.scaling * self._in_pass(x)).to(out.dtype)

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from bayes_adapters.adapters._pattern import matches
-from bayes_adapters.errors import ConfigError, TargetError, near_matches
+from bayes_adapters.adapters._target_checks import (
+    is_peft,
+    matches,
+    require_each_exclusion,
+    require_each_suffix,
+    warn_of_stacked,
+)
+from bayes_adapters.adapters.linear_layers import dimensions as dimensions
+from bayes_adapters.adapters.linear_layers import linear_size as linear_size
+from bayes_adapters.errors import TargetError
 
 ALL_LINEAR = "all-linear"
 
@@ -41,39 +48,6 @@ def as_targets(targets: Targets | str | Sequence[str]) -> Targets:
     return targets if isinstance(targets, Targets) else Targets(targets)
 
 
-def dimensions(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in_features, out_features) of a layer that can be adapted, or None for any other module."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    return None
-
-
-def linear_size(module: nn.Module) -> tuple[int, int]:
-    """Return (in_features, out_features) of a layer that can be adapted.
-
-    Raises:
-        ConfigError: it is no such layer.
-    """
-    size = dimensions(module)
-    if size is None:
-        raise ConfigError(f"Cannot adapt a {type(module).__name__}; allowed: torch.nn.Linear, transformers Conv1D.")
-    return size
-
-
-def _matches(path: str, pattern: str | Sequence[str]) -> bool:
-    if isinstance(pattern, str):
-        try:
-            return matches(pattern, path)
-        except ValueError as error:
-            raise TargetError(
-                f"{pattern!r} is not a regular expression that can be used: {error}. For a suffix pass a list: "
-                f"[{pattern!r}]."
-            ) from error
-    return any(path == suffix or path.endswith("." + suffix) for suffix in pattern)
-
-
 def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[str]:
     """List the paths of the layers that ``targets`` would adapt: the dry run of installing adapters.
 
@@ -87,6 +61,9 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     Raises:
         TargetError: nothing matches (near matches are listed), or a suffix or layer index matches nothing.
 
+    Warns:
+        UserWarning: ``"all-linear"`` leaves out matrices that are in no linear layer, as those of stacked experts are.
+
     >>> net = nn.ModuleDict({"query": nn.Linear(4, 4), "key": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     >>> select(net, ["query"]), select(net, "all-linear")
     (['query'], ['query', 'key'])
@@ -96,7 +73,7 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
         raise TargetError(
             "The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'."
         )
-    wrapped = tuple(f"{path}." for path, module in backbone.named_modules() if _is_peft(module))
+    wrapped = tuple(f"{path}." for path, module in backbone.named_modules() if is_peft(module))
     linear = [
         path
         for path, module in backbone.named_modules()
@@ -109,11 +86,12 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
         )
     if spec.names == ALL_LINEAR:
         found = list(linear)
+        warn_of_stacked(backbone)
     else:
-        found = [path for path in linear if _matches(path, spec.names)]
-        _require_each_suffix(backbone, spec.names, linear, found)
-    _require_each_exclusion(spec.exclude, linear)
-    found = [path for path in found if not (spec.exclude and _matches(path, spec.exclude))]
+        found = [path for path in linear if matches(path, spec.names)]
+        require_each_suffix(backbone, spec.names, linear, found)
+    require_each_exclusion(spec.exclude, linear)
+    found = [path for path in found if not (spec.exclude and matches(path, spec.exclude))]
     if spec.layers is not None:
         if not isinstance(spec.layers, Sequence) or not all(type(number) is int for number in spec.layers):
             raise TargetError(f"layers must be a list of block numbers, such as [0, 1], or None; got {spec.layers!r}.")
@@ -129,51 +107,3 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
             f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt."
         )
     return found
-
-
-def _require_each_exclusion(exclude: str | Sequence[str], linear: list[str]) -> None:
-    """Refuse an exclusion that matches nothing while some path has such a part; if none has, there is nothing to do."""
-    parts = sorted({part for path in linear for part in path.split(".")})
-    for name in [exclude] if isinstance(exclude, str) else exclude:
-        near = near_matches(name, parts, cutoff=0.8)
-        if near and not any(_matches(path, name if isinstance(exclude, str) else [name]) for path in linear):
-            raise TargetError(
-                f"exclude={name!r} matches no linear layer.{near} A list holds the ends of layer paths, one string is "
-                f"a regular expression of the whole path, such as '.*{name}.*'."
-            )
-
-
-def _is_peft(module: nn.Module) -> bool:
-    """Whether this is a layer that PEFT has put around a linear one."""
-    return type(module).__module__.startswith("peft.tuners.") and hasattr(module, "base_layer")
-
-
-def _require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear: list[str], found: list[str]) -> None:
-    suffixes = sorted({path.rsplit(".", 1)[-1] for path in linear})
-    wanted = [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        is_suffix = any(_matches(path, [name]) for path in linear)
-        if found if isinstance(names, str) else is_suffix:
-            continue
-        if is_suffix:
-            raise TargetError(
-                f"{name!r} matches no linear layer of {type(backbone).__name__}: one string is a regular expression "
-                f"that must match a whole path. For a suffix pass a list: [{name!r}]."
-            )
-        others = [path for path, _ in backbone.named_modules() if path == name or path.endswith("." + name)]
-        if others:
-            other = backbone.get_submodule(others[0])
-            if _is_peft(other):
-                raise TargetError(
-                    f"{others[0]!r} already holds an adapter of PEFT. Merge it first (peft_model.merge_and_unload()), "
-                    "read its folder with bayes_adapters.files.peft.from_peft, or adapt other layers."
-                )
-            kind = type(other).__name__
-            raise TargetError(
-                f"{name!r} matches {others[0]!r}, a {kind}; only torch.nn.Linear and Conv1D can be adapted."
-            )
-        raise TargetError(
-            f"No linear layer of {type(backbone).__name__} matches {name!r}.{near_matches(name, suffixes)} "
-            f"Its linear layers end in: {', '.join(suffixes)}. Pass some of these as targets=[...], or "
-            "targets='all-linear'."
-        )

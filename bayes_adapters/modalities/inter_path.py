@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.adapters.forward_pass import current_pass
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites import Site
 
 
@@ -39,7 +39,7 @@ class InterPath(nn.Module):
 
         Raises:
             ConfigError: the layer runs outside its model.
-            DataError: the rows are no multiple of the descriptor's.
+            DataError: the rows are not those of the examples, nor of their windows in a block known to have any.
         """
         forward_pass = current_pass()
         descriptor = None if forward_pass is None else forward_pass.descriptors.get(self.slot)
@@ -49,13 +49,8 @@ class InterPath(nn.Module):
                 "descriptor. Call the model, the guide or predict(), which run all encoders in lock-step; for the "
                 "frozen encoders alone use `with model.adapters_disabled():`."
             )
-        rows = descriptor.value.shape[0]
-        if x.shape[0] % rows:
-            raise DataError(
-                f"The layer {self.site.layers[0]!r} sees {x.shape[0]} rows where there are {rows} examples × samples: "
-                "windows must divide an example evenly."
-            )
-        condition = descriptor.value[:, None]
+        forward_pass.rows.by_example(self.site.layers[0], x)  # or it refuses
+        rows, condition = descriptor.value.shape[0], descriptor.value[:, None]
         core = forward_pass.draw(self.site, condition, tokens=False, kept=descriptor.kept)[:, 0]
         z = F.linear(x.to(self.lora_A.dtype), self.lora_A)
         flat = z.reshape(rows, -1, z.shape[-1])  # the windows of an example share its Φ

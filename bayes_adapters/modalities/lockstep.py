@@ -13,47 +13,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bayes_adapters.errors import ConfigError, choice, near_matches, unknown_name
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.modalities._lockstep_checks import check_replacements, check_taps
 from bayes_adapters.modalities._surroundings import Surroundings
+from bayes_adapters.modalities.taps import Side as Side
+from bayes_adapters.modalities.taps import Tap as Tap
 
 Exchange = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
-
-
-class Side(StrEnum):
-    """On which side of a submodule a tap sits."""
-
-    INPUT = "input"
-    """Its first argument."""
-    OUTPUT = "output"
-    """Its result."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A place where a module stops: it hands over one tensor and goes on with that tensor or another.
-
-    The tensor is the first argument or the result of a submodule, or its first element where that is a tuple or list.
-    A tap sits next to ``forward``: other pre-hooks run before an input tap, other forward hooks after an output tap.
-    What the calling code has kept is not replaced: a residual connection still adds the tensor it was branched from.
-
-    Args:
-        step: the exchange's number. A module's steps increase in the order in which it reaches its taps; other modules
-            stop at the same exchange by the same number.
-        path: a path as in ``module.named_modules()``; ``""`` is the module itself.
-        side: see :class:`Side`.
-    """
-
-    step: int
-    path: str
-    side: Side | str
 
 
 def run(
@@ -94,7 +66,7 @@ def run(
     >>> run(nets, calls, taps, lambda step, x: {"a": x["b"], "b": x["a"]})
     {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
     """
-    _check(modules, calls, taps)
+    check_taps(modules, calls, taps)
     surroundings = Surroundings()
     tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), surroundings) for name, m in modules.items()}
     try:
@@ -105,7 +77,7 @@ def run(
         for step in sorted({tap.step for listed in taps.values() for tap in listed}):
             waiting = {name: task for name, task in tasks.items() if task.step == step}
             tensors = {name: task.tensor for name, task in waiting.items()}
-            replacements = _checked(step, tensors, exchange(step, dict(tensors)))
+            replacements = check_replacements(step, tensors, exchange(step, dict(tensors)))
             for name, task in waiting.items():
                 task.advance(replacements.get(name))
         return {name: task.output for name, task in tasks.items()}
@@ -183,7 +155,7 @@ class _Task:
             self.output = self.module(**self.call)
             if self.reached < len(self.taps):
                 raise ConfigError(
-                    f"{self.name!r} ended without reaching {_say(self.taps[self.reached])}. Its layer was not "
+                    f"{self.name!r} ended without reaching {self.taps[self.reached]}. Its layer was not "
                     "called in this pass: skipped (layer drop in training, early exit), run by its forward method "
                     "instead of a call, or its weights are read by other code. Tap a layer that is always called, or "
                     "set the config's layerdrop to 0."
@@ -199,12 +171,12 @@ class _Task:
         place = self.taps.index(tap)
         if place < self.reached:
             raise ConfigError(
-                f"{self.name!r} reached {_say(tap)} twice in one pass. Blocks that share weights (ALBERT) and "
+                f"{self.name!r} reached {tap} twice in one pass. Blocks that share weights (ALBERT) and "
                 "chunked feed-forward (chunk_size_feed_forward) do so; tap a module that is called once."
             )
         if place > self.reached:
             raise ConfigError(
-                f"{self.name!r} reached {_say(tap)} before {_say(self.taps[self.reached])}. Steps must "
+                f"{self.name!r} reached {tap} before {self.taps[self.reached]}. Steps must "
                 "increase in the order of execution: number the taps anew. If that order is right, the earlier layer "
                 "was skipped in this pass (layer drop in training, early exit): set the config's layerdrop to 0."
             )
@@ -251,7 +223,7 @@ class _Task:
             new = self._pause(value[0])
             return value if new is value[0] else type(value)((new, *value[1:]))
         raise ConfigError(
-            f"{self.name!r}: {_say(tap)} holds no tensor but a {type(value).__name__}. A tap needs a tensor, or a "
+            f"{self.name!r}: {tap} holds no tensor but a {type(value).__name__}. A tap needs a tensor, or a "
             "tuple or list that begins with one, as first argument (by position, or by the name of forward's first "
             "parameter) or as result. Tap a layer inside it."
         )
@@ -259,64 +231,3 @@ class _Task:
 
 _tasks: ContextVar[tuple[_Task, ...]] = ContextVar("bayes_adapters_lockstep_tasks", default=())
 """The tasks to which the running code belongs, outermost first."""
-
-
-def _check(
-    modules: Mapping[str, nn.Module], calls: Mapping[str, Mapping[str, Any]], taps: Mapping[str, Sequence[Tap]]
-) -> None:
-    for name in [*calls, *taps]:
-        if name not in modules:
-            raise unknown_name("module", name, modules)
-    missing = [name for name in modules if name not in calls]
-    if missing:
-        raise ConfigError(f"No call for {missing}: pass its keyword arguments, calls={{{missing[0]!r}: {{...}}}}.")
-    for name, listed in taps.items():
-        places: dict[tuple[str, str], int] = {}
-        for tap in listed:
-            choice(Side, "side of a tap", tap.side)
-            if tap.step in places.values():
-                raise ConfigError(f"{name!r} has two taps with step {tap.step}; each of a module's taps has its own.")
-            if (tap.path, tap.side) in places:
-                raise ConfigError(f"{name!r} has two taps at {_say(tap)}; one place has one tap.")
-            places[tap.path, tap.side] = tap.step
-            if any(m.training and getattr(m, "gradient_checkpointing", False) for m in _down(name, modules[name], tap)):
-                raise ConfigError(
-                    f"{name!r} is trained with gradient checkpointing, which would run {tap.path!r} a second time "
-                    "during backward, without the exchange. Switch it off on this module."
-                )
-
-
-def _down(name: str, module: nn.Module, tap: Tap) -> list[nn.Module]:
-    """The modules on the way from ``module`` to the tap, both included."""
-    way = [module]
-    for part in tap.path.split(".") if tap.path else []:
-        below = dict(way[-1].named_children())
-        if part not in below:
-            paths = [path for path, _ in module.named_modules(remove_duplicate=False)]
-            raise ConfigError(f"{name!r} has no submodule {tap.path!r}.{near_matches(tap.path, paths)}")
-        way.append(below[part])
-    return way
-
-
-def _say(tap: Tap) -> str:
-    return f"the {tap.side} of {repr(tap.path) if tap.path else 'the module itself'} (step {tap.step})"
-
-
-def _checked(step: int, given: Mapping[str, Tensor], replacements: Any) -> Mapping[str, Tensor]:
-    if not isinstance(replacements, Mapping):
-        raise ConfigError(
-            f"exchange(step={step}) must return a mapping from names to replacements, {{}} to change nothing; it "
-            f"returned a {type(replacements).__name__}."
-        )
-    for name, new in replacements.items():
-        if name not in given:
-            raise unknown_name(f"module at step {step} in what exchange returned", str(name), given)
-        old = given[name]
-        if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
-            what = f"{tuple(new.shape)} {new.dtype} {new.device}" if isinstance(new, Tensor) else type(new).__name__
-            raise ConfigError(
-                f"exchange(step={step}) must replace {name!r} by a tensor of the same shape, dtype and device, "
-                f"{tuple(old.shape)} {old.dtype} {old.device}; it returned {what}. Is a pooled vector not expanded, "
-                "or a cast (tensor.to(old.dtype)) missing?"
-            )
-    return replacements

@@ -51,6 +51,17 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one; a layer
             reads other modalities, or has a formula of its own and does not say which LoRA it equals (``as_lora``); the
             backbone is another one or has adapters; no rank is left in any layer.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.guides import MeanField
+    >>> from bayes_adapters.models import StochasticDown
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> net = BertModel(tiny)
+    >>> second = copy.deepcopy(net)
+    >>> model = StochasticDown(net, Bernoulli(), num_data=100, rank=2)
+    >>> to_lora(model, MeanField(model), second).sites
+    []
     """
     require_pair(model, guide)
     for site in model.sites:

@@ -31,6 +31,14 @@ def merge(backbone: nn.Module) -> nn.Module:
     Raises:
         ConfigError: an adapter is random, depends on another modality, or is of another structure that is no LoRA; or
             its base layer has no floating-point weight.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import LoRA
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = LoRA(BertModel(tiny), Bernoulli(), rank=2)
+    >>> type(merge(model.backbone).encoder.layer[0].attention.self.query).__name__
+    'Linear'
     """
     for path, layer in adapted_layers(backbone).items():
         if layer.inter:

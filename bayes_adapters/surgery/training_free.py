@@ -30,12 +30,12 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.likelihoods import Bernoulli, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.surgery._anchor_checks import check_search, read_anchors
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
 from bayes_adapters.surgery._noise_search import SearchLog as SearchLog
 from bayes_adapters.surgery._noise_search import SearchPoint as SearchPoint
-from bayes_adapters.surgery._training_free_checks import check
 
 
 def bayesianise(
@@ -106,8 +106,8 @@ def bayesianise(
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
     tolerance = DEFAULT_TOLERANCE[criterion] if tolerance is None else tolerance
-    check(model, guide, tolerance, low, high, iterations, widen)
-    batches = _read(anchors, labels)
+    check_search(model, guide, tolerance, low, high, iterations, widen)
+    batches = read_anchors(anchors, labels)
     count = sum(batch.size for batch in batches)
     if labels is Labels.MODEL:
         plain = predict(model, guide, batches, mean_only=True, chunk_size=chunk_size)
@@ -180,18 +180,6 @@ def _label(batches: list[Batch], found: Prediction, model: AdapterModel) -> list
     return [replace(batch, targets=part) for batch, part in zip(batches, parts, strict=True)]
 
 
-def _read(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
-    batches = [anchors] if isinstance(anchors, Batch) else list(anchors)
-    if not batches:
-        raise DataError("There are no anchors: the data holds no batch. Was a generator already exhausted?")
-    for batch in batches:
-        if not isinstance(batch, Batch):
-            raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
-        if labels is Labels.TARGETS and batch.targets is None:
-            raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
-    return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
-
-
 def _factors(model: AdapterModel, guide: AdapterGuide, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Return layer path → (A, B) in float32 at least, for a random A its posterior mean."""
     layers: dict[str, Any] = dict(adapted_layers(model.backbone))
@@ -259,7 +247,7 @@ def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
     try:
         yield remove(model.backbone)
     except BaseException:
-        swap(remove(model.backbone), {layer.base_layer: layer for layer in old.values()})
+        swap(remove(model.backbone), [(layer.base_layer, layer) for layer in old.values()])
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:

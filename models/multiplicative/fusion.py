@@ -42,7 +42,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.models.multiplicative._checks import check_sequences, missing
 from bayes_adapters.models.multiplicative.factors import (
     CP,
     RELEASED,
@@ -185,7 +186,7 @@ class _Call:
     @staticmethod
     def of(sequences: Mapping[str, Frames], factors: FusionFactors, rule: FusionRule) -> _Call:
         """Check, pack and return."""
-        rows = _check_sequences(sequences, factors)
+        rows = check_sequences(sequences, factors)
         draws = factors.draws
         if rows % math.prod(draws):
             raise DataError(
@@ -259,7 +260,7 @@ class _Call:
         feature, token = self.terms_of(modality.feature, 3), self.terms_of(modality.token, 3)
         if sequence is None:
             if null is None:
-                raise _missing(name, list(range(self.rows)))
+                raise missing(name, list(range(self.rows)))
             return null.expand(-1, -1, feature.shape[1], self.factors.rank, -1)
         draws, length = math.prod(self.draws), token.shape[2]
         x = sequence.values.to(self.dtype).reshape(draws, -1, self.factors.width)
@@ -277,32 +278,5 @@ class _Call:
         if null is not None:
             return torch.where(present, z, null)
         if not bool(present.all()):
-            raise _missing(name, (~present).flatten().nonzero().flatten().tolist())
+            raise missing(name, (~present).flatten().nonzero().flatten().tolist())
         return z
-
-
-def _missing(name: str, rows: list[int]) -> DataError:
-    return DataError(
-        f"Rows {rows[:8]} have no real token of {name!r} and its factors no null value to stand in for it. Drop these "
-        "examples, or give ModalityFactors null=torch.ones(d) (CPFusion: null=True)."
-    )
-
-
-def _check_sequences(sequences: Mapping[str, Frames], factors: FusionFactors) -> int:
-    """Return the number of rows."""
-    names = list(factors.modalities)
-    if not sequences:
-        raise DataError(f"There is no sequence to fuse; give some of {names}. A missing modality may be left out.")
-    for name in sequences:
-        if name not in names:
-            raise ConfigError(f"No factors for the modality {name!r}; there are {names}.{near_matches(name, names)}")
-    shapes = {name: tuple(frames.values.shape) for name, frames in sequences.items()}
-    if {shape[2] for shape in shapes.values()} != {factors.width}:
-        raise DataError(
-            f"Every sequence must be as wide as the factors, d = {factors.width}; got shapes (rows, T, d) = {shapes}. "
-            "Project each modality to one width first."
-        )
-    rows = {shape[0] for shape in shapes.values()}
-    if len(rows) > 1 or rows == {0}:
-        raise DataError(f"Every sequence must have the same number of rows, at least 1; got shapes {shapes}.")
-    return rows.pop()

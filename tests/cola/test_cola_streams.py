@@ -42,7 +42,8 @@ def test_the_inter_path_by_hand_and_its_windows() -> None:
     prior = Prior(zero_normal(1.0), [site])
     x, descriptor = torch.randn(6, 4, 5), torch.randn(3, 7)
     descriptors = {"slot": Descriptor(descriptor)}
-    state = ForwardPass(Rows(Batch({"text.input_ids": ids})), prior, {}, 1, descriptors=descriptors)
+    rows = Rows(Batch({"text.input_ids": ids}), windows={"l": "block"})
+    state = ForwardPass(rows, prior, {}, 1, descriptors=descriptors)
     import pyro
 
     with running(state), pyro.poutine.trace() as tracer:
@@ -54,6 +55,9 @@ def test_the_inter_path_by_hand_and_its_windows() -> None:
     again = ForwardPass(state.rows, prior, {}, 1, descriptors=descriptors)
     with running(again), pytest.raises(DataError, match="5 rows"):
         path(x[:5])
+    plain = ForwardPass(Rows(rows.batch), prior, {}, 1, descriptors=descriptors)
+    with running(plain), pytest.raises(DataError, match="received 6 rows"):
+        path(x)  # nothing says that the layer sees windows
 
 
 def _streams(model: CoLA, data: Batch) -> dict[str, Tensor]:

@@ -1,24 +1,44 @@
-"""What training-free Bayesianization refuses before it starts."""
+"""What training-free Bayesianization refuses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from bayes_adapters.adapters.as_lora import require_lora
 from bayes_adapters.adapters.installation import adapted_layers
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.files.marks import has_fresh_head
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Bernoulli, Categorical
 from bayes_adapters.models import LoRA, StochasticDown
 from bayes_adapters.sites import Part
+from bayes_adapters.surgery._noise_search import Labels
 
 
-def check(
+def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
+    """Return the batches of anchors, with targets only where they are wanted.
+
+    Raises:
+        DataError: there are none, one is no batch, or it lacks targets that are wanted.
+    """
+    batches = [anchors] if isinstance(anchors, Batch) else list(anchors)
+    if not batches:
+        raise DataError("There are no anchors: the data holds no batch. Was a generator already exhausted?")
+    for batch in batches:
+        if not isinstance(batch, Batch):
+            raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
+        if labels is Labels.TARGETS and batch.targets is None:
+            raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
+    return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
+
+
+def check_search(
     model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
 ) -> None:
-    """Raise :class:`ConfigError` unless :func:`bayes_adapters.surgery.training_free.bayesianise` can start."""
+    """Raise :class:`ConfigError` unless noise on A can be sought for this model, with these options."""
     if type(model) not in (LoRA, StochasticDown) or any(site.part is Part.FACTOR for site in model.sites):
         raise ConfigError(
             f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "

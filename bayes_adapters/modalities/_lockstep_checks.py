@@ -1,0 +1,70 @@
+"""What a run in lock-step refuses before it starts, and of what is exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayes_adapters.errors import ConfigError, choice, near_matches, unknown_name
+from bayes_adapters.modalities.taps import Side, Tap
+
+
+def check_taps(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Mapping[str, Any]], taps: Mapping[str, Sequence[Tap]]
+) -> None:
+    """Raise :class:`ConfigError` for names, calls or taps that do not fit the modules."""
+    for name in [*calls, *taps]:
+        if name not in modules:
+            raise unknown_name("module", name, modules)
+    missing = [name for name in modules if name not in calls]
+    if missing:
+        raise ConfigError(f"No call for {missing}: pass its keyword arguments, calls={{{missing[0]!r}: {{...}}}}.")
+    for name, listed in taps.items():
+        places: dict[tuple[str, str], int] = {}
+        for tap in listed:
+            choice(Side, "side of a tap", tap.side)
+            if tap.step in places.values():
+                raise ConfigError(f"{name!r} has two taps with step {tap.step}; each of a module's taps has its own.")
+            if (tap.path, tap.side) in places:
+                raise ConfigError(f"{name!r} has two taps at {tap}; one place has one tap.")
+            places[tap.path, tap.side] = tap.step
+            if any(m.training and getattr(m, "gradient_checkpointing", False) for m in _down(name, modules[name], tap)):
+                raise ConfigError(
+                    f"{name!r} is trained with gradient checkpointing, which would run {tap.path!r} a second time "
+                    "during backward, without the exchange. Switch it off on this module."
+                )
+
+
+def _down(name: str, module: nn.Module, tap: Tap) -> list[nn.Module]:
+    """The modules on the way from ``module`` to the tap, both included."""
+    way = [module]
+    for part in tap.path.split(".") if tap.path else []:
+        below = dict(way[-1].named_children())
+        if part not in below:
+            paths = [path for path, _ in module.named_modules(remove_duplicate=False)]
+            raise ConfigError(f"{name!r} has no submodule {tap.path!r}.{near_matches(tap.path, paths)}")
+        way.append(below[part])
+    return way
+
+
+def check_replacements(step: int, given: Mapping[str, Tensor], replacements: Any) -> Mapping[str, Tensor]:
+    """Return what ``exchange`` returned; raise :class:`ConfigError` unless it can stand in for what it was given."""
+    if not isinstance(replacements, Mapping):
+        raise ConfigError(
+            f"exchange(step={step}) must return a mapping from names to replacements, {{}} to change nothing; it "
+            f"returned a {type(replacements).__name__}."
+        )
+    for name, new in replacements.items():
+        if name not in given:
+            raise unknown_name(f"module at step {step} in what exchange returned", str(name), given)
+        old = given[name]
+        if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
+            what = f"{tuple(new.shape)} {new.dtype} {new.device}" if isinstance(new, Tensor) else type(new).__name__
+            raise ConfigError(
+                f"exchange(step={step}) must replace {name!r} by a tensor of the same shape, dtype and device, "
+                f"{tuple(old.shape)} {old.dtype} {old.device}; it returned {what}. Is a pooled vector not expanded, "
+                "or a cast (tensor.to(old.dtype)) missing?"
+            )
+    return replacements
