@@ -76,6 +76,7 @@ _SECTIONS: dict[str, Callable[[Any], bool]] = {
 _LATER: dict[str, Callable[[Any], bool]] = {
     "base.tensors": _text,
     "base.config": _options,
+    "base.layers": _text,
     "frozen": _list_of(_text),
     "untrained_head": _is(bool),
     "peft": _dict_of(_is(str, type(None))),
