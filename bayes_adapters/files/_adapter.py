@@ -9,7 +9,6 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +65,9 @@ def save(
     if not isinstance(directory, str | Path):
         raise ConfigError(f"save() takes (directory, model, guide); the directory is a {type(directory).__name__}.")
     folder = as_folder(directory)
-    with unwrapped(model) if isinstance(model, nn.Module) else nullcontext():
+    if not isinstance(model, nn.Module):
+        require_pair(model, guide)  # says what is wrong
+    with unwrapped(model):
         require_pair(model, guide)
         _save(folder, model, guide, task)
 
@@ -132,7 +133,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
     about, tensors = read_adapter(folder)
     with unwrapped(backbone) as plain:
         require_unadapted(plain)
-        require_base(folder, about["base"], plain)
+        require_base(folder, about, plain)
         try:
             with restored_on_error(plain):
                 entries = {name: entries_of(kind) for name, kind in about["weights"]["tensors"].items()}

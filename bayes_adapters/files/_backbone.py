@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.files._structure import structure
 from bayes_adapters.files._wrappers import unwrapped
 
 _SAMPLE = 1024  # values of each parameter that the fingerprint of older files looks at
@@ -34,8 +36,9 @@ _TRAINING = ("drop", "initializer", "init_std", "mask_time", "mask_feature", "ap
 def fingerprint(backbone: nn.Module) -> str:
     """Return 64 hexadecimal digits that change with anything the frozen backbone computes with.
 
-    Hashed are name, dtype, shape and every byte of each parameter and persistent buffer, and those entries of the
-    configuration that change numbers in eval mode (heads, activation, layer norm's ε; not dropout, labels or paths).
+    Hashed are name, dtype, shape and every byte of each parameter and persistent buffer, those entries of the
+    configuration that change numbers in eval mode (heads, activation, layer norm's ε; not dropout, labels or paths),
+    and the same options of torch's own layers.
     Adapters do not count, nor do the wrappers of ``torch.compile`` and parallel training: it is equal before adapters
     are installed, while they are, and after they were removed. A tensor that is spread over processes is gathered, so
     each of them must call this.
@@ -52,11 +55,11 @@ def fingerprint(backbone: nn.Module) -> str:
     >>> fingerprint(net) == before
     False
     """
-    return _joined(content(backbone), computing_fields(backbone))
+    return _joined(content(backbone), computing_fields(backbone), layer_options(backbone))
 
 
-def _joined(tensors: str, fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{tensors} {json.dumps(fields, sort_keys=True)}".encode()).hexdigest()
+def _joined(tensors: str, fields: Mapping[str, Any], options: str) -> str:
+    return hashlib.sha256(f"{tensors} {json.dumps(fields, sort_keys=True)} {options}".encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -81,6 +84,13 @@ def computing_fields(backbone: nn.Module) -> dict[str, Any]:
         return {name: _fields(config) for name, config in children.items() if config is not None}
 
 
+def layer_options(backbone: nn.Module) -> str:
+    """Return the hash of :func:`bayes_adapters.files._structure.structure`."""
+    with unwrapped(backbone) as plain:
+        own = adapted_layers(plain)
+        return structure(plain, lambda name: _base_name(name, own))
+
+
 def old_fingerprint(backbone: nn.Module) -> str:
     """Return what older files call the fingerprint: of each parameter at most 1024 values, as float32."""
     digest = hashlib.sha256()
@@ -101,7 +111,7 @@ def base_parameters(plain: nn.Module) -> dict[str, nn.Parameter]:
 
 def describe_base(backbone: nn.Module) -> dict[str, Any]:
     """Return what a saved adapter says of its backbone."""
-    fields, tensors = computing_fields(backbone), content(backbone)
+    fields, tensors, options = computing_fields(backbone), content(backbone), layer_options(backbone)
     with unwrapped(backbone) as plain:
         parameters = base_parameters(plain)
         return {
@@ -109,24 +119,28 @@ def describe_base(backbone: nn.Module) -> dict[str, Any]:
             "name_or_path": str(getattr(getattr(plain, "config", None), "_name_or_path", "") or ""),
             "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})),
             "parameters": sum(p.numel() for p in parameters.values()),
-            "fingerprint": _joined(tensors, fields),
+            "fingerprint": _joined(tensors, fields, options),
             "tensors": tensors,
+            "layers": options,
             "config": fields,
         }
 
 
-def require_base(folder: Path, saved: Mapping[str, Any], backbone: nn.Module) -> None:
+def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) -> None:
     """Raise :class:`AdapterFileError` unless ``backbone`` computes what the adapter's own one did.
 
     Entries of the configuration that only one of the two has are those of another version of transformers, and are not
-    compared. An older file has no "tensors"; its sampled fingerprint is compared.
+    compared, and options of layers are if torch and transformers are those it was saved with. An older file has no
+    "tensors"; its sampled fingerprint is compared.
     """
-    given = describe_base(backbone)
+    saved, given = about["base"], describe_base(backbone)
     if "tensors" not in saved:
         differ = [] if old_fingerprint(backbone) == saved["fingerprint"] else ["names, shapes or values of its weights"]
     else:
         differ = [] if given["tensors"] == saved["tensors"] else ["names, dtypes, shapes or values of its tensors"]
         differ += _differences(saved["config"], given["config"])
+        if not differ and saved.get("layers", given["layers"]) != given["layers"] and _same_versions(about["versions"]):
+            differ.append("options of its layers, such as a norm's ε or an activation")
     if not differ:
         return
     keys = ("class", "name_or_path", "dtype", "parameters")
@@ -136,6 +150,10 @@ def require_base(folder: Path, saved: Mapping[str, Any], backbone: nn.Module) ->
         f"Load the one it was trained on ({saved['class']} {saved['name_or_path']!r}, {saved['dtype']}), and change "
         "none of its weights and options."
     )
+
+
+def _same_versions(saved: Mapping[str, str]) -> bool:
+    return all(saved.get(name) == version(name) for name in ("torch", "transformers"))
 
 
 def _differences(saved: Any, given: Any, path: str = "config") -> list[str]:

@@ -76,6 +76,7 @@ _SECTIONS: dict[str, Callable[[Any], bool]] = {
 _LATER: dict[str, Callable[[Any], bool]] = {
     "base.tensors": _text,
     "base.config": _options,
+    "base.layers": _text,
     "frozen": _list_of(_text),
     "head": _options,
     "head.name": _text,

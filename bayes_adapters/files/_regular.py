@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.errors import AdapterFileError, ConfigError, described
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS = {
@@ -79,8 +79,11 @@ def as_folder(directory: str | Path) -> Path:
     """Return ``directory`` as a path.
 
     Raises:
+        ConfigError: it is no path.
         AdapterFileError: no file system can have such a path, or it may not be looked at.
     """
+    if not isinstance(directory, str | os.PathLike):
+        raise ConfigError(f"A folder is given as a text or a Path; got {described(directory)}.")
     folder = Path(directory)
     try:
         os.stat(folder)

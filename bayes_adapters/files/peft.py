@@ -204,10 +204,10 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
         UserWarning: the model's head is no single linear layer and was not written.
     """
     folder = as_folder(directory)
+    if prefix is not None and not re.fullmatch(r"(\w+\.)*", prefix):
+        raise ConfigError(f"prefix must be empty or names that each end in a dot, such as 'model.'; got {prefix!r}.")
     marks = Marks.of(model)
     prefix = marks.prefix if prefix is None else prefix
-    if not isinstance(prefix, str) or not re.fullmatch(r"(\w+\.)*", prefix):
-        raise ConfigError(f"prefix must be empty or names that each end in a dot, such as 'model.'; got {prefix!r}.")
     with unwrapped(model):
         layers = _written_layers(model)
         with readable(folder):

@@ -92,6 +92,39 @@ def test_what_changes_no_number(change: dict[str, Any]) -> None:
     assert fingerprint(with_config(**change)) == fingerprint(bert())
 
 
+def relu(net: nn.Module) -> None:
+    net.encoder.layer[0].intermediate.intermediate_act_fn = nn.ReLU()  # type: ignore[index, union-attr]
+
+
+def epsilon(net: nn.Module) -> None:
+    net.encoder.layer[1].output.LayerNorm.eps = 1e-2  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("change", [relu, epsilon])
+def test_a_layer_that_was_changed_after_it_was_built(change: Callable[[nn.Module], None], tmp_path: Path) -> None:
+    model = LoRA(bert(), Bernoulli(), targets="all-linear")
+    assert fingerprint(model.backbone) == fingerprint(bert())
+    save(tmp_path, model, Delta(model))
+    net = bert()
+    change(net)
+    assert fingerprint(net) != fingerprint(bert())
+    with pytest.raises(AdapterFileError, match="options of its layers"):
+        load(tmp_path, net)
+    load(tmp_path, bert().train())
+    edit_json(tmp_path, lambda about: about["versions"].update(transformers="5.0.0"))
+    load(tmp_path, net)  # another version may have other layers for the same numbers
+
+
+def test_heads_of_a_net_without_a_configuration() -> None:
+    def net(heads: int, **options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.TransformerEncoderLayer(8, heads, 12, **options)
+
+    assert fingerprint(net(2)) == fingerprint(net(2, dropout=0.3))
+    for other in (net(4), net(2, norm_first=True), net(2, activation=nn.functional.gelu), net(2, layer_norm_eps=0.1)):
+        assert fingerprint(other) != fingerprint(net(2))
+
+
 def test_an_entry_of_another_version_of_transformers_is_no_difference(tmp_path: Path) -> None:
     model = LoRA(bert(), Bernoulli())
     save(tmp_path, model, Delta(model))
@@ -183,7 +216,7 @@ def test_an_older_file_is_compared_as_it_was(tmp_path: Path) -> None:
     save(tmp_path, model, Delta(model))
 
     def older(about: dict[str, Any]) -> None:
-        about["base"] = {k: v for k, v in about["base"].items() if k not in ("tensors", "config")}
+        about["base"] = {k: v for k, v in about["base"].items() if k not in ("tensors", "config", "layers")}
         about["base"]["fingerprint"] = old_fingerprint(bert())
         del about["frozen"]
 
