@@ -123,6 +123,7 @@ _READS: dict[str, Any] = {"context_dim": CONTEXT, "dim": 2}
 _GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "Delta": (guides.Delta, {}),
     "MeanField": (guides.MeanField, {}),
+    "LowRank": (guides.LowRank, {"covariance_rank": 2}),
     "Contextual": (guides.Contextual, {"width": 4}),
     "Amortised, projected": (guides.Amortised, {"context": "global_shared_heads", **_READS}),
     "PooledContext": (guides.PooledContext, _READS),
@@ -139,6 +140,7 @@ _NATURAL = {
     "Hypernetwork, Gaussian": "CoLA",
     "RankWise": "StochasticFactors",
     "TrainingFree": "StochasticDown",
+    "LowRank": "StochasticCore global",
 }
 _PRIORS: dict[str, Callable[[], Any]] = {
     "N(0, .2²)": lambda: dist.Normal(0.0, 0.2),
@@ -180,7 +182,8 @@ _ABOUT = {
     "Systems and tasks": "BERT; systems of several encoders: BERT and Whisper's.",
     "Backbones and systems": "Bernoulli.",
     "Pairs of encoders and systems": "Bernoulli.",
-    "Guides and priors": "StochasticCore, one draw a token (RankWise: StochasticFactors; TrainingFree: StochasticDown; "
+    "Guides and priors": "StochasticCore, one draw a token (LowRank: one a data set; RankWise: StochasticFactors; "
+    "TrainingFree: StochasticDown; "
     "Hypernetwork: CoLA).",
 }
 

@@ -104,7 +104,7 @@ class RankWise(AdapterGuide):
 
     def rank_parameters(self, site: Site) -> list[tuple[nn.Parameter, int]]:
         """List the parameters of a site of one layer that have a rank axis, and which axis, for pruning."""
-        axis = -1 if site.part is Part.B else -2
+        axis = -1 if site.part == Part.B else -2
         own = (self.loc[site_key(site)], axis)
         if self.tie:
             return [own, (self.log_variance[_layer_keys(site)[0]], -1)]
@@ -128,7 +128,7 @@ class RankWise(AdapterGuide):
         if not self.tie:
             return self.log_variance[site_key(site)]
         each = torch.stack([self.log_variance[key] for key in _layer_keys(site)])
-        return each[:, None, :] if site.part is Part.B else each[:, :, None]
+        return each[:, None, :] if site.part == Part.B else each[:, :, None]
 
 
 def _layer_keys(site: Site) -> list[str]:

@@ -63,7 +63,6 @@ class AdapterDropout(AdapterModel):
                 parts=[Part.MASK],
                 granularity=granularity,
                 prior=dist.Bernoulli(probs=torch.tensor(1.0 - drop)) if prior is None else prior,
-                num_data=1,  # the KL of a mask is 0, so the size of the data set has no effect
                 **options,
             )
             if self.random_head:

@@ -5,6 +5,7 @@ from bayes_adapters.inference.elbo import ElboTerms as ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide as AdapterGuide
 from bayes_adapters.inference.handlers import KLMode as KLMode
 from bayes_adapters.inference.handlers import KLWeight as KLWeight
+from bayes_adapters.inference.joint import JointGuide as JointGuide
 from bayes_adapters.inference.model import AdapterModel as AdapterModel
 from bayes_adapters.inference.predictive import evaluating as evaluating
 from bayes_adapters.inference.predictive import predict as predict

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, near_matches
+from bayes_adapters.distributions import base_distribution
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, near_matches, whole_number
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.priors import Prior
+from bayes_adapters.sites import REAL, Granularity, Part, Site
 
 
 def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
@@ -24,6 +31,16 @@ def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> 
     if wrong:
         raise ConfigError(f"ranks must be whole numbers from 0 to rank={rank}; got {', '.join(wrong[:4])}.")
     return ranks
+
+
+def require_layers(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`ConfigError` unless ``backbone`` holds these layers at their paths."""
+    for path, layer in layers.items():
+        if backbone.get_submodule(path) is not layer:
+            raise ConfigError(
+                f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it out, or "
+                "another model has put its own there. Build or load this model again on a backbone of its own."
+            )
 
 
 def require_trainable(backbone: nn.Module) -> None:
@@ -106,3 +123,135 @@ def non_finite(what: str, *modules: nn.Module) -> NonFiniteError:
         "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     )
     return NonFiniteError(f"{what}. {cause}")
+
+
+def require_likelihood(likelihood: object) -> None:
+    """Raise :class:`ConfigError` unless it is a likelihood."""
+    if not isinstance(likelihood, Likelihood):
+        raise ConfigError(
+            "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
+            f"{described(likelihood)}. The order is (backbone, likelihood)."
+        )
+
+
+def check_structure(
+    name: str,
+    parts: Sequence[Part],
+    prior: object,
+    granularity: object,
+    *,
+    flipout: bool,
+    num_data: int | None,
+    random_head: bool,
+) -> None:
+    """Raise :class:`ConfigError` if options of the model ``name`` have no effect, or ``num_data`` is no size."""
+    if num_data is not None:
+        whole_number("num_data", num_data)
+    if not parts and not random_head and not (prior is None and granularity is None):
+        raise ConfigError(
+            f"A {'prior' if granularity is None else 'granularity'} was given but nothing in {name} is random; take a "
+            "structure with random parts, such as StochasticCore."
+        )
+    if flipout and Part.A not in parts:
+        raise ConfigError(
+            f"flipout=True has no effect in {name}: it decorrelates the draws of a random A. Leave it out, or take "
+            "StochasticDown."
+        )
+
+
+def require_num_data(num_data: int | None, sites: Sequence[Site], prior: Prior) -> None:
+    """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
+    # the posterior of a mask is its prior, so that its KL is 0, however often it counts
+    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in sites)
+    if num_data is None and (counted or prior.hyper_sites):
+        raise ConfigError(
+            f"{'Global sites' if counted else 'Hyper-parameters of the prior'} have one KL per data set, so the model "
+            "must know its size: pass num_data=len(training set)."
+        )
+
+
+def require_target_length(targets: object, length: int) -> None:
+    """Raise :class:`DataError` unless there is one target for each of ``length`` tokens."""
+    if isinstance(targets, Tensor) and targets.shape[1] != length:
+        raise DataError(
+            f"targets has {targets.shape[1]} tokens and the backbone returns {length}. One target a token needs a "
+            "backbone that keeps the token axis; positions without a label have the target -100."
+        )
+
+
+def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> None:
+    """Raise :class:`ConfigError` unless ``guide`` can infer ``site`` under ``prior``."""
+    kind = type(guide).__name__
+    if site.granularity not in guide.serves:
+        raise ConfigError(
+            f"{kind} cannot infer {site.name!r}, which is {site.granularity.value}; it serves "
+            f"{', '.join(sorted(g.value for g in guide.serves))}. Build the model with another granularity=, or "
+            "take a guide that serves it (MeanField and Delta serve all)."
+        )
+    if site.part not in guide.parts:
+        raise ConfigError(
+            f"{kind} cannot infer {site.name!r}, which is a {site.part.value}; it serves "
+            f"{', '.join(sorted(part.value for part in guide.parts))}. "
+            + (
+                "A keep mask is inferred by MCDropout."
+                if site.part == Part.MASK
+                else "MeanField and Delta serve every real-valued part."
+            )
+        )
+    if guide.all_reals and site.part in REAL and not _covers_reals(prior):
+        raise ConfigError(
+            f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers and "
+            f"the posterior of {kind} does, so that their KL is infinite. Take a prior on all reals, such as Normal, "
+            "Laplace or StudentT, or, where it is continuous, the guide Delta."
+        )
+
+
+def require_no_look_ahead(guide: Any, site: Site, model: Any) -> None:
+    """Refuse a posterior that would tell the tokens of a causal backbone what comes after them."""
+    looks = guide.reads_features and site.granularity is Granularity.SEQUENCE
+    if looks and model.likelihood.per_token and is_causal(model.backbone):
+        raise ConfigError(
+            f"{type(guide).__name__} would look ahead: the draw of {site.name!r} depends on the mean over all tokens"
+            f" of a sequence, later ones too, and the tokens of {type(model.backbone).__name__}, each with its own "
+            "target, see earlier ones only. Take granularity='token' or 'global', or the guide MeanField, "
+            "whose posterior does not depend on the input."
+        )
+
+
+def require_wide(guide: nn.Module) -> None:
+    """Raise :class:`ConfigError` if ``guide`` has half-precision parameters, as after a cast together with its model.
+
+    bfloat16 has 8 bits of mantissa: an update below 1/256 of an entry is rounded away, and so is nearly every one.
+    """
+    for name, p in guide.named_parameters():
+        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"This {type(guide).__name__} is {p.dtype}; posteriors are float32 whatever the backbone is, for most "
+                f"updates of {name!r} would be rounded to nothing. Call guide.float(), and cast the model alone."
+            )
+
+
+def _covers_reals(prior: TorchDistributionMixin) -> bool:
+    base = base_distribution(prior)
+    far = torch.full(base.event_shape, 1e6)  # one number where entries are independent: it fits bounds on any device
+    support: Any = base.support
+    return all(bool(support.check(value).all()) for value in (far, -far))
+
+
+def require_posterior(guide: object, site: Site, posterior: Any, shape: tuple[int, ...]) -> None:
+    """Raise :class:`ConfigError` unless ``guide.posterior`` returned a Pyro distribution over one draw of ``site``."""
+    kind = type(guide).__name__
+    if not isinstance(posterior, TorchDistributionMixin):
+        raise ConfigError(
+            f"{kind}.posterior() must return a distribution from pyro.distributions; for {site.name!r} it returned a "
+            f"{type(posterior).__module__}.{type(posterior).__name__}. For a point estimate that is "
+            "pyro.distributions.Delta(value, event_dim=len(call.site.event))."
+        )
+    batch = tuple(posterior.batch_shape)
+    fits = len(batch) <= len(shape) and all(b in (1, s) for b, s in zip(batch[::-1], shape[::-1], strict=False))
+    if tuple(posterior.event_shape) != site.event or not fits:
+        raise ConfigError(
+            f"{kind}.posterior() must return a distribution of event shape {site.event}, for one draw of "
+            f"{site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
+            f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
+        )

@@ -115,8 +115,9 @@ class Replayed:
 
     def _traced(self, batch: Batch, number: int) -> dict[str, Any]:
         """The guide's latent sites in its draw of this number, those that only help it to draw left out."""
+        guide: Any = self.guide
         with self._forked(number), UnreadOutcome():
-            trace: Any = poutine.trace(self.guide).get_trace(batch)
+            trace: Any = poutine.trace(guide).get_trace(batch)
         nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
         auxiliary = {name for name, node in nodes.items() if node["infer"].get("is_auxiliary")}
         points = [n for n, node in nodes.items() if n not in auxiliary]

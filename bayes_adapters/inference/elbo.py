@@ -27,6 +27,7 @@ from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.inference.guide import SAME, AdapterGuide, require_pair
 from bayes_adapters.inference.handlers import KLMode, KLWeight
+from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
 from bayes_adapters.sites import SITE, SiteCall
@@ -80,6 +81,19 @@ class ELBO(nn.Module):
         kl_weight: w, a number or a schedule step → w.
         kl_mode: ``full`` (the ELBO) or ``per_token_mean``.
         num_particles: Monte Carlo draws of the latents per evaluation, folded into one backbone pass.
+
+    Raises:
+        ConfigError: the guide belongs to another model, or an option is out of range.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli, guides, models
+    >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    >>> model = models.StochasticCore(net, Bernoulli(), rank=2)
+    >>> elbo = ELBO(model, guides.MeanField(model))
+    >>> optimiser = torch.optim.AdamW([p for p in elbo.parameters() if p.requires_grad])
+    >>> loss = elbo(Batch({"input_ids": torch.randint(50, (3, 5))}, targets=torch.ones(3)))
+    >>> loss.backward()
+    >>> optimiser.step()
     """
 
     def __init__(
@@ -126,9 +140,16 @@ class ELBO(nn.Module):
         observed: Any = model_trace.nodes["obs"]
         nll = -_sum(observed["fn"].log_prob(observed["value"]), observed)
         kl = nll.new_zeros(())
+        joint: Any = guide_trace.nodes.get(JOINT)
+        joined = self.guide.layout if joint is not None and isinstance(self.guide, JointGuide) else {}
         for name, site in guide_trace.nodes.items():
-            if site["type"] == "sample":
-                _require_gradient(name, site)
+            if site["type"] != "sample" or name in joined:
+                continue
+            _require_gradient(name, site)
+            if name == JOINT:
+                parts = {name: model_trace.nodes[name] for name in joined if name in guide_trace.nodes}
+                kl = kl + _sum(joint_kl(site, parts), site)
+            else:
                 kl = kl + _kl(site, model_trace.nodes[name])
         scales = _scale_statistics(guide_trace) if with_scales else {}
         return ElboTerms(nll + kl, nll, kl, weight, scales)

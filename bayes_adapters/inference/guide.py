@@ -13,14 +13,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
-from bayes_adapters.backbones.causality import is_causal
-from bayes_adapters.distributions import base_distribution, mean_of
+from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.inference._checks import require_no_look_ahead, require_posterior, require_served, require_wide
 from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.priors import SINGLE_PRIOR
-from bayes_adapters.sites import REAL, SITE, Granularity, Part, Site, SiteCall
+from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
 
 SAME = "posterior_is_prior"
 """The key of whether a site's posterior is its prior itself, in a sample statement's ``infer`` dictionary."""
@@ -31,11 +31,33 @@ class AdapterGuide(GuideMessenger, nn.Module):
 
     A subclass has, in this order: ``name``, ``serves``, ``parts``, ``__init__``, ``posterior``, ``config``.
 
+    ``predict`` draws a posterior's entries by its inverse CDF, so they are a function of the seed; a family without one
+    is drawn with ``seed=None``. ``mean_only`` and ``to_lora`` ask for its mean. Options that ``config`` returns are
+    given back to the constructor when an adapter is loaded.
+
     Args:
         model: the model whose sites the guide infers. It is not registered as a submodule.
 
     Raises:
         ConfigError: the model has a site this guide cannot serve, or none at all.
+
+    >>> import pyro.distributions as dist, torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import ELBO, Batch, Bernoulli, models
+    >>> class Narrow(AdapterGuide):
+    ...     name, serves = "narrow", frozenset({Granularity.TOKEN})
+    ...     def __init__(self, model):
+    ...         super().__init__(model)
+    ...         self.loc = nn.ParameterDict({site_key(s): nn.Parameter(model.start(s)) for s in model.sites})
+    ...     def posterior(self, call, prior):
+    ...         return dist.Normal(self.loc[site_key(call.site)], 0.01).to_event(2)
+    ...     def config(self):
+    ...         return {}
+    >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    >>> model = models.StochasticCore(net, Bernoulli(), rank=2)
+    >>> batch = Batch({"input_ids": torch.randint(50, (3, 5))}, targets=torch.ones(3))
+    >>> ELBO(model, Narrow(model))(batch).requires_grad
+    True
     """
 
     name: ClassVar[str]
@@ -68,7 +90,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
                 "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
             )
         for site in model.sites:
-            self._require_served(site)
+            require_served(self, site, model.prior.of(site))
+            require_no_look_ahead(self, site, model)
         hyper, device = model.prior.hyper_sites, next(model.parameters()).device
         if hyper and not self.serves_hyper:
             raise ConfigError(
@@ -76,44 +99,6 @@ class AdapterGuide(GuideMessenger, nn.Module):
                 "that does, such as MeanField, or a prior with constant parameters."
             )
         self.hyper = HyperPosterior(hyper, device) if hyper else None
-
-    def _require_served(self, site: Site) -> None:
-        if site.granularity not in self.serves:
-            raise ConfigError(
-                f"{type(self).__name__} cannot infer {site.name!r}, which is {site.granularity.value}; it serves "
-                f"{', '.join(sorted(g.value for g in self.serves))}. Build the model with another granularity=, or "
-                "take a guide that serves it (MeanField and Delta serve all)."
-            )
-        if site.part not in self.parts:
-            raise ConfigError(
-                f"{type(self).__name__} cannot infer {site.name!r}, which is a {site.part.value}; it serves "
-                f"{', '.join(sorted(part.value for part in self.parts))}. "
-                + (
-                    "A keep mask is inferred by MCDropout."
-                    if site.part is Part.MASK
-                    else "MeanField and Delta serve every real-valued part."
-                )
-            )
-        self._require_no_look_ahead(site)
-        prior = self.model.prior.of(site)  # type: ignore[attr-defined]
-        if self.all_reals and site.part in REAL and not _covers_reals(prior):
-            raise ConfigError(
-                f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers "
-                f"and the posterior of {type(self).__name__} does, so that their KL is infinite. Take a prior on all "
-                "reals, such as Normal, Laplace or StudentT, or, where it is continuous, the guide Delta."
-            )
-
-    def _require_no_look_ahead(self, site: Site) -> None:
-        """Refuse a posterior that would tell the tokens of a causal backbone what comes after them."""
-        model: Any = self.model
-        looks = self.reads_features and site.granularity is Granularity.SEQUENCE
-        if looks and model.likelihood.per_token and is_causal(model.backbone):
-            raise ConfigError(
-                f"{type(self).__name__} would look ahead: the draw of {site.name!r} depends on the mean over all tokens"
-                f" of a sequence, later ones too, and the tokens of {type(model.backbone).__name__}, each with its own "
-                "target, see earlier ones only. Take granularity='token' or 'global', or the guide MeanField, "
-                "whose posterior does not depend on the input."
-            )
 
     @property
     def deterministic(self) -> bool:
@@ -169,32 +154,15 @@ class AdapterGuide(GuideMessenger, nn.Module):
         prior = msg["fn"]
         single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
         shape = _batch_shape(call)
-        self._check_posterior(call.site, single, shape)
+        require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]
         single = single if single.batch_shape == shape else single.expand(shape)
-        flipped = call.site.part is Part.A and self.model.flipout  # type: ignore[attr-defined]
+        flipped = call.site.part == Part.A and self.model.flipout  # type: ignore[attr-defined]
         if call.feature is None and (flipped or call.scale is not None):
             call.mean = mean_of(single, call.site.name)
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
-
-    def _check_posterior(self, site: Site, posterior: Any, shape: tuple[int, ...]) -> None:
-        """Raise :class:`ConfigError` unless :meth:`posterior` returned a Pyro distribution over one draw."""
-        if not isinstance(posterior, TorchDistributionMixin):
-            raise ConfigError(
-                f"{type(self).__name__}.posterior() must return a distribution from pyro.distributions; for "
-                f"{site.name!r} it returned a {type(posterior).__module__}.{type(posterior).__name__}. For a point "
-                "estimate that is pyro.distributions.Delta(value, event_dim=len(call.site.event))."
-            )
-        batch = tuple(posterior.batch_shape)
-        fits = len(batch) <= len(shape) and all(b in (1, s) for b, s in zip(batch[::-1], shape[::-1], strict=False))
-        if tuple(posterior.event_shape) != site.event or not fits:
-            raise ConfigError(
-                f"{type(self).__name__}.posterior() must return a distribution of event shape {site.event}, for one "
-                f"draw of {site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
-                f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
-            )
 
 
 def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
@@ -218,26 +186,6 @@ def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
                 f"The model is on {device} and the guide's {name!r} on {tensor.device}. Call "
                 f"guide.to({str(device)!r}), and make an optimizer only after that."
             )
-
-
-def require_wide(guide: AdapterGuide) -> None:
-    """Raise :class:`ConfigError` if ``guide`` has half-precision parameters, as after a cast together with its model.
-
-    bfloat16 has 8 bits of mantissa: an update below 1/256 of an entry is rounded away, and so is nearly every one.
-    """
-    for name, p in guide.named_parameters():
-        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
-            raise ConfigError(
-                f"This {type(guide).__name__} is {p.dtype}; posteriors are float32 whatever the backbone is, for most "
-                f"updates of {name!r} would be rounded to nothing. Call guide.float(), and cast the model alone."
-            )
-
-
-def _covers_reals(prior: TorchDistributionMixin) -> bool:
-    base = base_distribution(prior)
-    far = torch.full(base.event_shape, 1e6)  # one number where entries are independent: it fits bounds on any device
-    support: Any = base.support
-    return all(bool(support.check(value).all()) for value in (far, -far))
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

@@ -69,7 +69,8 @@ class PosteriorMean(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
         if HYPER in msg["infer"] and not msg["is_observed"] and msg["value"] is None:
-            msg["value"] = _centre(msg["fn"], msg["name"])
+            joint = msg["infer"].get("is_auxiliary")
+            msg["value"] = (mean_of if joint else _centre)(msg["fn"], msg["name"])
         if call is None or msg["is_observed"]:
             return
         call.scale = None  # no local reparametrisation either
@@ -78,7 +79,7 @@ class PosteriorMean(Messenger):
 
 
 def _centre(fn: Any, name: str) -> Tensor:
-    """The mean of a global latent, or, of a number mapped from the reals, the image of its mean there."""
+    """The mean of a hyper-parameter, or, of one mapped from the reals, the image of its mean there: the median."""
     base = base_distribution(fn)
     if not isinstance(base, torch.distributions.TransformedDistribution):
         return mean_of(fn, name)

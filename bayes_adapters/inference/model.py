@@ -44,16 +44,10 @@ from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
 from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
 from bayes_adapters.data.rows import fold, require_length
-from bayes_adapters.errors import ConfigError, DataError, choice, described, whole_number
+from bayes_adapters.errors import ConfigError, DataError, choice
 from bayes_adapters.heads import BackboneOutput, Head, LinearHead, Pooling
 from bayes_adapters.heads._checks import require_head, require_size_known
-from bayes_adapters.inference._checks import (
-    check_batch,
-    checked_ranks,
-    require_finite,
-    require_trainable,
-    require_withholdable,
-)
+from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -66,14 +60,12 @@ _BOTH_LAYOUTS = ("longformer", "led", "xlnet")
 class AdapterModel(nn.Module):
     """A frozen backbone with low-rank adapters, a head and a likelihood, as a Pyro model: ``model(batch)``.
 
-    Sample sites: those of the random parts (see :class:`bayes_adapters.sites.Site`) and ``obs`` (the targets). The
-    backbone is a plain module; Pyro never sees its parameters. A structure is a subclass that says which parts are
-    random and under which prior; nothing random is plain LoRA.
+    Sample sites: the random parts (:class:`bayes_adapters.sites.Site`) and ``obs`` (the targets). The backbone is a
+    plain module; Pyro never sees its parameters. A structure is a subclass that says what is random, and its prior.
 
     Args:
-        backbone: a Hugging Face model whose output has ``last_hidden_state`` (rows, T, d) and whose config names its
-            width ``hidden_size`` (or ``d_model``). It is frozen and changed in place; ``remove(backbone)`` takes the
-            adapters out again and leaves it frozen.
+        backbone: a Hugging Face model that returns ``last_hidden_state`` (rows, T, d) and whose config names its width.
+            It is frozen and changed in place; ``remove(backbone)`` takes the adapters out and leaves it frozen.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         targets: the layers to adapt: suffixes, ``"all-linear"``, a regular expression or :class:`Targets`; None adapts
             none, for structures that do something else.
@@ -94,6 +86,17 @@ class AdapterModel(nn.Module):
     Raises:
         TargetError: the targets match nothing.
         ConfigError: an option is unknown or does not fit the others.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli
+    >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    >>> class RandomCores(AdapterModel):
+    ...     structure = "random_cores"
+    ...     def __init__(self, backbone, likelihood, **options):
+    ...         super().__init__(backbone, likelihood, parts=[Part.CORE], granularity="token", **options)
+    >>> model = RandomCores(net, Bernoulli(), rank=2)
+    >>> model(Batch({"input_ids": torch.randint(50, (3, 5))}, targets=torch.ones(3))).shape
+    torch.Size([3, 1])
     """
 
     structure: ClassVar[str] = "adapter_model"
@@ -125,46 +128,39 @@ class AdapterModel(nn.Module):
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
         self.grouped, self.flipout = grouped, flipout
-        if num_data is not None:
-            whole_number("num_data", num_data)
-        if flipout and Part.A not in parts:
-            raise ConfigError(
-                f"flipout=True has no effect in {type(self).__name__}: it decorrelates the draws of a random A. Leave "
-                "it out, or take StochasticDown."
-            )
         check_options(rank, alpha, dropout)
-        if not isinstance(likelihood, Likelihood):
-            raise ConfigError(
-                "The likelihood must be an object such as Bernoulli() or Categorical(num_classes=3); got "
-                f"{described(likelihood)}. The order is (backbone, likelihood)."
-            )
+        _checks.require_likelihood(likelihood)
         self.own_head = head is None
         if head is not None:
             require_head(head, Head, pooling)
         head = self.default_head(pooling) if head is None else head
         self.require_fitting(head, likelihood)
-        require_trainable(backbone)
+        _checks.require_trainable(backbone)
         require_loaded(backbone)
         require_unadapted(backbone)
         width = self.feature_width(backbone)
         random_head = head.sites(width, likelihood)
-        if not parts and not random_head and not (prior is None and granularity is None):
-            raise ConfigError(
-                f"A {'prior' if granularity is None else 'granularity'} was given but nothing in {type(self).__name__} "
-                "is random; take a structure with random parts, such as StochasticCore."
-            )
+        _checks.check_structure(
+            type(self).__name__,
+            parts,
+            prior,
+            granularity,
+            flipout=flipout,
+            num_data=num_data,
+            random_head=bool(random_head),
+        )
         self.random_head = bool(random_head)
         if random_head:
             require_size_known(type(head).__name__, num_data)
         paths = [] if targets is None else select(backbone, targets)
-        left = dict.fromkeys(paths, rank) | dict(checked_ranks(ranks or {}, paths, rank))
+        left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.sites += random_head
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        self.require_num_data()
+        _checks.require_num_data(num_data, self.sites, self.prior)
         self._windows = windowed_layers(backbone, paths)
         self._longest = longest_texts(backbone)
         self._statistics = with_statistics(backbone)
@@ -221,15 +217,14 @@ class AdapterModel(nn.Module):
             sizes of sample plates around the model.
 
         Raises:
-            DataError: targets outside the likelihood's support, or another number of tokens in them, or in the
-                attention mask, than the backbone returns; token ids that the backbone cannot embed; or a part of the
-                batch on another device than the model.
+            DataError: targets outside the likelihood's support; another number of tokens in them, or in the mask, than
+                the backbone returns; token ids that it cannot embed; a part of the batch on another device.
             NonFiniteError: NaN or infinity in the inputs or the context, or, without gradients, in the outputs.
         """
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
         self.require_installed()
-        check_batch(batch, next(self.parameters()).device)
+        _checks.check_batch(batch, next(self.parameters()).device)
         check_token_ids(self.backbone, batch.inputs, self._longest)
         if batch.targets is not None:
             self.likelihood.accept(batch.targets)
@@ -250,7 +245,7 @@ class AdapterModel(nn.Module):
                 features = self.encode(batch, math.prod(outer))
                 outputs = self.outputs(features, batch)
             if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                require_finite(self, "The head's outputs are", outputs, batch.size)
+                _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
             fn, targets = self._likelihood_of(outputs, batch), batch.targets
             pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
@@ -262,11 +257,7 @@ class AdapterModel(nn.Module):
         length = outputs.shape[-2]
         if batch.token_mask is not None:
             require_length(batch.token_mask, length, "the backbone returns")
-        if isinstance(batch.targets, Tensor) and batch.targets.shape[1] != length:
-            raise DataError(
-                f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target a token "
-                "needs a backbone that keeps the token axis; positions without a label have the target -100."
-            )
+        _checks.require_target_length(batch.targets, length)
         return self.likelihood.of_tokens(outputs, batch.token_mask)
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
@@ -279,23 +270,9 @@ class AdapterModel(nn.Module):
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
         return batch.size if self.num_data is None else self.num_data
 
-    def require_num_data(self) -> None:
-        """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
-        if self.num_data is None and (self.granularity is Granularity.GLOBAL or self.prior.hyper_sites):
-            what = "Hyper-parameters of the prior" if self.prior.hyper_sites else "Global sites"
-            raise ConfigError(
-                f"{what} have one KL per data set, so the model must know its size: pass num_data=len(training set)."
-            )
-
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
-        for path, layer in zip(self.layers, self._installed, strict=True):
-            if self.backbone.get_submodule(path) is not layer:
-                raise ConfigError(
-                    f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it "
-                    "out, or another model has put its own there. Build or load this model again on a backbone of its "
-                    "own."
-                )
+        _checks.require_layers(self.backbone, dict(zip(self.layers, self._installed, strict=True)))
 
     def start(self, site: Site) -> Tensor:
         """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.
@@ -304,9 +281,9 @@ class AdapterModel(nn.Module):
         Everything else: a draw from the prior; E = 0 together with B = 0 would give exactly zero gradients.
         """
         device = next(self.parameters()).device
-        if site.part is Part.A:
+        if site.part == Part.A:
             return torch.stack([kaiming(*site.event) for _ in site.layers]).reshape(site.shape).to(device)
-        if site.part is Part.B:
+        if site.part == Part.B:
             return torch.empty(site.shape, device=device).uniform_(-1e-3, 1e-3)
         return self.prior.of(site).sample().clone()
 
@@ -331,19 +308,19 @@ class AdapterModel(nn.Module):
     def withholdable(self, batch: Batch) -> list[str]:
         """Name the modalities of ``batch`` that :meth:`withhold` can take away: those of its context.
 
-        The backbone's own inputs are none of them: without its text, say, there is nothing to run.
+        The backbone's own inputs are none of them: without its text there is nothing to run.
         """
         return list(batch.context)
 
     def withhold(self, batch: Batch, *modalities: str) -> Batch:
         """Return ``batch`` as it is for examples that lack ``modalities``: all of their frames are masked.
 
-        They are masked rather than left out, so that whoever reads one of them does not take it for misspelled.
+        They are masked, not left out: a name that is not there is taken for misspelled.
 
         Raises:
             ConfigError: a name is none of :meth:`withholdable`.
         """
-        require_withholdable(modalities, self.withholdable(batch))
+        _checks.require_withholdable(modalities, self.withholdable(batch))
         masked = {m: Frames(batch.context[m].values, torch.zeros_like(batch.context[m].mask)) for m in modalities}
         return replace(batch, context={**batch.context, **masked})
 

@@ -173,7 +173,7 @@ def _predict_batch(
     for name, value in sums.items():
         require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
     result = replace(model.likelihood.predict(sums, runs), num_samples=samples)
-    extra: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
     if keep:
         whole = torch.cat(kept)
         extra["samples"] = whole if runs == samples else whole.expand(samples, *whole.shape[1:]).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +77,19 @@ class Prediction:
         """
         parts = {name: getattr(self, name).flatten(1).sum(1) for name in _PARTS if getattr(self, name).dim() > 1}
         return replace(self, **parts)
+
+    @property
+    def epistemic_corrected(self) -> Tensor:
+        """``epistemic · S / (S − 1)``: what S draws tell of its limit for S → ∞; NaN for S = 1.
+
+        S draws spread about their own mean by (1 − 1/S) of the spread about the true one. The mutual information of
+        classes, and the epistemic part of a regression, are ½ Σ_c Var_s(p_c) / p̄_c, and ½ Var_s(f) / σ², plus terms of
+        higher order in the spread; so ``epistemic`` is (1 − 1/S) of its limit to that order, and this is unbiased to
+        it. Where the spread is large beside p̄ or σ², S / (S − 1) corrects somewhat too much.
+        """
+        if self.num_samples == 1:
+            return torch.full_like(self.epistemic, math.nan)
+        return self.epistemic * (self.num_samples / (self.num_samples - 1))
 
     @staticmethod
     def concatenate(parts: list[Prediction]) -> Prediction:

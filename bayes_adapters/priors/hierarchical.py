@@ -59,8 +59,8 @@ def bijection(support: constraints.Constraint) -> Any:
     """
     onto: Any = biject_to(support)
     if isinstance(onto, transforms.ComposeTransform) and isinstance(support, constraints.greater_than):
-        exp, shift = onto.parts
-        if float(torch.as_tensor(shift.loc).abs().max()) == 0.0:
+        exp, shift = onto.parts[0], onto.parts[-1]
+        if isinstance(shift, transforms.AffineTransform) and not bool(torch.as_tensor(shift.loc).any()):
             return exp  # torch knows the KL of two log-normals, and not that exp(x) + 0 is one
     return onto
 

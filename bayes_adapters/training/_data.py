@@ -139,7 +139,7 @@ def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
 def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
     # a mask has no KL, so its model has no size of its own
-    counted = any(site.granularity is Granularity.GLOBAL and site.part is not Part.MASK for site in model.sites)
+    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.sites)
     examples = _examples(data) if counted else None
     if examples is not None and examples != model.num_data:
         raise ConfigError(
