@@ -50,6 +50,10 @@ class MissingResourceError(BayesAdaptersError, RuntimeError):
     """A backbone, data set or optional package that is neither installed nor reachable."""
 
 
+class ScaleWarning(UserWarning):
+    """Targets or context so far from unit scale that training would hardly move, or a posterior would saturate."""
+
+
 def near_matches(name: str, allowed: Iterable[str], count: int = 4, cutoff: float = 0.5) -> str:
     """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
 

@@ -74,6 +74,37 @@ def test_frames_mean_and_presence() -> None:
 IDS = torch.ones(2, 3, dtype=torch.long)
 
 
+@pytest.mark.parametrize("name", ["labels", "label", "label_ids", "text.labels"])
+def test_labels_are_no_input(name: str) -> None:
+    with pytest.raises(DataError, match=rf"inputs\['{name}'\].*targets="):
+        Batch({"input_ids": IDS, name: torch.zeros(2)})
+
+
+def test_a_batch_is_checked_where_its_parts_come_together_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at a mask waits for the device, so what is made of a checked batch is not looked at again."""
+    looked: list[int] = []
+    batch = token_batch()
+    monkeypatch.setattr("bayes_adapters.data.batch.check_masks", lambda inputs: looked.append(len(inputs)))
+    parts = [batch.to("cpu"), batch[1:3], batch[torch.tensor([2])], batch.without("audio"), batch.without_targets()]
+    assert not looked
+    assert [part.size for part in parts] == [5, 2, 1, 5, 5]
+    Batch(batch.inputs)
+    assert looked == [2]
+
+
+@pytest.mark.parametrize("rows", [slice(5, None), torch.zeros(5, dtype=torch.bool), torch.zeros(0, dtype=torch.long)])
+def test_no_rows_are_no_batch(rows: Any) -> None:
+    with pytest.raises(DataError, match="0 examples"):
+        token_batch()[rows]
+
+
+def test_targets_of_several_tasks_are_checked() -> None:
+    ids: dict[str, Tensor] = {"input_ids": IDS}
+    for targets, shown in (({}, "without a task"), ({"a": torch.zeros(3)}, r"targets\['a'\]")):
+        with pytest.raises(DataError, match=shown):
+            Batch(ids, targets)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -15,6 +15,9 @@ from examples.tiny import make
 TEXT = FILE.read_text()
 WRITTEN = parse(TEXT)
 
+ELSEWHERE = {"MultiGaussian", "MultiLabel", "NegativeBinomial", "Ordinal", "Poisson", "StudentT", "Tasks"}
+"""Likelihoods that tests/likelihoods trains, predicts, saves and loads with one model and guide."""
+
 
 @pytest.mark.parametrize("cell", cells(), ids=" - ".join)
 def test_the_outcome_is_the_one_in_the_file(cell: Cell) -> None:
@@ -34,7 +37,7 @@ def test_everything_that_is_exported_is_in_it() -> None:
 
     assert exported(guides, AdapterGuide) == {cls for cls, _ in matrix._GUIDES.values()}
     assert exported(models, AdapterModel) == {cls for cls, _ in matrix._MODELS.values()}
-    assert {cls.__name__ for cls in exported(likelihoods, Likelihood) if cls.__name__[0] != "_"} == set(matrix.TASKS)
+    assert {cls.__name__ for cls in exported(likelihoods, Likelihood)} == set(matrix.TASKS) | ELSEWHERE
     assert {cell.row for cell in WRITTEN if cell.table == "Systems and tasks"} == set(systems.names())
 
 

@@ -39,6 +39,15 @@ def check_frames(values: Tensor, mask: Tensor) -> None:
         raise DataError(f"The context mask must be bool, True where a frame is real; got {mask.dtype}.")
 
 
+def check_widths(mean: Tensor, scale: Tensor, width: int) -> None:
+    """Refuse statistics that do not fit frames of this width, or a scale that is not positive."""
+    if tuple(mean.shape) != (width,) or tuple(scale.shape) != (width,) or not bool((scale > 0).all()):
+        raise DataError(
+            f"mean and scale must have shape ({width},), as wide as the frames, and scale must be positive; got "
+            f"{tuple(mean.shape)} and {tuple(scale.shape)}, scale from {float(scale.min()) if scale.numel() else None}."
+        )
+
+
 def check_mapping(name: str, given: object, form: str) -> None:
     """Refuse what is no dictionary."""
     if not isinstance(given, Mapping):

@@ -20,6 +20,7 @@ from bayes_adapters.data._checks import (
     check_parts,
     check_rows,
     check_size,
+    check_widths,
     not_frames,
 )
 from bayes_adapters.data.streams import TOKEN_MASK as TOKEN_MASK
@@ -55,6 +56,20 @@ class Frames:
         """Shape (B, d), float32: mean over real frames; zero where an example has none."""
         weight = self.mask[..., None].float()
         return (self.values.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+    def standardised(self, mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Frames:
+        """Return ``(values − mean) / scale``, in the dtype of the values.
+
+        Args:
+            mean: shape (d,), of the training data, see :func:`bayes_adapters.data.frame_statistics`.
+            scale: shape (d,), positive.
+
+        Raises:
+            DataError: their width is not that of the frames.
+        """
+        check_widths(mean, scale, self.values.shape[-1])
+        mean, scale = mean.to(self.values.device), scale.to(self.values.device)
+        return Frames(((self.values.float() - mean) / scale).to(self.values.dtype), self.mask)
 
     def to(self, device: torch.device | str) -> Frames:
         """Return the same frames on ``device``."""

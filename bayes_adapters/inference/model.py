@@ -224,6 +224,7 @@ class AdapterModel(nn.Module):
         if not isinstance(batch, Batch):
             raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
         self.require_installed()
+        require_head(self.head, Head, None)
         _checks.check_batch(batch, next(self.parameters()).device)
         check_token_ids(self.backbone, batch.inputs, self._longest)
         if batch.targets is not None:

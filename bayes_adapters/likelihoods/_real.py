@@ -12,6 +12,8 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods._checks import require_reals
 from bayes_adapters.likelihoods.base import Likelihood
 
+_LARGE, _SMALL = 10.0, 0.01
+
 
 class RealLikelihood(Likelihood):
     """Base of likelihoods of one real number per example.
@@ -54,11 +56,26 @@ class RealLikelihood(Likelihood):
     def check(self, targets: Tensor) -> None:
         require_reals(targets)
 
+    def advice(self, targets: Tensor) -> list[str]:
+        return far_from_unit(type(self).__name__, (targets - self.target_mean) / self.target_scale)
+
     def unit(self) -> dict[str, Any]:
         """``target_mean`` and ``target_scale`` for :meth:`config`, where they are not 0 and 1."""
         if (self.target_mean, self.target_scale) == (0.0, 1.0):
             return {}
         return {"target_mean": self.target_mean, "target_scale": self.target_scale}
+
+
+def far_from_unit(likelihood: str, standardised: Tensor) -> list[str]:
+    """Say so where targets, in the likelihood's unit, have a root mean square outside 0.01 … 10."""
+    size = float(standardised.detach().float().square().nanmean().sqrt())
+    if not (size > _LARGE or 0.0 < size < _SMALL):
+        return []
+    return [
+        f"The targets' root mean square is {size:.3g} in the unit of {likelihood}, which starts at 0 ± 1: training "
+        f"will hardly reach them, and intervals will not cover. Take {likelihood}.fitted(training targets); "
+        "predictions come back in the targets' own unit."
+    ]
 
 
 def finite_log_scale(value: float) -> Tensor:

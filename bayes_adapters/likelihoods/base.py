@@ -2,8 +2,9 @@
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
 ``per_token``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``,
-``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk),
-``predict`` (sums → :class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
+``advice``, ``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk
+by chunk), ``predict`` (sums → :class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in
+nats.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class Likelihood(nn.Module):
                 "tensor, or take Tasks({name: likelihood})."
             )
         self.check(targets)
+
+    def advice(self, targets: Any) -> list[str]:
+        """Return what to warn of before training on ``targets``, such as a unit far from the likelihood's own."""
+        return []
 
     def observation(self, fn: TorchDistributionMixin, targets: Any) -> Tensor:
         """Return the targets as the value of Pyro's site ``obs``, whose distribution is ``fn``: a tensor."""

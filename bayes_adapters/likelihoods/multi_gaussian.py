@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.likelihoods._checks import require_rows_of_reals
 from bayes_adapters.likelihoods._known import KnownEntries
-from bayes_adapters.likelihoods._real import finite_log_scale
+from bayes_adapters.likelihoods._real import far_from_unit, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
 from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction
@@ -83,6 +83,11 @@ class MultiGaussian(Likelihood):
 
     def check(self, targets: Tensor) -> None:
         require_rows_of_reals(targets, self.num_outputs)
+
+    def advice(self, targets: Tensor) -> list[str]:
+        unit, centre = targets.new_tensor(self.target_scale), targets.new_tensor(self.target_mean)
+        columns = ((targets - centre) / unit).unbind(1)
+        return [text for column in columns for text in far_from_unit(type(self).__name__, column)][:1]
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         return normal_sums(fn.base_dist.loc, fn.base_dist.scale)

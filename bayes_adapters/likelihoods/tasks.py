@@ -79,6 +79,10 @@ class Tasks(Likelihood):
                         f"Targets of the task {name!r}, its unlabelled examples left out: {error}"
                     ) from error
 
+    def advice(self, targets: Mapping[str, Tensor]) -> list[str]:
+        known = {name: values[labelled(values)] for name, values in targets.items()}
+        return [f"{name}: {text}" for name, values in known.items() for text in self.each[name].advice(values)]
+
     def observation(self, fn: Any, targets: Any) -> Tensor:
         return fn.pack(targets)
 

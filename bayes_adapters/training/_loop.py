@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.data.scales import warn_of_scales
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import BayesAdaptersError, DataError
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
@@ -212,6 +213,9 @@ class Loop:
         # One wait for the device: what must be finite and what is logged come over together.
         loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
         _checks.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
+        if state.step == 0:
+            advice = self.model.likelihood.advice(group[0].targets)
+            warn_of_scales(group[0], advice, self.model.reads | self.guide.reads)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
         record |= {"kl_weight": float(parts[0][1].kl_weight), "grad_norm": size}
         record |= {"lr" if i == 0 else f"lr_{i}": float(g["lr"]) for i, g in enumerate(self.optimizer.param_groups)}

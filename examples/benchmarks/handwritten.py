@@ -85,7 +85,7 @@ class HandWritten(nn.Module):
             backbone.set_submodule(path, layer)
             self.layers.append(layer)
         self.backbone = backbone
-        self.head = nn.Linear(model.head.in_features, 1).to(model.head.weight.device)
+        self.head = nn.Linear(model.head.weight.shape[1], 1).to(model.head.weight.device)
         self.head.load_state_dict(model.head.state_dict())
 
     def _copy(self, adapted: nn.Module, guide: Any, path: str) -> dict[str, Tensor]:

@@ -311,3 +311,10 @@ def test_tagging_through_another_head() -> None:
     found = predict(model, Delta(model), Batch(batch.inputs))
     assert found.mean.shape == (5, 7, 3)
     assert model.pooling is Pooling.NONE
+
+
+def test_a_plain_module_in_the_heads_place_is_refused_by_name() -> None:
+    model = LoRA(bert(), Categorical(3))
+    model.head = nn.Linear(WIDTH, 3)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="a Linear"):
+        predict(model, Delta(model), token_batch().without_targets())

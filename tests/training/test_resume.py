@@ -11,6 +11,7 @@ import torch
 
 from bayes_adapters import Bernoulli, Gaussian
 from bayes_adapters.errors import DataError
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.training import fit
 from bayes_adapters.training._data import Batches
 from tests.training.parts import SETTINGS, WHOLE, Stopping, data, history, pair, run, same, weights
@@ -88,15 +89,21 @@ def test_likelihood_parameters_are_kept(tmp_path: Path) -> None:
 
 
 def test_running_means_of_the_head_are_continued(tmp_path: Path) -> None:
+    class Normed(LinearHead):
+        def build(self, width: int, likelihood: Any) -> None:
+            super().build(width, likelihood)
+            self.norm = torch.nn.BatchNorm1d(width)
+
+        def forward(self, features: Any) -> Any:
+            return super().forward(self.norm(features))
+
     def normed() -> tuple[Any, Any]:
-        model, guide = pair()
-        model.head = torch.nn.Sequential(torch.nn.BatchNorm1d(16), model.head)
-        return model, guide
+        return pair(head=Normed())
 
     expected = normed()
     run(*expected)
     run(*normed(), checkpoint=tmp_path, epochs=1)
     model, guide = normed()
     run(model, guide, checkpoint=tmp_path)
-    assert float(model.head[0].running_mean.abs().sum()) > 0
+    assert float(model.head.norm.running_mean.abs().sum()) > 0
     assert same(weights(model, guide), weights(*expected))
