@@ -31,7 +31,7 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
     if not parameters:
         raise ConfigError("Neither model nor guide has a parameter with requires_grad=True: there is nothing to train.")
     if spec is None:
-        return torch.optim.AdamW(list(parameters.values()), lr=1e-3)
+        return _adamw(list(parameters.values()))
     if not isinstance(spec, torch.optim.Optimizer) and not callable(spec):
         raise ConfigError(
             f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; got {spec!r}. Example: "
@@ -57,6 +57,14 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
             "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
         )
     return optimizer
+
+
+def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW in one kernel for all tensors, three times as fast where there are many; else tensor by tensor."""
+    try:
+        return torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+    except RuntimeError:  # not on this kind of device
+        return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
