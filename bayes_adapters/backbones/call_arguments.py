@@ -172,4 +172,4 @@ def _numbering(encoder: nn.Module, path: str) -> tuple[int, int | None]:
         return 0, -1
     usual = getattr(encoder.get_submodule(path.rpartition(".")[0]), "position_ids", None)
     known = isinstance(usual, Tensor) and usual.numel() > 0 and not usual.is_meta
-    return (int(usual.flatten()[0]) if known else 0), None
+    return (int(usual.flatten()[0]) if known and usual is not None else 0), None

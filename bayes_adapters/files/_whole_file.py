@@ -31,7 +31,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in ``folder`` on the disk, so that a power cut brings no old ones back; a no-op on Windows."""
+    """Have the names in ``folder`` on the disk, so that a power cut brings no old ones back; Windows cannot."""
     if os.name != "posix":
         return
     with suppress(OSError):  # some file systems cannot; the file itself is there

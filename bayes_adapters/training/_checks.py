@@ -119,7 +119,8 @@ def gradients_flow(backbone: nn.Module) -> Iterator[None]:
 
     def end(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            needs = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+            # Where the backbone itself computes without gradients, as under checkpointing, it means to.
+            needs = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
             if needs and isinstance(output, Tensor) and not output.requires_grad:
                 raise ConfigError(
                     f"No gradient passes the backbone's layer {path!r}, a {type(module).__name__}: its output does not "

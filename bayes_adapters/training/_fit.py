@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, integer, whole_number
+from bayes_adapters.errors import ConfigError, choice, integer
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
-from bayes_adapters.training._loop import Loop, OnStep, Settings
+from bayes_adapters.training import _checks, _data, _optimizer, _recipe
+from bayes_adapters.training._description import description
+from bayes_adapters.training._loop import Loop
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
+from bayes_adapters.training._recipe import RecipeLike
+from bayes_adapters.training._settings import OnStep, Settings, monitored
 from bayes_adapters.training._state import copy_into
-
-
-@runtime_checkable
-class RecipeLike(Protocol):
-    """What :class:`bayes_adapters.systems.Recipe` is: options of :func:`fit` that follow from model, guide and data."""
-
-    def fit_options(
-        self,
-        model: AdapterModel,
-        guide: AdapterGuide,
-        *,
-        num_data: int,
-        batch_size: int | None = None,
-        max_steps: int | None = None,
-    ) -> dict[str, Any]:
-        """Return keyword arguments of :func:`fit`."""
-        ...
 
 
 class Mode(StrEnum):
@@ -193,7 +178,7 @@ def fit(
     """
     chosen: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
     if recipe is not None:
-        chosen |= _options(recipe, model, guide, data, epochs, max_steps, accumulate)
+        chosen |= _recipe.options(recipe, model, guide, data, epochs, max_steps, accumulate)
     optimizer = chosen.get("optimizer") if optimizer is None else optimizer
     scheduler = chosen.get("scheduler") if scheduler is None else scheduler
     kl_weight = chosen["kl_weight"] if kl_weight is None else kl_weight
@@ -241,9 +226,7 @@ def fit(
         clip_norm=None if clip_norm is None else float(clip_norm),
         accumulate=accumulate,
         num_samples=num_samples,
-        monitor=_monitored(
-            monitor, patience, validation is not None, evaluate is not None, len(optimizer.param_groups)
-        ),
+        monitor=monitored(monitor, patience, validation is not None, evaluate is not None, len(optimizer.param_groups)),
         maximise=maximise,
         patience=patience,
         directory=None if checkpoint is None else Path(checkpoint),
@@ -252,7 +235,7 @@ def fit(
         autocast=autocast,
         log_every=log_every,
     )
-    config = {} if checkpoint is None else _config(elbo, optimizer, schedule, data, validation, settings, on_step)
+    config = {} if checkpoint is None else description(elbo, optimizer, schedule, data, validation, settings, on_step)
     loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
     with exclusive():
         if resume:
@@ -267,98 +250,3 @@ def fit(
             copy_into(loop.tensors, state.best)
     stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"
     return FitResult(list(state.history), state.best_epoch, state.best_value, state.step, stopped)
-
-
-def _options(
-    recipe: RecipeLike,
-    model: AdapterModel,
-    guide: AdapterGuide,
-    data: Any,
-    epochs: int | None,
-    max_steps: int | None,
-    accumulate: int,
-) -> dict[str, Any]:
-    """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
-    if not callable(getattr(recipe, "fit_options", None)):
-        raise ConfigError(
-            f"recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got {recipe!r}."
-        )
-    for name, value in {"accumulate": accumulate, "epochs": epochs, "max_steps": max_steps}.items():
-        if value is not None:
-            whole_number(name, value)
-    require_pair(model, guide)
-    examples, size = _data.sizes(data, model)
-    size = min(size * accumulate, examples)
-    if epochs is not None:
-        steps = epochs * -(-examples // size)
-        max_steps = steps if max_steps is None else min(steps, max_steps)
-    return recipe.fit_options(model, guide, num_data=examples, batch_size=size, max_steps=max_steps)
-
-
-def _monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
-    if monitor == "auto":
-        monitor = "val_nll" if validation else None
-    if monitor is None and patience is not None:
-        raise ConfigError(
-            "patience has no metric to watch. Pass validation=…, or name one: monitor='loss', or one of evaluate=…."
-        )
-    if monitor is not None and not evaluate:
-        rates = [f"lr_{i}" for i in range(1, groups)]
-        known = [*_log.STEP_METRICS, *rates, *_log.SOMETIMES, *(["val_nll"] if validation else [])]
-        _log.check_monitor(monitor, known)
-    return monitor
-
-
-def _config(
-    elbo: ELBO,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    data: Any,
-    validation: Any,
-    settings: Settings,
-    on_step: OnStep | None,
-) -> dict[str, Any]:
-    """What must be the same for a run to be continued."""
-    model, guide = elbo.model, elbo.guide
-    shapes = {name: [str(p.dtype), list(p.shape)] for name, p in _optimizer.trainable(model, guide).items()}
-    likelihood = {"class": type(model.likelihood).__qualname__} | model.likelihood.config()
-    free = {"epochs", "max_steps", "patience", "directory", "checkpoint_every", "autocast", "log_every"}
-    return {
-        "model": {"class": type(model).__qualname__} | model.config(),
-        "prior": model.prior.to_json(),
-        "likelihood": likelihood,
-        "guide": {"class": type(guide).__qualname__} | guide.config(),
-        "parameters": shapes,
-        "backbone": _checkpoint.fingerprint(model.backbone),
-        "optimizer": _optimizer.describe(optimizer),
-        "scheduler": None if scheduler is None else _scheduler(scheduler),
-        "kl_weight": _schedule(elbo.kl_weight),
-        "on_step": None if on_step is None else _name(on_step),
-        "kl_mode": elbo.kl_mode.value,
-        "num_particles": elbo.num_particles,
-        "data": _data.describe(data),
-        "validation": None if validation is None else _data.describe(validation),
-        "autocast": str(settings.autocast),
-        "settings": {name: value for name, value in vars(settings).items() if name not in free},
-    }
-
-
-def _name(value: KLSchedule | OnStep) -> str:
-    if dataclasses.is_dataclass(value):
-        return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _schedule(weight: KLSchedule) -> str | dict[str, float]:
-    """A description of our own schedules, the values of somebody else's at steps that tell most apart."""
-    name = _name(weight)
-    if dataclasses.is_dataclass(weight):
-        return name
-    return {f"{name} at step {step}": float(weight(step)) for step in (0, 1, 10, 100, 1_000, 10_000)}
-
-
-def _scheduler(scheduler: Any) -> dict[str, Any]:
-    """The class of a learning-rate scheduler and what of its fresh state is plain numbers, such as its gamma."""
-    plain = (bool, int, float, str)
-    state = {k: v for k, v in scheduler.state_dict().items() if isinstance(v, plain)}
-    return {"class": type(scheduler).__qualname__} | state

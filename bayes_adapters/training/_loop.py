@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,29 +25,8 @@ from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimize
 from bayes_adapters.training._interrupt import terminable, uninterrupted
 from bayes_adapters.training._progress import Position, Reporter
 from bayes_adapters.training._random import Generators
+from bayes_adapters.training._settings import OnStep, Settings
 from bayes_adapters.training._state import RunState, copy_into
-
-OnStep = Callable[[int, Any, Any, torch.optim.Optimizer], None]
-"""(step, model, guide, optimizer) → None"""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of :func:`bayes_adapters.training.fit` that are plain values."""
-
-    epochs: int | None
-    max_steps: int | None
-    clip_norm: float | None
-    accumulate: int
-    num_samples: int
-    monitor: str | None
-    maximise: bool
-    patience: int | None
-    directory: Path | None
-    checkpoint_every: int | None
-    seed: int
-    autocast: torch.dtype | None
-    log_every: int
 
 
 class Loop:

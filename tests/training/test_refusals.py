@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -59,6 +60,17 @@ def test_also_where_it_stops_after_the_first_evaluation() -> None:
     with pytest.raises(ConfigError, match="Cutting"):
         run(model, guide, validation=[token_batch()], on_step=lambda step, *_: steps.append(step))
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_of_the_backbone_is_none_of_that(reentrant: bool) -> None:
+    backbone = bert()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
+        backbone.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    backbone.enable_input_require_grads()
+    model = LoRA(backbone, Bernoulli(), rank=2)
+    assert run(model, Delta(model), epochs=1).steps == 6
 
 
 def test_adapters_that_nobody_reads_are_refused() -> None:
