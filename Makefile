@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml .ci/environment
 	@touch $@
 
 demo: $(STAMP) ## train and compare methods on spoken prompts, and write a report (runs/demo)
-	$(PY) -m examples.verify_prompts.demo --out runs/demo
+	$(PY) -m examples.studies.verify_prompts.demo --out runs/demo
 
 test: lint types ## linters, types and all tests
 	$(THREADS) $(PY) -m pytest -n $(WORKERS)
@@ -35,8 +35,8 @@ types: $(STAMP) ## mypy over the package and the examples
 	$(PY) -m mypy
 
 results: $(STAMP) ## run every method with every seed; write the records of the results and README's tables
-	$(PY) -m examples.verify_prompts.results
-	$(PY) -m examples.verify_prompts.tables
+	$(PY) -m examples.studies.verify_prompts.results
+	$(PY) -m examples.studies.verify_prompts.tables
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 
 from bayes_adapters import Bernoulli, adapted_layers, systems
 from bayes_adapters.systems import SYSTEMS, build
-from examples.matrix import PAIR
-from examples.tiny import make
+from examples.studies.matrix import PAIR
+from examples.studies.tiny import make
 from tests.systems.parts import NAMES, backbone_of, required
 
 
