@@ -14,8 +14,8 @@ from examples.studies.verify_prompts import demo, features, tables
 
 COMMANDS: dict[str, tuple[Callable[[], int], list[str], str]] = {
     "no epochs": (training_free.command, ["--epochs", "0"], "epochs must be a whole number of at least 1"),
-    "no README": (tables.main, ["--readme", "absent.md", "--results", "."], "No such file"),
-    "no results": (tables.main, ["--readme", "absent.md", "--results", "absent"], "nothing was written"),
+    "no page": (tables.main, ["--page", "absent.md", "--results", "."], "No such file"),
+    "no results": (tables.main, ["--page", "absent.md", "--results", "absent"], "nothing was written"),
     "unknown condition": (features.main, ["--conditions", "nope"], "Unknown condition 'nope'"),
     "out is a file": (demo.main, ["--short", "--out", "a.file"], "File exists"),
     "out is a file, before training": (

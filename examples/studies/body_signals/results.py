@@ -4,8 +4,8 @@
 
 A seed is a fold of people and the initialisation of the encoders: seeds 0 … 4 test every person once. Encoders are
 pre-trained first, once a seed. Records go to ``results/body_signals.json``, single runs and what was said about every
-window to ``runs/body_signals/``; ``--readme README.md`` also puts the two tables between the markers ``body_signals``
-and ``body_signals_differences`` of that file.
+window to ``runs/body_signals/``; ``--page docs/results/body-signals.md`` also puts the two tables between the markers
+``body_signals`` and ``body_signals_differences`` of that file.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class BodySignals(Grid[Record]):
         """Add the data and where the tables go."""
         parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
         parser.add_argument(
-            "--readme", type=Path, help="a file with the markers body_signals, body_signals_differences"
+            "--page", type=Path, help="a file with the markers body_signals, body_signals_differences"
         )
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
@@ -123,10 +123,10 @@ class BodySignals(Grid[Record]):
         return failures or super().run(arguments, passed)
 
     def report(self, arguments: argparse.Namespace, records: list[Record], predictions: list[Path]) -> None:
-        """Print the means, and write the tables into the README."""
+        """Print the means, and write the tables into the page."""
         print("\n".join(summary(records)))
-        if arguments.readme:
-            rewrite_file(arguments.readme, tables(records, predictions, Settings().folds))
+        if arguments.page:
+            rewrite_file(arguments.page, tables(records, predictions, Settings().folds))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m examples.studies.meld.results --data FOLDER --seeds 5 --jobs 2
 
-Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--readme README.md`` also
+Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--page docs/results/sentiment.md`` also
 puts the two tables between the markers ``meld`` and ``meld_differences`` of that file.
 """
 
@@ -163,7 +163,7 @@ class MeldSentiment(Grid[Result]):
         parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
         parser.add_argument("--train-size", type=int, default=Settings.train_size, help="0 is all")
         parser.add_argument("--test-size", type=int, default=Settings.test_size, help="0 is all")
-        parser.add_argument("--readme", type=Path, help="a file with the markers meld and meld_differences")
+        parser.add_argument("--page", type=Path, help="a file with the markers meld and meld_differences")
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Train and measure one method with one seed."""
@@ -178,7 +178,7 @@ class MeldSentiment(Grid[Result]):
         return ["--data", str(arguments.data), *sizes]
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
-        """Write ``report.md`` into the folder of the runs, and the tables into the README."""
+        """Write ``report.md`` into the folder of the runs, and the tables into the page."""
         tables = {"meld": mean_table(records, COLUMNS, "method")}
         rows = [row for path in predictions for row in read_rows(path, Row)]
         measured = {row.method for row in rows}
@@ -188,8 +188,8 @@ class MeldSentiment(Grid[Result]):
                 pair = [row for row in rows if row.method in {PRUNED, CONTROL}]
                 tables["meld_differences"] += difference_table(differences(pair, CONTROL), CONTROL)[2:]
         report(describe(self.data, self._settings(arguments), arguments.seeds), tables, arguments.runs / "report.md")
-        if arguments.readme:
-            rewrite_file(arguments.readme, tables)
+        if arguments.page:
+            rewrite_file(arguments.page, tables)
 
     @staticmethod
     def _settings(arguments: argparse.Namespace) -> Settings:

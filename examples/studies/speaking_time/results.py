@@ -4,8 +4,8 @@
 
 A seed is that of initial values, order and draws; the split of the scripts is the same in all runs. The run of a KL
 weight also trains the plain LoRA with the ranks that it kept. Records go to ``results/speaking_time.json``, single runs
-and what was said about every text to ``runs/speaking_time/``; ``--readme README.md`` also puts the three tables between
-the markers ``speaking_time``, ``speaking_time_differences`` and ``speaking_time_variance`` of that file.
+and what was said about every text to ``runs/speaking_time/``; ``--page docs/results/speaking-time.md`` also puts the three
+tables between the markers ``speaking_time``, ``speaking_time_differences`` and ``speaking_time_variance`` of that file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SpeakingTime(Grid[Result]):
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the short form and where the tables go."""
         parser.add_argument("--quick", action="store_true", help="few scripts, epochs and draws: to see that it runs")
-        parser.add_argument("--readme", type=Path, help="a file with the markers speaking_time, …_differences, …")
+        parser.add_argument("--page", type=Path, help="a file with the markers speaking_time, …_differences, …")
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Train and measure one method with one seed."""
@@ -61,11 +61,11 @@ class SpeakingTime(Grid[Result]):
         return ["--quick"] if arguments.quick else []
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
-        """Print the tables, and write them into the README."""
+        """Print the tables, and write them into the page."""
         found = tables(records, [row for path in predictions for row in read_rows(path, Row)])
         print("\n\n".join("\n".join(lines) for lines in found.values()))
-        if arguments.readme:
-            rewrite_file(arguments.readme, found)
+        if arguments.page:
+            rewrite_file(arguments.page, found)
 
     @staticmethod
     def _settings(arguments: argparse.Namespace) -> Settings:

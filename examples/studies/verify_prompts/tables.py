@@ -1,4 +1,4 @@
-"""Write the tables of measured results into the README, between its markers.
+"""Write the tables of measured results into their page, between its markers.
 
 ``python -m examples.studies.verify_prompts.tables`` reads ``results/verify_prompts.json`` and
 ``results/verify_prompts_ablation.json``; what is not measured yet is not shown.
@@ -53,9 +53,9 @@ def table(records: Sequence[Record], columns: dict[str, tuple[str, str]], first:
 
 @user_errors
 def main() -> int:
-    """Parse the command line and rewrite the README."""
+    """Parse the command line and rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results/script-verification.md"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     arguments = parser.parse_args()
     sources: dict[str, Callable[[list[Record]], list[str]]] = {
@@ -66,7 +66,7 @@ def main() -> int:
     tables = {name: make(read_records(paths[name])) for name, make in sources.items() if paths[name].is_file()}
     if not tables:
         raise DataError(f"There is none of {', '.join(map(str, paths.values()))}; nothing was written.")
-    rewrite_file(arguments.readme, tables)
+    rewrite_file(arguments.page, tables)
     return 0
 
 

@@ -69,8 +69,8 @@ def test_the_grid_runs_and_continues(
     for place in (grid, results):
         monkeypatch.setattr(place, "run_grid", lambda *_, **__: 1)
     monkeypatch.setattr(results, "tables", lambda _records, found, _folds: paths.extend(found) or {})
-    (tmp_path / "README.md").touch()
-    assert call(monkeypatch, *options, "--readme", str(tmp_path / "README.md")) == 1
+    (tmp_path / "page.md").touch()
+    assert call(monkeypatch, *options, "--page", str(tmp_path / "page.md")) == 1
     assert paths == [runs / "late-average-0.csv"]
 
 

@@ -83,13 +83,13 @@ def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
 def test_the_report_compares_finished_runs(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, runs, readme = write(tmp_path / "data"), tmp_path / "runs", tmp_path / "README.md"
+    folder, runs, page = write(tmp_path / "data"), tmp_path / "runs", tmp_path / "page.md"
     runs.mkdir()
     shown = ("lora", results.CONTROL, "ensemble", PRUNED)
     for name in shown:
         write_rows(runs / f"{name}-0.csv", Row, [r._replace(seed=0) for r in finished[name][1]])
         write_records(runs / f"{name}-0.json", [replace(r, seed=0) for r in finished[name][0]])
-    readme.write_text("<!-- meld -->\n<!-- /meld -->\n<!-- meld_differences -->\n<!-- /meld_differences -->\n")
+    page.write_text("<!-- meld -->\n<!-- /meld -->\n<!-- meld_differences -->\n<!-- /meld_differences -->\n")
     monkeypatch.setattr(results, "voice_prompts", lambda: PROMPTS)
     command = [
         "results",
@@ -102,11 +102,11 @@ def test_the_report_compares_finished_runs(
         "--seeds",
         "1",
     ]
-    command += ["--methods", *shown, "--device", "cpu", "--readme", str(readme), "--test-size", "20"]
+    command += ["--methods", *shown, "--device", "cpu", "--page", str(page), "--test-size", "20"]
     monkeypatch.setattr(sys, "argv", command)
     assert results.MeldSentiment().main() == 0
     assert [r.method for r in read_records(tmp_path / "all.json", Result)] == [name for name in shown for _ in range(2)]
-    text = readme.read_text()
+    text = page.read_text()
     assert "| lora | 1 | " in text
     assert "| ensemble − lora | " in text
     rows = [row for name in (PRUNED, results.CONTROL) for row in finished[name][1]]

@@ -148,8 +148,8 @@ def test_the_grid_runs_and_continues(
     prompts: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    runs, out, readme = tmp_path / "runs", tmp_path / "all.json", tmp_path / "README.md"
-    readme.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in MARKERS))
+    runs, out, page = tmp_path / "runs", tmp_path / "all.json", tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in MARKERS))
     for place in (experiment, results):
         monkeypatch.setattr(place, "load", lambda: prompts)
     passed: list[Any] = []
@@ -165,7 +165,7 @@ def test_the_grid_runs_and_continues(
 
     monkeypatch.setattr(grid, "run_grid", inside)
     methods = ["lora", "bayeslora-2025-global", "bayeslora-2026-kl-3e-5", LINE]
-    options = ["--methods", *methods, "--seeds", "2", "--runs", str(runs), "--out", str(out), "--readme", str(readme)]
+    options = ["--methods", *methods, "--seeds", "2", "--runs", str(runs), "--out", str(out), "--page", str(page)]
     assert call(monkeypatch, *options) == 0
     records = read_records(out, Result)
     named = [*methods[:3], "lora-2026-ranks-3e-5", LINE]
@@ -178,7 +178,7 @@ def test_the_grid_runs_and_continues(
     assert [m for m in named if by_seed[0][m] == pytest.approx(by_seed[1][m], rel=1e-9)] == [LINE]
     split = [{(r.key, r.log_seconds) for r in rows if (r.condition, r.seed) == (TEST, s)} for s in (0, 1)]
     assert split[0] == split[1], "the split is the same for every seed"
-    text = readme.read_text()
+    text = page.read_text()
     for name in named:
         assert f"| {name} | 2 | " in text
         assert name == "lora" or f"| {name} − lora | " in text

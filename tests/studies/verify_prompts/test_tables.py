@@ -1,4 +1,4 @@
-"""The README's tables say what the records say."""
+"""The page's tables say what the records say."""
 
 from __future__ import annotations
 
