@@ -9,7 +9,7 @@ WORKERS ?= 2
 THREADS := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types results benchmark gpu-check format clean
+.PHONY: help demo test lint types results docs notebooks benchmark gpu-check format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -34,9 +34,19 @@ types: $(STAMP) ## mypy over the package and the examples
 	@ln -s $(CURDIR)/bayes_adapters/* $(CURDIR)/models $(CURDIR)/guides build/typing/bayes_adapters/
 	$(PY) -m mypy
 
-results: $(STAMP) ## run every method with every seed; write the records of the results and README's tables
+results: $(STAMP) ## run every method with every seed; write the records, and the tables and the picture in docs/
 	$(PY) -m examples.studies.verify_prompts.results
 	$(PY) -m examples.studies.verify_prompts.tables
+	$(PY) -m examples.studies.verify_prompts.picture
+	$(PY) -m examples.studies.seeds
+
+docs: $(STAMP) ## the documentation as a site (build/site); any broken link or reference fails
+	@rm -rf build/typing && mkdir -p build/typing/bayes_adapters
+	@ln -s "$(CURDIR)"/bayes_adapters/* "$(CURDIR)/models" "$(CURDIR)/guides" build/typing/bayes_adapters/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+notebooks: $(STAMP) ## run the notebooks and keep what they show
+	$(THREADS) $(PY) -m notebooks.run
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark

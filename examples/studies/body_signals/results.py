@@ -99,9 +99,7 @@ class BodySignals(Grid[Record]):
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the data and where the tables go."""
         parser.add_argument("--data", type=Path, help="windows; default: body_signals/windows.npz in the cache")
-        parser.add_argument(
-            "--page", type=Path, help="a file with the markers body_signals, body_signals_differences"
-        )
+        parser.add_argument("--page", type=Path, help="a file with the markers body_signals, body_signals_differences")
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Fit and measure one method with one seed."""

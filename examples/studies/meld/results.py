@@ -2,8 +2,8 @@
 
     python -m examples.studies.meld.results --data FOLDER --seeds 5 --jobs 2
 
-Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--page docs/results/sentiment.md`` also
-puts the two tables between the markers ``meld`` and ``meld_differences`` of that file.
+Records go to ``results/meld.json``, predictions, logs and the report to ``runs/meld/``; ``--page
+docs/results/sentiment.md`` also puts the two tables between the markers ``meld`` and ``meld_differences`` of that file.
 """
 
 from __future__ import annotations

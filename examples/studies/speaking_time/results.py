@@ -4,8 +4,9 @@
 
 A seed is that of initial values, order and draws; the split of the scripts is the same in all runs. The run of a KL
 weight also trains the plain LoRA with the ranks that it kept. Records go to ``results/speaking_time.json``, single runs
-and what was said about every text to ``runs/speaking_time/``; ``--page docs/results/speaking-time.md`` also puts the three
-tables between the markers ``speaking_time``, ``speaking_time_differences`` and ``speaking_time_variance`` of that file.
+and what was said about every text to ``runs/speaking_time/``; ``--page docs/results/speaking-time.md`` also puts the
+three tables between the markers ``speaking_time``, ``speaking_time_differences`` and ``speaking_time_variance`` of that
+file.
 """
 
 from __future__ import annotations

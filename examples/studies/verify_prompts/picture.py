@@ -33,7 +33,11 @@ LADDER = {
     "missing": "no audio",
 }
 """Condition → how the axis calls it: the level of speech over that of babble."""
-LINES = {"accuracy": "share of right answers", "total": "total uncertainty (nats)", "epistemic": "epistemic part (nats)"}
+LINES = {
+    "accuracy": "share of right answers",
+    "total": "total uncertainty (nats)",
+    "epistemic": "epistemic part (nats)",
+}
 
 
 def curve(records: Sequence[Record], metric: str) -> tuple[list[float], list[float]]:
