@@ -77,7 +77,9 @@ axes.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
 axes.plot(shares, covered, "o-", ms=4)
 axes.set(xlabel="central interval", ylabel="share of test recordings in it", xlim=(0, 1), ylim=(0, 1))
 plt.show()
-print(f"test NLL {-answer.log_density.mean():.3f} nats; 90 % intervals cover {float((z.abs() < 1.645).float().mean()):.2f}")
+print(
+    f"test NLL {-answer.log_density.mean():.3f} nats; 90 % intervals cover {float((z.abs() < 1.645).float().mean()):.2f}"
+)
 
 # %% [markdown]
 # ## Aleatoric and epistemic
@@ -87,7 +89,9 @@ print(f"test NLL {-answer.log_density.mean():.3f} nats; 90 % intervals cover {fl
 # %%
 import textwrap
 
-others = [textwrap.shorten(d.__doc__.strip(), 90) for d in (dict.fromkeys, str.splitlines, bytes.hex, list.sort, int.to_bytes)]
+others = [
+    textwrap.shorten(d.__doc__.strip(), 90) for d in (dict.fromkeys, str.splitlines, bytes.hex, list.sort, int.to_bytes)
+]
 nonsense = ["qzx wvb kkp", "9 7 9 7 9 7 9 7", "( ) [ ] { }", "aaaaaaaaaaaaaaaa", "the the the the the"]
 groups = {"test scripts": answer}
 for name, texts in (("docstrings", others), ("nonsense", nonsense)):
@@ -102,6 +106,10 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
+# It is the *aleatoric* part that rises on unlike texts: the likelihood's own scale depends on the script and grows with its
+# length. The draws do not disagree more there. A posterior over weights does not by itself know what is far away.
+
+# %% [markdown]
 # ## ArviZ
 # `to_arviz` keeps draws, log-likelihoods and targets; from there on it is ArviZ's functions.
 
@@ -114,7 +122,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 az.plot_ppc(data, num_pp_samples=50, ax=axes[0], random_seed=0)
 az.plot_bpv(data, kind="p_value", ax=axes[1])
 plt.show()
-print(az.loo(data))
+print(az.loo(data, reff=1.0))  # the draws are independent
 
 # %% [markdown]
 # `loo` takes the draws for draws of the exact posterior; a guide is an approximation, so read it as a diagnostic: a Pareto k

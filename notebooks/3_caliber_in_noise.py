@@ -43,7 +43,11 @@ def frames(wave, condition):
 
 LEVELS = ("clean", "clean", "white@0", "clean", "white@5", "clean", "white@10")
 heard = [frames(wave, LEVELS[i % len(LEVELS)] if i < 120 else "clean") for i, wave in enumerate(waves)]
-pairs = [(prompts[(i + shift) % 120 if i < 120 else i - shift].text, i, float(shift == 0)) for i in range(150) for shift in (0, 1)]
+pairs = [
+    (prompts[(i + shift) % 120 if i < 120 else i - shift].text, i, float(shift == 0))
+    for i in range(150)
+    for shift in (0, 1)
+]
 
 
 def collate(rows, contexts=None):
@@ -60,7 +64,9 @@ model, guide = build("caliber-x", backbone, Bernoulli(), context_dim=speech.widt
 result = fit(model, guide, batches(pairs[:240], 16, collate), epochs=10, kl_weight=1e-3, progress=False)
 test = collate(pairs[240:])
 answer = predict(model, guide, test, num_samples=8)
-print(f"nll {result.history[0]['nll']:.3f} → {result.history[-1]['nll']:.3f} nats; AUC on 30 new recordings {auc(answer.probs, test.targets):.2f}")
+print(
+    f"nll {result.history[0]['nll']:.3f} → {result.history[-1]['nll']:.3f} nats; AUC on 30 new recordings {auc(answer.probs, test.targets):.2f}"
+)
 
 # %% [markdown]
 # Now the recording of the test set with the surest right answer, with its own script and with another, from clean to -20 dB:

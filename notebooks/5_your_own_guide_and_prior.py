@@ -103,14 +103,18 @@ by_hand = sum(
 print(f"KL / 8 by hand {by_hand.item() / 8:.4f}, the library's {ELBO(model, guide).terms(train).kl.item():.4f} nats")
 
 # %%
-runs = {"mean field, N(0, .2²)": (None, MeanField), "row scale, N(0, .2²)": (None, RowScale), "row scale, growing prior": (growing, RowScale)}
+runs = {
+    "mean field, N(0, .2²)": (None, MeanField),
+    "row scale, N(0, .2²)": (None, RowScale),
+    "row scale, growing prior": (growing, RowScale),
+}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
-for title, (prior, family) in runs.items():
+for (title, (prior, family)), marker in zip(runs.items(), ("o", "x", "^")):
     model, guide, train, unlabelled = pair(prior, family)
     result = fit(model, guide, train, epochs=30, progress=False)
     answer = predict(model, guide, unlabelled, num_samples=64)
-    axes[0].plot([log["loss"] for log in result.history], label=title)
-    axes[1].plot(asked, answer.epistemic, "o", label=title)
+    axes[0].plot([log["loss"] for log in result.history], marker=marker, markevery=3, label=title)
+    axes[1].plot(asked, answer.epistemic, marker, ls="", label=title, alpha=0.8)
     numbers = sum(p.numel() for p in guide.parameters())
     print(f"{title:26} {numbers:5} numbers in the guide, loss {result.history[-1]['loss']:.2f} nats per text")
 axes[0].set(xlabel="epoch", ylabel="negative ELBO (nats per text)")

@@ -5,14 +5,18 @@
 writes ``results/matrix.md``. A pair works if model and guide can be built, three steps of training bring the loss of a
 batch down, and the saved adapter, loaded again, predicts the same; otherwise it must be refused when it is built, for
 one of :data:`REASONS`. Anything else is an error.
+
+Guides, models and likelihoods of the library that are not named here are tried, too, with what their constructors need
+from :data:`_SMALL`: a new one needs no edit of this file, and its row is written at the next call.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,12 +33,14 @@ from bayes_adapters import (
     Bernoulli,
     Categorical,
     Gaussian,
+    Granularity,
     HeteroscedasticGaussian,
     Tagging,
     guides,
     load,
     models,
     predict,
+    registry,
     save,
     systems,
 )
@@ -42,6 +48,9 @@ from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import identity_normal
+from bayes_adapters.sites import Part
+from bayes_adapters.systems._system import _parameters as accepted
+from bayes_adapters.systems._system import required
 from examples.studies.tiny import BACKBONES, CONTEXT, SIZE, TOKENS, batch, length, make
 
 FILE = Path(__file__).resolve().parents[2] / "results" / "matrix.md"
@@ -91,9 +100,42 @@ def _targets(task: str, tokens: int = TOKENS) -> Tensor:
         labels = torch.arange(SIZE * tokens).reshape(SIZE, tokens) % 3
         labels[:, 0] = -100
         return labels
+    if task not in _NAMED_TASKS:
+        return _drawn(TASKS[task]())
     return torch.tensor([0, 2, 1, 1]) if task == "Categorical" else torch.tensor([0.0, 1.0, 1.0, 0.0])
 
 
+def _drawn(likelihood: Likelihood) -> Tensor:
+    """Targets for a likelihood that is not named here: a draw of its own, so that they are in its support."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        drawn: Tensor = likelihood.distribution(torch.zeros(SIZE, likelihood.num_outputs)).sample()
+    return drawn
+
+
+def _unlisted(kind: str, base: type, known: Collection[type]) -> Iterator[type]:
+    """Yield the library's own classes of a kind that are not among ``known``, in the order of their names."""
+    for name in registry.names(kind):
+        cls = registry.find(kind, name)
+        if cls not in known and issubclass(cls, base) and cls.__module__.startswith("bayes_adapters."):
+            yield cls
+
+
+def _needed(cls: type) -> dict[str, Any]:
+    """Return what the constructor of a class that is not named here needs, as far as :data:`_SMALL` knows it."""
+    wanted = {p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty}
+    return {name: value for name, value in _SMALL.items() if name in wanted | required(cls)}
+
+
+_SMALL: dict[str, Any] = {
+    "context_dim": CONTEXT,
+    "num_data": SIZE,
+    "num_classes": 3,
+    "lengths": {"first": 2, "second": 2},
+    "groups": 2,
+    "dim": 2,
+}
+"""Option that a constructor may need → a value that suits the tiny backbones."""
 TASKS: dict[str, Callable[[], Likelihood]] = {
     "Bernoulli": Bernoulli,
     "Categorical": partial(Categorical, 3),
@@ -101,6 +143,10 @@ TASKS: dict[str, Callable[[], Likelihood]] = {
     "HeteroscedasticGaussian": HeteroscedasticGaussian,
     "Tagging": partial(Tagging, 3),
 }
+
+_NAMED_TASKS = tuple(TASKS)
+for _cls in _unlisted("likelihood", Likelihood, [type(task()) for task in TASKS.values()]):
+    TASKS[_cls.__name__] = partial(_cls, **_needed(_cls))
 
 _N: dict[str, Any] = {"num_data": SIZE}
 _MODELS: dict[str, tuple[type[AdapterModel], dict[str, Any]]] = {
@@ -119,6 +165,8 @@ _MODELS: dict[str, tuple[type[AdapterModel], dict[str, Any]]] = {
     "CoLA": (models.CoLA, {}),
     "Wander": (models.Wander, {"lengths": {"first": 2, "second": 2}, "fusion_rank": 2, "terms": 2, **_N}),
 }
+for _cls in _unlisted("model", AdapterModel, [cls for cls, _ in _MODELS.values()]):
+    _MODELS[_cls.__name__] = (_cls, _needed(_cls) | (_N if "num_data" in accepted(_cls) else {}))
 _READS: dict[str, Any] = {"context_dim": CONTEXT, "dim": 2}
 _GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "Delta": (guides.Delta, {}),
@@ -134,6 +182,8 @@ _GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "RankWise": (guides.RankWise, {}),
     "TrainingFree": (guides.TrainingFree, {}),
 }
+for _cls in _unlisted("guide", AdapterGuide, [cls for cls, _ in _GUIDES.values()]):
+    _GUIDES[_cls.__name__] = (_cls, _needed(_cls))
 _NATURAL = {
     "Hypernetwork": "CoLA",
     "Hypernetwork, Gaussian": "CoLA",
@@ -195,8 +245,8 @@ def trial(cell: Cell) -> Trial:
     bernoulli = _targets("Bernoulli")
     if cell.table in ("Guides and models", "Guides and priors"):
         prior = _PRIORS[cell.column]() if cell.table == "Guides and priors" else None
-        structure = cell.column if prior is None else _NATURAL.get(cell.row, "StochasticCore token")
-        several = structure in ("ConcatLoRA", "CoLA", "Wander")
+        structure = cell.column if prior is None else _natural(cell.row)
+        several = issubclass(_MODELS[structure][0], models.ConcatLoRA)
         return Trial(PAIR if several else "BERT", bernoulli, partial(_pair, cell.row, structure, prior))
     system, _, task = cell.column.partition(", ")
     backbone, tokens = cell.row, TOKENS
@@ -207,6 +257,20 @@ def trial(cell: Cell) -> Trial:
         tokens = length(backbone)
     task = task or "Bernoulli"
     return Trial(backbone, _targets(task, tokens), partial(build_system, system, task=task))
+
+
+def _natural(guide: str) -> str:
+    """Return the structure on which a guide's priors are tried: one whose part and granularity it serves."""
+    cls = _GUIDES[guide][0]
+    for structure, granularity, part in (
+        ("StochasticCore token", Granularity.TOKEN, Part.CORE),
+        ("StochasticCore sequence", Granularity.SEQUENCE, Part.CORE),
+        ("StochasticCore global", Granularity.GLOBAL, Part.CORE),
+        ("DiagonalCore", Granularity.GLOBAL, Part.DIAGONAL),
+    ):
+        if guide not in _NATURAL and granularity in cls.serves and part in cls.parts:
+            return structure
+    return _NATURAL.get(guide, "StochasticCore token")
 
 
 def _pair(guide: str, structure: str, prior: Any, backbone: nn.Module) -> tuple[AdapterModel, AdapterGuide]:
@@ -275,7 +339,7 @@ def _train(model: AdapterModel, guide: AdapterGuide, data: Any) -> tuple[float, 
 
 
 def render(outcomes: Mapping[Cell, str]) -> str:
-    """Return the file's text."""
+    """Return the file's text; a row or column that nothing was tried of is left out."""
     lines = [
         "# What works with what",
         "",
@@ -286,7 +350,9 @@ def render(outcomes: Mapping[Cell, str]) -> str:
         "",
         *(f"* {letter}: {meaning}" for letter, (_, meaning) in REASONS.items() if letter in outcomes.values()),
     ]
-    for table, (rows, columns) in _TABLES.items():
+    for table, (every_row, every_column) in _TABLES.items():
+        rows = [row for row in every_row if any((table, row, c) in outcomes for c in every_column)]
+        columns = [c for c in every_column if any((table, row, c) in outcomes for row in rows)]
         lines += ["", f"## {table}", "", _ABOUT[table], "", "| | " + " | ".join(columns) + " |"]
         lines.append("|---" * (len(columns) + 1) + "|")
         lines += [f"| {row} | {' | '.join(outcomes[Cell(table, row, c)] for c in columns)} |" for row in rows]
