@@ -5,6 +5,8 @@ python -m examples.pyro_svi
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import torch
 from pyro import poutine
@@ -49,10 +51,10 @@ def main(steps: int = 40) -> tuple[list[float], torch.Tensor]:
     draws = []
     for _ in range(20):
         with torch.no_grad():
-            sites = poutine.trace(guide).get_trace(asked)
-            cores = {name: sites.nodes[name]["value"] for name in (site.name for site in model.sites)}
-            outcome = poutine.trace(poutine.condition(model, data=cores)).get_trace(asked).nodes["obs"]["fn"]
-        draws.append(outcome.probs[..., 1].flatten())
+            sites: Any = poutine.trace(guide).get_trace(asked).nodes
+            cores = {site.name: sites[site.name]["value"] for site in model.sites}
+            outcome: Any = poutine.trace(poutine.condition(model, data=cores)).get_trace(asked).nodes["obs"]
+        draws.append(outcome["fn"].probs[..., 1].flatten())
     spread = torch.stack(draws)
     for text, p, s in zip(ASKED, share, spread.std(0), strict=True):
         print(f"{text:21} p(praise) {p:.2f}, standard deviation over draws {s:.2f}")
