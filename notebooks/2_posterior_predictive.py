@@ -125,5 +125,6 @@ plt.show()
 print(az.loo(data, reff=1.0))  # the draws are independent
 
 # %% [markdown]
-# `loo` takes the draws for draws of the exact posterior; a guide is an approximation, so read it as a diagnostic: a Pareto k
-# above 0.7 marks a recording that a single draw explains much better than the others.
+# `loo` takes the draws for draws of the exact posterior, and a guide is an approximation: read it as a diagnostic. A large
+# Pareto k marks a recording that few draws explain much better than the others. Here half of the recordings are above the
+# limit for 50 draws, so `elpd_loo` is not to be trusted: take more draws, or the held-out NLL above.
