@@ -16,7 +16,7 @@ export BAYES_ADAPTERS_CACHE ?= $(CURDIR)/.cache/bayes-adapters
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types smoke oldest newest upgrade results benchmark gpu-check format clean again
+.PHONY: help demo test lint types smoke oldest newest upgrade results docs notebooks benchmark gpu-check format clean again
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/environment $(shell $(PY) -c '' 2>/
 	@touch $@
 
 demo: $(STAMP) ## train and compare methods on spoken prompts, and write a report (runs/demo)
-	$(PY) -m examples.verify_prompts.demo --out runs/demo $(ARGS)
+	$(PY) -m examples.studies.verify_prompts.demo --out runs/demo $(ARGS)
 
 test: lint types ## linters, types and all tests
 	$(THREADS) $(PY) -m pytest -n $(WORKERS)
@@ -55,9 +55,19 @@ upgrade: $(STAMP) ## pin the newest versions (constraints.txt; .ci/held.txt stay
 	.ci/upgrade
 	$(MAKE) --no-print-directory test
 
-results: $(STAMP) ## run every method with every seed; write the records of the results and README's tables
-	$(PY) -m examples.verify_prompts.results
-	$(PY) -m examples.verify_prompts.tables
+results: $(STAMP) ## run every method with every seed; write the records, and the tables and the picture in docs/
+	$(PY) -m examples.studies.verify_prompts.results
+	$(PY) -m examples.studies.verify_prompts.tables
+	$(PY) -m examples.studies.verify_prompts.picture
+	$(PY) -m examples.studies.seeds
+
+docs: $(STAMP) ## the documentation as a site (build/site); any broken link or reference fails
+	@rm -rf build/typing && mkdir -p build/typing/bayes_adapters
+	@ln -s "$(CURDIR)"/bayes_adapters/* "$(CURDIR)/models" "$(CURDIR)/guides" build/typing/bayes_adapters/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+notebooks: $(STAMP) ## run the notebooks and keep what they show
+	$(THREADS) $(PY) -m notebooks.run
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark

@@ -135,7 +135,7 @@ def test_short_encoder_beside_the_thirty_second_one(short: SpeechEncoder) -> Non
         stems.append(torch.nn.functional.gelu(encoder.conv2(mel)).mT + encoder.embed_positions.weight)
     torch.testing.assert_close(stems[0][:, :90], stems[1][:, :90])
     cosine = torch.nn.functional.cosine_similarity(short([wave]).values, full([wave]).values, dim=-1)
-    assert cosine.mean() > 0.7  # on real speech with 5 s it is 0.98: tests/examples/test_prompts.py
+    assert cosine.mean() > 0.7  # on real speech with 5 s it is 0.98: tests/studies/verify_prompts/test_prompts.py
 
 
 def test_fingerprint_follows_weights_and_length(short: SpeechEncoder) -> None:

@@ -27,7 +27,7 @@ PARTS = ("total", "aleatoric", "epistemic")
 
 
 def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: float = 0.5, least: int = 5) -> Figure:
-    """Draw accuracy against confidence with the share of examples below, one panel a method.
+    """Draw accuracy against confidence with the share of examples below, one panel per method.
 
     Args:
         panels: method → line (such as "clean", "noise") → (confidence, accuracy, count), each of shape (bins,), as
@@ -82,7 +82,7 @@ def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: floa
 
 
 def risk_coverage_plot(curves: Mapping[str, tuple[Any, Any]], *, risk: str = "error rate") -> Figure:
-    """Draw the risk of the answers kept against the coverage, one line a method, with its AURC in the legend.
+    """Draw the risk of the answers kept against the coverage, one line per method, with its AURC in the legend.
 
     Args:
         curves: method → (coverage, risk), each of shape (N,), as
@@ -170,7 +170,7 @@ def uncertainty_by_condition(
 
 
 def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
-    """Draw how many ranks each adapted layer has: a row a kind of layer, a column a block of the network.
+    """Draw how many ranks each adapted layer has: a row per kind of layer, a column per block of the network.
 
     Args:
         ranks: path of an adapted layer → its ranks, as ``model.ranks`` and a record of pruning have them. The last

@@ -66,7 +66,7 @@ class VerifyTask:
         if task.get("task") != TASK:
             raise AdapterFileError(
                 f"The adapter in {str(directory)!r} was saved for the task {task.get('task')!r}, not for {TASK!r}. "
-                "Give one that examples/verify_prompts saved, such as runs/demo/adapter."
+                "Give one that examples/studies/verify_prompts saved, such as runs/demo/adapter."
             )
         thresholds = task.get("thresholds")
         given = thresholds if isinstance(thresholds, dict) else {}
@@ -83,7 +83,7 @@ class VerifyTask:
         if wrong:
             raise AdapterFileError(
                 f"The task of the adapter in {str(directory)!r} lacks or misstates {', '.join(wrong)}. Train and save "
-                "it again with this version of examples/verify_prompts."
+                "it again with this version of examples/studies/verify_prompts."
             )
         return cls(
             task["text_backbone"],

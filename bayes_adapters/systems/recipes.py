@@ -26,9 +26,9 @@ class Decay(StrEnum):
     """How the learning rate falls after the warm-up."""
 
     CONSTANT = "constant"
-    """It does not."""
+    """The learning rate does not fall."""
     LINEAR = "linear"
-    """To 0 at the last step."""
+    """The learning rate falls linearly to 0 at the last step."""
     POLY = "poly"
     """``(1 − e/E)^0.9`` in epoch e of E, as in CoLA's code."""
 
@@ -37,7 +37,7 @@ class Unit(StrEnum):
     """What a recipe's KL weight w multiplies; ``fit`` weights the KL per datum, (1/B) Σ_b KL_local,b + KL_global/N."""
 
     DATUM = "datum"
-    """That: w = 1 is the ELBO."""
+    """The KL per datum: w = 1 is the ELBO."""
     WHOLE = "whole"
     """The whole KL of a posterior over weights, next to the mean nll of a batch, as in the codes of BLoB and BayesLoRA:
     fit's weight is w · N."""
@@ -67,7 +67,7 @@ class Recipe:
         decay: see :class:`Decay`.
         decay_steps: steps that warm-up and decay are spread over; None means those of the run. C-LoRA stops before
             the end of its schedule.
-        batch_size: examples a step.
+        batch_size: examples per step.
         steps: optimiser steps, or …
         epochs: … passes over the data; one of the two is given.
         patience: epochs without a better value after which it was stopped; for ``fit`` with validation data.
@@ -115,11 +115,11 @@ class Recipe:
             model: on the device it will be trained on.
             guide: made for it.
             num_data: N, examples that an epoch yields.
-            batch_size: examples a step; None is the paper's.
+            batch_size: examples per step; None is the paper's.
             max_steps: a shorter or longer run, over which warm-up and decay are spread; None is the paper's.
 
         Raises:
-            ConfigError: a number below 1, or more examples a batch than there are.
+            ConfigError: a number below 1, or more examples per batch than there are.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         for name, value in {"num_data": num_data, "batch_size": batch_size, "max_steps": max_steps}.items():

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from bayes_adapters import Batch
-from examples.matrix import PAIR, SIZE, build_system
-from examples.tiny import CONTEXT, batch, make
+from examples.studies.matrix import PAIR, SIZE, build_system
+from examples.studies.tiny import CONTEXT, batch, make
 
 NAMES = {
     "lora": ("LoRA", "Delta"),

@@ -11,8 +11,8 @@ from torch import nn
 from bayes_adapters import Bernoulli, Categorical, adapted_layers, systems
 from bayes_adapters.errors import ConfigError, TargetError
 from bayes_adapters.systems import SYSTEMS, build
-from examples.matrix import SIZE
-from examples.tiny import BACKBONES, WIDTH, make
+from examples.studies.matrix import SIZE
+from examples.studies.tiny import BACKBONES, WIDTH, make
 from tests.systems.parts import NAMES, backbone_of, required
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from transformers import BertConfig, BertModel
 
 from bayes_adapters import Bernoulli, adapted_layers, systems
 from bayes_adapters.systems import SYSTEMS, build
-from examples.matrix import PAIR
-from examples.tiny import make
+from examples.studies.matrix import PAIR
+from examples.studies.tiny import make
 from tests.systems.parts import NAMES, backbone_of, required
 
 
@@ -78,15 +77,3 @@ def test_parameters_beside_the_adapters(name: str) -> None:
     model, guide = build(name, backbone, Bernoulli(), **options)
     assert sum(p.numel() for p in guide.parameters()) == COUNTS[name]
     assert sum(p.numel() for p in model.trainable_parameters().values()) == 294_912 + 769
-
-
-def test_the_readme_has_every_name() -> None:
-    table = (Path(__file__).resolve().parents[2] / "README.md").read_text().split("## Methods")[1].split("\n## ")[0]
-    named = [cell.strip(" `") for line in table.splitlines() if line.startswith("| `") for cell in line.split("|")[1:2]]
-    assert [name for name in named if name not in systems.PROCEDURES] == list(SYSTEMS)
-    assert {*named} == {*SYSTEMS, *systems.PROCEDURES}
-    for line in table.splitlines():
-        name = line.split("|")[1].strip(" `") if line.startswith("| `") else ""
-        if name in SYSTEMS:
-            assert f"`{NAMES[name][0]}" in line, line
-            assert f"`{NAMES[name][1]}" in line, line

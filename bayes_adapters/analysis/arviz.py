@@ -1,0 +1,117 @@
+"""Posterior-predictive draws as ArviZ's ``InferenceData``, for its checks, diagnostics and plots.
+
+Needs the extra ``arviz``; it is imported on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.errors import DataError, MissingResourceError, whole_number
+from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.predictive import evaluating
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+
+def to_arviz(
+    model: AdapterModel,
+    guide: AdapterGuide,
+    data: Batch | Iterable[Batch],
+    *,
+    num_samples: int = 100,
+    chunk_size: int = 16,
+    seed: int = 0,
+) -> InferenceData:
+    """Draw from the posterior predictive and keep each draw, its log-likelihood and the observed targets.
+
+    Formula, for draws ``E_s ~ q`` (the guide's; they are independent, so there is one chain of S draws)::
+
+        posterior_predictive  obs[0, s, n] ~ p(y | x_n, E_s)
+        log_likelihood        obs[0, s, n] = log p(y_n | x_n, E_s)      (nats)
+        observed_data         obs[n]       = y_n
+
+    Local cores are part of ``E_s``: their draw belongs to its example. ``arviz.loo`` and ``waic`` read the group
+    ``log_likelihood`` as draws of the exact posterior; a guide is an approximation, and so are they.
+
+    Args:
+        model: the model; its modes and parameters are left as they are.
+        guide: the guide made for it.
+        data: one batch, or batches of one data set in order; targets of shape (B,). Without targets there is the group
+            ``posterior_predictive`` alone.
+        num_samples: S.
+        chunk_size: draws per backbone pass; 1 where draws cannot share a pass, as on DeBERTa.
+        seed: of the draws; torch's generator is left as it was.
+
+    Returns:
+        ``InferenceData`` with one variable ``obs``, dimensions (chain = 1, draw = S, example = N).
+
+    Raises:
+        DataError: no batch, only some batches have targets, or targets per token.
+        ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
+            device.
+        MissingResourceError: arviz is not installed.
+    """
+    arviz = _arviz()
+    require_pair(model, guide)
+    require_one_device(model, guide)
+    whole_number("num_samples", num_samples)
+    whole_number("chunk_size", chunk_size)
+    if model.likelihood.per_token:
+        raise DataError(
+            f"to_arviz() takes one target per example; {type(model.likelihood).__name__} has one per token. Use "
+            "predict(..., return_samples=True) for token-wise draws."
+        )
+    parts: dict[str, list[torch.Tensor]] = {"drawn": [], "density": [], "targets": []}
+    batches = 0
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), evaluating(model, guide):
+        torch.manual_seed(seed)
+        for batch in [data] if isinstance(data, Batch) else data:
+            batches += 1
+            batch = batch.to(device)
+            drawn, density = [], []
+            for outcome in _outcomes(guide, batch, num_samples, chunk_size):
+                drawn.append(outcome.sample())
+                if batch.targets is not None:
+                    density.append(outcome.log_prob(batch.targets))
+            parts["drawn"].append(torch.cat(drawn))
+            if batch.targets is not None:
+                model.likelihood.check(batch.targets)
+                parts["targets"].append(batch.targets)
+                parts["density"].append(torch.cat(density))
+    if not batches:
+        raise DataError("There is nothing to draw: the data holds no batch. Was a generator already exhausted?")
+    if len(parts["targets"]) not in (0, batches):
+        raise DataError(
+            f"{len(parts['targets'])} of {batches} batches have targets; give all of them targets, or none."
+        )
+    groups: dict[str, Any] = {"posterior_predictive": {"obs": torch.cat(parts["drawn"], 1)[None].cpu().numpy()}}
+    if parts["targets"]:
+        groups["log_likelihood"] = {"obs": torch.cat(parts["density"], 1)[None].cpu().numpy()}
+        groups["observed_data"] = {"obs": torch.cat(parts["targets"]).cpu().numpy()}
+    found: InferenceData = arviz.from_dict(**groups, dims={"obs": ["example"]})
+    return found
+
+
+def _outcomes(guide: AdapterGuide, batch: Batch, samples: int, chunk: int) -> Iterator[Any]:
+    """Yield p(y | x, E_s), batch shape (draws of a chunk, B), until there are ``samples`` draws."""
+    for start in range(0, samples, chunk):
+        with pyro.plate("samples", min(chunk, samples - start), dim=-2):
+            guide(batch.without_targets())
+        yield guide.trace.nodes["obs"]["fn"]
+
+
+def _arviz() -> Any:
+    try:
+        import arviz
+    except ImportError as error:
+        raise MissingResourceError("to_arviz() needs arviz: pip install arviz.") from error
+    return arviz

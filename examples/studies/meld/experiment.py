@@ -1,0 +1,297 @@
+"""Train one method with one seed, and measure it on test utterances and on inputs from elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_adapters import predict
+from bayes_adapters.analysis.metrics import Decomposition, decompose
+from bayes_adapters.analysis.records import Record, score
+from bayes_adapters.errors import DataError
+from bayes_adapters.training import fit
+from examples.studies.length_batches import LengthBatches
+from examples.studies.meld.data import SENTIMENTS, Meld, Utterance, Utterances
+from examples.studies.meld.frozen import features, frozen_probs
+from examples.studies.meld.methods import Build, Built, method
+from examples.studies.meld.records import Result, Row
+
+FROZEN = "frozen"
+"""The control without adapters; see :mod:`examples.studies.meld.frozen`."""
+CLEAN, OOD = "clean", "ood-prompts"
+"""Conditions: MELD's test utterances, and the scripts of telephone prompts."""
+_NEEDS_LABELS = ("accuracy", "auc", "nll", "brier", "ece", "auroc_error", "aurc", "auroc_error_epistemic")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for every method of a comparison.
+
+    Args:
+        train_size: training utterances, drawn by the seed of the run; None is all 9,989.
+        dev_size: utterances on which the epoch is chosen, the same in all runs.
+        test_size: at least this many test utterances, in whole dialogues, the same in all runs; None is all.
+        epochs: passes over the training utterances; the one with the lowest dev NLL is kept.
+        batch_size: utterances a step.
+        lr: peak learning rate of AdamW, after a warm-up of 20 steps, then linear decay.
+        rank: r of the adapters, in query and value of all layers.
+        alpha: their scale is alpha / rank.
+        prior_scale: β of the prior N(0, β²) on token cores.
+        kl_weight: weight of the KL per nat of methods with a posterior over token cores.
+        members: members of an ensemble.
+        samples: posterior draws at test.
+        dev_samples: posterior draws on the dev utterances.
+        device: torch device.
+    """
+
+    train_size: int | None = 2500
+    dev_size: int | None = 300
+    test_size: int | None = 1000
+    epochs: int = 2
+    batch_size: int = 16
+    lr: float = 2e-3
+    rank: int = 8
+    alpha: float = 16.0
+    prior_scale: float = 0.2
+    kl_weight: float = 1e-4
+    members: int = 3
+    samples: int = 10
+    dev_samples: int = 2
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The utterances of one run.
+
+    Args:
+        train: drawn by the run's seed.
+        dev: to choose the epoch on.
+        test: to report on.
+        foreign: inputs from elsewhere, without sentiment.
+        backbone: makes a fresh backbone.
+    """
+
+    train: Utterances
+    dev: Utterances
+    test: Utterances
+    foreign: Utterances
+    backbone: Callable[[], nn.Module]
+
+    @classmethod
+    def make(
+        cls,
+        data: Meld,
+        foreign: Sequence[Utterance],
+        tokenizer: Any,
+        backbone: Callable[[], nn.Module],
+        settings: Settings,
+        seed: int,
+    ) -> Task:
+        """Draw the subsets of one run."""
+        parts = {
+            "train": data.sample("train", settings.train_size, seed),
+            "dev": data.sample("dev", settings.dev_size, 0),
+            "test": data.dialogues("test", settings.test_size),
+            "foreign": foreign,
+        }
+        sets = {name: Utterances(part, tokenizer) for name, part in parts.items()}
+        return cls(**sets, backbone=backbone)
+
+    def batches(
+        self, part: str, settings: Settings, *, shuffle: bool = False, seed: int = 0
+    ) -> LengthBatches[Utterances]:
+        """Cut ``train``, ``dev``, ``test`` or ``foreign`` into batches."""
+        data: Utterances = getattr(self, part)
+        return LengthBatches(data, settings.batch_size, length=data.length, shuffle=shuffle, seed=seed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method: its members, how long training took, and how many numbers were trained, of all members."""
+
+    name: str
+    seed: int
+    members: list[Built]
+    seconds: float
+    histories: list[list[dict[str, float]]]
+    parameters: int
+
+
+def train(task: Task, name: str, seed: int, settings: Settings, checkpoint: Path | None = None) -> Trained:
+    """Train every member of the method ``name``.
+
+    Args:
+        task: the data.
+        name: one of :data:`examples.studies.meld.methods.METHODS`.
+        seed: of initialisation, order and posterior draws; members of an ensemble add theirs.
+        settings: shared by all methods.
+        checkpoint: where to continue an interrupted run from, a folder a member; None keeps nothing.
+    """
+    started = time.perf_counter()
+    chosen = method(name)
+    members: list[Built] = []
+    histories: list[list[dict[str, float]]] = []
+    parameters = 0
+    for number in range(settings.members if chosen.ensemble else 1):
+        folder = None if checkpoint is None else checkpoint / str(number)
+        built, history, count = train_member(task, chosen.build, seed + 1000 * number, settings, folder)
+        members.append(built)
+        histories.append(history)
+        parameters += count
+    return Trained(name, seed, members, time.perf_counter() - started, histories, parameters)
+
+
+def train_member(
+    task: Task, build: Callable[[Build], Built], seed: int, settings: Settings, checkpoint: Path | None = None
+) -> tuple[Built, list[dict[str, float]], int]:
+    """Build and train one member.
+
+    Returns:
+        The member, the metrics of each epoch (``val_nll`` is on the dev utterances), and how many numbers were trained,
+        those counted that pruning took out on the way.
+    """
+    torch.manual_seed(seed)
+    batches = task.batches("train", settings, shuffle=True, seed=seed)
+    steps = settings.epochs * len(batches)
+    parts = Build(
+        task.backbone(),
+        num_data=len(task.train),
+        steps=steps,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        prior_scale=settings.prior_scale,
+        kl_weight=settings.kl_weight,
+        seed=seed,
+    )
+    model, guide, training = build(parts)
+    model.to(settings.device)
+    guide.to(settings.device)
+    count = sum(p.numel() for p in [*model.trainable_parameters().values(), *guide.parameters()])
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
+
+    dev = task.batches("dev", settings)
+    result = fit(
+        model,
+        guide,
+        batches,
+        epochs=settings.epochs,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=training.lr or settings.lr),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
+        kl_weight=training.kl_weight,
+        num_particles=training.num_particles,
+        clip_norm=1.0,
+        validation=dev,
+        num_samples=settings.dev_samples if training.random else 1,
+        seed=seed,
+        checkpoint=checkpoint,
+        on_step=training.on_step,
+    )
+    if training.finish is not None:
+        model, guide = training.finish(model, guide, batches, dev)
+    return Built(model, guide, training), result.history, count
+
+
+def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor:
+    """Return the class probabilities of every posterior draw of every member, shape (S, N, C), in the data's order."""
+    batches = task.batches(part, settings)
+    order = torch.tensor([i for batch in batches for i in batch.ids.tolist()]).argsort()
+    found = []
+    for number, (model, guide, training) in enumerate(trained.members):
+        count = settings.samples if training.random else 1
+        seed = trained.seed + 1000 * number
+        prediction = predict(model, guide, batches, num_samples=count, return_samples=True, seed=seed)
+        if prediction.samples is None:
+            raise DataError("predict(return_samples=True) returned no draws.")
+        found.append(prediction.samples.cpu()[:, order])
+    return torch.cat(found)
+
+
+def run(
+    task: Task, name: str, seed: int, settings: Settings, checkpoint: Path | None = None
+) -> tuple[list[Result], list[Row]]:
+    """Train and measure one method with one seed: records and predictions of both conditions."""
+    parts = {CLEAN: "test", OOD: "foreign"}
+    started = time.perf_counter()
+    if name == FROZEN:
+        found, ranks, parameters = _frozen(task, settings), math.nan, math.nan
+        seconds = time.perf_counter() - started
+        timed = {condition: (probs, math.nan) for condition, probs in found.items()}
+    else:
+        trained = train(task, name, seed, settings, checkpoint)
+        timed, seconds, parameters = {}, trained.seconds, trained.parameters
+        for condition, part in parts.items():
+            begun = time.perf_counter()
+            probs = draws(trained, task, part, settings)
+            timed[condition] = (probs, time.perf_counter() - begun)
+        kept = [
+            m.training.ranks_kept(m.model, m.guide) if m.training.ranks_kept else m.model.rank for m in trained.members
+        ]
+        ranks = sum(kept) / len(kept)
+    results: list[Result] = []
+    rows: list[Row] = []
+    reference: Decomposition | None = None
+    for condition, (probs, took) in timed.items():
+        part = getattr(task, parts[condition])
+        uncertainty = decompose(probs)
+        record = _score(name, seed, condition, probs, part.targets(), uncertainty, reference, took)
+        counted = vars(record) | {"parameters": parameters, "ranks_kept": ranks, "train_seconds": seconds}
+        results.append(Result(**counted))
+        reference = uncertainty if condition == CLEAN else reference
+        rows += _rows(name, seed, condition, part.utterances, probs, uncertainty)
+    return results, rows
+
+
+def _frozen(task: Task, settings: Settings) -> dict[str, Tensor]:
+    backbone = task.backbone().to(settings.device)
+    names = ("train", "dev", "test", "foreign")
+    x = {name: features(backbone, task.batches(name, settings), len(getattr(task, name))) for name in names}
+    labelled = [(x[name], getattr(task, name).targets()) for name in ("train", "dev")]
+    clean, foreign = frozen_probs(labelled[0], labelled[1], len(SENTIMENTS), x["test"], x["foreign"])
+    return {CLEAN: clean[None], OOD: foreign[None]}
+
+
+def _score(
+    name: str,
+    seed: int,
+    condition: str,
+    probs: Tensor,
+    targets: Tensor,
+    uncertainty: Decomposition,
+    reference: Decomposition | None,
+    seconds: float,
+) -> Record:
+    labelled = bool((targets >= 0).all())
+    record = score(
+        name,
+        seed,
+        "test",
+        condition,
+        probs.double().mean(0),
+        targets if labelled else torch.zeros_like(targets),
+        uncertainty,
+        reference=reference,
+        samples=len(probs),
+        seconds=seconds,
+    )
+    undefined: dict[str, Any] = dict.fromkeys(_NEEDS_LABELS, math.nan)
+    return record if labelled else replace(record, **undefined)
+
+
+def _rows(
+    name: str, seed: int, condition: str, said: Sequence[Utterance], probs: Tensor, uncertainty: Decomposition
+) -> list[Row]:
+    columns = zip(said, probs.double().mean(0).tolist(), *(part.tolist() for part in uncertainty), strict=True)
+    return [
+        Row(name, seed, condition, u.key, u.group, -1 if u.label is None else u.label, *p, *parts)
+        for u, p, *parts in columns
+    ]

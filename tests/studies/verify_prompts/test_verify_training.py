@@ -1,0 +1,96 @@
+"""Every method trains on a handful of prompts, a seed repeats, and a run is continued on its own data only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bayes_adapters import predict
+from bayes_adapters.adapters.installation import adapted_layers
+from bayes_adapters.errors import ConfigError
+from examples.studies.verify_prompts.corpus import Corpus
+from examples.studies.verify_prompts.dataset import MISSING
+from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
+from examples.studies.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build, find
+from tests.studies.verify_prompts.parts import SETTINGS, SIZES
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")  # tfb: after two steps B is close to 0
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
+    result = train(corpus, method, 0, SETTINGS)
+    assert len(result.history) == 1
+    assert all(math.isfinite(result.history[0][name]) for name in ("loss", "nll", "kl", "val_nll", "grad_norm"))
+    has_kl = method not in DETERMINISTIC | {"mc-dropout", "tfb"}
+    assert (result.history[0]["kl"] > 0.0) == has_kl
+    layers = adapted_layers(result.model.backbone)
+    assert len(layers) == (60 if find(method).hears else 12)  # six in each of 6 + 4 blocks; query and value of 6
+    assert all(bool(layer.lora_B.abs().max() > 0) for layer in layers.values())
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for its draws to show
+            for path in layer.inter.values():
+                path.lora_B.normal_(0.0, 0.3)
+    clean = (corpus.heard() if find(method).hears else corpus).evaluation("test", "clean")
+    prediction, order = predict_all(result, clean, SETTINGS)
+    assert sorted(order.tolist()) == list(range(2 * SIZES["test"]))
+    assert prediction.num_samples == (1 if method in DETERMINISTIC else 3)
+    assert bool((prediction.epistemic > 1e-6).all()) == (method not in DETERMINISTIC)
+
+
+def test_a_posterior_over_weights_knows_how_many_pairs_there_are(corpus: Corpus) -> None:
+    result = train(corpus, "blob", 0, SETTINGS)
+    assert result.model.num_data == 24
+    with pytest.raises(ConfigError, match="num_data"):
+        build("blob", Build(corpus.backbone(), corpus.frame_width))
+
+
+def test_a_method_may_bring_its_own_kl_weight(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, kl_weight=0.125)
+    assert find("c-lora").kl_weight is None
+    assert train(corpus, "c-lora", 0, settings).history[0]["kl_weight"] == 0.125
+    assert train(corpus, "blob", 0, settings).history[0]["kl_weight"] == find("blob").kl_weight != 0.125
+    monkeypatch.setitem(METHODS, "c-lora", replace(find("c-lora"), kl_weight=0.25))
+    assert train(corpus, "c-lora", 0, settings).history[0]["kl_weight"] == 0.25
+
+
+@pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")
+def test_tfb_is_the_trained_lora_with_noise_around_it(corpus: Corpus) -> None:
+    plain, noisy = (train(corpus, method, 0, SETTINGS) for method in ("lora-text", "tfb"))
+    assert [h["val_nll"] for h in plain.history] == [h["val_nll"] for h in noisy.history]
+    assert (type(noisy.model).__name__, type(noisy.guide).__name__) == ("StochasticDown", "TrainingFree")
+    batches = validation_batches(corpus, SETTINGS)
+    mean = predict(noisy.model, noisy.guide, batches, mean_only=True).probs
+    torch.testing.assert_close(mean, predict(plain.model, plain.guide, batches).probs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:
+    again, other = (train(corpus, "caliber-x", seed, replace(SETTINGS, epochs=2)) for seed in (0, 1))
+    dataset = corpus.evaluation("test", "clean")
+    found = [predict_all(t, dataset, SETTINGS)[0].probs for t in (trained, again, other)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_only_guides_that_read_frames_weigh_them(corpus: Corpus, trained: Trained) -> None:
+    assert trained.guide.reliability.density.components == 2  # clean and white@0; withheld audio has no frames
+    assert (trained.guide.reliability.fallback, trained.guide.reliability.scale) == ("widen", 1.0)
+    parts = Build(corpus.backbone(), corpus.frame_width)
+    _, guide = build("caliber-g", parts)
+    assert guide.reliability is None
+    with pytest.raises(ConfigError, match=r"Unknown method 'caliber-y'.*Did you mean 'caliber-x'"):
+        build("caliber-y", parts)
+
+
+def test_a_run_is_not_continued_on_other_data(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, "lora-text", 0, SETTINGS, tmp_path)
+    assert len(train(corpus, "lora-text", 0, SETTINGS, tmp_path).history) == 1
+    changed = replace(SETTINGS, mix={"clean": 0.6, "white@0": 0.2, MISSING: 0.2})
+    with pytest.raises(ConfigError, match=r"data\.identity\.dataset\.conditions\.clean: the checkpoint has 0\.5"):
+        train(corpus, "lora-text", 0, changed, tmp_path)
