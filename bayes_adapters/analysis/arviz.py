@@ -5,7 +5,7 @@ Needs the extra ``arviz``; it is imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -77,15 +77,18 @@ def to_arviz(
         for batch in [data] if isinstance(data, Batch) else data:
             batches += 1
             batch = batch.to(device)
+            targets = batch.targets
+            if isinstance(targets, Mapping):
+                raise DataError("to_arviz() takes one target per variable; take the tasks one by one.")
             drawn, density = [], []
             for outcome in _outcomes(guide, batch, num_samples, chunk_size):
                 drawn.append(outcome.sample())
-                if batch.targets is not None:
-                    density.append(outcome.log_prob(batch.targets))
+                if targets is not None:
+                    density.append(outcome.log_prob(targets))
             parts["drawn"].append(torch.cat(drawn))
-            if batch.targets is not None:
-                model.likelihood.check(batch.targets)
-                parts["targets"].append(batch.targets)
+            if targets is not None:
+                model.likelihood.check(targets)
+                parts["targets"].append(targets)
                 parts["density"].append(torch.cat(density))
     if not batches:
         raise DataError("There is nothing to draw: the data holds no batch. Was a generator already exhausted?")

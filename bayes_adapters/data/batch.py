@@ -168,6 +168,11 @@ class Batch:
         """Return the batch with these modalities withheld."""
         return self._with(context={k: v for k, v in self.context.items() if k not in modalities})
 
+    def masked(self, *modalities: str) -> Batch:
+        """Return the batch as it is for examples that lack these modalities: all of their frames are masked."""
+        masked = {m: Frames(self.context[m].values, torch.zeros_like(self.context[m].mask)) for m in modalities}
+        return self._with(context={**self.context, **masked})
+
     def without_targets(self) -> Batch:
         """Return the batch as it is at prediction time."""
         return self._with(targets=None)

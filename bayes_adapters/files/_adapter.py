@@ -103,9 +103,10 @@ def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[
             "sha256": hashlib.sha256(data).hexdigest(),
             "tensors": {name: kind(tensor) for name, tensor in tensors.items()},
         },
-        "frozen": [name for name, p in own.items() if isinstance(p, nn.Parameter) and not p.requires_grad],
         "task": None if task is None else dict(task),
     } | Marks.of(model).to_json(fresh=has_fresh_head(model))
+    if frozen := [name for name, p in own.items() if isinstance(p, nn.Parameter) and not p.requires_grad]:
+        description["frozen"] = frozen
     if not model.own_head:
         description["head"] = _entry("head", model.head, "name")
     write(folder, data, to_json(description))

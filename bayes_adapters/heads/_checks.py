@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.likelihoods import Likelihood
 
@@ -18,8 +20,8 @@ def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Lik
     )
 
 
-def require_head(head: object, base: type, pooling: str | None) -> None:
-    """Raise :class:`ConfigError` unless ``head``, given as ``head=``, is a head, and no ``pooling`` is given beside."""
+def require_head(head: Any, base: type, pooling: str | None) -> Any:
+    """Return ``head``; raise :class:`ConfigError` unless it is one, and no ``pooling`` is given beside ``head=``."""
     if not isinstance(head, base):
         raise ConfigError(
             "head must be an object such as LinearHead(pooling='cls'), of a subclass of bayes_adapters.heads.Head; got "
@@ -30,12 +32,22 @@ def require_head(head: object, base: type, pooling: str | None) -> None:
             f"pooling={str(pooling)!r} is an option of the head, and head= is given: pass it there, "
             f"{type(head).__name__}(pooling={str(pooling)!r})."
         )
+    return head
 
 
-def require_size_known(head: str, num_data: int | None) -> None:
+def require_size_known(head: str, num_data: int | None, random: bool) -> None:
     """Raise :class:`ConfigError` if a head with random weights is in a model that does not know its data's size."""
-    if num_data is None:
+    if random and num_data is None:
         raise ConfigError(
             f"The random weights of the {head} have one KL per data set, so the model must know its size: pass "
             "num_data=len(training set)."
+        )
+
+
+def require_tokens(model: str, lost: bool, likelihood: object) -> None:
+    """Raise :class:`ConfigError` if the likelihood has a target per token and the structure has lost the tokens."""
+    if lost:
+        raise ConfigError(
+            f"{model} joins several streams into one vector per example, so there is no token that "
+            f"{type(likelihood).__name__} could label. Take a likelihood with one target per example."
         )

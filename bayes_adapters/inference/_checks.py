@@ -9,8 +9,11 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.installation import require_unadapted
 from bayes_adapters.backbones.causality import is_causal
+from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.data.rows import require_length
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, near_matches, whole_number
 from bayes_adapters.likelihoods import Likelihood
@@ -43,12 +46,14 @@ def require_layers(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None
             )
 
 
-def require_trainable(backbone: nn.Module) -> None:
-    """Raise :class:`ConfigError` where parameters could never be trained."""
+def require_usable(backbone: nn.Module) -> None:
+    """Raise :class:`ConfigError` for a backbone that is none, is not loaded, has adapters, or could not be trained."""
     if not isinstance(backbone, nn.Module):
         raise ConfigError(f"The backbone must be a torch module; got a {type(backbone).__name__}.")
     if torch.is_inference_mode_enabled():
         raise ConfigError("Build models outside torch.inference_mode(): what is made inside can never be trained.")
+    require_loaded(backbone)
+    require_unadapted(backbone)
 
 
 def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
@@ -170,12 +175,20 @@ def require_num_data(num_data: int | None, sites: Sequence[Site], prior: Prior) 
         )
 
 
-def require_target_length(targets: object, length: int) -> None:
-    """Raise :class:`DataError` unless there is one target for each of ``length`` tokens."""
-    if isinstance(targets, Tensor) and targets.shape[1] != length:
+def require_batch(batch: object) -> None:
+    """Raise :class:`DataError` unless it is a batch."""
+    if not isinstance(batch, Batch):
+        raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
+
+
+def require_tokens_kept(batch: Batch, length: int) -> None:
+    """Raise :class:`DataError` unless mask and targets are as long as the ``length`` tokens that came back."""
+    if batch.token_mask is not None:
+        require_length(batch.token_mask, length, "the backbone returns")
+    if isinstance(batch.targets, Tensor) and batch.targets.shape[1] != length:
         raise DataError(
-            f"targets has {targets.shape[1]} tokens and the backbone returns {length}. One target a token needs a "
-            "backbone that keeps the token axis; positions without a label have the target -100."
+            f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target per token "
+            "needs a backbone that keeps the token axis; positions without a label have the target -100."
         )
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import pyro
@@ -30,31 +29,24 @@ from bayes_adapters.adapters.installation import (
     adapted_layers,
     adapters_disabled,
     install,
-    require_unadapted,
     restored_on_error,
 )
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.adapters.targets import Targets, linear_size, select
-from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
-from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
 from bayes_adapters.backbones.hidden_states import hidden_width
-from bayes_adapters.backbones.placement import place_beside, require_loaded
-from bayes_adapters.backbones.token_ids import check_token_ids, longest_texts
-from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
-from bayes_adapters.data.batch import TOKEN_MASK, Batch, Frames
-from bayes_adapters.data.rows import fold, require_length
-from bayes_adapters.errors import ConfigError, DataError, choice
+from bayes_adapters.backbones.placement import place_beside
+from bayes_adapters.backbones.traits import Traits
+from bayes_adapters.data.batch import TOKEN_MASK, Batch
+from bayes_adapters.data.rows import fold
+from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads import BackboneOutput, Head, LinearHead, Pooling
-from bayes_adapters.heads._checks import require_head, require_size_known
+from bayes_adapters.heads._checks import require_head, require_size_known, require_tokens
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site, build_sites
-
-_BOTH_LAYOUTS = ("longformer", "led", "xlnet")
-"""Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
 
 
 class AdapterModel(nn.Module):
@@ -131,27 +123,15 @@ class AdapterModel(nn.Module):
         check_options(rank, alpha, dropout)
         _checks.require_likelihood(likelihood)
         self.own_head = head is None
-        if head is not None:
-            require_head(head, Head, pooling)
-        head = self.default_head(pooling) if head is None else head
+        head = self.default_head(pooling) if head is None else require_head(head, Head, pooling)
         self.require_fitting(head, likelihood)
-        _checks.require_trainable(backbone)
-        require_loaded(backbone)
-        require_unadapted(backbone)
+        _checks.require_usable(backbone)
         width = self.feature_width(backbone)
         random_head = head.sites(width, likelihood)
-        _checks.check_structure(
-            type(self).__name__,
-            parts,
-            prior,
-            granularity,
-            flipout=flipout,
-            num_data=num_data,
-            random_head=bool(random_head),
-        )
         self.random_head = bool(random_head)
-        if random_head:
-            require_size_known(type(head).__name__, num_data)
+        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
+        _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
+        require_size_known(type(head).__name__, num_data, self.random_head)
         paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []
@@ -161,17 +141,10 @@ class AdapterModel(nn.Module):
         self.sites += random_head
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         _checks.require_num_data(num_data, self.sites, self.prior)
-        self._windows = windowed_layers(backbone, paths)
-        self._longest = longest_texts(backbone)
-        self._statistics = with_statistics(backbone)
-        self._calls = call_rules(backbone)
-        types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
-        self._both_layouts = not types.isdisjoint(_BOTH_LAYOUTS)
-        local = [site for site in self.sites if site.granularity is not Granularity.GLOBAL]
-        self._counted = {self._windows[path] for site in local for path in site.layers if path in self._windows}
+        self._traits = Traits.of(backbone, paths)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
-            options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
+            options = {"rank": rank, "alpha": alpha, "dropout": dropout}
             installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
@@ -187,11 +160,7 @@ class AdapterModel(nn.Module):
     def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
         """Raise :class:`ConfigError` unless ``head`` serves the likelihood and this structure."""
         head.suit(likelihood)
-        if head.per_token and not self.tags:
-            raise ConfigError(
-                f"{type(self).__name__} joins several streams into one vector an example, so there is no token that "
-                f"{type(likelihood).__name__} could label. Take a likelihood with one target per example."
-            )
+        require_tokens(type(self).__name__, head.per_token and not self.tags, likelihood)
 
     @property
     def pooling(self) -> Pooling:
@@ -221,30 +190,25 @@ class AdapterModel(nn.Module):
                 the backbone returns; token ids that it cannot embed; a part of the batch on another device.
             NonFiniteError: NaN or infinity in the inputs or the context, or, without gradients, in the outputs.
         """
-        if not isinstance(batch, Batch):
-            raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
+        _checks.require_batch(batch)
         self.require_installed()
         require_head(self.head, Head, None)
         _checks.check_batch(batch, next(self.parameters()).device)
-        check_token_ids(self.backbone, batch.inputs, self._longest)
+        self._traits.check(self.backbone, batch.inputs)
         if batch.targets is not None:
             self.likelihood.accept(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
-        rows = Rows(batch, outer, self._windows, self._both_layouts)
+        rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts)
         # Signs per example are noise of training: a layer in eval mode sees one draw.
         flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
         prior = self.prior.sampled(outer, next(self.parameters()).device)
         weights = draw_weights(self.sites, prior, rows, flipped)
         forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
+        local = [path for site in self.sites if site.granularity is not Granularity.GLOBAL for path in site.layers]
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-            with ExitStack() as stack:
-                stack.enter_context(running(forward_pass))
-                stack.enter_context(counted_tokens(self.backbone, self._counted, forward_pass.tokens))
-                stack.enter_context(completed_calls(self.backbone, self._calls))
-                stack.enter_context(frozen_buffers(self._statistics))
-                features = self.encode(batch, math.prod(outer))
-                outputs = self.outputs(features, batch)
+            with running(forward_pass), self._traits.around(self.backbone, local, forward_pass.tokens):
+                outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
             if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                 _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
             outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
@@ -255,10 +219,7 @@ class AdapterModel(nn.Module):
     def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
         if not self.likelihood.per_token:
             return self.likelihood.distribution(outputs)
-        length = outputs.shape[-2]
-        if batch.token_mask is not None:
-            require_length(batch.token_mask, length, "the backbone returns")
-        _checks.require_target_length(batch.targets, length)
+        _checks.require_tokens_kept(batch, outputs.shape[-2])
         return self.likelihood.of_tokens(outputs, batch.token_mask)
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
@@ -289,11 +250,7 @@ class AdapterModel(nn.Module):
         return self.prior.of(site).sample().clone()
 
     def descriptor_width(self, site: Site) -> int:
-        """Return the width of the descriptor that conditions the inter-modal core ``site``.
-
-        Raises:
-            ConfigError: it is no such core.
-        """
+        """Return the width of the descriptor that conditions the inter-modal core ``site``, if it is one."""
         raise ConfigError(f"The site {site.name!r} of this {type(self).__name__} is conditioned on no other modality.")
 
     @property
@@ -322,8 +279,7 @@ class AdapterModel(nn.Module):
             ConfigError: a name is none of :meth:`withholdable`.
         """
         _checks.require_withholdable(modalities, self.withholdable(batch))
-        masked = {m: Frames(batch.context[m].values, torch.zeros_like(batch.context[m].mask)) for m in modalities}
-        return replace(batch, context={**batch.context, **masked})
+        return batch.masked(*modalities)
 
     def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
         """A context in which the backbone is the frozen one."""
@@ -335,14 +291,10 @@ class AdapterModel(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as JSON, targets resolved to module paths; some are left out where they are usual."""
+        options = {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
+        options |= {"pooling": self.pooling.value} if self.own_head else {}
+        options |= {"num_data": self.num_data} if self.random_head else {}  # other random parts say it themselves
         pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
         unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
         usual = {"ranks": {}, "grouped": True, "flipout": False}
-        of_head: dict[str, Any] = {"pooling": self.pooling.value} if self.own_head else {}
-        if self.random_head:  # a structure with random parts of its own says so itself
-            of_head["num_data"] = self.num_data
-        return (
-            {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
-            | of_head
-            | {name: value for name, value in unusual.items() if value != usual[name]}
-        )
+        return options | {name: value for name, value in unusual.items() if value != usual[name]}

@@ -1,5 +1,7 @@
 """Published systems by name: a model, a guide and a recipe each."""
 
+from bayes_adapters.systems._build import build as build
+from bayes_adapters.systems._build import names as names
 from bayes_adapters.systems.recipes import Decay as Decay
 from bayes_adapters.systems.recipes import Rate as Rate
 from bayes_adapters.systems.recipes import Recipe as Recipe
@@ -9,5 +11,3 @@ from bayes_adapters.systems.system import System as System
 from bayes_adapters.systems.system import query_value as query_value
 from bayes_adapters.systems.table import PROCEDURES as PROCEDURES
 from bayes_adapters.systems.table import SYSTEMS as SYSTEMS
-from bayes_adapters.systems.table import build as build
-from bayes_adapters.systems.table import names as names

@@ -49,8 +49,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.sites import Part
-from bayes_adapters.systems._system import _parameters as accepted
-from bayes_adapters.systems._system import required
+from bayes_adapters.systems.system import _parameters as accepted
+from bayes_adapters.systems.system import required
 from examples.studies.tiny import BACKBONES, CONTEXT, SIZE, TOKENS, batch, length, make
 
 FILE = Path(__file__).resolve().parents[2] / "results" / "matrix.md"

@@ -1,0 +1,69 @@
+"""What is known of a backbone before it runs, and what has to be around it while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
+from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
+from bayes_adapters.backbones.token_ids import Longest, check_token_ids, longest_texts
+from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
+
+_BOTH_LAYOUTS = ("longformer", "led", "xlnet")
+"""Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts of one backbone, found once.
+
+    Args:
+        windows: adapted layer → the block around it that attends within windows; other layers are left out.
+        longest: key of token ids → how long a text may be.
+        statistics: modules whose buffers move while they run, such as batch norms.
+        calls: what calls of the backbone lack and are given, such as positions of tokens behind padding.
+        both_layouts: whether some layers see (tokens, examples) and some (examples, tokens).
+    """
+
+    windows: Mapping[str, str]
+    longest: Mapping[str, Longest]
+    statistics: Any
+    calls: Any
+    both_layouts: bool
+
+    @classmethod
+    def of(cls, backbone: nn.Module, layers: Sequence[str]) -> Traits:
+        """Look at ``backbone``, of which the layers at the paths ``layers`` are adapted."""
+        types = {getattr(getattr(net, "config", None), "model_type", "") for net in (backbone, *backbone.children())}
+        return cls(
+            windowed_layers(backbone, layers),
+            longest_texts(backbone),
+            with_statistics(backbone),
+            call_rules(backbone),
+            not types.isdisjoint(_BOTH_LAYOUTS),
+        )
+
+    def check(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        """Raise :class:`DataError` for token ids that ``backbone`` cannot embed."""
+        check_token_ids(backbone, inputs, self.longest)
+
+    @contextmanager
+    def around(self, backbone: nn.Module, layers: Collection[str], tokens: MutableMapping[str, int]) -> Iterator[None]:
+        """Within the context ``backbone`` runs as it should: its buffers stay, and padding counts nowhere.
+
+        Args:
+            backbone: what runs.
+            layers: adapted layers whose tokens are counted, if they attend within windows.
+            tokens: block with windows → tokens of an example at its input; written while it runs.
+        """
+        blocks = {self.windows[layer] for layer in layers if layer in self.windows}
+        with ExitStack() as stack:
+            stack.enter_context(counted_tokens(backbone, blocks, tokens))
+            stack.enter_context(completed_calls(backbone, self.calls))
+            stack.enter_context(frozen_buffers(self.statistics))
+            yield

@@ -1,0 +1,72 @@
+"""Building a published system by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bayes_adapters.adapters.installation import restored_on_error
+from bayes_adapters.errors import ConfigError, described, unknown_name
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.systems.system import MEANINGS, QUERY_VALUE, query_value, required
+from bayes_adapters.systems.table import PROCEDURES, SYSTEMS
+
+
+def names() -> list[str]:
+    """Return the names of all systems, in the order of the table.
+
+    >>> names()[:3]
+    ['lora', 'mc-dropout', 'bayeslora-2025']
+    """
+    return list(SYSTEMS)
+
+
+def build(
+    name: str, backbone: nn.Module, likelihood: Likelihood, *, num_data: int | None = None, **overrides: Any
+) -> tuple[AdapterModel, AdapterGuide]:
+    """Build a system's model and guide on ``backbone``.
+
+    They are trained as the paper did by ``fit(model, guide, data, recipe=SYSTEMS[name].training)``. Without a recipe
+    ``fit`` minimises the ELBO, whose KL weight, 1, is far above that of most systems.
+
+    Args:
+        name: one of :func:`names`.
+        backbone: frozen and changed in place; an ``nn.ModuleDict`` of encoders for cola, bayesian-cola and the wanders.
+        likelihood: any.
+        num_data: N, the size of the training set, which posteriors over weights need.
+        **overrides: options of the model or of the guide, such as ``rank``, ``targets`` or ``context_dim``; see
+            :meth:`System.options`.
+
+    Raises:
+        ConfigError: an unknown system or option (near matches are listed), an option that is missing, or a combination
+            that model or guide refuses. The backbone is then as it was.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"build() takes (name, backbone, likelihood); got {described(name)} as the name.")
+    if name in PROCEDURES:
+        raise ConfigError(f"{name!r} is no pair of a model and a guide: {PROCEDURES[name]}")
+    if name not in SYSTEMS:
+        raise unknown_name("system", name, [*SYSTEMS, *PROCEDURES])
+    system = SYSTEMS[name]
+    allowed = system.options()
+    for option in overrides:
+        if option not in allowed["model"] and option not in allowed["guide"]:
+            raise unknown_name(f"option of {name}", option, {*allowed["model"], *allowed["guide"]})
+    chosen = [
+        {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
+        for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
+    ]
+    if num_data is not None and "num_data" in allowed["model"]:
+        chosen[0]["num_data"] = num_data
+    missing = [o for cls, own in zip((system.model, system.guide), chosen, strict=True) for o in required(cls) - {*own}]
+    if missing:
+        meanings = "; ".join(f"{o}: {MEANINGS.get(o, 'see the docstring')}" for o in sorted(missing))
+        raise ConfigError(f"{name} needs {', '.join(f'{o}=' for o in sorted(missing))} ({meanings}).")
+    with restored_on_error(backbone):
+        if chosen[0].get("targets") == QUERY_VALUE:
+            chosen[0]["targets"] = query_value(backbone)
+        model = system.model(backbone, likelihood, **chosen[0])
+        return model, system.guide(model, **chosen[1])
