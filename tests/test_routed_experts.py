@@ -126,6 +126,8 @@ def test_experts_have_neither_signs_nor_local_draws(name: str) -> None:
         local = StochasticCore(build(), Bernoulli(), targets=targets, rank=3)
         with pytest.raises(DataError, match="routed expert"):
             Contextual(local)(tokens(seed=seed))
+        with pytest.raises(DataError, match="routed expert"):
+            Contextual(local)(tokens(size=1, seed=seed))
 
 
 def test_the_layout_of_a_matrix_is_known_and_not_guessed() -> None:

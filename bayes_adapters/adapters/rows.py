@@ -132,7 +132,8 @@ class Rows:
             DataError: as :meth:`windows_at`.
         """
         self.windows_at(layer, x)
-        if not self.are_examples(layer, x):
+        routed = x.dim() == 2 and _EXPERT.search(layer) is not None  # of one example, too: which tokens is not known
+        if routed or not self.are_examples(layer, x):
             raise unknown_rows(layer, x.shape[0], self.batch.size, self.samples, routed=_is_routed(layer, x))
         flat = x.dim() == 2 and x.shape[0] != self.count
         return x.unflatten(0, (self.count, -1)) if flat else x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bayes_adapters.errors import ConfigError
 
@@ -73,6 +73,9 @@ class Part:
     def __deepcopy__(self, memo: object) -> Part:
         return self  # a copied layer's parts are the same constants, so ``is`` holds in it too
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _constant, (self.name, self.axes, self.real, self.diagonal)
+
 
 Part.CORE = Part("core", ("r", "r"))
 Part.DIAGONAL = Part("diagonal", ("r",), diagonal=True)
@@ -81,6 +84,12 @@ Part.B = Part("B", ("d_out", "r"))
 Part.MASK = Part("mask", ("d_in",), real=False, diagonal=True)
 Part.CROSS = Part("cross", ("r", "r"))
 Part.FACTOR = Part("factor", None)
+
+
+def _constant(name: str, axes: tuple[str | int, ...] | None, real: bool, diagonal: bool) -> Part:
+    """The part that was pickled: one of the constants where it is theirs."""
+    part = Part(name, axes, real=real, diagonal=diagonal)
+    return next((own for own in (*REAL, Part.MASK) if own == part), part)
 
 
 class _EveryReal(frozenset[Part]):

@@ -20,8 +20,8 @@ def merge(backbone: nn.Module) -> nn.Module:
     """Return a copy of ``backbone`` whose layers hold ``W₀ + (alpha / r) B A`` and which has no adapters.
 
     Every adapted layer gets a weight of its own. Where it shared W₀ with other modules (tied embeddings, a view of a
-    larger tensor) these keep W₀, as they had no part in its adapter. A checkpoint written of the copy must keep the two
-    apart: set ``config.tie_word_embeddings = False`` before ``save_pretrained``.
+    larger tensor) these keep W₀, as they had no part in its adapter. ``save_pretrained`` of a backbone whose config
+    ties embeddings would tie the two again: save the copy's ``state_dict()`` instead.
 
     Args:
         backbone: with plain adapters (E = I, nothing random), of floating-point weights; it is not changed. For a

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,7 +21,7 @@ from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA
 from bayes_adapters.priors import Prior, zero_normal
-from bayes_adapters.sites import Granularity, Part, Site, build_sites
+from bayes_adapters.sites import REAL, Granularity, Part, Site, build_sites
 from tests.helpers import WIDTH, bert, fill_B, token_batch
 from tests.weight_sites.parts import down
 
@@ -33,6 +36,14 @@ def test_sites_are_grouped_by_shape() -> None:
     }
     alone = build_sites(sizes, (Part.A,), Granularity.GLOBAL, grouped=False)
     assert [(s.name, s.shape) for s in alone] == [("A.a", (1, 2, 4)), ("A.b", (1, 2, 4)), ("A.c", (1, 2, 4))]
+
+
+@pytest.mark.parametrize("part", [*REAL, Part.MASK, Part("own", ("d_out", 3))], ids=lambda part: part.name)
+def test_a_part_is_the_same_constant_in_a_copy_and_from_a_file(part: Part) -> None:
+    assert copy.deepcopy(part) is part
+    again = pickle.loads(pickle.dumps(part))
+    assert again == part
+    assert (again is part) is (part.name != "own")
 
 
 def test_a_mask_has_no_rank() -> None:
