@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bayes_adapters.errors import AdapterFileError
 
 _SLACK = 4  # times the entries that were saved, for initial values, priors and what is computed on the way
-_SMALL = 2**16  # entries that cost nothing
+_SMALL = 2**20  # entries that cost nothing
+_COMPUTED = 2**26  # entries of a result: a structure may try its encoders on a small input while it is built
 _TENSORS = 64  # new tensors for each one that was saved
 
 
@@ -48,17 +49,18 @@ class Budget(TorchDispatchMode):
         found = func(*args, **options)
         for value in found if isinstance(found, list | tuple) else (found,):
             if type(value) is Tensor and value.layout is torch.strided:
-                self._require(value.untyped_storage().nbytes() // max(value.element_size(), 1))
+                entries = value.untyped_storage().nbytes() // max(value.element_size(), 1)
+                self._require(entries, max(self._one, _COMPUTED))
         return found
 
     def _made(self, entries: int) -> None:
-        self._require(entries)
+        self._require(entries, self._one)
         self._all, self._count = self._all - entries, self._count - 1
         if self._all < 0 or self._count < 0:
             self._refuse("more tensors")
 
-    def _require(self, entries: int) -> None:
-        if entries > self._one:
+    def _require(self, entries: int, most: int) -> None:
+        if entries > most:
             self._refuse(f"a tensor of {entries:,} entries")
 
     def _refuse(self, what: str) -> None:

@@ -122,8 +122,14 @@ def steady(folder: Path, names: Sequence[str], read: Callable[[], _T], *, whole:
             if not whole or before == _state(folder, names):
                 return found
         time.sleep(min(0.005 * 2**attempt, 0.2))
-    with locked(folder):  # another process saves without a pause
-        return read()
+    try:
+        with locked(folder):  # another process saves without a pause
+            return read()
+    except OSError as error:
+        raise AdapterFileError(
+            f"Another process changes {str(folder)!r} without a pause, and it cannot be waited for: {error}. Copy the "
+            "folder, or read it when the other one has ended."
+        ) from error
 
 
 def _state(folder: Path, names: Sequence[str]) -> list[tuple[int, ...] | None]:

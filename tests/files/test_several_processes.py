@@ -112,6 +112,28 @@ def test_a_process_that_hangs_in_a_save_is_named(tmp_path: Path, monkeypatch: py
     save(tmp_path, model, Delta(model))
 
 
+def test_a_reader_waits_for_a_writer_without_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it reads has changed meanwhile, until it holds the lock; where none can be made it says so."""
+    held = []
+
+    def read() -> str:
+        held.append((tmp_path / _lock.LOCK).exists())
+        (tmp_path / "a").write_text("x" * len(held))
+        if not held[-1]:
+            raise AdapterFileError("torn")
+        return "whole"
+
+    assert _lock.steady(tmp_path, ["a"], read) == "whole"
+    assert held == [False] * _lock._ATTEMPTS + [True]
+
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_lock.os, "open", refused)
+    with pytest.raises(AdapterFileError, match="Permission denied"):
+        _lock.steady(tmp_path, ["a"], read)
+
+
 def test_a_file_system_without_locks_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(descriptor: int) -> None:
         raise OSError(38, "Function not implemented")
