@@ -4,9 +4,11 @@ Formula (per datum, B examples of N)::
 
     loss = − (1/B) Σ_b E_q log p(y_b | x_b, E)  +  w · [ (1/B) Σ_b KL_local,b  +  (1/N) KL_global ]
 
-The KL is analytic wherever Pyro or torch has a closed form; local latents count once per example with padding masked,
-global ones once per data set. A KL evaluated at sampled upstream states is the chain rule's estimator: exact within a
-layer, one draw over the layers before it. w = 1 is the ELBO, anything else tempers it.
+The model's density is that of all N examples; this is its negative ELBO divided by N, so that learning rates and
+clipping do not depend on N. The KL is analytic wherever Pyro or torch has a closed form; local latents count once per
+example with padding masked; global ones, hyper-parameters of the prior among them, once per data set. A KL evaluated at
+sampled upstream states is the chain rule's estimator: exact within a layer, one draw over the layers before it. w = 1
+is the ELBO, anything else tempers it.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
     # a mask has no KL, so its model has no size of its own
     counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.sites)
-    examples = _examples(data) if counted else None
+    examples = _examples(data) if counted or model.prior.hyper_sites else None
     if examples is not None and examples != model.num_data:
         raise ConfigError(
             f"The model was built with num_data={model.num_data} and the data have {examples} examples: the KL of "

@@ -148,6 +148,6 @@ def _svi_step(inference: SVI, batch: Batch) -> Variant:
 
     def step() -> float:
         with KLWeight(KL_WEIGHT):
-            return inference.step(batch)
+            return inference.step(batch) / inference.model.data_size(batch)  # Pyro's loss is that of all N examples
 
     return Variant(step, own_store)
