@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Wav2Vec2Model
 
-from bayes_adapters import predict
+from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import Delta
+from bayes_adapters.models import LoRA
 from bayes_adapters.training import _checkpoint
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._state import decode, encode
+from tests.test_token_mask import wav2vec
 from tests.training.parts import SETTINGS, WHOLE, data, file_in, history, pair, run, same, weights
 
 
@@ -266,3 +270,23 @@ def test_pythons_generator_is_one_of_them() -> None:
         assert drawn() == first
         generators.seed(0, 2)
         assert drawn() != first
+
+
+def test_masks_that_wav2vec_draws_with_numpy_follow_the_seed() -> None:
+    config = wav2vec().config
+    config.apply_spec_augment, config.mask_time_prob, config.mask_time_length = True, 0.5, 1
+    targets = torch.tensor([1.0, 0.0])
+    batch = Batch({"input_values": torch.randn(2, 66, generator=torch.Generator().manual_seed(0))}, targets)
+    logs = []
+    for noise, seed in ((1, 0), (2, 0), (2, 5)):
+        backbone = Wav2Vec2Model(config)
+        backbone.load_state_dict(wav2vec().state_dict(), strict=False)
+        backbone.masked_spec_embed.data.fill_(0.5)
+        model = LoRA(backbone, Bernoulli(), targets=["q_proj", "v_proj"], rank=2)
+        torch.nn.init.ones_(model.head.weight)
+        np.random.seed(noise)  # noqa: NPY002
+        result = run(model, Delta(model), [batch], epochs=2, seed=seed, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        logs.append([log["nll"] for log in result.history])
+    assert logs[0] == logs[1]
+    assert logs[0][0] != logs[0][1]
+    assert logs[0] != logs[2]
