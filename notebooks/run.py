@@ -1,9 +1,9 @@
 """Notebooks from readable sources: ``notebooks/NAME.py``, in cells that begin with ``# %%``, becomes ``NAME.ipynb``.
 
-    python -m notebooks.run [NAME ...]
+    python -m notebooks.run [--check] [NAME ...]
 
 Every notebook is run from its first cell to its last in a fresh kernel, in the root of the checkout; an error in a cell
-is an error of this command, and nothing is written then.
+is an error of this command, and nothing is written then; nor with ``--check``, which only runs them.
 """
 
 from __future__ import annotations
@@ -70,12 +70,15 @@ def main() -> int:
     """Run the notebooks that are named, or all, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*names(), []], metavar="NAME")
-    for name in parser.parse_args().names or names():
+    parser.add_argument("--check", action="store_true", help="run them and write nothing")
+    arguments = parser.parse_args()
+    for name in arguments.names or names():
         import nbformat
 
         start = time.monotonic()
         notebook = run(name)
-        nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+        if not arguments.check:
+            nbformat.write(notebook, FOLDER / f"{name}.ipynb")
         print(f"{name}: {time.monotonic() - start:.0f} s")
     return 0
 
