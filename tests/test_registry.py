@@ -1,4 +1,4 @@
-"""Names of models, guides and likelihoods: built in, registered by a program, or offered by an installed package."""
+"""Names of models, guides, likelihoods and heads: built in, registered by a program, or offered by an installed package."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.helpers import bert, core_model, token_batch
 SOURCE = """
 from typing import ClassVar
 from bayes_adapters.guides import MeanField
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.likelihoods import Bernoulli
 
 class WideMeanField(MeanField):
@@ -34,6 +35,12 @@ class WideMeanField(MeanField):
 
 class Coin(Bernoulli):
     name: ClassVar[str] = "coin"
+
+class Doubled(LinearHead):
+    name: ClassVar[str] = "doubled"
+
+    def forward(self, features):
+        return 2.0 * super().forward(features)
 
 class Misnamed(MeanField):
     name: ClassVar[str] = "another_name"
@@ -55,6 +62,9 @@ not_a_guide = third_party_adapters:Coin
 
 [bayes_adapters.likelihoods]
 coin = third_party_adapters:Coin
+
+[bayes_adapters.heads]
+doubled = third_party_adapters:Doubled
 """
 
 
@@ -147,18 +157,20 @@ def test_register_refuses(clean: None) -> None:
     assert registry.find("model", "stochastic_core") is StochasticCore
 
 
-def test_a_third_partys_guide_and_likelihood(third_party: Path, tmp_path: Path) -> None:
+def test_a_third_partys_guide_likelihood_and_head(third_party: Path, tmp_path: Path) -> None:
     assert "third_party_adapters" not in sys.modules
     assert {"wide_mean_field", "absent"} <= set(registry.names("guide"))
     assert "third_party_adapters" not in sys.modules, "listing names must not import packages"
     wide, coin = registry.find("guide", "wide_mean_field"), registry.find("likelihood", "coin")
     assert issubclass(wide, AdapterGuide)
     assert issubclass(coin, Bernoulli)
-    model: AdapterModel = core_model(likelihood=coin())
+    doubled = registry.find("head", "doubled")
+    model: AdapterModel = core_model(likelihood=coin(), head=doubled(pooling="cls"))
     guide = wide(model, factor=3.0)
     save(tmp_path / "adapter", model, guide)
     again, guide_again = load(tmp_path / "adapter", bert())
     assert (type(again.likelihood), type(guide_again), guide_again.config()) == (coin, wide, {"factor": 3.0})
+    assert (type(again.head), again.pooling) == (doubled, "cls")
     batch = token_batch().without_targets()
     assert torch.equal(predict(model, guide, batch).mean, predict(again, guide_again, batch).mean)
 
