@@ -38,7 +38,10 @@ def test_sites_are_grouped_by_shape() -> None:
     assert [(s.name, s.shape) for s in alone] == [("A.a", (1, 2, 4)), ("A.b", (1, 2, 4)), ("A.c", (1, 2, 4))]
 
 
-@pytest.mark.parametrize("part", [*REAL, Part.MASK, Part("own", ("d_out", 3))], ids=lambda part: part.name)
+EVERY = sorted({*REAL, Part.MASK, Part("own", ("d_out", 3))}, key=lambda part: part.name)
+
+
+@pytest.mark.parametrize("part", EVERY, ids=lambda part: part.name)
 def test_a_part_is_the_same_constant_in_a_copy_and_from_a_file(part: Part) -> None:
     assert copy.deepcopy(part) is part
     again = pickle.loads(pickle.dumps(part))
