@@ -1,4 +1,4 @@
-"""Names of models, guides, likelihoods and heads: built in, registered by a program, or offered by an installed package."""
+"""Names of models, guides, likelihoods and heads: built in, registered by a program, or offered by a package."""
 
 from __future__ import annotations
 
