@@ -1,4 +1,4 @@
-"""Models, guides, likelihoods, heads and priors by name."""
+"""Names of models, guides, likelihoods and heads: built in, registered by a program, or offered by a package."""
 
 from __future__ import annotations
 

@@ -67,12 +67,12 @@ class RealLikelihood(Likelihood):
 
 
 def far_from_unit(likelihood: str, standardised: Tensor) -> list[str]:
-    """Say so where targets, in the likelihood's unit, have a root mean square outside 0.01 … 10."""
-    size = float(standardised.detach().float().square().nanmean().sqrt())
+    """Say so where targets, in the likelihood's unit, have a median magnitude outside 0.01 … 10."""
+    size = float(standardised.detach().float().abs().nanmedian())  # not the mean: one outlier is no unit
     if not (size > _LARGE or 0.0 < size < _SMALL):
         return []
     return [
-        f"The targets' root mean square is {size:.3g} in the unit of {likelihood}, which starts at 0 ± 1: training "
+        f"The targets' median magnitude is {size:.3g} in the unit of {likelihood}, which starts at 0 ± 1: training "
         f"will hardly reach them, and intervals will not cover. Take {likelihood}.fitted(training targets); "
         "predictions come back in the targets' own unit."
     ]

@@ -51,7 +51,7 @@ def coverage(model: Any, guide: Any, batch: Batch) -> float:
 
 
 def test_targets_in_years_are_warned_of_and_fitted() -> None:
-    with pytest.warns(ScaleWarning, match=r"root mean square is 2\d.*Gaussian\.fitted"):
+    with pytest.warns(ScaleWarning, match=r"median magnitude is 2\d.*Gaussian\.fitted"):
         far = trained(Gaussian(), ages())
     assert coverage(*far, ages()) < 0.2
     near = trained(Gaussian.fitted(AGES), ages())  # a warning would be an error here
