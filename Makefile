@@ -67,7 +67,7 @@ docs: $(STAMP) ## the documentation as a site (build/site); any broken link or r
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 notebooks: $(STAMP) ## run the notebooks and keep what they show
-	$(THREADS) $(PY) -m notebooks.run
+	$(THREADS) $(PY) -m examples.notebooks.run
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark

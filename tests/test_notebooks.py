@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from notebooks import run
+from examples.notebooks import run
 
 FOLDER = Path(run.FOLDER)
 

@@ -1,6 +1,6 @@
-"""Notebooks from readable sources: ``notebooks/NAME.py``, in cells that begin with ``# %%``, becomes ``NAME.ipynb``.
+"""Notebooks from readable sources: ``NAME.py``, in cells that begin with ``# %%``, becomes ``NAME.ipynb``.
 
-    python -m notebooks.run [--check] [NAME ...]
+    python -m examples.notebooks.run [--check] [NAME ...]
 
 Every notebook is run from its first cell to its last in a fresh kernel, in the root of the checkout; an error in a cell
 is an error of this command, and nothing is written then; nor with ``--check``, which only runs them.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent
+ROOT = FOLDER.parent.parent
 CELL = re.compile(r"^# %%(.*)$", re.MULTILINE)
 
 
