@@ -177,7 +177,7 @@ def _shown(value: Any) -> str:
 
 def _required(system: Any) -> list[str]:
     """Return the options to write down in an example: those without a default, and N where the model takes it."""
-    from bayes_adapters.systems._system import required
+    from bayes_adapters.systems.system import required
 
     given = {*system.model_options, *system.guide_options}
     needed = [o for cls in (system.model, system.guide) for o in required(cls) if o not in given]
