@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``: what is read of it, and which of it these adapters cannot express."""
+"""PEFT's ``adapter_config.json``: rank, scale and dropout of its layers."""
 
 from __future__ import annotations
 
