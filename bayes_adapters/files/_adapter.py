@@ -22,7 +22,17 @@ from bayes_adapters import priors, registry
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.files._adapter_checks import (
+    not_built,
+    require_directory,
+    require_directory_and_backbone,
+    require_frozen,
+    require_layers,
+    require_own_name,
+    require_predicts,
+    require_task,
+)
 from bayes_adapters.files._backbone import base_parameters, describe_base, require_base
 from bayes_adapters.files._backbone import fingerprint as fingerprint
 from bayes_adapters.files._budget import Budget
@@ -31,7 +41,6 @@ from bayes_adapters.files._checks import (
     FORMAT_VERSION,
     entries_of,
     kind,
-    not_finite,
     require_finite,
     require_same,
 )
@@ -62,8 +71,7 @@ def save(
         NonFiniteError: a parameter holds NaN or an infinity, or a buffer NaN.
         AdapterFileError: ``directory`` is a file, holds other things, or cannot be written.
     """
-    if not isinstance(directory, str | Path):
-        raise ConfigError(f"save() takes (directory, model, guide); the directory is a {type(directory).__name__}.")
+    require_directory(directory)
     folder = as_folder(directory)
     if not isinstance(model, nn.Module):
         require_pair(model, guide)  # says what is wrong
@@ -73,12 +81,7 @@ def save(
 
 
 def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[str, Any] | None) -> None:
-    thawed = [name for name, p in base_parameters(model.backbone).items() if p.requires_grad]
-    if thawed:
-        raise ConfigError(
-            f"{len(thawed)} weights of the backbone are trainable, for example {thawed[0]!r}, and an adapter's file "
-            "does not hold them. Freeze them with requires_grad_(False), or save the whole model with torch.save."
-        )
+    require_frozen(base_parameters(model.backbone))
     for part in model.likelihood.modules():
         if isinstance(part, Likelihood):  # the tasks of a likelihood of several are looked up again too
             _entry("likelihood", part, "name")
@@ -127,9 +130,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
             the message lists what and says what to do.
         ConfigError: the backbone already has adapters.
     """
-    if not isinstance(directory, str | Path) or not isinstance(backbone, nn.Module):
-        given = f"a {type(directory).__name__} and a {type(backbone).__name__}"
-        raise ConfigError(f"load() takes (directory, backbone), a path and a torch module; got {given}.")
+    require_directory_and_backbone(directory, backbone)
     folder = as_folder(directory)
     about, tensors = read_adapter(folder)
     with unwrapped(backbone) as plain:
@@ -147,11 +148,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
         except AdapterFileError:
             raise
         except Exception as error:
-            versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-            raise AdapterFileError(
-                f"The adapter in {str(folder)!r} cannot be built again: {str(error)[:1000]} It was saved with "
-                f"{versions}; install the package that provides the named class, or that version of the library."
-            ) from error
+            raise not_built(folder, about["versions"], error) from error
         if plain is not backbone:
             model.backbone = backbone  # in its wrapper, as it was given
     return model.eval(), guide.eval()
@@ -164,11 +161,7 @@ def load_task(directory: str | Path) -> dict[str, Any]:
         AdapterFileError: the folder holds no readable adapter, or one that was saved without a task.
     """
     task = verified(directory)["task"]
-    if task is None:
-        raise AdapterFileError(
-            f"The adapter in {str(directory)!r} was saved without a task, so what it answers is unknown. Save it again "
-            "with bayes_adapters.save(..., task=...)."
-        )
+    require_task(directory, task)
     return dict(task)
 
 
@@ -187,10 +180,7 @@ def _own_tensors(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
 
 def _entry(what: str, thing: Any, attribute: str) -> dict[str, Any]:
     name = registry.name_of(what, type(thing))
-    if registry.find(what, name) is not type(thing):
-        raise ConfigError(
-            f"The {what} name {name!r} means another class than this {type(thing).__name__}. Give it a name of its own."
-        )
+    require_own_name(what, name, registry.find(what, name), thing)
     return {attribute: name, "config": thing.config()}
 
 
@@ -214,8 +204,7 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
         options["prior"] = priors.from_json(about["prior"], registry.find)
     model = make_model(backbone, likelihood, **options)
     model.num_data = about["num_data"]  # that of a model without global sites is none of its options
-    if model.layers != paths:
-        raise ConfigError(f"The adapted layers would be {model.layers}, not the saved {paths}.")
+    require_layers(model.layers, paths)
     if about["model"]["prior_dtype"] is not None:
         model.prior.to(getattr(torch, about["model"]["prior_dtype"]))
     guide = make_guide(model, **about["guide"]["config"])
@@ -229,12 +218,7 @@ def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Ten
         return {n: kind(t.float() if t.is_floating_point() else t) for n, t in items.items()}
 
     require_same(folder / WEIGHTS, "needed", kinds(slots), kinds(tensors))
-    wrong = not_finite(tensors, slots)
-    if wrong:
-        raise AdapterFileError(
-            f"The adapter in {str(folder)!r} cannot predict: {wrong}. It was saved after training had diverged, or "
-            "altered; take an earlier save, or train it again."
-        )
+    require_predicts(folder, tensors, slots)
     for name, slot in slots.items():
         slot.data = tensors[name].to(slot.device)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.files._adapter_checks import other_backbone, require_values, without_bytes
 from bayes_adapters.files._structure import structure
 from bayes_adapters.files._wrappers import unwrapped
 
@@ -141,15 +141,8 @@ def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) ->
         differ += _differences(saved["config"], given["config"])
         if not differ and saved.get("layers", given["layers"]) != given["layers"] and _same_versions(about["versions"]):
             differ.append("options of its layers, such as a norm's ε or an activation")
-    if not differ:
-        return
-    keys = ("class", "name_or_path", "dtype", "parameters")
-    plain = [f"{key} {saved[key]!r} saved, {given[key]!r} given" for key in keys if saved[key] != given[key]]
-    raise AdapterFileError(
-        f"The adapter in {str(folder)!r} was made for another backbone, which differs in {'; '.join(plain + differ)}. "
-        f"Load the one it was trained on ({saved['class']} {saved['name_or_path']!r}, {saved['dtype']}), and change "
-        "none of its weights and options."
-    )
+    if differ:
+        raise other_backbone(folder, saved, given, differ)
 
 
 def _same_versions(saved: Mapping[str, str]) -> bool:
@@ -208,10 +201,7 @@ def _base_name(name: str, own: Mapping[str, Any]) -> str | None:
 
 
 def _digest(name: str, tensor: Tensor) -> bytes:
-    if tensor.is_meta:
-        raise ConfigError(
-            f"The backbone's tensor {name!r} has no values (it is on the meta device). Load its weights first."
-        )
+    require_values(name, tensor)
     digest = hashlib.sha256()
     for part in _plain_parts(name, tensor.detach()):
         digest.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
@@ -219,7 +209,7 @@ def _digest(name: str, tensor: Tensor) -> bytes:
             flat = part.resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
-            raise _without_bytes(name, part, str(error)) from error
+            raise without_bytes(name, part, str(error)) from error
     return digest.digest()
 
 
@@ -234,12 +224,4 @@ def _plain_parts(name: str, tensor: Tensor) -> list[Tensor]:
         return [part for inner in sorted(flatten()[0]) for part in _plain_parts(name, getattr(tensor, inner))]
     if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:  # a name of its own, and torch's bytes
         return [tensor.as_subclass(Tensor)]
-    raise _without_bytes(name, tensor, "it has neither full_tensor() nor __tensor_flatten__()")
-
-
-def _without_bytes(name: str, tensor: Tensor, reason: str) -> ConfigError:
-    return ConfigError(
-        f"The backbone's tensor {name!r} is a {type(tensor).__name__} whose bytes cannot be read ({reason}), so nobody "
-        "could tell later whether the adapter is loaded on the same backbone. Train on a backbone that is quantised by "
-        "bitsandbytes, or not at all."
-    )
+    raise without_bytes(name, tensor, "it has neither full_tensor() nor __tensor_flatten__()")

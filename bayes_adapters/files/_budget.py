@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.files._adapter_checks import too_much
 
 _SLACK = 4  # times the entries that were saved, for initial values, priors and what is computed on the way
 _SMALL = 2**20  # entries that cost nothing
@@ -57,18 +57,11 @@ class Budget(TorchDispatchMode):
         self._require(entries, self._one)
         self._all, self._count = self._all - entries, self._count - 1
         if self._all < 0 or self._count < 0:
-            self._refuse("more tensors")
+            raise too_much(self._where, "more tensors")
 
     def _require(self, entries: int, most: int) -> None:
         if entries > most:
-            self._refuse(f"a tensor of {entries:,} entries")
-
-    def _refuse(self, what: str) -> None:
-        raise AdapterFileError(
-            f"The adapter in {self._where!r} asks for {what} where much less was saved: a size in its description "
-            "(rank, width, classes, …) is not the one of its tensors. It was altered after saving; copy the whole "
-            "folder again, or save the adapter again."
-        )
+            raise too_much(self._where, f"a tensor of {entries:,} entries")
 
 
 def _asked(func: Any, args: Sequence[Any]) -> int:

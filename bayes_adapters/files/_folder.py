@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.errors import AdapterFileError
 from bayes_adapters.files._checks import (
     FORMAT,
     FORMAT_VERSION,
@@ -27,6 +26,17 @@ from bayes_adapters.files._checks import (
     kind,
     require_description,
     require_same,
+)
+from bayes_adapters.files._file_checks import finite, no_number, occupied, unreadable, unwritable
+from bayes_adapters.files._folder_checks import (
+    no_description,
+    no_json,
+    not_json,
+    not_safetensors,
+    require_described,
+    require_no_file,
+    require_short,
+    require_unaltered,
 )
 from bayes_adapters.files._lock import locked, steady
 from bayes_adapters.files._regular import as_folder, read_regular
@@ -63,7 +73,7 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     try:
         tensors = tensors_from_bytes(data)
     except (SafetensorError, KeyError) as error:
-        raise AdapterFileError(f"{str(path)!r} is not a safetensors file: {error}. Save the adapter again.") from error
+        raise not_safetensors(path, error) from error
     require_same(path, "described", about["weights"]["tensors"], {name: kind(t) for name, t in tensors.items()})
     return about, tensors
 
@@ -88,30 +98,20 @@ def to_json(content: dict[str, Any]) -> str:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"The {section} cannot be written as JSON: {error}. Use strings, finite numbers, lists and dicts."
-            ) from error
+            raise no_json(section, error) from error
     text = json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False) + "\n"
-    if len(text) > _LONGEST:
-        raise ConfigError(
-            f"The description has {len(text):,} bytes and at most {_LONGEST:,} are read again. Shorten the task, or "
-            "take a prior with fewer numbers of its own."
-        )
+    require_short(text, _LONGEST)
     return text
 
 
 def require_free(folder: Path) -> None:
     """Raise :class:`AdapterFileError` unless an adapter may be written to ``folder``: new, empty, or an older one."""
     if not folder.is_dir():
-        if folder.exists():
-            raise AdapterFileError(f"{str(folder)!r} is a file; an adapter is saved as a folder. Choose another name.")
+        require_no_file(folder)
         return
     others = [p.name for p in folder.iterdir() if not p.name.startswith(_TEMPORARY)]
     if others and _pending(folder) is None and not _is_ours(folder / DESCRIPTION):
-        raise AdapterFileError(
-            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no "
-            f"{DESCRIPTION} of this library; nothing was written. Choose a new or empty folder."
-        )
+        raise occupied(folder, others, f"{DESCRIPTION} of this library", "a new or empty folder")
 
 
 def _is_ours(path: Path) -> bool:
@@ -144,9 +144,7 @@ def write(folder: Path, weights: bytes, description: str) -> None:
                 raise
             _end(folder)
     except OSError as error:
-        raise AdapterFileError(
-            f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def _both(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -163,10 +161,7 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         return _parsed(path)
     except OSError as error:
-        where = path if folder.is_dir() else folder
-        absent = isinstance(error, FileNotFoundError | NotADirectoryError) and not folder.is_file()
-        what = "does not exist" if absent else f"cannot be read ({error.strerror or error})"
-        raise AdapterFileError(f"{str(where)!r} {what}. Give the folder that bayes_adapters.save wrote.") from error
+        raise no_description(folder, path, error) from error
 
 
 def _pending(folder: Path) -> dict[str, Any] | None:
@@ -183,18 +178,12 @@ def _parsed(path: Path) -> dict[str, Any]:
     """Return a description whose sections and checksum were found right; older ones have no checksum."""
     data = read_regular(path, 0, _LONGEST, "a description")
     try:
-        found = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        found = json.loads(data, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError) as error:
-        raise AdapterFileError(
-            f"{str(path)!r} is not JSON ({error}). Copy the whole folder again, or save the adapter again."
-        ) from error
+        raise not_json(path, error) from error
     about = require_description(path, found)
-    if "checksum" in about and about["checksum"] != _checksum(about):
-        raise AdapterFileError(
-            f"{str(path)!r} was altered after saving: its checksum differs, and another option or "
-            "number can mean other predictions. Copy the whole folder again, or save the adapter again; who altered it "
-            "on purpose takes its entry 'checksum' out."
-        )
+    if "checksum" in about:
+        require_unaltered(path, about["checksum"], _checksum(about))
     return about
 
 
@@ -205,14 +194,8 @@ def _weights(folder: Path, about: Mapping[str, Any]) -> bytes:
     try:
         data = read_regular(path, size, size + _HEADER, f"the tensors that {DESCRIPTION} describes")
     except OSError as error:
-        raise AdapterFileError(
-            f"{str(path)!r} cannot be read ({error.strerror or error}). Copy the whole folder again."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != about["weights"]["sha256"]:
-        raise AdapterFileError(
-            f"{str(path)!r} ({len(data)} bytes) is not the file that {DESCRIPTION} describes: its checksum differs. "
-            "It was cut off, altered, or comes from another save; copy the whole folder again, or save it again."
-        )
+        raise unreadable(path, error, "Copy the whole folder again.") from error
+    require_described(path, len(data), hashlib.sha256(data).hexdigest(), about, DESCRIPTION)
     return data
 
 
@@ -225,14 +208,3 @@ def _end(folder: Path) -> None:
     with suppress(FileNotFoundError):
         os.replace(folder / _PENDING, folder / DESCRIPTION)
         sync_folder(folder)
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no finite number")
-    return number

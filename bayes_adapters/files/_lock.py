@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.files._file_checks import held_up, unsteady
 
 LOCK = ".adapter-lock"
 _PATIENCE = 60.0  # seconds; a save holds the lock for as long as the disk takes
@@ -53,10 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
                     path.unlink()
             os.close(descriptor)
         if time.monotonic() > end:
-            raise AdapterFileError(
-                f"Another process has been saving to {str(folder)!r} for {_PATIENCE:g} s. Wait for it, end it if it "
-                "hangs, or save to another folder."
-            )
+            raise held_up(folder, _PATIENCE)
         time.sleep(0.01)
 
 
@@ -126,10 +124,7 @@ def steady(folder: Path, names: Sequence[str], read: Callable[[], _T], *, whole:
         with locked(folder):  # another process saves without a pause
             return read()
     except OSError as error:
-        raise AdapterFileError(
-            f"Another process changes {str(folder)!r} without a pause, and it cannot be waited for: {error}. Copy the "
-            "folder, or read it when the other one has ended."
-        ) from error
+        raise unsteady(folder, error) from error
 
 
 def _state(folder: Path, names: Sequence[str]) -> list[tuple[int, ...] | None]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.files._file_checks import unreadable
+from bayes_adapters.files._peft_checks import no_head, require_own_head
 from bayes_adapters.files._peft_write import HEAD
 from bayes_adapters.files._tensor_file import TensorFile
 from bayes_adapters.heads.pooling import Pooling
@@ -49,14 +50,8 @@ def own_head(folder: Path, weights: str) -> Head | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AdapterFileError(f"{str(path)!r} cannot be read ({error.strerror or error}).") from error
-    if file.metadata.get("pooling") not in list(Pooling) or "weight" not in tensors or not set(tensors) <= _LINEAR:
-        raise AdapterFileError(f"{str(path)!r} was not written by to_peft. Remove it, or write it again.")
-    if file.metadata.get("weights", weights) != weights:
-        raise AdapterFileError(
-            f"{str(path)!r} was written with other adapters than those beside it: PEFT, or another program, has "
-            "replaced them since. Remove it and train a new head, or write the folder again."
-        )
+        raise unreadable(path, error) from error
+    require_own_head(path, file.metadata, tensors, weights, list(Pooling))
     return Head(tensors, Pooling(file.metadata["pooling"]))
 
 
@@ -112,10 +107,7 @@ def take_head(
     fits = fits and (found.pooling is None or (found.pooling is Pooling.NONE) == per_token)  # type: ignore[union-attr]
     has = _shapes(others if found is None else found.tensors)
     if wanted and not fits:
-        raise ConfigError(
-            f"head=True, but {str(folder)!r} has no single linear head of shape {shape} for one target per "
-            f"{'token' if per_token else 'example'}: it has {has}. Take another likelihood, or head=None."
-        )
+        raise no_head(folder, shape, per_token, has)
     if found is None or not fits or (found.pooling is None and not wanted):
         left = f"The head in {str(folder)!r} ({has}) was not taken over"
         what = f"{str(folder)!r} brings no head" if has == "none" else left

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.files._file_checks import occupied, unwritable
 from bayes_adapters.files._lock import LOCK, locked
 from bayes_adapters.files._peft_config import CONFIG
 from bayes_adapters.files._peft_tensors import WEIGHTS
@@ -66,9 +66,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 raise
             _finish(folder)
     except OSError as error:
-        raise AdapterFileError(
-            f"Cannot write the adapter to {str(folder)!r}: {error}. Is the disk full, or the folder read-only?"
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def require_free(folder: Path) -> None:
@@ -77,10 +75,7 @@ def require_free(folder: Path) -> None:
         return
     others = [p.name for p in folder.iterdir() if p.name != LOCK and not _WORK.fullmatch(p.name)]
     if others and not _is_pefts(folder / CONFIG):
-        raise AdapterFileError(
-            f"The folder {str(folder)!r} is not empty (it holds {', '.join(sorted(others)[:4])}) and has no {CONFIG} "
-            "of PEFT; nothing was written. Choose a new folder."
-        )
+        raise occupied(folder, others, f"{CONFIG} of PEFT", "a new folder")
 
 
 def _is_pefts(path: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import warnings
 from collections import Counter
@@ -26,16 +25,24 @@ from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import Targets, dimensions
-from bayes_adapters.errors import AdapterFileError, ConfigError
-from bayes_adapters.files._checks import not_finite, require_finite
+from bayes_adapters.files._checks import require_finite
+from bayes_adapters.files._file_checks import unreadable
 from bayes_adapters.files._lock import steady
+from bayes_adapters.files._peft_checks import (
+    check_others,
+    check_shapes,
+    require_one_scaling,
+    require_own_configuration,
+    require_own_options,
+    require_plain,
+    require_predicts,
+    require_prefix,
+)
 from bayes_adapters.files._peft_config import CONFIG, Settings, read_config
 from bayes_adapters.files._peft_head import Head, foreign_head, own_head, take_head
 from bayes_adapters.files._peft_tensors import (
     ROOT,
     WEIGHTS,
-    check_others,
-    check_shapes,
     find_prefix,
     open_weights,
     split,
@@ -50,11 +57,6 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
 
-_READ_FROM_FOLDER = {
-    "targets": "target_modules", "rank": "r", "ranks": "rank_pattern", "alpha": "lora_alpha",
-    "target_modules": "target_modules", "r": "r", "lora_alpha": "lora_alpha", "rank_pattern": "rank_pattern",
-    "alpha_pattern": "alpha_pattern", "use_rslora": "use_rslora", "task_type": "task_type",
-}  # fmt: skip
 _SETTINGS = "bayes_adapters_settings"  # in the weights' metadata: a checksum of the settings they belong to
 
 
@@ -95,12 +97,7 @@ def from_peft(
         UserWarning: the model has a fresh head.
     """
     folder = as_folder(directory)
-    own = sorted(set(_READ_FROM_FOLDER) & set(options))
-    if own:
-        names = ", ".join(f"{name} ({_READ_FROM_FOLDER[name]})" for name in own)
-        raise ConfigError(f"{names} of a PEFT adapter are read from its folder; leave them out.")
-    if "lora_dropout" in options:
-        raise ConfigError("PEFT's lora_dropout is called dropout here, and without it the folder's own is taken.")
+    require_own_options(options)
     with unwrapped(backbone) as plain:
         require_unadapted(plain)
         found = steady(folder, STATE, lambda: _read(folder, plain), whole=True)
@@ -146,36 +143,17 @@ def _read(folder: Path, backbone: nn.Module) -> _Found:
     ranks = {path: rank for path, (rank, _) in layout.items()}
     check_shapes(folder, {path.removeprefix(prefix): pair for path, pair in listed.items()}, backbone, ranks)
     check_others(folder, others, prefix, backbone)
-    scaling = _common_scaling(folder, {path: scale for path, (_, scale) in layout.items()})
-    if file.metadata.get(_SETTINGS, settings.checksum()) != settings.checksum():
-        raise AdapterFileError(
-            f"{str(where / CONFIG)!r} is not the configuration that its weights were written with: another rank or "
-            "alpha means another function. Copy the whole folder again, or write it again."
-        )
+    scaling = require_one_scaling(folder, {path: scale for path, (_, scale) in layout.items()})
+    require_own_configuration(where / CONFIG, file.metadata.get(_SETTINGS, settings.checksum()), settings.checksum())
     try:
         tensors, digest = file.read()
     except OSError as error:
-        raise AdapterFileError(f"{str(file.path)!r} cannot be read ({error.strerror or error}).") from error
+        raise unreadable(file.path, error) from error
     factors, others = split(folder, tensors)
-    slots = {name: nn.Parameter(value, requires_grad=False) for name, value in tensors.items() if "lora_" in name}
-    wrong = not_finite(tensors, slots)
-    if wrong:
-        raise AdapterFileError(f"{str(file.path)!r} cannot predict: {wrong}. Train it again, or take an earlier save.")
+    require_predicts(file.path, tensors)
     placed = {path.removeprefix(prefix): pair for path, pair in factors.items()}
     found = own_head(where, digest) or foreign_head(others, backbone, settings.task_type)
     return _Found(settings, prefix, placed, ranks, scaling, others, found)
-
-
-def _common_scaling(folder: Path, scales: Mapping[str, float]) -> float:
-    common = next(iter(scales.values()))
-    other = [path for path, scale in scales.items() if not math.isclose(scale, common, rel_tol=1e-9)]
-    if other:
-        raise AdapterFileError(
-            f"The adapters in {str(folder)!r} differ in their scale: {common:g} for {next(iter(scales))!r} and "
-            f"{scales[other[0]]:g} for {other[0]!r} (rank_pattern, alpha_pattern). Here one scale serves all layers; "
-            "fold the difference into B, or train without these patterns."
-        )
-    return common
 
 
 def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = None) -> None:
@@ -204,8 +182,7 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
         UserWarning: the model's head is no single linear layer and was not written.
     """
     folder = as_folder(directory)
-    if prefix is not None and not re.fullmatch(r"(\w+\.)*", prefix):
-        raise ConfigError(f"prefix must be empty or names that each end in a dot, such as 'model.'; got {prefix!r}.")
+    require_prefix(prefix)
     marks = Marks.of(model)
     prefix = marks.prefix if prefix is None else prefix
     with unwrapped(model):
@@ -242,19 +219,7 @@ _FACTORS = ("lora_A", "lora_B")
 
 def _written_layers(model: AdapterModel) -> dict[str, AdaptedLinear]:
     layers = {path: layer for path, layer in adapted_layers(model.backbone).items() if layer.rank > 0}
-    odd = [f"{site.name!r} is random" for site in model.sites]
-    odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
-    if isinstance(model.backbone, nn.ModuleDict):
-        raise ConfigError(
-            f"A PEFT folder belongs to one backbone; this {type(model).__name__} has the encoders "
-            f"{', '.join(model.backbone)}. Use bayes_adapters.save, which keeps the whole model."
-        )
-    if odd or not layers:
-        what = odd[0] if odd else "no layer has a rank above 0"
-        raise ConfigError(
-            f"A PEFT folder holds one A and one B for each layer; here {what}. Write the posterior mean as a LoRA, or "
-            "use bayes_adapters.save, which keeps the whole posterior."
-        )
+    require_plain(model, layers)
     return layers
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._whole_file import remove_leftovers, replace_file
+from bayes_adapters.training import _checkpoint_checks
 from bayes_adapters.training._state import decode, encode
 
 FORMAT = 1
@@ -45,10 +45,7 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / FILE, data)
     except OSError as error:
-        raise AdapterFileError(
-            f"The checkpoint cannot be written into {directory} ({error}). Is that a folder you may write to, with "
-            f"{len(data) / 2**20:.0f} MiB free? Pass another checkpoint=."
-        ) from error
+        raise _checkpoint_checks.unwritable(directory, len(data), error) from error
 
 
 def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -66,27 +63,18 @@ def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
             remove_leftovers(directory, [FILE])
     if not path.exists():
         return None
-    advice = "Delete it, or pass resume=False, to start anew."
     try:
         data = path.read_bytes()  # Ctrl-C while safetensors reads a file itself would look like a damaged one
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors = from_bytes(data)
         text = header["state"]
         found = json.loads(text)
-        damaged = header["sha256"] != _digest(text, tensors)
+        stated, digest = header["sha256"], _digest(text, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise AdapterFileError(f"{path} is not a readable checkpoint ({error}). Was it cut short? {advice}") from error
-    if damaged:
-        raise AdapterFileError(f"{path} is corrupt: its checksum does not match its content. {advice}")
-    if found["format"] != FORMAT:
-        raise AdapterFileError(f"{path} has format {found['format']}; this version reads {FORMAT}. {advice}")
-    differing = differences(found["config"], json.loads(json.dumps(config)))
-    if differing:
-        listed = "\n".join(f"  {line}" for line in differing)
-        raise ConfigError(
-            f"{path} was written by another run, so this one cannot continue it:\n{listed}\n"
-            "Give this run its own directory, restore the old settings, or pass resume=False to start anew."
-        )
+        raise _checkpoint_checks.unreadable(path, error) from error
+    _checkpoint_checks.require_intact(path, stated, digest)
+    _checkpoint_checks.require_format(path, found["format"], FORMAT)
+    _checkpoint_checks.require_same_run(path, differences(found["config"], json.loads(json.dumps(config))))
     content: dict[str, Any] = decode(found["content"], tensors)
     return content
 

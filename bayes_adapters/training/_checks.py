@@ -196,3 +196,17 @@ def non_finite(step: int, what: str, where: str = "") -> NonFiniteError:
         "clip_norm, a posterior scale that reached 0 or grew without bound (an infinite kl), or targets far outside "
         "the model's range (an infinite nll). No weight was changed by this step."
     )
+
+
+def failed_forward(step: int, error: ValueError) -> NonFiniteError:
+    """Build the error for a NaN that torch's distributions refuse as a parameter, before there is a loss."""
+    where = str(error).partition(", but found invalid values")[0]
+    return non_finite(step, "nll = nan", f"The forward pass already failed: {where}.")
+
+
+def require_recipe(recipe: object) -> None:
+    """Raise :class:`ConfigError` unless ``recipe`` gives options of ``fit``."""
+    if not callable(getattr(recipe, "fit_options", None)):
+        raise ConfigError(
+            f"recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got {recipe!r}."
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,15 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, integer, whole_number
+from bayes_adapters.errors import integer, whole_number
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part
+from bayes_adapters.training import _data_checks
 from bayes_adapters.training._random import epoch_seed
-
-_FIX = (
-    "Pass a list of Batch, bayes_adapters.training.batches(dataset, batch_size, collate), or a DataLoader whose "
-    "collate_fn returns a Batch."
-)
 
 
 class Batches:
@@ -35,24 +30,12 @@ class Batches:
         drop_last: bool,
     ) -> None:
         whole_number("batch_size", batch_size)
-        if collate is None and not isinstance(dataset, Batch):
-            raise ConfigError(
-                f"A {type(dataset).__name__} needs collate=, a function from a list of its items to a Batch; only a "
-                "data set that is itself one large Batch does without."
-            )
-        if not isinstance(dataset, Batch) and not (hasattr(dataset, "__getitem__") and isinstance(dataset, Sized)):
-            raise DataError(
-                f"batches() needs a data set with len() and items by number; got {type(dataset).__name__}. "
-                "Collect an iterable first: list(items)."
-            )
+        _data_checks.require_data_set(dataset, collate)
         self.dataset: Any = dataset
         self.batch_size, self.collate = batch_size, collate
         self.shuffle, self.seed, self.drop_last = shuffle, integer("seed", seed), drop_last
         self.epoch = 0
-        if len(self) == 0:
-            raise DataError(
-                f"The data set has {self.examples} examples: not one batch of {batch_size}. Was a filter too strict?"
-            )
+        _data_checks.require_one_batch(self, self.examples, batch_size)
 
     @property
     def examples(self) -> int:
@@ -122,17 +105,8 @@ def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
     """
     if isinstance(data, Batch):
         return [data]
-    if not hasattr(data, "__iter__"):
-        raise DataError(f"{name} must be an iterable of Batch; got {type(data).__name__}. {_FIX}")
-    if isinstance(data, Iterator) and passes != 1 and passes is not None:
-        raise DataError(
-            f"{name} is a {type(data).__name__}, which can be read only once, and training reads it every epoch. "
-            f"Use list({name}), or an object whose __iter__ starts anew."
-        )
-    if _has_len(data) and len(data) == 0:
-        raise DataError(
-            f"{name} is empty (0 batches). Was a filter too strict, or is drop_last set on fewer examples than a batch?"
-        )
+    _data_checks.require_iterable(data, name, passes)
+    _data_checks.require_not_empty(name, count(data))
     return data
 
 
@@ -141,11 +115,7 @@ def check_size(data: Any, model: AdapterModel) -> None:
     # a mask has no KL, so its model has no size of its own
     counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.sites)
     examples = _examples(data) if counted or model.prior.hyper_sites else None
-    if examples is not None and examples != model.num_data:
-        raise ConfigError(
-            f"The model was built with num_data={model.num_data} and the data have {examples} examples: the KL of "
-            f"its global sites would be weighed wrongly. Build it with num_data={examples}."
-        )
+    _data_checks.require_num_data(model.num_data, examples)
 
 
 def _examples(data: Any) -> int | None:
@@ -170,23 +140,14 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
         size = max((batch.size for batch in data if isinstance(batch, Batch)), default=None)
     examples = examples or model.num_data
     if examples is None or size is None:
-        raise ConfigError(
-            f"The recipe depends on the sizes of the data set and of its batches, and this {type(data).__name__} does "
-            "not say them. Pass a list of Batch or bayes_adapters.training.batches(...), or the options themselves: "
-            "fit(..., **recipe.fit_options(model, guide, num_data=…, batch_size=…))."
-        )
+        raise _data_checks.no_sizes(data)
     return examples, min(size, examples)
 
 
 def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:
     """Yield the batches of ``data``; raise :class:`DataError` for anything that is not a batch with targets."""
     for i, batch in enumerate(data):
-        if not isinstance(batch, Batch):
-            raise DataError(f"Item {i} of {name} is a {type(batch).__name__}, not a Batch. {_FIX}")
-        if batch.targets is None:
-            raise DataError(
-                f"Batch {i} of {name} has no targets. Pass Batch(inputs, targets=...); only predict() does without."
-            )
+        _data_checks.require_targets(batch, i, name)
         yield batch
 
 
@@ -199,13 +160,7 @@ def with_context(stream: Iterator[Batch], reads: Iterable[str]) -> Iterator[Batc
     for batch in stream:
         missing -= set(batch.context)
         yield batch
-    if missing:
-        name = min(missing)
-        raise DataError(
-            f"Model or guide reads the context {name!r}, and no batch of the epoch had any. Pass Batch(..., "
-            f"context={{{name!r}: Frames(values, mask)}}); to train without it on purpose, pass frames whose mask is "
-            "False everywhere."
-        )
+    _data_checks.require_context(missing)
 
 
 def groups(stream: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -265,16 +220,7 @@ def describe(data: Any) -> dict[str, Any]:
 
 def _identity(part: Any) -> dict[str, Any]:
     found = part.identity()
-    try:
-        fine = isinstance(found, dict) and bool(json.dumps(found, allow_nan=False))
-        reason = f"it is a {type(found).__name__}"
-    except (TypeError, ValueError) as error:
-        fine, reason = False, str(error)
-    if not fine:
-        raise ConfigError(
-            f"{type(part).__name__}.identity() must return a dictionary of JSON, which checkpoints can hold: {reason}. "
-            "Use strings, finite numbers, lists and dicts; of large things, a checksum."
-        )
+    _data_checks.require_identity(part, found)
     return dict(found)
 
 

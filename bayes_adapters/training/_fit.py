@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, integer
+from bayes_adapters.errors import choice, integer
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.inference.guide import AdapterGuide, require_one_device
@@ -23,6 +23,7 @@ from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.training import _checks, _data, _optimizer, _recipe
 from bayes_adapters.training._description import description
 from bayes_adapters.training._loop import Loop
+from bayes_adapters.training._monitor_checks import require_named
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import reporters
 from bayes_adapters.training._recipe import RecipeLike
@@ -215,11 +216,7 @@ def fit(
     schedule = None if scheduler is None else scheduler(optimizer)
     _checks.require_usable(optimizer, schedule)
     maximise = choice(Mode, "mode", mode) is Mode.MAX
-    if maximise and monitor in ("auto", None):
-        raise ConfigError(
-            "mode='max' says that higher is better, and monitor= names no metric: 'auto' is val_nll, of which lower is "
-            "better. Name one of evaluate=…, such as monitor='accuracy', or leave mode out."
-        )
+    require_named(monitor, maximise)
     settings = Settings(
         epochs=epochs,
         max_steps=max_steps,

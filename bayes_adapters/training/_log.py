@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-from bayes_adapters.errors import ConfigError, near_matches
 from bayes_adapters.inference.elbo import ElboTerms
+from bayes_adapters.training._monitor_checks import not_a_number, require_metrics, require_new
 
 STEP_METRICS = ("loss", "nll", "kl", "kl_over_nll", "kl_weight", "lr", "grad_norm", "examples_per_second")
 """In every epoch's log."""
@@ -46,33 +44,18 @@ def ratio(a: float, b: float) -> float:
     return a / b if b else float("nan")
 
 
-def check_monitor(monitor: str, names: Iterable[str]) -> None:
-    """Raise :class:`ConfigError`, listing what exists, unless ``monitor`` is among ``names``."""
-    known = [name for name in names if name not in {"epoch", "step"}]
-    if monitor not in known:
-        raise ConfigError(
-            f"monitor={monitor!r} is not in the log.{near_matches(monitor, known)} The log has: {', '.join(known)}. "
-            "val_nll needs validation=…; metrics of your own come from evaluate=…; monitor=None watches nothing."
-        )
-
-
 def merge_evaluation(log: dict[str, float], found: object) -> None:
     """Add what ``evaluate`` returned to an epoch's log.
 
     Raises:
         ConfigError: not a mapping from names to numbers, or a name the log already has.
     """
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"evaluate must return a dict of metric → number; got {type(found).__name__}.")
-    for name, value in found.items():
-        if name in log:
-            raise ConfigError(
-                f"evaluate returned {name!r}, which the log already has. Name it otherwise, for example 'my_{name}'."
-            )
+    for name, value in require_metrics(found).items():
+        require_new(name, log)
         try:
             log[str(name)] = float(value)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"evaluate returned {name!r} = {str(value)[:60]}, which is not a number.") from error
+            raise not_a_number(name, value) from error
 
 
 def _merge(name: str, values: list[tuple[float, float]]) -> float:

@@ -15,14 +15,16 @@ from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.scales import warn_of_scales
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import BayesAdaptersError, DataError
+from bayes_adapters.errors import BayesAdaptersError
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
+from bayes_adapters.training._data_checks import require_steps, too_few
 from bayes_adapters.training._interrupt import terminable, uninterrupted
+from bayes_adapters.training._monitor_checks import check_monitor
 from bayes_adapters.training._progress import Position, Reporter
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._settings import OnStep, Settings
@@ -136,13 +138,7 @@ class Loop:
             report.step(Position(state.epoch, state.batches, state.step, due), record)
             if self.settings.checkpoint_every and state.step % self.settings.checkpoint_every == 0:
                 self.save()
-        if not state.records:
-            raise DataError(
-                f"The data gave no batch in epoch {state.epoch}, though earlier epochs had some. Is it an "
-                "iterator that was used up? Pass list(data), or an object whose __iter__ starts anew."
-                if state.epoch
-                else "The data hold no batch. Was a filter too strict, or an iterator used up?"
-            )
+        require_steps(state.records, state.epoch)
         log = self._epoch_log()
         with uninterrupted():
             self._watch(log)
@@ -154,10 +150,7 @@ class Loop:
         """Pass over the batches an interrupted epoch has used, and take up the noise where it stopped."""
         for used in range(self.state.batches):
             if next(stream, None) is None:
-                raise DataError(
-                    f"The checkpoint was written after {self.state.batches} batches of epoch {self.state.epoch}; the "
-                    f"data now have only {used}. Pass the same data, or resume=False."
-                )
+                raise too_few(self.state.epoch, self.state.batches, used)
         if self.state.generators:
             self.generators.set(self.state.generators, self.state.host)
 
@@ -223,9 +216,7 @@ class Loop:
             # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
             if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
                 raise
-            where = str(error).partition(", but found invalid values")[0]
-            where = f"The forward pass already failed: {where}."
-            raise _checks.non_finite(self.state.step, "nll = nan", where) from error
+            raise _checks.failed_forward(self.state.step, error) from error
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.autocast
@@ -252,7 +243,7 @@ class Loop:
             return
         if state.best is not None and _shapes(state.best) != _shapes(self.tensors):
             state.best, state.best_epoch, state.best_value, state.stale = None, None, None, 0  # ranks were taken out
-        _log.check_monitor(monitor, log)
+        check_monitor(monitor, log)
         sign = -1.0 if self.settings.maximise else 1.0
         value = log[monitor]
         if sign * value < (math.inf if state.best_value is None else sign * state.best_value):  # False for NaN

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.training._optimizer_checks import (
+    require_exactly,
+    require_optimizer,
+    require_optimizer_or_function,
+    require_some,
+)
 
 _FUSED = ("cpu", "cuda")
 """Types of devices with a fused AdamW."""
@@ -30,34 +35,13 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
     Raises:
         ConfigError: nothing is trainable, or the optimiser holds foreign or frozen parameters, or lacks some.
     """
-    if not parameters:
-        raise ConfigError("Neither model nor guide has a parameter with requires_grad=True: there is nothing to train.")
+    require_some(parameters)
     if spec is None:
         return _adamw(list(parameters.values()))
-    if not isinstance(spec, torch.optim.Optimizer) and not callable(spec):
-        raise ConfigError(
-            f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; got {spec!r}. Example: "
-            "optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3)."
-        )
+    require_optimizer_or_function(spec)
     optimizer = spec if isinstance(spec, torch.optim.Optimizer) else spec(list(parameters.values()))
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"optimizer must be a torch.optim.Optimizer or a function parameters → Optimizer; it returned "
-            f"{type(optimizer).__name__}. Example: optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3)."
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    lacking = [name for name, p in parameters.items() if id(p) not in held]
-    if lacking:
-        raise ConfigError(
-            f"The optimizer lacks {len(lacking)} trainable parameters: {_some(lacking)}. Add them, or freeze them with "
-            "requires_grad_(False). Was the optimizer made before the guide, or for another model?"
-        )
-    foreign = len(held - {id(p) for p in parameters.values()})
-    if foreign:
-        raise ConfigError(
-            f"The optimizer holds {foreign} tensors that are not trainable parameters of this model and guide (frozen, "
-            "or of another model). Build it from model.trainable_parameters().values() and guide.parameters()."
-        )
+    require_optimizer(optimizer)
+    require_exactly(optimizer, parameters)
     return optimizer
 
 
@@ -79,7 +63,3 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         },
         "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
     }
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")

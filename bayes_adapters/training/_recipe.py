@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import whole_number
 from bayes_adapters.inference.guide import AdapterGuide, require_pair
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.training import _data
+from bayes_adapters.training import _checks, _data
 
 
 @runtime_checkable
@@ -37,10 +37,7 @@ def options(
     accumulate: int,
 ) -> dict[str, Any]:
     """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
-    if not callable(getattr(recipe, "fit_options", None)):
-        raise ConfigError(
-            f"recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got {recipe!r}."
-        )
+    _checks.require_recipe(recipe)
     for name, value in {"accumulate": accumulate, "epochs": epochs, "max_steps": max_steps}.items():
         if value is not None:
             whole_number(name, value)

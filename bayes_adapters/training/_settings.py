@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.training import _log
+from bayes_adapters.training._monitor_checks import check_monitor, require_watched
 
 OnStep = Callable[[int, Any, Any, torch.optim.Optimizer], None]
 """(step, model, guide, optimizer) → None"""
@@ -50,12 +50,9 @@ def monitored(monitor: str | None, patience: int | None, validation: bool, evalu
     """
     if monitor == "auto":
         monitor = "val_nll" if validation else None
-    if monitor is None and patience is not None:
-        raise ConfigError(
-            "patience has no metric to watch. Pass validation=…, or name one: monitor='loss', or one of evaluate=…."
-        )
+    require_watched(monitor, patience)
     if monitor is not None and not evaluate:
         rates = [f"lr_{i}" for i in range(1, groups)]
         known = [*_log.STEP_METRICS, *rates, *_log.SOMETIMES, *(["val_nll"] if validation else [])]
-        _log.check_monitor(monitor, known)
+        check_monitor(monitor, known)
     return monitor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.training._checkpoint_checks import damaged, not_kept
 
 
 @dataclass
@@ -75,10 +75,7 @@ def encode(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(value, dict):
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[encode(k, tensors), encode(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
-    raise ConfigError(
-        f"The state {path!r} is a {type(value).__name__}, which a checkpoint without pickle cannot hold. Use an "
-        "optimizer and scheduler whose state is numbers and tensors, or pass checkpoint=None."
-    )
+    raise not_kept(path, value)
 
 
 def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -102,7 +99,7 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         pairs = {decode(k, tensors): decode(v, tensors) for k, v in value}
         return {"dict": dict, "counter": Counter}[kind](pairs)
     except (KeyError, ValueError, TypeError) as error:
-        raise AdapterFileError(f"The checkpoint's description is damaged near {str(tree)[:80]!r}: {error}.") from error
+        raise damaged(tree, error) from error
 
 
 def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
