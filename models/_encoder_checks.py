@@ -22,9 +22,7 @@ def require_shared_rank(share: str, cross_rank: int, rank: int) -> None:
         raise ConfigError(f"share={share!r} needs cross_rank = rank; got {cross_rank} and {rank}.")
 
 
-def require_whole_examples(
-    backbone: nn.Module, blocks: Mapping[str, Blocks], streams: Mapping[str, str]
-) -> None:
+def require_whole_examples(backbone: nn.Module, blocks: Mapping[str, Blocks], streams: Mapping[str, str]) -> None:
     """Raise :class:`ConfigError` if the first token is to stand for an example of an encoder that has windows.
 
     Args:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site
 
