@@ -98,7 +98,7 @@ class TrainingFree(AdapterGuide):
                 up = float64(layers[path].lora_B)
                 singular = torch.linalg.vector_norm(up, dim=0)
                 require_orthogonal(path, up, singular)
-                self.get_buffer(_singular(site))[place] = singular.float()
+                self.get_buffer(_singular(site))[place] = singular.float().to(means[path].device)
                 self.get_buffer(_mean(site))[place] = means[path]
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:

@@ -177,7 +177,8 @@ def _predict_batch(
             densities.append(model.likelihood.log_density(fn, batch.targets))
     for name, value in sums.items():
         require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
-    result = replace(model.likelihood.predict(sums, runs), num_samples=samples)
+    # The sums are elsewhere where the model's device has no float64.
+    result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
     extra: dict[str, Any] = {}
     if keep:
         whole = torch.cat(kept)

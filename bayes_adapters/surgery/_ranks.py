@@ -119,7 +119,7 @@ def _cut_parameter(parameter: nn.Parameter, axis: int, index: Tensor, optimizer:
     parameter.grad = None
     data = parameter.data.index_select(axis, index)
     # autograd remembers the old shape for as long as a loss from before is alive; only another dtype makes it forget.
-    parameter.data = data.to(torch.float64 if data.dtype is not torch.float64 else torch.float32)
+    parameter.data = data.to(torch.float16 if data.dtype is not torch.float16 else torch.float32)
     parameter.data = data
     parameter.grad = None if gradient is None else gradient.index_select(axis, index)
     state = {} if optimizer is None else optimizer.state.get(parameter, {})
