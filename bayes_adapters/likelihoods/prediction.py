@@ -93,7 +93,8 @@ class Prediction:
 
     def to(self, device: torch.device | str) -> Prediction:
         """Return the prediction with its tensors on ``device``, those of its tasks too."""
-        held: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        held: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
         return replace(self, **held, tasks={name: task.to(device) for name, task in self.tasks.items()})
 
     @staticmethod
