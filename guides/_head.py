@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import whole_number
 
 
 class ScaleTransform(StrEnum):
@@ -54,16 +54,6 @@ class PosteriorHead(nn.Module):
         offset, g = self.net(u).unflatten(-1, (2, self.rank, self.rank)).unbind(-3)
         centre = torch.nan_to_num(prior.mean, nan=0.0, posinf=0.0, neginf=0.0)
         return dist.Normal(centre + offset, self.scale(g), validate_args=False).to_event(2)
-
-
-def require_float32(guide: nn.Module) -> None:
-    """Raise :class:`ConfigError` if a guide's network was cast with its model."""
-    parameter = next(guide.parameters(), None)
-    if parameter is not None and parameter.dtype != torch.float32:
-        raise ConfigError(
-            f"This {type(guide).__name__} is {parameter.dtype}; posteriors are float32 whatever the backbone is. Call "
-            "guide.float(), and cast the model alone."
-        )
 
 
 def fp32(device: torch.device) -> AbstractContextManager[object]:

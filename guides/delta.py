@@ -9,8 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides._checks import no_bijection, require_inside
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, Site, SiteCall
@@ -65,18 +64,11 @@ def _onto(prior: TorchDistributionMixin) -> Any:
     try:
         return biject_to(prior.support)
     except NotImplementedError:
-        raise ConfigError(
-            f"A point estimate needs a continuous prior; {type(base_distribution(prior)).__name__} is discrete, or "
-            "torch knows no bijection onto its support. Take a continuous one, such as Normal or HalfNormal."
-        ) from None
+        raise no_bijection(prior) from None
 
 
 def _start(model: AdapterModel, site: Site) -> Tensor:
     prior = model.prior.of(site)
     start: Tensor = _onto(prior).inv(model.start(site))
-    if not bool(start.isfinite().all()):
-        raise ConfigError(
-            f"{site.name!r} starts outside the support of its prior {type(base_distribution(prior)).__name__}: a "
-            f"{site.part.value} is initialised with numbers of both signs. Take a prior on all reals, such as Normal."
-        )
+    require_inside(site, prior, start)
     return start

@@ -14,9 +14,16 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.guides._checks import hidden_widths
-from bayes_adapters.guides._head import ScaleTransform, fp32, require_float32
+from bayes_adapters.errors import choice, whole_number
+from bayes_adapters.guides._checks import (
+    hidden_widths,
+    require_float32,
+    require_gamma,
+    require_network,
+    require_product,
+    require_uncertain,
+)
+from bayes_adapters.guides._head import ScaleTransform, fp32
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, SiteCall
@@ -91,25 +98,18 @@ class Hypernetwork(AdapterGuide):
         whole_number("gamma", gamma)
         self.gamma, self.phi = gamma, choice(Phi, "phi", phi)
         self.scale = None if scale is None else choice(ScaleTransform, "scale", scale)
-        if self.phi is Phi.IDENTITY and self.scale is not None:
-            raise ConfigError("phi='identity' fixes Φ = I, so there is nothing to be uncertain about; leave scale out.")
+        require_uncertain(self.phi.value, self.scale)
         sources = sorted({site.source for site in model.sites})
         widths = hidden_widths(bottleneck, sources)
         learned = self.phi in (Phi.DENSE, Phi.KRON)
-        if bottleneck is not None and not learned:
-            raise ConfigError(f"phi={self.phi.value!r} has no network and no hidden width; leave bottleneck out.")
+        require_network(self.phi.value, bottleneck, learned)
         self.bottleneck = dict(bottleneck) if isinstance(bottleneck, Mapping) else bottleneck
         self.nets = nn.ModuleDict()
         self.static = nn.ParameterDict()
         for site in model.sites:
             width, key = model.descriptor_width(site), site_key(site)
-            if learned and site.source not in widths and gamma > width:
-                raise ConfigError(f"gamma must be between 1 and the descriptor's width {width}; got {gamma}.")
-            if self.phi is Phi.KRON and (1, 1) in kron_shapes(site.rank):
-                raise ConfigError(
-                    f"phi='kron' splits Φ (r, r) into two smaller factors, which the rank r = {site.rank} does not "
-                    "allow: take a rank that is a product, such as 4, 8 or 16, or phi='dense'."
-                )
+            require_gamma(gamma, width, read=learned and site.source not in widths)
+            require_product(site.rank, self.phi is Phi.KRON and (1, 1) in kron_shapes(site.rank))
             if learned:
                 self.nets[key] = _Net(width, widths.get(site.source) or width // gamma, site.rank, self.phi, self.scale)
             elif self.phi is Phi.STATIC:

@@ -10,7 +10,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import whole_number
+from bayes_adapters.guides._checks import require_deviation
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part
@@ -38,8 +39,7 @@ class LowRank(JointGuide):
     def __init__(self, model: AdapterModel, *, covariance_rank: int = 4, init_scale: float = 0.1) -> None:
         super().__init__(model)
         whole_number("covariance_rank", covariance_rank)
-        if not isinstance(init_scale, int | float) or not 0.0 < init_scale < math.inf:
-            raise ConfigError(f"init_scale is a standard deviation and must be positive and finite; got {init_scale}.")
+        require_deviation(init_scale)
         self.covariance_rank, self.init_scale = covariance_rank, init_scale
         start = self.start()
         self.loc = nn.Parameter(start)

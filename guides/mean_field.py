@@ -12,8 +12,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.guides._checks import scale_interval
+from bayes_adapters.errors import choice
+from bayes_adapters.guides._checks import require_log, scale_interval
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
@@ -81,11 +81,7 @@ class MeanField(AdapterGuide):
         self.rho = nn.ParameterDict()
         for site in model.sites:
             start = model.start(site)
-            if positive_mean and not bool((start > 0).all()):
-                raise ConfigError(
-                    f"positive_mean=True trains log μ, but the start of {site.name!r} has entries ≤ 0. It is meant for "
-                    "DiagonalCore, whose diagonal starts at singular values."
-                )
+            require_log(positive_mean, site, start)
             root = torch.empty_like(start).uniform_(math.sqrt(low), math.sqrt(high))
             self.loc[site_key(site)] = nn.Parameter(start.log() if positive_mean else start)
             self.rho[site_key(site)] = nn.Parameter(self.parameter.rho(root.square()))

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError
-from bayes_adapters.inference._pyro import is_traced
+from bayes_adapters.guides._checks import check_log_variance, require_untraced
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
@@ -72,11 +71,7 @@ class RankWise(AdapterGuide):
         local_reparametrisation: bool = False,
     ) -> None:
         super().__init__(model)
-        if not _LOWEST <= init_log_variance <= _HIGHEST:
-            raise ConfigError(
-                f"init_log_variance is the natural log of a variance in [{_LOWEST:g}, {_HIGHEST:g}]; got "
-                f"{init_log_variance}. The paper starts at -8, its second version at -12."
-            )
+        check_log_variance(init_log_variance, _LOWEST, _HIGHEST)
         self.init_log_variance, self.tie = float(init_log_variance), tie
         self.local_reparametrisation = local_reparametrisation
         self.loc = nn.ParameterDict({site_key(s): nn.Parameter(model.start(s)) for s in model.sites})
@@ -115,13 +110,7 @@ class RankWise(AdapterGuide):
         call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or call.scale is None or msg["value"] is not None:
             return
-        if is_traced():
-            raise ConfigError(
-                "RankWise(local_reparametrisation=True) was traced in training mode, as Pyro's SVI and its ELBOs do. "
-                "They would take the posterior's mean for a draw and run the model again without noise. Train with "
-                "bayes_adapters.ELBO or fit(), build the guide with local_reparametrisation=False, or call "
-                "guide.eval() to look at weight draws."
-            )
+        require_untraced()
         msg["value"] = call.point = msg["fn"].mean
 
     def _log_variance(self, site: Site) -> Float[Tensor, "L m n"]:

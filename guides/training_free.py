@@ -13,7 +13,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayes_adapters.adapters.installation import adapted_layers
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.devices import float64
+from bayes_adapters.guides._checks import check_noise, require_orthogonal
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site, SiteCall
@@ -78,8 +79,7 @@ class TrainingFree(AdapterGuide):
         Raises:
             ConfigError: it is not positive and finite.
         """
-        if not 0.0 < scale < math.inf:
-            raise ConfigError(f"scale is σ_q, a standard deviation, and must be positive and finite; got {scale}.")
+        check_noise(scale)
         self.get_buffer("log_scale").fill_(math.log(scale))
 
     @torch.no_grad()
@@ -95,16 +95,10 @@ class TrainingFree(AdapterGuide):
         layers: Mapping[str, Any] = adapted_layers(self.model.backbone)  # type: ignore[attr-defined]
         for site in self.model.sites:  # type: ignore[attr-defined]
             for place, path in enumerate(site.layers if site.rank else ()):
-                up = layers[path].lora_B.double()
+                up = float64(layers[path].lora_B)
                 singular = torch.linalg.vector_norm(up, dim=0)
-                product = up.mT @ up
-                if float((product - product.diagonal().diag()).abs().max()) > 1e-4 * float(singular.max()) ** 2:
-                    raise ConfigError(
-                        f"The columns of B in the layer {path!r} are not orthogonal, so their lengths are not its "
-                        "singular values. Rotate the adapter first "
-                        "(bayes_adapters.surgery.training_free.rotate), or let bayesianise do all of it."
-                    )
-                self.get_buffer(_singular(site))[place] = singular.float()
+                require_orthogonal(path, up, singular)
+                self.get_buffer(_singular(site))[place] = singular.float().to(means[path].device)
                 self.get_buffer(_mean(site))[place] = means[path]
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:

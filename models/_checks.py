@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.inference.model import AdapterModel
 
 OF_ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
 """Options of low-rank adapters and their defaults in :class:`bayes_adapters.AdapterModel`."""
@@ -86,9 +87,31 @@ def check_gain(gain: object) -> None:
         raise ConfigError(f"gain is the first value of λ and must be a finite number, for example 0.5; got {gain!r}.")
 
 
-def whole_example(name: str) -> ConfigError:
-    """An encoder within windows is to be pooled by its first token."""
-    return ConfigError(
-        f"{name!r} attends within windows and has no token that stands for the whole example; cls pooling would take "
-        f"the first patch. Take streams={{{name!r}: 'mean', ...}}."
-    )
+def check_drop(drop: float) -> None:
+    """Raise :class:`ConfigError` unless ``drop`` is a probability of which neither outcome is certain."""
+    if not 0.0 < drop < 1.0:
+        raise ConfigError(f"drop is the probability of masking an input and must lie in (0, 1); got {drop}.")
+
+
+def check_masks(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` if a head needs the data set's size, or what is kept would be divided by 0."""
+    if model.random_head:
+        raise ConfigError(
+            f"The random weights of the {type(model.head).__name__} have one KL per data set, whose size an "
+            "AdapterDropout does not know. Take a head without random weights."
+        )
+    for site in model.sites:
+        if not bool((model.prior.of(site).mean > 0).all()):
+            raise ConfigError(
+                f"The prior of {site.name!r} keeps some inputs with probability 0, and what is kept is divided "
+                "by it. Take a probability above 0, or leave the layer out of targets."
+            )
+
+
+def require_singular_values(path: str, rank: int, inputs: int) -> None:
+    """Raise :class:`ConfigError` if A (rank, inputs) has fewer singular values than rows."""
+    if rank > inputs:
+        raise ConfigError(
+            f"The layer {path!r} has {inputs} inputs, so A has no {rank} singular values. "
+            f"Take rank={inputs} or less, or leave the layer out of targets."
+        )

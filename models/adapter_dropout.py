@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from bayes_adapters.adapters.installation import restored_on_error
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models._checks import check_drop, check_masks
 from bayes_adapters.priors import PriorLike
 from bayes_adapters.sites import Granularity, Part
 
@@ -53,8 +53,7 @@ class AdapterDropout(AdapterModel):
         prior: PriorLike | None = None,
         **options: Any,
     ) -> None:
-        if not 0.0 < drop < 1.0:
-            raise ConfigError(f"drop is the probability of masking an input and must lie in (0, 1); got {drop}.")
+        check_drop(drop)
         self.drop = drop
         with restored_on_error(backbone):
             super().__init__(
@@ -65,17 +64,7 @@ class AdapterDropout(AdapterModel):
                 prior=dist.Bernoulli(probs=torch.tensor(1.0 - drop)) if prior is None else prior,
                 **options,
             )
-            if self.random_head:
-                raise ConfigError(
-                    f"The random weights of the {type(self.head).__name__} have one KL per data set, whose size an "
-                    "AdapterDropout does not know. Take a head without random weights."
-                )
-            for site in self.sites:
-                if not bool((self.prior.of(site).mean > 0).all()):
-                    raise ConfigError(
-                        f"The prior of {site.name!r} keeps some inputs with probability 0, and what is kept is divided "
-                        "by it. Take a probability above 0, or leave the layer out of targets."
-                    )
+            check_masks(self)
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"drop": self.drop, "granularity": self.granularity}

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import Descriptor, current_pass
+from bayes_adapters.adapters.forward_pass import Descriptor
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size
 from bayes_adapters.backbones.hidden_states import last_hidden_state
-from bayes_adapters.backbones.windows import window_side
-from bayes_adapters.errors import ConfigError, DataError, choice, whole_number
+from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
@@ -25,7 +24,16 @@ from bayes_adapters.modalities.depths import DepthMap, depth_map
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.modalities.lockstep import Tap
-from bayes_adapters.models._checks import check_gain, whole_example
+from bayes_adapters.models._checks import check_gain
+from bayes_adapters.models._encoder_checks import (
+    require_layer_rank,
+    require_no_padding,
+    require_order,
+    require_shared_rank,
+    require_sites,
+    require_whole_examples,
+    running_pass,
+)
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
@@ -131,8 +139,7 @@ class CoLA(ConcatLoRA):
         self.cross_rank = rank if cross_rank is None else cross_rank
         whole_number("cross_rank", self.cross_rank)
         check_gain(gain)
-        if self.share is not Sharing.NONE and self.cross_rank != rank:
-            raise ConfigError(f"share={self.share.value!r} needs cross_rank = rank; got {self.cross_rank} and {rank}.")
+        require_shared_rank(self.share.value, self.cross_rank, rank)
         self.blocks = blocks_of(encoders, blocks)
         self.steps = _steps(self.blocks, self.depths)
         if targets is None:
@@ -144,10 +151,7 @@ class CoLA(ConcatLoRA):
 
     def _connect(self, prior: PriorLike | None) -> None:
         """Put the inter-modal paths into the adapted layers and make their sites."""
-        for name, blocks in self.blocks.items():
-            windowed = any(window_side(self.backbone.get_submodule(f"{name}.{b.path}")) is not None for b in blocks)
-            if windowed and self.streams[name] is StreamPooling.CLS:
-                raise whole_example(name)
+        require_whole_examples(self.backbone, self.blocks, self.streams)
         device = next(self.backbone.parameters()).device
         layers, many = adapted_layers(self.backbone), len(self.blocks) > 2
         self._descriptor_width: dict[str, int] = {}
@@ -162,11 +166,7 @@ class CoLA(ConcatLoRA):
                 self.sites.append(site)
                 self._descriptor_width[site_name] = self._width(source, other, self._refreshed(stage))
                 layers[full].inter[source] = self._inter_path(layers[full], site, _slot(name, source))
-        if not self.sites:
-            raise ConfigError(
-                "targets= leaves no linear layer of a paired block adapted, so no encoder would see another. The "
-                f"first of these layers is {next(iter(self.blocks.values()))[0].query!r}; leave targets out for all."
-            )
+        require_sites(self.sites, self.blocks)
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
         self.null_descriptor = nn.ParameterDict()
         self._null_key: dict[tuple[str, int, Stage], str] = {}
@@ -196,11 +196,7 @@ class CoLA(ConcatLoRA):
         return stage_width(self.backbone.get_submodule(name), self.blocks[name][block], stage)
 
     def _inter_path(self, layer: AdaptedLinear, site: Site, slot: str) -> InterPath:
-        if self.share is not Sharing.NONE and layer.rank != self.cross_rank:
-            raise ConfigError(
-                f"share={self.share.value!r} needs the cross rank {self.cross_rank} in every layer, and {layer.path!r} "
-                f"has {layer.rank} ranks left. Leave ranks= out, or take share='none'."
-            )
+        require_layer_rank(self.share.value, self.cross_rank, layer.path, layer.rank)
         d_in, d_out = linear_size(layer.base_layer)
         down, up = layer.lora_A, layer.lora_B
         if down is None or up is None or self.share not in (Sharing.A, Sharing.ALL):
@@ -213,9 +209,7 @@ class CoLA(ConcatLoRA):
         return self._descriptor_width[site.name]
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
-        forward_pass = current_pass()
-        if forward_pass is None:
-            raise ConfigError("CoLA's encoders run inside the model only; call the model, the guide or predict().")
+        forward_pass = running_pass("CoLA's encoders run")
         stages = _STAGES[self.schedule]
         tokens: dict[str, int] = {}
 
@@ -244,19 +238,8 @@ class CoLA(ConcatLoRA):
         """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens an example at its input."""
         pooling, windows = self.streams[name], stream.shape[0] // inputs.rows
         stream = stream.reshape(inputs.rows, -1, stream.shape[-1])
-        if stream.shape[1] != tokens:
-            raise DataError(
-                f"The attention of {name!r} sees {stream.shape[1]} tokens of an example where its block's input has "
-                f"{tokens}: the encoder pads images up to whole windows, and padding must not count. Resize the images "
-                "so that at every stage the windows divide the grid of patches, or take schedule='module', which does "
-                "not read within attention."
-            )
-        if windows > 1 and (pooling is StreamPooling.CLS or name in inputs.masks):
-            what = "cls pooling takes the first token" if pooling is StreamPooling.CLS else "a mask follows the order"
-            raise ConfigError(
-                f"The attention of {name!r} sees its tokens in {windows} windows an example, in another order than its "
-                f"input's, and {what}. Take streams={{{name!r}: 'mean'}} and no mask for this encoder."
-            )
+        require_no_padding(name, stream.shape[1], tokens)
+        require_order(name, windows, first=pooling is StreamPooling.CLS, masked=name in inputs.masks)
         return pooling(stream, inputs.mask_of(name, stream)).float()
 
     def _taps(self, name: str) -> list[Tap]:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.targets import ALL_LINEAR
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.heads import Head, LinearHead, Pooling, TwoLayerHead
 from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
+from bayes_adapters.models._encoder_checks import check_streams_head, require_every_stream
 
 
 class StreamPooling(StrEnum):
@@ -101,18 +102,7 @@ class ConcatLoRA(AdapterModel):
 
     def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
         super().require_fitting(head, likelihood)
-        if head.pooling is not Pooling.MEAN:  # the default, which configurations of saved models name
-            raise ConfigError(
-                f"pooling={head.pooling.value!r} has no effect in a {type(self).__name__}: every encoder's output is "
-                "pooled as streams= says, for example streams='cls'."
-            )
-        if type(head).read is not Head.read:
-            raise ConfigError(
-                f"{type(head).__name__} reads one backbone's output, and a {type(self).__name__} has several: its head "
-                "sees their pooled outputs. Take a head that defines forward() only."
-            )
-        if not self.own_head and self.head_width is not None:
-            raise ConfigError(f"head_width={self.head_width} has no effect where head= is given.")
+        check_streams_head(self, head, self.head_width)
 
     def feature_width(self, backbone: nn.Module) -> int:
         return sum(hidden_width(encoder) for encoder in backbone.children())
@@ -155,8 +145,5 @@ def _read_streams(
 ) -> dict[str, StreamPooling]:
     if isinstance(streams, str):
         return dict.fromkeys(encoders, choice(StreamPooling, "stream pooling", streams))
-    if set(streams) != set(encoders):
-        raise ConfigError(
-            f"streams must name every encoder, {sorted(encoders)}, or be one pooling; got {sorted(streams)}."
-        )
+    require_every_stream(streams, encoders)
     return {name: choice(StreamPooling, "stream pooling", streams[name]) for name in encoders}

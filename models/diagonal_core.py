@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models._checks import require_singular_values
 from bayes_adapters.priors import PriorLike, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
 
@@ -70,11 +70,7 @@ class DiagonalCore(AdapterModel):
         for path, layer in adapted_layers(self.backbone).items():
             if layer.lora_A is None:
                 continue
-            if layer.rank > layer.lora_A.shape[1]:
-                raise ConfigError(
-                    f"The layer {path!r} has {layer.lora_A.shape[1]} inputs, so A has no {layer.rank} singular values. "
-                    f"Take rank={layer.lora_A.shape[1]} or less, or leave the layer out of targets."
-                )
+            require_singular_values(path, layer.rank, layer.lora_A.shape[1])
             _, self._singular[path], right = torch.linalg.svd(layer.lora_A, full_matrices=False)
             layer.lora_A.copy_(right)
 

@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import current_pass
 from bayes_adapters.adapters.installation import restored_on_error
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.data.rows import fold
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.models._checks import OF_ADAPTERS, check_depths, check_fusion, check_lengths, check_used
+from bayes_adapters.models._encoder_checks import running_pass
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.models.multiplicative.factors import (
     CP,
@@ -208,11 +208,7 @@ class Wander(ConcatLoRA):
         return Frames(stream, mask)
 
     def _factors(self, depth: int) -> FusionFactors:
-        forward_pass = current_pass()
-        if forward_pass is None:
-            raise ConfigError(
-                "Wander's factors are drawn inside the model only; call the model, the guide or predict()."
-            )
+        forward_pass = running_pass("Wander's factors are drawn")
         modalities = {}
         for name in self.modalities:
             key, place = self._key(depth, name, "-"), self._key(depth, name, ".")

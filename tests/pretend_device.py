@@ -54,6 +54,9 @@ class _There(Tensor):
     def tolist(self) -> Any:
         return self.here.tolist()
 
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        return _There(self.here.new_tensor(data, **options))
+
     def numpy(self, **_: Any) -> Any:
         raise MixedDevices("numpy() of a tensor that is not on the CPU")
 

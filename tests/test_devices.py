@@ -14,10 +14,22 @@ import torch
 from bayes_adapters import ELBO, Bernoulli, Categorical, Frames, Gaussian, Tagging, load, predict, save
 from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.analysis.bootstrap import paired_bootstrap
-from bayes_adapters.analysis.metrics import auroc, reliability_bins, risk_coverage
+from bayes_adapters.analysis.metrics import Decomposition, auroc, decompose, reliability_bins, risk_coverage
+from bayes_adapters.analysis.records import score
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, RankWise
+from bayes_adapters.likelihoods import (
+    HeteroscedasticGaussian,
+    Likelihood,
+    MultiGaussian,
+    MultiLabel,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+    Tasks,
+)
 from bayes_adapters.models import AdapterDropout, DiagonalCore, FusionLoRA, LoRA, StochasticDown, StochasticFactors
 from bayes_adapters.reliability import FrameDensity, Reliability
 from bayes_adapters.surgery.pruning import PruneSchedule
@@ -160,6 +172,68 @@ def test_float64_is_on_the_cpu_where_the_device_has_none(there: str) -> None:
         found = float64(moved)
         assert found.device.type == "cpu"
         assert torch.equal(found, value.double())
+
+
+OUTCOMES: dict[str, tuple[Likelihood, Any]] = {
+    "categorical": (Categorical(3), TARGETS[Categorical]),
+    "bernoulli": (Bernoulli(), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])),
+    "gaussian": (Gaussian(), TARGETS[Gaussian]),
+    "heteroscedastic": (HeteroscedasticGaussian(), TARGETS[Gaussian]),
+    "student_t": (StudentT(), TARGETS[Gaussian]),
+    "poisson": (Poisson(), torch.tensor([0, 3, 1, 0, 7])),
+    "negative_binomial": (NegativeBinomial(), torch.tensor([0, 3, 1, 0, 7])),
+    "ordinal": (Ordinal(3), TARGETS[Categorical]),
+    "multi_label": (MultiLabel(2), torch.ones(5, 2)),
+    "multi_gaussian": (MultiGaussian(2), torch.zeros(5, 2)),
+    "tagging": (Tagging(3), TARGETS[Tagging]),
+    "tasks": (
+        Tasks({"kind": Categorical(3), "size": Gaussian()}),
+        {"kind": TARGETS[Categorical], "size": TARGETS[Gaussian]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(OUTCOMES))
+def test_prediction_there_needs_no_float64(name: str, there: str) -> None:
+    """What float64 holds is then on the CPU; the numbers are the same, and they come back to the device."""
+    likelihood, targets = OUTCOMES[name]
+    model = core_model(backbone=bert().to(there), likelihood=likelihood)
+    guide, batch = Contextual(model), token_batch(targets=targets)
+    options: dict[str, Any] = {"num_samples": 3, "chunk_size": 2, "return_samples": True}
+    expected = predict(model, guide, batch, **options)
+    with single_precision():
+        found = predict(model, guide, batch, **options)
+        ELBO(model, guide)(batch.to(there)).backward()
+    for part in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples"):
+        value, wanted = getattr(found, part), getattr(expected, part)
+        assert (value is None) == (wanted is None)
+        if value is not None:
+            assert str(value.device) == there
+            assert torch.equal(value.cpu(), wanted.cpu())
+    assert {str(task.mean.device) for task in found.tasks.values()} <= {there}
+
+
+def test_surgery_and_analysis_there_need_no_float64(there: str) -> None:
+    with single_precision():
+        lora = fill_B(LoRA(bert().to(there), Bernoulli(), rank=2))
+        with pytest.warns(UserWarning, match="the largest is taken"):
+            model, guide, _ = bayesianise(lora, Delta(lora), [token_batch()])
+        assert {str(t.device) for t in (*model.parameters(), *guide.buffers())} == {there}
+        found = predict(model, guide, token_batch(8), num_samples=2, return_samples=True)
+        assert found.samples is not None
+        split = decompose(found.samples)
+        torch.testing.assert_close(split.total.float(), found.total.cpu())
+        targets = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+        parts = Decomposition(found.total, found.aleatoric, found.epistemic)
+        kept = score("lora", 0, "test", "clean", found.probs, targets, parts, samples=2, seconds=1.0)
+        assert math.isclose(kept.total, float(found.total.cpu().double().mean()))
+        pruned = StochasticFactors(bert().to(there), Bernoulli(), rank=4, num_data=9)
+        schedule = PruneSchedule(threshold=1.0, start=1, every=1, min_rank=1)
+        fit(pruned, RankWise(pruned), [token_batch()], epochs=4, progress=False, on_step=schedule)
+        assert set(pruned.ranks.values()) <= {1, 2, 3}
+        frames = Frames(torch.randn(24, 5, CONTEXT), torch.ones(24, 5, dtype=torch.bool)).to(there)
+        density = FrameDensity.fit([torch.randn(60, CONTEXT).to(there)], [frames])
+        assert str(density.means.device) == there
 
 
 def test_training_there_needs_no_float64(there: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -97,3 +97,39 @@ def require_each_suffix(backbone: nn.Module, names: str | Sequence[str], linear:
             f"Its linear layers end in: {', '.join(suffixes)}. Pass some of these as targets=[...], or "
             "targets='all-linear'."
         )
+
+
+def require_named(names: str | Sequence[str]) -> None:
+    """Raise :class:`TargetError` for targets that name nothing."""
+    if not names:
+        raise TargetError(
+            "The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'."
+        )
+
+
+def require_linear(backbone: nn.Module, linear: Sequence[str]) -> None:
+    """Raise :class:`TargetError` unless there are linear layers in ``backbone``."""
+    if not linear:
+        raise TargetError(
+            f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a "
+            "backbone, or a wrapper around one? Pass the transformer, for example AutoModel.from_pretrained(...)."
+        )
+
+
+def require_numbers(layers: object) -> None:
+    """Raise :class:`TargetError` unless ``layers`` is a list of numbers."""
+    if not isinstance(layers, Sequence) or not all(type(number) is int for number in layers):
+        raise TargetError(f"layers must be a list of block numbers, such as [0, 1], or None; got {layers!r}.")
+
+
+def require_blocks(layers: Sequence[int], index: Mapping[str, int]) -> None:
+    """Raise :class:`TargetError` if a block of ``layers`` holds none of the paths, which ``index`` maps to blocks."""
+    missing = sorted(set(layers) - set(index.values()))
+    if missing:
+        raise TargetError(f"No matched layer lies in block {missing}; matched blocks: {sorted(set(index.values()))}.")
+
+
+def require_left(found: Sequence[str], names: str | Sequence[str], exclude: str | Sequence[str]) -> None:
+    """Raise :class:`TargetError` if exclusion leaves no layer."""
+    if not found:
+        raise TargetError(f"Everything that {names!r} matches is excluded by {exclude!r}: no layer is left to adapt.")

@@ -11,13 +11,17 @@ from torch import nn
 from bayes_adapters.adapters._target_checks import (
     is_peft,
     matches,
+    require_blocks,
     require_each_exclusion,
     require_each_suffix,
+    require_left,
+    require_linear,
+    require_named,
+    require_numbers,
     warn_of_stacked,
 )
 from bayes_adapters.adapters.linear_layers import dimensions as dimensions
 from bayes_adapters.adapters.linear_layers import linear_size as linear_size
-from bayes_adapters.errors import TargetError
 
 ALL_LINEAR = "all-linear"
 
@@ -69,21 +73,14 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     (['query'], ['query', 'key'])
     """
     spec = as_targets(targets)
-    if not spec.names:
-        raise TargetError(
-            "The targets are empty; name layers, for example targets=['query', 'value'], or 'all-linear'."
-        )
+    require_named(spec.names)
     wrapped = tuple(f"{path}." for path, module in backbone.named_modules() if is_peft(module))
     linear = [
         path
         for path, module in backbone.named_modules()
         if path and dimensions(module) is not None and not path.startswith(wrapped)
     ]
-    if not linear:
-        raise TargetError(
-            f"{type(backbone).__name__} has no torch.nn.Linear or transformers Conv1D layer to adapt. Is it a "
-            "backbone, or a wrapper around one? Pass the transformer, for example AutoModel.from_pretrained(...)."
-        )
+    require_linear(backbone, linear)
     if spec.names == ALL_LINEAR:
         found = list(linear)
         warn_of_stacked(backbone)
@@ -93,17 +90,9 @@ def select(backbone: nn.Module, targets: Targets | str | Sequence[str]) -> list[
     require_each_exclusion(spec.exclude, linear)
     found = [path for path in found if not (spec.exclude and matches(path, spec.exclude))]
     if spec.layers is not None:
-        if not isinstance(spec.layers, Sequence) or not all(type(number) is int for number in spec.layers):
-            raise TargetError(f"layers must be a list of block numbers, such as [0, 1], or None; got {spec.layers!r}.")
+        require_numbers(spec.layers)
         index = {path: int(m.group(1)) for path in found if (m := _LAYER_INDEX.search(path))}
-        missing = sorted(set(spec.layers) - set(index.values()))
-        if missing:
-            raise TargetError(
-                f"No matched layer lies in block {missing}; matched blocks: {sorted(set(index.values()))}."
-            )
+        require_blocks(spec.layers, index)
         found = [path for path in found if index.get(path) in set(spec.layers)]
-    if not found:
-        raise TargetError(
-            f"Everything that {spec.names!r} matches is excluded by {spec.exclude!r}: no layer is left to adapt."
-        )
+    require_left(found, spec.names, spec.exclude)
     return found

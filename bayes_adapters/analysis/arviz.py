@@ -13,7 +13,8 @@ import torch
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import DataError, MissingResourceError, whole_number
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
+from bayes_adapters.inference._pair_checks import require_one_device, require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bayes_adapters.analysis._checks import checked_classes, checked_confidence, checked_scores
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import DataError
 
 
@@ -75,7 +76,7 @@ def nll(probs: Tensor, targets: Tensor, *, log: bool = False, clamp: float = 1e-
     if not 0 < clamp < 1:
         raise DataError(f"clamp must lie between 0 and 1 (default 1e-7); got {clamp}.")
     if log:
-        logs = probs.detach().double().cpu()
+        logs = float64(probs.detach()).cpu()
         _, y = checked_classes(logs.exp(), targets)
         logs = torch.stack([torch.log(-torch.expm1(logs.clamp(max=0))), logs], -1) if logs.dim() == 1 else logs
     else:
@@ -201,23 +202,23 @@ def aurc(uncertainty: Tensor, error: Tensor) -> float:
 
 
 def entropy(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N"]:
-    """Return ``-sum_c p_c log p_c`` in nats over the last dimension, shape (…), float64 (float32 on MPS); 0 log 0 = 0.
+    """Return ``-sum_c p_c log p_c`` in nats over the last dimension, shape (…), float64; 0 log 0 = 0.
 
     >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
-    p = _wide(probs)
+    p = float64(probs)
     total: Tensor = torch.special.entr(p).sum(-1)
     return total
 
 
 def binary_entropy(probs: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """Return ``-p log p - (1-p) log(1-p)`` in nats of P(y=1), any shape; dtype as in :func:`entropy`.
+    """Return ``-p log p - (1-p) log(1-p)`` in nats of P(y=1), any shape; float64.
 
     >>> binary_entropy(torch.tensor([0.5, 1.0]))
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
-    p = _wide(probs)
+    p = float64(probs)
     total: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
     return total
 
@@ -233,7 +234,7 @@ def decompose(probs_samples: Tensor) -> Decomposition:
         probs_samples: posterior samples first: P(y=1), shape (S, N), or class probabilities, shape (S, N, …, C).
 
     Returns:
-        total, aleatoric and epistemic, shape (N,) or (N, …), dtype as in :func:`entropy`.
+        total, aleatoric and epistemic, shape (N,) or (N, …), float64.
 
     Source: Depeweg et al. (2018), arXiv 1710.07283; Houlsby et al. (2011), arXiv 1112.5745.
 
@@ -245,7 +246,7 @@ def decompose(probs_samples: Tensor) -> Decomposition:
             "decompose needs floating-point probabilities of shape (S, N) or (S, N, …, C), posterior samples first; "
             f"got {tuple(probs_samples.shape)} {probs_samples.dtype}. One sample is probs[None]."
         )
-    p = _wide(probs_samples)
+    p = float64(probs_samples)
     if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
         raise DataError("decompose needs probabilities from 0 to 1. Were these logits? Apply sigmoid or softmax first.")
     p = p.clamp(0, 1)
@@ -255,7 +256,3 @@ def decompose(probs_samples: Tensor) -> Decomposition:
     floor = 64 * min(torch.finfo(probs_samples.dtype).eps, torch.finfo(torch.float32).eps) ** 2
     epistemic = kl.mean(0)
     return Decomposition(entropy(mean), entropy(p).mean(0), epistemic.where(epistemic > floor, 0.0))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.device.type == "mps" else x.double()  # MPS has no float64

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.analysis import metrics
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import DataError, near_matches
 from bayes_adapters.files._whole_file import replace_file
 
@@ -124,7 +125,7 @@ def score(
         seconds=seconds,
         auroc_error_epistemic=metrics.auroc(uncertainty.epistemic, wrong),
         auroc_ood_total=ood[0],
-        **{k: float(getattr(uncertainty, k).double().mean()) for k in _PARTS},
+        **{k: float(float64(getattr(uncertainty, k)).mean()) for k in _PARTS},
     )
 
 

@@ -49,7 +49,8 @@ from bayes_adapters.files._folder import describe as describe
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks, has_fresh_head
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 

@@ -10,12 +10,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.inference._draw_checks import require_median, require_points
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, SubstitutedDraws, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
@@ -56,17 +55,8 @@ class OwnGuide:
         nodes: dict[str, Any] = self.guide.trace.nodes
         self.guide.trace = type(self.guide.trace)()
         if self.guide.deterministic:
-            self._require_points(nodes)
+            require_points(self.guide, self.model.sites, nodes)
         return nodes["obs"]["fn"]
-
-    def _require_points(self, nodes: dict[str, Any]) -> None:
-        for site in self.model.sites:
-            if site.name in nodes and not isinstance(base_distribution(nodes[site.name]["fn"]), Delta):
-                raise ConfigError(
-                    f"{type(self.guide).__name__}.deterministic is true, and its posterior of {site.name!r} is a "
-                    f"{type(base_distribution(nodes[site.name]['fn'])).__name__}, whose draws differ. Override "
-                    "`deterministic` to return False."
-                )
 
 
 class Replayed:
@@ -103,13 +93,9 @@ class Replayed:
                 return {name: value.float().mean(0, keepdim=True) for name, value in given.items()}
             return {name: value[numbers.to(value.device)] for name, value in given.items()}
         if self.mean_only:
-            if not isinstance(self.guide, AutoGuide):
-                raise ConfigError(
-                    f"mean_only needs the mean of the posterior, which a {type(self.guide).__name__} does not tell. "
-                    "Predict from draws, or take a guide of this library or an autoguide with a median."
-                )
+            guide = require_median(self.guide)
             with self._forked(0):
-                return {name: value.unsqueeze(0) for name, value in self.guide.median(batch).items()}
+                return {name: value.unsqueeze(0) for name, value in guide.median(batch).items()}
         each = [{n: node["value"] for n, node in self._traced(batch, s).items()} for s in numbers.tolist()]
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
@@ -152,34 +138,3 @@ def source_of(model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int |
     if isinstance(guide, AdapterGuide):
         return OwnGuide(model, guide, mean_only, seed)
     return Replayed(model, guide, mean_only, int(torch.randint(1 << 62, ())) if seed is None else seed)
-
-
-def check_draws(draws: Mapping[Any, Any]) -> int:
-    """Return S, the number of draws in a dictionary site → (S, …).
-
-    Raises:
-        ConfigError: a value is no tensor, or they differ in S.
-    """
-    sizes = {
-        str(name): value.shape[0] if isinstance(value, Tensor) and value.dim() else 0 for name, value in draws.items()
-    }
-    if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
-        raise ConfigError(
-            f"Draws are a dictionary site → tensor (S, …), with one S for all sites; got {sizes or 'none'}. From "
-            "pyro.infer.MCMC that is mcmc.get_samples(), without group_by_chain."
-        )
-    return next(iter(sizes.values()))
-
-
-def require_ready(guide: AnyGuide) -> None:
-    """Raise :class:`ConfigError` if ``guide`` cannot give draws: no callable, or an autoguide that has seen no data."""
-    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-        raise ConfigError(
-            f"This {type(guide).__name__} has not been set up: it has no parameters before its first call. Train it "
-            "with pyro.infer.SVI, or call guide(batch) once with a batch that has targets."
-        )
-    if isinstance(guide, type) or not callable(guide):
-        raise ConfigError(
-            "predict takes a guide: one of bayes_adapters.guides, any callable Pyro guide, or a dictionary site → "
-            f"draws (S, …); got a {type(guide).__name__}."
-        )

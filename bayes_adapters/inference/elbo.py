@@ -27,7 +27,9 @@ from torch.distributions import kl_divergence
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, whole_number
-from bayes_adapters.inference.guide import SAME, AdapterGuide, require_pair
+from bayes_adapters.inference._guide_checks import require_gradient
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import SAME, AdapterGuide
 from bayes_adapters.inference.handlers import KLMode, KLWeight
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import AdapterModel
@@ -147,7 +149,7 @@ class ELBO(nn.Module):
         for name, site in guide_trace.nodes.items():
             if site["type"] != "sample" or name in joined:
                 continue
-            _require_gradient(name, site)
+            require_gradient(name, site)
             if name == JOINT:
                 parts = {name: model_trace.nodes[name] for name in joined if name in guide_trace.nodes}
                 kl = kl + _sum(joint_kl(site, parts), site)
@@ -155,18 +157,6 @@ class ELBO(nn.Module):
                 kl = kl + _kl(site, model_trace.nodes[name])
         scales = _scale_statistics(guide_trace) if with_scales else {}
         return ElboTerms(nll + kl, nll, kl, weight, scales)
-
-
-def _require_gradient(name: str, guide_site: Any) -> None:
-    """Raise :class:`ConfigError` if the likelihood would have no gradient for the parameters of a posterior."""
-    q = guide_site["fn"]
-    if not q.has_rsample and q.log_prob(guide_site["value"].detach()).requires_grad:
-        raise ConfigError(
-            f"The posterior {type(base_distribution(q)).__name__} of {name!r} has parameters to train and its draws "
-            "are not reparametrised (no rsample), so that the expected log-likelihood would have no gradient for "
-            "them. Take a family that has, such as Normal, or train with pyro.infer.SVI and Trace_ELBO, which scores "
-            "draws."
-        )
 
 
 def _sum(value: Tensor, site: Any) -> Tensor:

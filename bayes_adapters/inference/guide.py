@@ -14,8 +14,8 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import mean_of
-from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.inference._checks import require_no_look_ahead, require_posterior, require_served, require_wide
+from bayes_adapters.inference._guide_checks import require_hyper_served, require_model, require_sites
 from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
 from bayes_adapters.inference.model import AdapterModel
@@ -77,27 +77,15 @@ class AdapterGuide(GuideMessenger, nn.Module):
     """Whether hyper-parameters of the prior are inferred too, by a Gaussian each on the unconstrained space."""
 
     def __init__(self, model: AdapterModel) -> None:
-        if not isinstance(model, AdapterModel):
-            raise ConfigError(
-                f"{type(self).__name__} is built for a model such as StochasticCore(backbone, likelihood); got "
-                f"{described(model)}."
-            )
+        require_model(self, model)
         nn.Module.__init__(self)
         GuideMessenger.__init__(self, model)
-        if self.needs_sites and not model.sites:
-            raise ConfigError(
-                f"{type(self).__name__} has nothing to infer: nothing in this {type(model).__name__} is random. Take a "
-                "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
-            )
+        require_sites(self, model)
         for site in model.sites:
             require_served(self, site, model.prior.of(site))
             require_no_look_ahead(self, site, model)
         hyper, device = model.prior.hyper_sites, next(model.parameters()).device
-        if hyper and not self.serves_hyper:
-            raise ConfigError(
-                f"{type(self).__name__} infers no hyper-parameters, and the prior has {hyper[0].name!r}. Take a guide "
-                "that does, such as MeanField, or a prior with constant parameters."
-            )
+        require_hyper_served(self, hyper)
         self.hyper = HyperPosterior(hyper, device) if hyper else None
 
     @property
@@ -163,29 +151,6 @@ class AdapterGuide(GuideMessenger, nn.Module):
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
-
-
-def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
-    """Raise :class:`ConfigError` unless ``guide`` was built for ``model`` and its adapters are still installed."""
-    if not isinstance(model, AdapterModel) or not isinstance(guide, AdapterGuide):
-        raise ConfigError(
-            "A model such as StochasticCore(backbone, likelihood) and the guide built for it are needed, in this "
-            f"order; got {described(model)} and {described(guide)}."
-        )
-    if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
-    model.require_installed()
-
-
-def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
-    """Raise :class:`ConfigError` unless the guide's parameters and buffers are where the model's parameters are."""
-    device = next(model.parameters()).device
-    for name, tensor in [*guide.named_parameters(), *guide.named_buffers()]:
-        if tensor.device != device:
-            raise ConfigError(
-                f"The model is on {device} and the guide's {name!r} on {tensor.device}. Call "
-                f"guide.to({str(device)!r}), and make an optimizer only after that."
-            )
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

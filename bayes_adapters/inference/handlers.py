@@ -14,7 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayes_adapters.distributions import base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
-from bayes_adapters.errors import ConfigError, choice, near_matches
+from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
 from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 
@@ -118,17 +119,10 @@ class SubstitutedDraws(Messenger):
         if name not in self.draws:
             if HYPER in infer:
                 return  # no output depends on it once the adapters' sites are known
-            raise ConfigError(
-                f"The guide samples no {name!r}, which would be drawn from its prior, not from a posterior."
-                f"{near_matches(name, self.draws)} Its sites: {', '.join(list(self.draws)[:6]) or 'none'}."
-            )
+            raise unsampled(name, self.draws)
         value, shape = self.draws[name], msg["fn"].shape()
         value = value if value.dim() == len(shape) else value.unsqueeze(1)  # the data plate's dimension
-        if value.shape != shape:
-            raise ConfigError(
-                f"Draws of {name!r} have shape {tuple(self.draws[name].shape)}; the model needs {tuple(shape)}, "
-                "samples first. Draws of a site of one example or token each fit the batch they were made for only."
-            )
+        require_shape(name, self.draws[name], value, shape)
         msg["value"] = value
 
 
@@ -160,11 +154,7 @@ class KeyedDraws(Messenger):
         shape = msg["fn"].shape()
         local = call is not None and call.site.granularity is not Granularity.GLOBAL
         examples = self.examples if local else self.examples.new_zeros(1)
-        if tuple(shape[:2]) != (len(self.samples), len(examples)):
-            raise ConfigError(
-                f"Draws of {msg['name']!r} have batch shape {tuple(shape[:2])}; expected samples × examples = "
-                f"({len(self.samples)}, {len(examples)}). Run the guide inside pyro.plate(name, S, dim=-2)."
-            )
+        require_plates(msg["name"], tuple(shape[:2]), (len(self.samples), len(examples)))
         device = device_of(msg["fn"])
         if call is None:
             msg["value"] = from_uniforms(

@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import BayesAdaptersError, ConfigError, DataError, FoldError, integer, whole_number
+from bayes_adapters.errors import BayesAdaptersError, FoldError, integer, whole_number
 from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.inference._draw_checks import (
+    check_draws,
+    require_enough,
+    require_predictable,
+    require_ready,
+    require_some,
+    require_wrapped,
+)
 from bayes_adapters.inference._lock import exclusive
-from bayes_adapters.inference._sources import AnyGuide, Source, check_draws, require_ready, source_of
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device, require_pair
+from bayes_adapters.inference._pair_checks import require_one_device, require_pair
+from bayes_adapters.inference._sources import AnyGuide, Source, source_of
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Prediction
 
@@ -90,8 +99,7 @@ def predict(
     >>> found.probs.shape, found.num_samples, bool((found.total >= found.epistemic).all())
     (torch.Size([3]), 16, True)
     """
-    if isinstance(data, Mapping):
-        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
+    require_wrapped(data)
     guide, samples = _checked(model, guide, num_samples)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
@@ -104,8 +112,7 @@ def predict(
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
     with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
-            if not isinstance(batch, Batch):
-                raise DataError(f"predict() takes a Batch or an iterable of them; it found a {type(batch).__name__}.")
+            require_predictable(batch)
             batch = batch.to(device)
             if batch.targets is not None:
                 model.likelihood.accept(batch.targets)
@@ -120,8 +127,7 @@ def predict(
                 alone = True
                 part = _predict_batch(model, source, batch, ids, samples, 1, return_samples)
             parts.append(part)
-    if not parts:
-        raise DataError("There is nothing to predict: the data holds no batch. Was a generator already exhausted?")
+    require_some(parts)
     return Prediction.concatenate(parts)
 
 
@@ -133,8 +139,7 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
         model.require_installed()
         count = check_draws(guide)
         wanted = count if num_samples is None else num_samples
-        if wanted > count:
-            raise ConfigError(f"num_samples={wanted} are more than the {count} draws given. Leave it out to take all.")
+        require_enough(wanted, count)
         kept = torch.linspace(0, count - 1, wanted).round().long()
         return {str(name): value[kept.to(value.device)] for name, value in guide.items()}, wanted
     if isinstance(model, AdapterModel) and not isinstance(guide, AdapterGuide):
@@ -172,7 +177,8 @@ def _predict_batch(
             densities.append(model.likelihood.log_density(fn, batch.targets))
     for name, value in sums.items():
         require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
-    result = replace(model.likelihood.predict(sums, runs), num_samples=samples)
+    # The sums are elsewhere where the model's device has no float64.
+    result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
     extra: dict[str, Any] = {}
     if keep:
         whole = torch.cat(kept)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.devices import float64
 from bayes_adapters.likelihoods.prediction import Prediction
 
 HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
@@ -16,7 +17,7 @@ HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 
 def class_sums(probs: Float[Tensor, "S *B C"]) -> dict[str, Float[Tensor, "..."]]:
     """Sum class probabilities and their entropies over the S draws, in float64."""
-    probs = probs.double()
+    probs = float64(probs)
     return {"mean": probs.sum(0), "entropy": entropy(probs).sum(0)}
 
 
@@ -34,9 +35,9 @@ def moment_sums(mean: Tensor, variance: Tensor, entropies: Tensor) -> dict[str, 
         variance: the same shape: its variance v_s, in squared units of the target.
         entropies: the same shape, nats: its entropy h_s.
     """
-    mean, variance = mean.double(), variance.double()
+    mean, variance = float64(mean), float64(variance)
     summed = {"mean": mean, "square": mean.square(), "variance": variance, "log_variance": variance.log()}
-    return {name: value.sum(0) for name, value in (summed | {"entropy": entropies.double()}).items()}
+    return {name: value.sum(0) for name, value in (summed | {"entropy": float64(entropies)}).items()}
 
 
 def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
@@ -54,8 +55,8 @@ def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
 
 def normal_sums(loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """Sum over S draws of N(loc, scale²), shape (S, B, …), what :func:`normal_prediction` needs, in float64."""
-    entropies = scale.double().log() + HALF_LOG_TWO_PI_E
-    loc, variance = loc.double(), scale.double().square()
+    loc, scale = float64(loc), float64(scale)
+    variance, entropies = scale.square(), scale.log() + HALF_LOG_TWO_PI_E
     summed = {"mean": loc, "square": loc.square(), "variance": variance, "entropy": entropies}
     return {name: value.sum(0) for name, value in summed.items()}
 

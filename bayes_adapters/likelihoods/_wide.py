@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from bayes_adapters.devices import float64
+
 
 class WideStudentT(dist.StudentT):  # type: ignore[misc]
     """Student-t whose log density and entropy are computed in float64 and returned in the parameters' dtype."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``log p(value)``, shape = batch shape."""
-        return self.wide().log_prob(value.double()).to(self.loc.dtype)
+        return self.wide().log_prob(float64(value)).to(self.loc)
 
     def entropy(self) -> Tensor:
         """Return the entropy, nats, shape = batch shape, in float64."""
@@ -23,7 +25,7 @@ class WideStudentT(dist.StudentT):  # type: ignore[misc]
 
     def wide(self) -> Any:
         """Return the same distribution in float64."""
-        return dist.StudentT(self.df.double(), self.loc.double(), self.scale.double())
+        return dist.StudentT(float64(self.df), float64(self.loc), float64(self.scale))
 
 
 class WideNegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
@@ -31,7 +33,7 @@ class WideNegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``log p(value)``, shape = batch shape."""
-        r, logits, count = self.total_count.double(), self.logits.double(), value.double()
+        r, logits, count = float64(self.total_count), float64(self.logits), float64(value)
         combinations = torch.lgamma(count + r) - torch.lgamma(r) - torch.lgamma(count + 1)
         scores = combinations + r * logsigmoid(-logits) + count * logsigmoid(logits)
-        return scores.to(self.logits.dtype)
+        return scores.to(self.logits)

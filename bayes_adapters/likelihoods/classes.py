@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_class_numbers, require_probabilities
 from bayes_adapters.likelihoods._splits import class_prediction, class_sums, entropy, split
@@ -81,7 +82,7 @@ class Bernoulli(Likelihood):
         require_probabilities(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        logits = fn.logits.double()
+        logits = float64(fn.logits)
         both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
         return {"mean": both[..., 0].sum(0), "entropy": entropy(both).sum(0)}
 

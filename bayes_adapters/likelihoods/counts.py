@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_counts
 from bayes_adapters.likelihoods._splits import entropy, mixture_moments, split
@@ -55,7 +56,7 @@ class CountLikelihood(Likelihood):
             "probs": probs,
             "entropy": entropy(probs),
             "bound": _bound(variance),
-            "beyond": (1.0 - probs.sum(-1) > _TAIL).double(),
+            "beyond": float64(1.0 - probs.sum(-1) > _TAIL),
         }
         return {name: value.sum(0) for name, value in summed.items()}
 
@@ -83,7 +84,7 @@ class Poisson(CountLikelihood):
         return dist.Poisson(outputs[..., 0].float().exp())
 
     def wide(self, fn: Any) -> Any:
-        return dist.Poisson(fn.rate.double())
+        return dist.Poisson(float64(fn.rate))
 
 
 class NegativeBinomial(CountLikelihood):
@@ -114,7 +115,7 @@ class NegativeBinomial(CountLikelihood):
         return WideNegativeBinomial(self.log_r.exp().expand_as(log_mean), logits=log_mean - self.log_r)
 
     def wide(self, fn: Any) -> Any:
-        return WideNegativeBinomial(fn.total_count.double(), logits=fn.logits.double())
+        return WideNegativeBinomial(float64(fn.total_count), logits=float64(fn.logits))
 
     def config(self) -> dict[str, Any]:
         return {"init_log_r": self.init_log_r}

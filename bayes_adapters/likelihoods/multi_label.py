@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods._checks import require_labels
 from bayes_adapters.likelihoods._known import KnownEntries
@@ -51,7 +52,7 @@ class MultiLabel(Likelihood):
         require_labels(targets, self.num_outputs)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        logits = fn.base_dist.logits.double()
+        logits = float64(fn.base_dist.logits)
         both = torch.stack([torch.sigmoid(logits), torch.sigmoid(-logits)], -1)
         return {"mean": both[..., 0].sum(0), "entropy": entropy(both).sum(0)}
 

@@ -91,6 +91,12 @@ class Prediction:
             return torch.full_like(self.epistemic, math.nan)
         return self.epistemic * (self.num_samples / (self.num_samples - 1))
 
+    def to(self, device: torch.device | str) -> Prediction:
+        """Return the prediction with its tensors on ``device``, those of its tasks too."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        held: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
+        return replace(self, **held, tasks={name: task.to(device) for name, task in self.tasks.items()})
+
     @staticmethod
     def concatenate(parts: list[Prediction]) -> Prediction:
         """Join predictions of consecutive batches; where their tokens differ in number, zeros are appended.

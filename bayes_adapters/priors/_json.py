@@ -14,6 +14,7 @@ from torch.distributions import Distribution, Transform, transforms
 
 from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.priors._checks import unwritable
 from bayes_adapters.priors._tensors import tensors_of
 
 Find = Callable[[str, str], Any]
@@ -43,12 +44,7 @@ def describe(prior: Any, site: str, *, elementwise: bool, find: Find | None) -> 
     except _UnwritableError as error:
         if find is None:
             return _checksum(prior)
-        raise ConfigError(
-            f"The prior of {site!r} cannot be written to a file: {error}. Give the class (a distribution, or a "
-            "callable) a `name` and a `config()` that returns its options as JSON, and register it with "
-            "bayes_adapters.registry.register, or by an entry point of the group bayes_adapters.priors; a plain "
-            "function is registered under its own name. Everything but save() works without."
-        ) from None
+        raise unwritable(site, error) from None
 
 
 def read(entry: Mapping[str, Any], site: str, find: Find | None) -> Any:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.priors._checks import misfit, require_distribution
 
 if TYPE_CHECKING:
     from bayes_adapters.sites import Site
@@ -28,11 +28,7 @@ def fitted(prior: Any, site: Site) -> TorchDistributionMixin:
     Raises:
         ConfigError: it is no Pyro distribution, or its shape does not broadcast.
     """
-    if not isinstance(prior, TorchDistributionMixin):
-        raise ConfigError(
-            f"The prior of {site.name!r} is a {type(prior).__module__}.{type(prior).__name__}, not a Pyro "
-            "distribution. Take it from pyro.distributions, for example pyro.distributions.Normal(0., 0.2)."
-        )
+    require_distribution(prior, site)
     base: Any = prior
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
@@ -45,10 +41,7 @@ def fitted(prior: Any, site: Site) -> TorchDistributionMixin:
         if whole.batch_shape + whole.event_shape != torch.Size(site.shape):
             raise ValueError(f"its shape is {shape}")
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The prior {type(base).__name__} of {site.name!r}, of shape {shape}, does not fit the site's shape "
-            f"{site.shape}: {error}. Give a scalar distribution, or one of that shape, such as identity_normal(rank)."
-        ) from error
+        raise misfit(base, shape, site, error) from error
     return whole
 
 

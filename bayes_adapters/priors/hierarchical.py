@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints, kl_divergence, transforms
 from torch.distributions.kl import register_kl
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.priors._checks import no_bijection, require_no_others, require_one_event
 from bayes_adapters.priors._shapes import fresh
 
 if TYPE_CHECKING:
@@ -208,29 +208,17 @@ def at_start(function: PriorFunction, site: Site, known: Mapping[str, HyperSite]
             except _PauseSignal as pause:
                 found[pause.name] = _hyper_site(pause.name, pause.fn, site)
     nodes: dict[str, Any] = trace.trace.nodes
-    for node in nodes.values():
-        raise ConfigError(
-            f"The prior's function of {site.name!r} calls pyro.{node['type']}. A prior may sample hyper-parameters "
-            "with pyro.sample; it is never trained, observed or in a plate. Let it return a distribution, for several "
-            "hyper-parameters under one name with .to_event()."
-        )
+    require_no_others(nodes, site)
     return prior, [found[name] for name in handler.used]
 
 
 def _hyper_site(name: str, fn: Any, site: Site) -> HyperSite:
-    if fn.batch_shape:
-        raise ConfigError(
-            f"The hyper-parameter {name!r} of the prior of {site.name!r} has batch shape {tuple(fn.batch_shape)}. "
-            "Several hyper-parameters under one name are one event: end the distribution with .to_event()."
-        )
+    require_one_event(name, fn, site)
     try:
         onto = bijection(fn.support)
         start = onto(torch.zeros(onto.inverse_shape(fn.event_shape)))
     except NotImplementedError:
-        raise ConfigError(
-            f"The hyper-parameter {name!r} of the prior of {site.name!r} is discrete, or torch knows no bijection onto "
-            f"the support of {type(fn).__name__}. Take a continuous one, such as HalfCauchy or Gamma."
-        ) from None
+        raise no_bijection(name, fn, site) from None
     return HyperSite(name, fn.support, start)
 
 

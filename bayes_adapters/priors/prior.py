@@ -25,8 +25,15 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError, near_matches
 from bayes_adapters.priors import _json
+from bayes_adapters.priors._checks import (
+    require_constant,
+    require_found,
+    require_instance,
+    require_mapping,
+    require_patterns,
+    require_untied,
+)
 from bayes_adapters.priors._shapes import fitted, fresh, single
 from bayes_adapters.priors._tensors import distributions_of, tensors_of, with_tensors
 from bayes_adapters.priors.hierarchical import HyperSite, PriorFunction, at_start, sample_priors
@@ -103,12 +110,7 @@ class Prior(nn.Module):
     def _hold(self, site: Site, prefix: str, whole: TorchDistributionMixin) -> None:
         """Keep a copy of ``whole`` whose tensors are buffers of this module."""
         tensors = tensors_of(whole)
-        learned = [path for path, tensor in tensors.items() if tensor.requires_grad]
-        if learned:
-            raise ConfigError(
-                f"The {learned[0]} of the prior {type(whole).__name__} of {site.name!r} requires a gradient, and a "
-                f"prior is never trained: pass {learned[0]}.detach()."
-            )
+        require_constant(tensors, whole, site)
         copies = {id(tensor): tensor.detach().clone() for tensor in tensors.values()}
         held = with_tensors(whole, copies)
         for part in distributions_of(held):
@@ -157,11 +159,8 @@ class Prior(nn.Module):
         self._whole(site.name)
         whole = self._held[site.name].pristine
         shapes = {tuple(tensor.shape) for tensor in tensors_of(whole).values()}
-        if whole.event_dim or site.name in self._functions or shapes != {site.shape}:
-            raise ConfigError(
-                f"The prior {type(whole).__name__} of {site.name!r} ties entries together, so no rank can be taken out "
-                "of it. Take an elementwise prior, such as LogUniform or Normal."
-            )
+        constant = site.name not in self._functions
+        require_untied(whole, site, constant and whole.event_dim == 0 and shapes == {site.shape})
 
     def select(self, site: Site, axis: int, index: Tensor) -> None:
         """Keep only the entries ``index`` of an elementwise prior along ``axis`` of the site's shape."""
@@ -226,28 +225,15 @@ def from_json(spec: Mapping[str, Any], find: _json.Find | None = None) -> dict[s
 
 def _resolve(spec: Any, sites: Sequence[Site]) -> list[Any]:
     """The distribution or callable of each site."""
-    if isinstance(spec, type):
-        raise ConfigError(f"The prior is the class {spec.__name__}; pass an instance, such as Normal(0.0, 0.2).")
+    require_instance(spec)
     if isinstance(spec, TorchDistributionMixin) or (callable(spec) and not isinstance(spec, Mapping)):
         return [spec] * len(sites)
-    if not isinstance(spec, Mapping):
-        raise ConfigError(
-            "A prior is a Pyro distribution, a dict pattern → distribution, or callable(name, shape); got "
-            f"{type(spec).__module__}.{type(spec).__name__}."
-        )
+    require_mapping(spec)
     names = [site.name for site in sites]
-    for pattern in spec:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(
-                f"The prior's key {pattern!r} matches no site.{near_matches(pattern, names)} "
-                f"Sites: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}."
-            )
+    require_patterns(spec, names)
     chosen = []
     for name in names:
         found = [value for pattern, value in spec.items() if fnmatch.fnmatch(name, pattern)]
-        if not found:
-            raise ConfigError(
-                f"No key of the prior matches the site {name!r}. Add it, or the pattern '*' for all others."
-            )
+        require_found(name, found)
         chosen.append(found[0])
     return chosen

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Frames
+from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability._checks import check_training_contexts, require_covariance, require_finite_distances
 
@@ -93,7 +94,7 @@ class FrameDensity(nn.Module):
         groups, held_out = check_training_contexts(groups, held_out, quantile)
         density = cls(groups[0].shape[-1], len(groups), two_sided=two_sided).to(groups[0].device)
         for k, frames in enumerate(groups):
-            density.means[k], density.whitening[k] = _gaussian(frames.double(), ridge, k)
+            density.means[k], density.whitening[k] = _gaussian(float64(frames), ridge, k)
         distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
         require_finite_distances(distances)
         far = max(quantile, 0.95)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bayes_adapters.adapters.as_lora import require_lora
+from bayes_adapters.adapters._lora_checks import require_lora
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.files.marks import has_fresh_head
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Bernoulli, Categorical
 from bayes_adapters.models import LoRA, StochasticDown

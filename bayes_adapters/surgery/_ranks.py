@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, Site
 
@@ -118,7 +119,7 @@ def _cut_parameter(parameter: nn.Parameter, axis: int, index: Tensor, optimizer:
     parameter.grad = None
     data = parameter.data.index_select(axis, index)
     # autograd remembers the old shape for as long as a loss from before is alive; only another dtype makes it forget.
-    parameter.data = data.to(torch.float64 if data.dtype is not torch.float64 else torch.float32)
+    parameter.data = data.to(torch.float16 if data.dtype is not torch.float16 else torch.float32)
     parameter.data = data
     parameter.grad = None if gradient is None else gradient.index_select(axis, index)
     state = {} if optimizer is None else optimizer.state.get(parameter, {})

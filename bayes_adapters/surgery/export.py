@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters import registry
-from bayes_adapters.adapters.as_lora import as_lora, require_lora
+from bayes_adapters.adapters._lora_checks import require_lora
+from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
@@ -18,7 +19,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import fingerprint
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.heads import LinearHead
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
 

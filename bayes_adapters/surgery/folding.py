@@ -9,7 +9,8 @@ import torch
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, MeanField
-from bayes_adapters.inference.guide import AdapterGuide, require_pair, site_key
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.models import Wander
 from bayes_adapters.models.multiplicative.factors import CP
 from bayes_adapters.sites import SiteCall

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bayes_adapters.adapters.as_lora import as_lora, require_formula, require_lora
+from bayes_adapters.adapters._lora_checks import require_formula, require_lora
+from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError

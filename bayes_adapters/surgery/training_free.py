@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.installation import adapted_layers, remove, swap
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.devices import generators_kept
+from bayes_adapters.devices import float64, generators_kept
 from bayes_adapters.errors import DataError, choice
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.guides import TrainingFree
@@ -148,7 +148,7 @@ def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Ten
     >>> torch.allclose(B1 @ A1, B @ A, atol=1e-6), abs(float(B1[:, 0] @ B1[:, 1])) < 1e-5
     (True, True)
     """
-    up = B.detach().double()
+    up = float64(B.detach())
     if up.numel() == 0:
         return A.detach(), B.detach()
     _, singular, right = torch.linalg.svd(up, full_matrices=up.shape[0] < up.shape[1])  # right has all r rows
@@ -156,16 +156,16 @@ def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Ten
     null = torch.ones(up.shape[1], dtype=torch.bool, device=up.device)
     null[: len(singular)] = singular <= singular.max() * max(up.shape) * torch.finfo(torch.float64).eps
     up[:, null] = 0.0
-    return (right @ A.detach().double()).to(A.dtype), up.to(B.dtype)
+    return (right @ float64(A.detach())).to(A), up.to(B)
 
 
 def _value(found: Prediction, batches: list[Batch], criterion: Criterion) -> float:
     if criterion is Criterion.NLL:
         if found.log_density is None:
             raise DataError("The anchors have no targets to measure a loss on.")
-        return -float(found.log_density.double().mean())
+        return -float(float64(found.log_density).mean())
     targets = torch.cat([batch.targets for batch in batches if isinstance(batch.targets, Tensor)]).to(found.mean.device)
-    return float((_classes(found.mean) == (targets if found.mean.dim() == 2 else targets > 0.5)).double().mean())
+    return float(float64(_classes(found.mean) == (targets if found.mean.dim() == 2 else targets > 0.5)).mean())
 
 
 def _classes(mean: Tensor) -> Tensor:

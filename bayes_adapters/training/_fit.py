@@ -15,8 +15,9 @@ import torch
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import choice, integer
 from bayes_adapters.inference._lock import exclusive
+from bayes_adapters.inference._pair_checks import require_one_device
 from bayes_adapters.inference.elbo import ELBO
-from bayes_adapters.inference.guide import AdapterGuide, require_one_device
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from bayes_adapters.errors import whole_number
-from bayes_adapters.inference.guide import AdapterGuide, require_pair
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.training import _checks, _data
 

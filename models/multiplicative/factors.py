@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import choice
+from bayes_adapters.models.multiplicative._factor_checks import check_factors, check_modality, require_foldable
 
 
 class Placement(StrEnum):
@@ -96,21 +97,7 @@ class ModalityFactors:
     null: Float[Tensor, "... d"] | None = None
 
     def __post_init__(self) -> None:
-        shapes = {name: tuple(factor.shape) for name, _, factor in self.parts()}
-        dims = all(factor.dim() >= event_dim for _, event_dim, factor in self.parts())
-        if not (
-            dims
-            and self.bias.shape[-1] == self.rank
-            and self.feature.shape[-2:] == self.down.shape[-2:]
-            and self.token.shape[-1] == self.rank
-            and (self.null is None or self.null.shape[-1] == self.width)
-        ):
-            raise ConfigError(
-                "A modality's factors must be down (*S, r, d), bias (*S, r), feature (*S, R_d, r, d), token "
-                f"(*S, R_t, L, r) and null (*S, d) or None, with one r and one d; got {shapes}."
-            )
-        if min(self.rank, self.width, *self.feature.shape[-3:], *self.token.shape[-3:]) < 1:
-            raise ConfigError(f"rank, width, terms and length must be at least 1; got factors of shapes {shapes}.")
+        check_modality(self)
 
     @property
     def rank(self) -> int:
@@ -149,31 +136,7 @@ class FusionFactors:
     gate: Float[Tensor, "... K d"] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.modalities) < 2:
-            raise ConfigError(
-                f"Fusion multiplies the factors of at least two modalities; got {list(self.modalities)}. For one "
-                "modality there is nothing to fuse: use an adapter."
-            )
-        sizes = {name: (m.rank, m.width) for name, m in self.modalities.items()}
-        if len(set(sizes.values())) > 1:
-            raise ConfigError(
-                f"All modalities need the same rank and the same width; got (rank, width) = {sizes}. Project wider "
-                "encoders to a common width first."
-            )
-        if self.gate is not None:
-            shape = tuple(self.gate.shape)
-            if len(shape) < 2 or shape[-1] != self.width or shape[-2] not in (1, len(self.modalities)):
-                raise ConfigError(
-                    f"The gate has shape {shape}; it must be (*S, 1, {self.width}) for pooled or "
-                    f"(*S, {len(self.modalities)}, {self.width}) for residual fusion."
-                )
-        try:
-            _ = self.draws
-        except RuntimeError as error:
-            leads = {f"{name}.{part}": tuple(f.shape[: f.dim() - dim]) for name, part, dim, f in self._all()}
-            raise ConfigError(
-                f"The draws of the factors do not broadcast: leading sizes are {leads}. Draw all in the same plates."
-            ) from error
+        check_factors(self)
 
     @property
     def rank(self) -> int:
@@ -188,13 +151,13 @@ class FusionFactors:
     @property
     def draws(self) -> tuple[int, ...]:
         """``*S``: sizes of the sample plates; empty when nothing is drawn."""
-        return tuple(torch.broadcast_shapes(*(f.shape[: f.dim() - dim] for _, _, dim, f in self._all())))
+        return tuple(torch.broadcast_shapes(*(f.shape[: f.dim() - dim] for _, _, dim, f in self.parts())))
 
     @property
     def dtype(self) -> torch.dtype:
         """The widest dtype of the factors."""
-        dtype = self._all()[0][3].dtype
-        for *_, factor in self._all():
+        dtype = self.parts()[0][3].dtype
+        for *_, factor in self.parts():
             dtype = torch.promote_types(dtype, factor.dtype)
         return dtype
 
@@ -205,17 +168,14 @@ class FusionFactors:
             ConfigError: ``rule.cp`` is a sum of products: Σ_i Π_m Z_m^(i) lacks the cross terms of Π_m Σ_i Z_m^(i), so
                 in general no single term equals R of them.
         """
-        if rule.cp is not CP.PRODUCT_OF_SUMS:
-            raise ConfigError(
-                "Only cp='product_of_sums' folds: it uses its terms summed. In cp='sum_of_products' each term is a "
-                "product of its own, and a sum of R products is in general no product (a CP of rank R has not rank 1)."
-            )
+        require_foldable(rule)
         return replace(self, modalities={name: m.folded() for name, m in self.modalities.items()})
 
     def num_elements(self) -> int:
         """The number of entries of all factors."""
-        return sum(math.prod(factor.shape) for *_, factor in self._all())
+        return sum(math.prod(factor.shape) for *_, factor in self.parts())
 
-    def _all(self) -> list[tuple[str, str, int, Tensor]]:
+    def parts(self) -> list[tuple[str, str, int, Tensor]]:
+        """(modality, name, number of dimensions without ``*S``, factor) of every factor, the gate last."""
         parts = [(name, *part) for name, m in self.modalities.items() for part in m.parts()]
         return parts if self.gate is None else [*parts, ("gate", "", 2, self.gate)]

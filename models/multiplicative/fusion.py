@@ -42,8 +42,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.models.multiplicative._checks import check_sequences, missing
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.models.multiplicative._checks import (
+    check_sequences,
+    checked_gate,
+    missing,
+    require_draws,
+    require_paired_terms,
+    require_token_rows,
+)
 from bayes_adapters.models.multiplicative.factors import (
     CP,
     RELEASED,
@@ -188,28 +195,14 @@ class _Call:
         """Check, pack and return."""
         rows = check_sequences(sequences, factors)
         draws = factors.draws
-        if rows % math.prod(draws):
-            raise DataError(
-                f"The factors hold {math.prod(draws)} draws and the sequences {rows} rows, which must be draws · B in "
-                "the order [S, B]. Repeat each sequence once a draw: values.repeat(S, 1, 1)."
-            )
-        terms = {(m.feature.shape[-3], m.token.shape[-3]) for m in factors.modalities.values()}
-        if rule.cp is CP.SUM_OF_PRODUCTS and (len(terms) > 1 or len(set(next(iter(terms)))) > 1):
-            raise ConfigError(
-                "cp='sum_of_products' pairs term i of every factor, so all need the same number of terms; got "
-                f"(feature, token) terms {sorted(terms)}. cp='product_of_sums' takes any."
-            )
+        require_draws(rows, math.prod(draws))
+        require_paired_terms(factors, rule)
         dtype = torch.promote_types(torch.float32, factors.dtype)
         for frames in sequences.values():
             dtype = torch.promote_types(dtype, frames.values.dtype)
         packed = {name: _pack(frames.values, frames.mask) for name, frames in sequences.items()}
         for name, sequence in packed.items():
-            length = factors.modalities[name].token.shape[-2]
-            if rule.tokens is Tokens.FIXED and sequence.values.shape[1] > length:
-                raise DataError(
-                    f"A row of {name!r} has {int(sequence.count.max())} real tokens and its fixed token factor "
-                    f"{length} rows. Shorten the sequence, give the factor a row a token, or use tokens='interpolated'."
-                )
+            require_token_rows(name, sequence.values.shape[1], sequence.count, factors, rule)
         return _Call(packed, factors, rule, draws, rows, dtype, next(iter(packed.values())).values.device)
 
     def flat(self, factor: Tensor, event_dim: int) -> Tensor:
@@ -225,13 +218,7 @@ class _Call:
 
     def gate(self, rows: int) -> Float[Tensor, "S {rows} d"]:
         """The gate, which must have the ``rows`` that its placement needs."""
-        gate = self.factors.gate
-        if gate is None or gate.shape[-2] != rows:
-            raise ConfigError(
-                f"The gate has shape {None if gate is None else tuple(gate.shape)}; this placement needs (*S, {rows}, "
-                "d): one row for placement='pooled', one a modality for placement='residual'."
-            )
-        return self.flat(gate, 2)
+        return self.flat(checked_gate(self.factors.gate, rows), 2)
 
     def places(self, name: str, length: int) -> Float[Tensor, "rows n {length}"]:
         """A of the module's docstring; zero at places without a token."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import choice
+from bayes_adapters.models.multiplicative._checks import check_fusion_options
 from bayes_adapters.models.multiplicative.factors import (
     CP,
     FusionFactors,
@@ -84,7 +85,7 @@ class CPFusion(nn.Module):
         self.init = choice(Init, "init", init)
         self.lengths, self.width, self.rank = dict(lengths), width, rank
         self.feature_terms, self.token_terms = feature_terms, token_terms
-        self._check(null)
+        check_fusion_options(self, null)
         count = len(self.lengths)
         self.down = nn.ParameterList([torch.empty(rank, width) for _ in self.lengths])
         self.bias = nn.ParameterList([torch.empty(rank) for _ in self.lengths])
@@ -125,27 +126,6 @@ class CPFusion(nn.Module):
             null=False,
             init=init,
         )
-
-    def _check(self, null: bool) -> None:
-        if len(self.lengths) < 2:
-            raise ConfigError(
-                f"Fusion needs at least two modalities; got lengths={self.lengths}. For one, use an adapter."
-            )
-        sizes = {"width": self.width, "rank": self.rank, "feature_terms": self.feature_terms}
-        sizes |= {"token_terms": self.token_terms} | {f"lengths[{k!r}]": v for k, v in self.lengths.items()}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1; got {value}.")
-        if self.rule.cp is CP.SUM_OF_PRODUCTS and self.feature_terms != self.token_terms:
-            raise ConfigError(
-                f"cp='sum_of_products' shares its index between both factors: feature_terms ({self.feature_terms}) and "
-                f"token_terms ({self.token_terms}) must be equal. cp='product_of_sums' takes any."
-            )
-        if self.init is not Init.GATED and (self.rule.normalise or null):
-            raise ConfigError(
-                f"init={self.init.value!r} starts from Z = 0 and needs normalise=False and null=False; got "
-                f"normalise={self.rule.normalise} and null={null}. Use init='gated', or CPFusion.released(...)."
-            )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

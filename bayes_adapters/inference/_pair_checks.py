@@ -1,0 +1,30 @@
+"""Whether a model and a guide belong together."""
+
+from __future__ import annotations
+
+from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.model import AdapterModel
+
+
+def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` unless ``guide`` was built for ``model`` and its adapters are still installed."""
+    if not isinstance(model, AdapterModel) or not isinstance(guide, AdapterGuide):
+        raise ConfigError(
+            "A model such as StochasticCore(backbone, likelihood) and the guide built for it are needed, in this "
+            f"order; got {described(model)} and {described(guide)}."
+        )
+    if guide.model is not model:
+        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+    model.require_installed()
+
+
+def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` unless the guide's parameters and buffers are where the model's parameters are."""
+    device = next(model.parameters()).device
+    for name, tensor in [*guide.named_parameters(), *guide.named_buffers()]:
+        if tensor.device != device:
+            raise ConfigError(
+                f"The model is on {device} and the guide's {name!r} on {tensor.device}. Call "
+                f"guide.to({str(device)!r}), and make an optimizer only after that."
+            )
