@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,13 +99,13 @@ def require_two_groups(count: int) -> None:
         raise DataError(f"Resampling needs at least two examples or groups; got {count}.")
 
 
-def require_records(path: str | Path, rows: object) -> None:
+def require_records(path: str | os.PathLike[str], rows: object) -> None:
     """Raise :class:`DataError` unless what the file ``path`` holds is a list of JSON objects."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} must be a JSON list of records, as write_records makes it.")
 
 
-def require_fields(path: str | Path, rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
+def require_fields(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Raise :class:`DataError` unless the keys of every record are exactly ``names``."""
     for i, row in enumerate(rows):
         if unknown := [k for k in row if k not in names]:
