@@ -85,7 +85,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         parameter.data = own.detach().to(parameter.device, copy=True)
         parameter.requires_grad_(own.requires_grad)
     Marks.of(model).put_on(lora)
-    return lora.to(next(backbone.parameters()).device).eval()
+    return lora.eval()
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:
