@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,11 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bayes_adapters.errors import BayesAdaptersError, ConfigError, NonFiniteError
+from bayes_adapters._cli_checks import building, require_answer, require_output, require_samples
+from bayes_adapters.errors import BayesAdaptersError
 
 _INTERRUPTED = 130  # 128 + SIGINT
 _CLOSED = 141  # 128 + SIGPIPE
-_MOST_SAMPLES = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(text: str) -> None:
     """Write to the standard output, which may know fewer characters than the text has, be full, or be closed."""
-    if sys.stdout is None:
-        raise ConfigError("The standard output is closed, so there is nowhere to write the answer to.")
+    require_output(sys.stdout)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
@@ -130,7 +128,6 @@ def _targets(options: argparse.Namespace) -> str:
 def _skeleton(name: str) -> Any:
     """Build the backbone without its weights."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
 
     from bayes_adapters.backbones import locate
     from bayes_adapters.backbones._torchaudio import settle_torchaudio
@@ -140,21 +137,11 @@ def _skeleton(name: str) -> Any:
 
     _quiet()
     folder = locate(name)
-    try:
-        # A model's folder can hold Python of its own; listing its layers must not run it, nor ask whether to.
+    # A model's folder can hold Python of its own; listing its layers must not run it, nor ask whether to.
+    with building(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError, RuntimeError,
-            StrictDataclassError) as error:  # fmt: skip
-        reason = (
-            "it needs Python code of its own (auto_map), which this command does not run."
-            if "trust_remote_code" in str(error)
-            else error
-        )
-        raise ConfigError(
-            f"{name!r} holds no model that transformers can build: {reason} Give a folder with the config.json of one."
-        ) from error
 
 
 def _show(options: argparse.Namespace) -> str:
@@ -195,22 +182,12 @@ def _verify(options: argparse.Namespace) -> str:
     from bayes_adapters.speech.verify import Verifier, VerifyTask
 
     _quiet()
-    if options.samples < 2:
-        raise ConfigError(f"--samples must be at least 2, for one draw cannot disagree; got {options.samples}.")
-    if options.samples > _MOST_SAMPLES:
-        raise ConfigError(
-            f"--samples must be at most {_MOST_SAMPLES:,}, for all draws are held in memory; got {options.samples}. "
-            "The error of an average of 1,000 draws is below .02 already."
-        )
+    require_samples(options.samples)
     VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
     verifier = Verifier.from_directory(options.adapter, options.device)
     verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)
     numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic)
-    if not all(math.isfinite(number) for number in numbers):
-        raise NonFiniteError(
-            f"The model answers with {', '.join(f'{number:g}' for number in numbers)}, which is no answer. Its weights "
-            "or those of an encoder are damaged: load the encoders again, or train the adapter again."
-        )
+    require_answer(numbers)
     if options.json:
         return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration}, allow_nan=False)
     return (

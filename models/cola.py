@@ -16,6 +16,7 @@ from bayes_adapters.adapters.installation import adapted_layers, restored_on_err
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.targets import Targets, linear_size
 from bayes_adapters.backbones.hidden_states import last_hidden_state
+from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
@@ -152,7 +153,6 @@ class CoLA(ConcatLoRA):
     def _connect(self, prior: PriorLike | None) -> None:
         """Put the inter-modal paths into the adapted layers and make their sites."""
         require_whole_examples(self.backbone, self.blocks, self.streams)
-        device = next(self.backbone.parameters()).device
         layers, many = adapted_layers(self.backbone), len(self.blocks) > 2
         self._descriptor_width: dict[str, int] = {}
         for name, source, own, other in self.pairs:
@@ -165,7 +165,8 @@ class CoLA(ConcatLoRA):
                 site = Site(site_name, Part.CROSS, (full,), shape, Granularity.SEQUENCE, source)
                 self.sites.append(site)
                 self._descriptor_width[site_name] = self._width(source, other, self._refreshed(stage))
-                layers[full].inter[source] = self._inter_path(layers[full], site, _slot(name, source))
+                layers[full].inter[source] = inter = self._inter_path(layers[full], site, _slot(name, source))
+                place_beside(layers[full].base_layer, inter)
         require_sites(self.sites, self.blocks)
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
         self.null_descriptor = nn.ParameterDict()
@@ -176,7 +177,7 @@ class CoLA(ConcatLoRA):
                 key = self._null_key[source, other, stage] = f"{source}-{width}"
                 if key not in self.null_descriptor:
                     self.null_descriptor[key] = nn.Parameter(torch.zeros(width))
-        self.to(device)
+        place_beside(self.backbone, self.prior, self.null_descriptor)
 
     @property
     def pairs(self) -> list[tuple[str, str, int, int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import restored_on_error
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.data.rows import fold
 from bayes_adapters.errors import whole_number
@@ -147,7 +148,7 @@ class Wander(ConcatLoRA):
         self.gate = nn.ParameterList([torch.zeros(rows, size) for _ in self.depths])
         self.sites += [site for depth in self.depths for name in widths for site in self._sites(depth, name, size)]
         self.prior = Prior(self._start_normal if prior is None else prior, self.sites)
-        self.to(next(self.backbone.parameters()).device)
+        place_beside(self.backbone, self.project, self.down, self.bias, self.absent, self.gate, self.prior)
 
     def _key(self, depth: int, name: str, separator: str) -> str:
         return f"{depth}{separator}{name}" if self.every_layer else name

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 
+from bayes_adapters.analysis._checks import require_all_or_none, require_one_target
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import DataError, MissingResourceError, whole_number
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
@@ -65,11 +66,7 @@ def to_arviz(
     require_one_device(model, guide)
     whole_number("num_samples", num_samples)
     whole_number("chunk_size", chunk_size)
-    if model.likelihood.per_token:
-        raise DataError(
-            f"to_arviz() takes one target per example; {type(model.likelihood).__name__} has one per token. Use "
-            "predict(..., return_samples=True) for token-wise draws."
-        )
+    require_one_target(model.likelihood, model.likelihood.per_token)
     parts: dict[str, list[torch.Tensor]] = {"drawn": [], "density": [], "targets": []}
     batches = 0
     device = next(model.parameters()).device
@@ -91,12 +88,7 @@ def to_arviz(
                 model.likelihood.check(targets)
                 parts["targets"].append(targets)
                 parts["density"].append(torch.cat(density))
-    if not batches:
-        raise DataError("There is nothing to draw: the data holds no batch. Was a generator already exhausted?")
-    if len(parts["targets"]) not in (0, batches):
-        raise DataError(
-            f"{len(parts['targets'])} of {batches} batches have targets; give all of them targets, or none."
-        )
+    require_all_or_none(len(parts["targets"]), batches)
     groups: dict[str, Any] = {"posterior_predictive": {"obs": torch.cat(parts["drawn"], 1)[None].cpu().numpy()}}
     if parts["targets"]:
         groups["log_likelihood"] = {"obs": torch.cat(parts["density"], 1)[None].cpu().numpy()}

@@ -32,16 +32,20 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from bayes_adapters.analysis._attribution_checks import (
+    require_any_withholdable,
+    require_batches,
+    require_few,
+    require_names,
+    require_subsets,
+)
 from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
 from bayes_adapters.analysis.metrics import Decomposition
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, choice, integer
-from bayes_adapters.inference._checks import require_withholdable
+from bayes_adapters.errors import choice, integer
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
-
-_MOST = 7  # modalities: 128 subsets
 
 
 class AttributionMethod(StrEnum):
@@ -152,10 +156,7 @@ def attribute(
     how = choice(AttributionMethod, "method", method)
     seed = integer("seed", seed)  # predict's None is other noise in every call, and the differences would be that noise
     batches = [data] if isinstance(data, Batch) else list(data)
-    if not batches or not all(isinstance(batch, Batch) for batch in batches):
-        raise DataError(
-            f"attribute() takes a Batch or an iterable of them; it found {'none' if not batches else 'something else'}."
-        )
+    require_batches(batches)
     names = _names(model, batches, modalities, how)
     players = frozenset(names)
     if how is AttributionMethod.SHAPLEY:
@@ -198,8 +199,7 @@ def shapley(values: Mapping[frozenset[str], Tensor]) -> dict[str, Tensor]:
     {'a': -0.5, 'b': -0.5}
     """
     players = list(dict.fromkeys(name for given in sorted(values, key=len) for name in sorted(given)))
-    if len(values) != 2 ** len(players):
-        raise ConfigError(f"{len(players)} players have {2 ** len(players)} subsets; got values of {len(values)}.")
+    require_subsets(len(players), len(values))
     result: dict[str, Tensor] = {}
     for player in players:
         others = [given for given in values if player not in given]
@@ -219,24 +219,11 @@ def _names(
 ) -> list[str]:
     """The modalities in question, all of them known."""
     allowed = list(dict.fromkeys(name for batch in batches for name in model.withholdable(batch)))
-    if not allowed:
-        raise ConfigError(
-            f"Nothing can be withheld: the batches have no context, and this {type(model).__name__} always needs the "
-            "inputs of its backbone. With a single modality there is nothing to attribute to; put context into the "
-            "batches, or take a model of several encoders, such as CoLA."
-        )
+    require_any_withholdable(model, allowed)
     names = allowed if modalities is None else list(modalities)
-    if isinstance(modalities, str) or not names or len(set(names)) != len(names):
-        raise ConfigError(
-            f"modalities must be a list of different names, or None for all; got {modalities!r}. Available: "
-            f"{', '.join(allowed)}."
-        )
-    require_withholdable(names, allowed)
-    if how is AttributionMethod.SHAPLEY and len(names) > _MOST:
-        raise ConfigError(
-            f"Shapley values of {len(names)} modalities need {2 ** len(names)} predictions; at most {_MOST} modalities "
-            "are allowed. Name some in modalities=, or take method='withhold'."
-        )
+    require_names(modalities, names, allowed)
+    if how is AttributionMethod.SHAPLEY:
+        require_few(names)
     return names
 
 

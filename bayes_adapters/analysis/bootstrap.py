@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayes_adapters.errors import DataError
+from bayes_adapters.analysis._checks import require_aligned, require_two_groups
 
 
 class PairedDifference(NamedTuple):
@@ -54,15 +54,10 @@ def paired_bootstrap(
     a, b = ((v,) if isinstance(v, Tensor) else tuple(v) for v in (a, b))
     labels = groups.tolist() if isinstance(groups, Tensor) else None if groups is None else list(groups)
     sizes = {len(v) for v in (*a, *b)} | ({len(labels)} if labels is not None else set())
-    if len(sizes) != 1 or draws < 1:
-        raise DataError(
-            f"paired_bootstrap needs the same examples in a, b and groups, and draws >= 1; got sizes {sorted(sizes)} "
-            f"and draws={draws}. Align the two sets of predictions by example first."
-        )
+    require_aligned(sizes, draws)
     n = sizes.pop()
     names = {g: i for i, g in enumerate(dict.fromkeys(range(n) if labels is None else labels))}
-    if len(names) < 2:
-        raise DataError(f"Resampling needs at least two examples or groups; got {len(names)}.")
+    require_two_groups(len(names))
     member = torch.tensor([names[g] for g in (range(n) if labels is None else labels)], device="cpu")
     rng = torch.Generator().manual_seed(seed)
     values = torch.empty(draws, dtype=torch.float64, device="cpu")

@@ -14,9 +14,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayes_adapters.analysis._checks import checked_classes, checked_confidence, checked_scores
+from bayes_adapters.analysis._checks import (
+    checked_classes,
+    checked_confidence,
+    checked_scores,
+    require_binary,
+    require_clamp,
+    require_class,
+    require_probabilities,
+    require_samples,
+)
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import DataError
 
 
 class Decomposition(NamedTuple):
@@ -73,8 +81,7 @@ def nll(probs: Tensor, targets: Tensor, *, log: bool = False, clamp: float = 1e-
     >>> round(nll(torch.tensor([0.0]), torch.tensor([1])), 2)
     16.12
     """
-    if not 0 < clamp < 1:
-        raise DataError(f"clamp must lie between 0 and 1 (default 1e-7); got {clamp}.")
+    require_clamp(clamp)
     if log:
         logs = float64(probs.detach()).cpu()
         _, y = checked_classes(logs.exp(), targets)
@@ -138,8 +145,7 @@ def auc(probs: Tensor, targets: Tensor, positive: int = 1) -> float:
     0.75
     """
     p, y = checked_classes(probs, targets)
-    if not 0 <= positive < p.shape[1]:
-        raise DataError(f"positive must name one of the {p.shape[1]} classes, 0 to {p.shape[1] - 1}; got {positive}.")
+    require_class(positive, p.shape[1])
     return auroc(p[:, positive], y == positive)
 
 
@@ -156,8 +162,7 @@ def auroc(score: Tensor, positives: Tensor) -> float:
     from torchmetrics.functional.classification import binary_auroc
 
     s, e = checked_scores(score, positives, "score", "positives")
-    if not bool(((e == 0) | (e == 1)).all()):
-        raise DataError("positives must be bool or 0/1. For a graded loss use risk_coverage.")
+    require_binary(e)
     if e.min() == e.max():
         return float("nan")
     # Ranks, because torchmetrics passes any score outside [0, 1] through a sigmoid, which merges large ones.
@@ -241,14 +246,9 @@ def decompose(probs_samples: Tensor) -> Decomposition:
     >>> [round(v.item(), 4) for v in decompose(torch.tensor([[1.0], [0.0]]))]
     [0.6931, 0.0, 0.6931]
     """
-    if probs_samples.dim() < 2 or 0 in probs_samples.shape or not probs_samples.is_floating_point():
-        raise DataError(
-            "decompose needs floating-point probabilities of shape (S, N) or (S, N, …, C), posterior samples first; "
-            f"got {tuple(probs_samples.shape)} {probs_samples.dtype}. One sample is probs[None]."
-        )
+    require_samples(probs_samples)
     p = float64(probs_samples)
-    if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
-        raise DataError("decompose needs probabilities from 0 to 1. Were these logits? Apply sigmoid or softmax first.")
+    require_probabilities(p)
     p = p.clamp(0, 1)
     p = torch.stack([1 - p, p], -1) if p.dim() == 2 else p
     mean = p[0] + (p - p[0]).mean(0)  # exact for equal samples

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.analysis import metrics
+from bayes_adapters.analysis._checks import require_fields, require_records
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import DataError, near_matches
+from bayes_adapters.errors import DataError
 from bayes_adapters.files._whole_file import replace_file
 
 R = TypeVar("R", bound="Record")
@@ -176,14 +177,8 @@ def read_records(path: str | os.PathLike[str], kind: type[Record] = Record) -> S
         rows: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON ({error}). Was it cut short, or written by something else?") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must be a JSON list of records, as write_records makes it.")
+    require_records(path, rows)
     names = [f.name for f in fields(kind)]
-    for i, row in enumerate(rows):
-        if unknown := [k for k in row if k not in names]:
-            near = near_matches(unknown[0], names)
-            raise DataError(f"Record {i} of {path} has the unknown key {unknown[0]!r}.{near}")
-        if missing := [k for k in names if k not in row]:
-            raise DataError(f"Record {i} of {path} lacks {', '.join(missing)}. Was it made by an older version?")
+    require_fields(path, rows, names)
     filled: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
     return [kind(**row) for row in filled]

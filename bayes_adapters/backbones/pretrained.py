@@ -7,9 +7,8 @@ the standard error stream says which source was used, the first time.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayes_adapters.backbones._checks import explained, not_found, require_config, require_hub_name
 from bayes_adapters.backbones._checksums import check_files, digest, files_below, recall, remember
 from bayes_adapters.backbones._ctranslate2 import convert_whisper
 from bayes_adapters.backbones._resources import cache_folder as cache_folder
 from bayes_adapters.backbones._resources import hub_cached, hub_snapshot, install_once, say, wheel_folder, wheel_place
 from bayes_adapters.backbones._torchaudio import settle_torchaudio
-from bayes_adapters.errors import ConfigError, MissingResourceError
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEECH_ENCODER = "openai/whisper-tiny.en"
@@ -50,26 +49,6 @@ def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module
         return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-@contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Say of transformers' errors which folder they are about and what can be done."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except OSError as error:
-        raise MissingResourceError(
-            f"The model folder {str(folder)!r} cannot be read: {' '.join(str(error).split())} Is the download complete?"
-        ) from error
-    except (ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
-        said = str(error).split("Please pass the argument `trust_remote_code")[0]
-        raise ConfigError(
-            f"transformers cannot build the model in {str(folder)!r}: {' '.join(said.split())} Python code in a "
-            "model's folder is never run here; give a model of an architecture that transformers knows itself, or load "
-            "this one yourself and pass the module."
-        ) from error
-
-
 def locate(name_or_folder: str | Path) -> Path:
     """Find a model's folder: the folder itself, the hub (or its local cache), or a wheel made for this purpose.
 
@@ -85,15 +64,9 @@ def locate(name_or_folder: str | Path) -> Path:
     name = str(name_or_folder)
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise MissingResourceError(
-                f"The folder {name!r} has no config.json, so it is no Hugging Face model folder."
-            )
+        require_config(folder, name)
         return folder
-    if isinstance(name_or_folder, Path) or name.startswith((".", "/", "~")):
-        raise MissingResourceError(
-            f"There is no model folder {name!r}. Check the path, or pass a hub name such as {TEXT_BACKBONE!r}."
-        )
+    require_hub_name(name_or_folder, TEXT_BACKBONE)
     revision = _REVISIONS.get(name)
     wheel = _WHEELS.get(name)
     found = hub_cached(name, revision)
@@ -105,11 +78,7 @@ def locate(name_or_folder: str | Path) -> Path:
     if isinstance(fetched, Path):
         return _said(name, fetched, f"from the Hugging Face hub ({fetched})")
     if wheel is None:
-        raise MissingResourceError(
-            f"{name!r} is no local folder, and the Hugging Face hub did not give it: {fetched}. Check the name; "
-            "connect to the hub or set HF_ENDPOINT to a mirror; or download the model elsewhere and pass its folder. "
-            f"Without a hub, these names work: {', '.join(sorted(_WHEELS))}."
-        )
+        raise not_found(name, fetched, _WHEELS)
     folder = wheel.folder()
     return _said(name, folder, f"from a wheel ({folder}); the Hugging Face hub was not used: {fetched}")
 

@@ -9,12 +9,11 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from bayes_adapters.backbones._checks import require_known_ids, require_positions
 from bayes_adapters.backbones.call_arguments import ABSOLUTE
-from bayes_adapters.errors import DataError
 
 _IDS, _POSITIONS = "input_ids", "position_ids"
 
@@ -84,25 +83,11 @@ def check_token_ids(backbone: nn.Module, inputs: Mapping[str, Tensor], longest: 
         encoder = getattr(backbone, name, None) if dot else backbone
         words = _words(encoder)
         if words is not None:
-            known = words.num_embeddings
-            low, high = torch.stack(ids.aminmax()).tolist()
-            if low < 0 or high >= known:
-                rows = ((ids < 0) | (ids >= known)).any(-1).nonzero().flatten().tolist()
-                raise DataError(
-                    f"inputs[{key!r}] holds the token id {low if low < 0 else high} (wrong ids are in rows "
-                    f"{rows[:8]}), and {type(encoder).__name__} embeds the ids 0 … {known - 1}. The usual cause is the "
-                    "tokenizer of another model: load it by the backbone's own name. After adding tokens, call "
-                    "backbone.resize_token_embeddings(len(tokenizer)) before building the model."
-                )
+            require_known_ids(key, ids, encoder, words.num_embeddings)
         limit = longest.get(key)
         if limit is None or f"{name}{dot}{_POSITIONS}" in inputs:
             continue
-        count = limit.count(ids, inputs.get(f"{name}{dot}attention_mask"))
-        if count > limit.tokens:
-            raise DataError(
-                f"inputs[{key!r}] has {count} tokens a text and {type(encoder).__name__} has positions for "
-                f"{limit.tokens}. Cut the texts: tokenizer(..., truncation=True, max_length={limit.tokens})."
-            )
+        require_positions(key, limit.count(ids, inputs.get(f"{name}{dot}attention_mask")), encoder, limit.tokens)
 
 
 def _words(encoder: nn.Module | None) -> nn.Embedding | None:

@@ -14,10 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters.backbones._checks import (
+    explained,
+    require_pool,
+    require_pool_within,
+    require_seconds,
+    require_waves,
+    require_whisper,
+)
 from bayes_adapters.backbones._torchaudio import settle_torchaudio
-from bayes_adapters.backbones.pretrained import SPEECH_ENCODER, explained, locate
+from bayes_adapters.backbones.pretrained import SPEECH_ENCODER, locate
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.errors import ConfigError, DataError, whole_number
+from bayes_adapters.errors import whole_number
 
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform that the encoder takes."""
@@ -48,14 +56,8 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
     folder = locate(name_or_folder)
     with explained(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type != "whisper":
-        raise ConfigError(f"{name_or_folder!s} is a {config.model_type!r} model; a 'whisper' model is needed.")
-    full = config.max_source_positions
-    if not 0 < max_seconds <= full * _HOP / SAMPLE_RATE:
-        raise ConfigError(
-            f"max_seconds must be above 0 and at most {full * _HOP / SAMPLE_RATE:g}; got {max_seconds}. "
-            "SpeechEncoder.long encodes longer recordings in windows."
-        )
+    require_whisper(name_or_folder, config.model_type)
+    require_seconds(max_seconds, config.max_source_positions * _HOP / SAMPLE_RATE)
     positions = math.ceil(round(max_seconds * SAMPLE_RATE / _HOP, 6))
     with explained(folder):
         state = WhisperModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).encoder.state_dict()
@@ -115,17 +117,7 @@ class SpeechEncoder:
             DataError: no waveform, or one that is empty, too long, or not of shape (N,).
         """
         limit = self.positions * _HOP
-        if not waves:
-            raise DataError(
-                "The speech encoder got no recording. Pass a list with at least one waveform of shape (N,)."
-            )
-        for row, wave in enumerate(waves):
-            if wave.dim() != 1 or not 0 < wave.numel() <= limit:
-                raise DataError(
-                    f"Recording {row} has shape {tuple(wave.shape)}; a waveform of shape (N,) with 1 to {limit} "
-                    f"samples ({self.max_seconds:g} s at {SAMPLE_RATE} Hz) is needed. Load the encoder with a larger "
-                    "max_seconds, or encode the recording in windows with long()."
-                )
+        require_waves(waves, limit, self.max_seconds, SAMPLE_RATE)
         features = self.extractor(
             [wave.numpy() for wave in waves],
             sampling_rate=SAMPLE_RATE,
@@ -152,8 +144,7 @@ class SpeechEncoder:
             ConfigError: ``pool`` is below 1.
             DataError: see :meth:`mel`.
         """
-        if pool < 1:
-            raise ConfigError(f"pool must be at least 1; got {pool}. 2 gives 25 frames a second.")
+        require_pool(pool)
         device = next(self.encoder.parameters()).device
         hidden: Tensor = self.encoder(self.mel(waves).to(device)).last_hidden_state
         lengths = torch.tensor([math.ceil(wave.numel() / _HOP) for wave in waves], device=device)
@@ -183,8 +174,7 @@ class SpeechEncoder:
             DataError: no recording, or one that is empty or not of shape (N,).
         """
         whole_number("batch_size", batch_size)
-        if not 1 <= pool <= self.positions:
-            raise ConfigError(f"pool must be at least 1 and at most P = {self.positions}; got {pool}.")
+        require_pool_within(pool, self.positions)
         length = self.positions // pool * pool * _HOP
         cut = [wave.split(length) if wave.dim() == 1 and wave.numel() else (wave,) for wave in waves]
         pieces = [piece for own in cut for piece in own]

@@ -13,15 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 from bayes_adapters.adapters.targets import dimensions
 from bayes_adapters.backbones.windows import GRID, window_side
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.predictive import evaluating
+from bayes_adapters.modalities._block_checks import no_residual, no_trial, require_calls, require_three
 
 NAMES = {
     "query": ("query", "query_proj", "q_proj", "q_lin", "q"),
     "key": ("key", "key_proj", "k_proj", "k_lin", "k"),
     "value": ("value", "value_proj", "v_proj", "v_lin", "v"),
 }
-BY_HAND = "Name the parts yourself: Blocks.from_templates(module, Block(path='layers.{i}', ...))."
 
 
 def role_paths(block: nn.Module) -> dict[str, list[str]]:
@@ -42,19 +41,10 @@ def block_roles(path: str, block: nn.Module) -> dict[str, str]:
     linear = [p for p, m in block.named_modules() if dimensions(m) is not None]
     seen = _watch(path, block)
     silent = [p for p in qkv.values() if p not in seen.order]
-    if silent:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} does not call its layers {silent}: its attention reads their weights "
-            "itself, so neither adapters nor taps can be put there. Choose another encoder, or build Blocks with other "
-            "layers in their place."
-        )
+    require_calls(path, block, silent)
     first = min(seen.order.index(p) for p in qkv.values())
     rest = [p for p in seen.order[first:] if p in linear and p not in qkv.values() and seen.sees_examples(p)]
-    if len(rest) != 3:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} calls {len(rest)} linear layers besides query, key and value, {rest}; "
-            f"output projection, fc1 and fc2 are three. {BY_HAND}"
-        )
+    require_three(path, block, rest)
     output, fc1, fc2 = rest
     entered, norm = seen.arrived(qkv["query"]), seen.origin(seen.inputs.get(fc1))
     if entered is seen.source:
@@ -62,11 +52,7 @@ def block_roles(path: str, block: nn.Module) -> dict[str, str]:
     elif norm is not None and seen.origin(entered) not in (None, norm):
         residual = norm
     else:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} is neither post-norm (query sees the block's input) nor pre-norm "
-            f"(query and fc1 each see the result of a norm), so there is no telling where the residual stream is. "
-            f"{BY_HAND}"
-        )
+        raise no_residual(path, block)
     return {**qkv, "output": output, "fc1": fc1, "fc2": fc2, "residual": residual}
 
 
@@ -140,9 +126,7 @@ def _watch(path: str, block: nn.Module) -> _Pass:
         with torch.no_grad(), evaluating(block), seen.moved:
             block(source, **rest)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"{type(block).__name__} at {path!r} cannot be run alone on a tensor of shape {shape}: {error}. {BY_HAND}"
-        ) from error
+        raise no_trial(path, block, shape, error) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -68,3 +68,45 @@ def check_replacements(step: int, given: Mapping[str, Tensor], replacements: Any
                 "or a cast (tensor.to(old.dtype)) missing?"
             )
     return replacements
+
+
+def require_ended(name: str, left: Sequence[Tap]) -> None:
+    """Raise :class:`ConfigError` where a module ended with taps left that it did not reach."""
+    if left:
+        raise ConfigError(
+            f"{name!r} ended without reaching {left[0]}. Its layer was not "
+            "called in this pass: skipped (layer drop in training, early exit), run by its forward method "
+            "instead of a call, or its weights are read by other code. Tap a layer that is always called, or "
+            "set the config's layerdrop to 0."
+        )
+
+
+def require_order(name: str, taps: Sequence[Tap], place: int, reached: int) -> None:
+    """Raise :class:`ConfigError` where a module arrived at a tap twice, or before an earlier one.
+
+    Args:
+        name: of the module.
+        taps: of the module, in the order of their steps.
+        place: number of the tap at which the module has arrived.
+        reached: how many taps it has passed.
+    """
+    if place < reached:
+        raise ConfigError(
+            f"{name!r} reached {taps[place]} twice in one pass. Blocks that share weights (ALBERT) and "
+            "chunked feed-forward (chunk_size_feed_forward) do so; tap a module that is called once."
+        )
+    if place > reached:
+        raise ConfigError(
+            f"{name!r} reached {taps[place]} before {taps[reached]}. Steps must "
+            "increase in the order of execution: number the taps anew. If that order is right, the earlier layer "
+            "was skipped in this pass (layer drop in training, early exit): set the config's layerdrop to 0."
+        )
+
+
+def no_tensor(name: str, tap: Tap, value: object) -> ConfigError:
+    """Return the error for a tap that holds ``value``, which neither is a tensor nor begins with one."""
+    return ConfigError(
+        f"{name!r}: {tap} holds no tensor but a {type(value).__name__}. A tap needs a tensor, or a "
+        "tuple or list that begins with one, as first argument (by position, or by the name of forward's first "
+        "parameter) or as result. Tap a layer inside it."
+    )

@@ -16,8 +16,18 @@ from bayes_adapters.adapters.installation import require_unadapted
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import dimensions
 from bayes_adapters.backbones.hidden_states import hidden_width
-from bayes_adapters.errors import ConfigError, choice, near_matches
-from bayes_adapters.modalities._block_trial import BY_HAND, NAMES, block_roles, block_width, role_paths
+from bayes_adapters.errors import choice
+from bayes_adapters.modalities._block_checks import (
+    no_blocks,
+    no_list,
+    require_encoder_names,
+    require_modules,
+    require_numbered,
+    require_one_kind,
+    require_parts,
+    require_some,
+)
+from bayes_adapters.modalities._block_trial import NAMES, block_roles, block_width, role_paths
 from bayes_adapters.modalities.lockstep import Side, Tap
 
 
@@ -122,21 +132,12 @@ class Blocks:
         ('0.q', '0.k', '0.v', '0.o', '0.up', '0.down')
         """
         templates = asdict(block)
-        for name, template in templates.items():
-            if "{i}" not in template:
-                raise ConfigError(
-                    f"The template {name}={template!r} has no {{i}}, which stands for the block's number."
-                )
+        require_numbered(templates)
         known = dict(module.named_modules())
         blocks: list[Block] = []
         while not blocks or block.path.replace("{i}", str(len(blocks))) in known:
             paths = {name: template.replace("{i}", str(len(blocks))) for name, template in templates.items()}
-            for name, path in paths.items():
-                if path not in known:
-                    raise ConfigError(
-                        f"{type(module).__name__} has no module {path!r} for the template {name}={templates[name]!r}."
-                        f"{near_matches(path, known)}"
-                    )
+            require_modules(module, paths, templates, known)
             blocks.append(Block(**paths))
         return cls(tuple(blocks))
 
@@ -175,8 +176,7 @@ def describe_blocks(module: nn.Module) -> Blocks:
 
 
 def _describe_list(module: nn.Module, path: str, layers: nn.ModuleList) -> Blocks:
-    if len(kinds := {type(layer).__name__ for layer in layers}) > 1:
-        raise ConfigError(f"The blocks in {path!r} are of different kinds, {sorted(kinds)}. {BY_HAND}")
+    require_one_kind(path, layers)
     prefix = f"{path}." if path else ""
     roles = {role: f"{prefix}{{i}}.{below}" for role, below in block_roles(f"{prefix}0", layers[0]).items()}
     return Blocks.from_templates(module, Block(f"{prefix}{{i}}", **roles))
@@ -206,13 +206,9 @@ def blocks_of(
         ConfigError: ``given`` names no encoder, an encoder without blocks, or a module that its encoder does not have;
             or an encoder's blocks are neither given nor known.
     """
-    unknown = [name for name in given or {} if name not in encoders]
-    if unknown:
-        raise ConfigError(f"blocks names {unknown[0]!r}; the encoders are {sorted(encoders)}.")
+    require_encoder_names(given or {}, encoders)
     read = {name: _read(name, own, encoders[name]) for name, own in (given or {}).items()}
-    empty = [name for name, own in read.items() if not len(own)]
-    if empty:
-        raise ConfigError(f"blocks gives no block for {empty[0]!r}. Leave it out, and they are found by structure.")
+    require_some({name: len(own) for name, own in read.items()})
     return {name: read[name] if name in read else describe_blocks(encoder) for name, encoder in encoders.items()}
 
 
@@ -220,18 +216,8 @@ def _read(name: str, given: Blocks | Sequence[Mapping[str, str]], encoder: nn.Mo
     try:
         blocks = given if isinstance(given, Blocks) else Blocks(tuple(Block(**block) for block in given))
     except TypeError as error:
-        raise ConfigError(
-            f"blocks[{name!r}] must be Blocks, or a list with a dictionary a block, of "
-            f"{', '.join(Block.__match_args__)}; got {str(given)[:200]}."
-        ) from error
-    known = dict(encoder.named_modules())
-    for number, block in enumerate(blocks):
-        for role, path in asdict(block).items():
-            if path not in known:
-                raise ConfigError(
-                    f"blocks[{name!r}][{number}] has {role}={path!r}, which is no module of this "
-                    f"{type(encoder).__name__}.{near_matches(str(path), known)}"
-                )
+        raise no_blocks(name, given, Block.__match_args__) from error
+    require_parts(name, map(asdict, blocks), encoder)
     return blocks
 
 
@@ -246,18 +232,7 @@ def _block_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
     innermost = {p: m for p, m in found.items() if not any(q.startswith(f"{p}." if p else "") for q in found if q != p)}
     if len(innermost) == 1 or (innermost and _are_stages(module, innermost)):
         return innermost
-    if innermost:
-        raise ConfigError(
-            f"{type(module).__name__} has several lists of blocks, {sorted(innermost)}, and they are no stages, each "
-            f"of which makes the next one's width: pass one encoder, for example model.get_encoder(). {BY_HAND}"
-        )
-    linear = sorted({p.rsplit(".", 1)[-1] for p, m in module.named_modules() if dimensions(m) is not None})
-    names = ", ".join(name for allowed in NAMES.values() for name in allowed)
-    raise ConfigError(
-        f"{type(module).__name__} has no list of blocks that each hold one query, one key and one value layer (allowed "
-        f"names: {names}).{near_matches('query', linear)} Its linear layers end in: {', '.join(linear) or 'none'}. "
-        f"Cross-attention and fused query-key-value layers are not covered. {BY_HAND}"
-    )
+    raise no_list(module, innermost, (name for allowed in NAMES.values() for name in allowed))
 
 
 def _are_stages(module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from bayes_adapters.errors import ConfigError, choice
+from bayes_adapters.errors import choice
+from bayes_adapters.modalities._block_checks import require_depths, require_multiple, require_same_depth
 
 
 class DepthMap(StrEnum):
@@ -42,17 +43,11 @@ def depth_map(n: int, m: int, kind: DepthMap | str = DepthMap.SAME) -> list[tupl
     ([(1, 0), (3, 1)], [(0, 0), (2, 1), (3, 2), (5, 3)])
     """
     kind = choice(DepthMap, "depth map", kind)
-    if n < 1 or m < 1:
-        raise ConfigError(f"Encoders have at least one block; got depths {n} and {m}.")
+    require_depths(n, m)
     deep, shallow = max(n, m), min(n, m)
-    if kind is DepthMap.SAME and n != m:
-        raise ConfigError(
-            f"depth map 'same' needs equal depths; got {n} and {m}. Use "
-            f"{'every-k' if deep % shallow == 0 else 'spread'!r}, or encoders of one depth."
-        )
-    if kind is DepthMap.EVERY_K and deep % shallow:
-        raise ConfigError(
-            f"depth map 'every-k' needs one depth to be a multiple of the other; got {n} and {m}. Use 'spread'."
-        )
+    if kind is DepthMap.SAME:
+        require_same_depth(n, m)
+    if kind is DepthMap.EVERY_K:
+        require_multiple(n, m)
     pairs = [((j + 1) * deep // shallow - 1, j) for j in range(shallow)]
     return pairs if n >= m else [(j, i) for i, j in pairs]

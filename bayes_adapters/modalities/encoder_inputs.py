@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.data.streams import returned_mask
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.modalities._encoder_checks import require_encoders as require_encoders
+from bayes_adapters.modalities._encoder_checks import require_flags, require_inputs, require_own
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,10 @@ class EncoderInputs:
         inputs = cls({}, {}, {}, batch.size * folds)
         for key, value in batch.inputs.items():
             name, _, argument = key.partition(".")
-            if name not in names or not argument:
-                raise DataError(
-                    f"The input {key!r} belongs to no encoder; inputs are named <encoder>.<argument>, for example "
-                    f"{names[0]}.input_ids.{near_matches(name, names)} Encoders: {', '.join(names)}."
-                )
+            require_own(key, name, argument, names)
             folded = fold(value, folds)
             if argument == "present":
-                if value.dim() != 1:
-                    raise DataError(f"{key} must have shape (B,), one entry an example; got {tuple(value.shape)}.")
+                require_flags(key, value)
                 inputs.present[name] = folded.bool()
             elif argument != TOKEN_MASK:
                 inputs.calls.setdefault(name, {})[argument] = folded
@@ -69,15 +64,7 @@ class EncoderInputs:
             inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
         for name in [name for name, call in inputs.calls.items() if call.keys() == {"attention_mask"}]:
             del inputs.calls[name]
-        if not inputs.calls:
-            raise DataError(f"The batch has inputs of none of the encoders {names}.")
-        for name in inputs.present.keys() - inputs.calls.keys():
-            if having := inputs.present[name][: batch.size].nonzero().flatten().tolist():
-                raise DataError(
-                    f"Rows {having[:8]} have the modality {name!r}, as {name}.present or a mask of it says, and the "
-                    f"batch has no input of this encoder, such as {name}.input_ids or {name}.input_values. Add it; "
-                    "where the whole batch lacks the modality leave the mark out, or set it to 0."
-                )
+        require_inputs(inputs.calls, inputs.present, names, batch.size)
         return inputs
 
     def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, " d"]) -> Float[Tensor, "rows d"]:
@@ -94,24 +81,3 @@ class EncoderInputs:
         if mask is not None:
             require_length(mask, stream.shape[1], f"the encoder {name!r} returns", f"inputs['{name}.{TOKEN_MASK}']")
         return mask
-
-
-def require_encoders(backbone: nn.Module, least: int, what: str) -> nn.ModuleDict:
-    """Return ``backbone`` if it is a dictionary of at least ``least`` modules, no two of them the same one.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not isinstance(backbone, nn.ModuleDict) or len(backbone) < least:
-        held = f" of {len(backbone)} modules" if isinstance(backbone, nn.ModuleDict) else ""
-        raise ConfigError(
-            f"{what} needs at least {least} encoders: pass backbone=nn.ModuleDict({{'text': ..., 'audio': ...}}); got "
-            f"{type(backbone).__name__}{held}."
-        )
-    for first, second in combinations(backbone, 2):
-        if backbone[first] is backbone[second]:
-            raise ConfigError(
-                f"The encoders {first!r} and {second!r} of {what} are one module; torch lists it under the first name "
-                f"only. Load it twice, or copy it: copy.deepcopy(encoder)."
-            )
-    return backbone

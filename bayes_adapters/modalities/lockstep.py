@@ -19,8 +19,13 @@ from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bayes_adapters.errors import ConfigError
-from bayes_adapters.modalities._lockstep_checks import check_replacements, check_taps
+from bayes_adapters.modalities._lockstep_checks import (
+    check_replacements,
+    check_taps,
+    no_tensor,
+    require_ended,
+    require_order,
+)
 from bayes_adapters.modalities._surroundings import Surroundings
 from bayes_adapters.modalities.taps import Side as Side
 from bayes_adapters.modalities.taps import Tap as Tap
@@ -153,13 +158,7 @@ class _Task:
     def _body(self) -> None:
         try:
             self.output = self.module(**self.call)
-            if self.reached < len(self.taps):
-                raise ConfigError(
-                    f"{self.name!r} ended without reaching {self.taps[self.reached]}. Its layer was not "
-                    "called in this pass: skipped (layer drop in training, early exit), run by its forward method "
-                    "instead of a call, or its weights are read by other code. Tap a layer that is always called, or "
-                    "set the config's layerdrop to 0."
-                )
+            require_ended(self.name, self.taps[self.reached :])
         except BaseException as error:  # noqa: BLE001  (the driver raises it again)
             if not isinstance(error, _Stop):
                 error.add_note(f"Raised while {self.name!r} ran in lock-step.")
@@ -169,17 +168,7 @@ class _Task:
         if self.stopping:
             raise _Stop
         place = self.taps.index(tap)
-        if place < self.reached:
-            raise ConfigError(
-                f"{self.name!r} reached {tap} twice in one pass. Blocks that share weights (ALBERT) and "
-                "chunked feed-forward (chunk_size_feed_forward) do so; tap a module that is called once."
-            )
-        if place > self.reached:
-            raise ConfigError(
-                f"{self.name!r} reached {tap} before {self.taps[self.reached]}. Steps must "
-                "increase in the order of execution: number the taps anew. If that order is right, the earlier layer "
-                "was skipped in this pass (layer drop in training, early exit): set the config's layerdrop to 0."
-            )
+        require_order(self.name, self.taps, place, self.reached)
 
     def _pause(self, tensor: Tensor) -> Tensor:
         self.reached += 1
@@ -222,11 +211,7 @@ class _Task:
         if type(value) in (tuple, list) and value and isinstance(value[0], Tensor):
             new = self._pause(value[0])
             return value if new is value[0] else type(value)((new, *value[1:]))
-        raise ConfigError(
-            f"{self.name!r}: {tap} holds no tensor but a {type(value).__name__}. A tap needs a tensor, or a "
-            "tuple or list that begins with one, as first argument (by position, or by the name of forward's first "
-            "parameter) or as result. Tap a layer inside it."
-        )
+        raise no_tensor(self.name, tap, value)
 
 
 _tasks: ContextVar[tuple[_Task, ...]] = ContextVar("bayes_adapters_lockstep_tasks", default=())

@@ -14,7 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.speech._checks import (
+    require_babble_power,
+    require_condition,
+    require_finite_snr,
+    require_gain,
+    require_no_strength,
+    require_powers,
+    require_recordings,
+    require_rt60,
+    require_same_length,
+    required_snr,
+)
 
 _NOISY = ("white", "babble")
 _PLAIN = ("clean", "reverb", "clip")
@@ -43,21 +54,15 @@ class Condition:
         Condition(kind='white', snr_db=-5.0)
         """
         kind, at, level = name.partition("@")
-        if kind not in _NOISY + _PLAIN:
-            raise ConfigError(
-                f"Unknown condition {name!r}.{near_matches(kind, _NOISY + _PLAIN)} Allowed: {', '.join(_PLAIN)}, "
-                f"{', '.join(f'{k}@<SNR in dB>' for k in _NOISY)}, for example white@10."
-            )
+        require_condition(name, kind, _NOISY, _PLAIN)
         if kind in _PLAIN:
-            if at:
-                raise ConfigError(f"Condition {kind!r} takes no strength; got {name!r}. Write {kind!r}.")
+            require_no_strength(name, kind, at)
             return cls(kind)
         try:
             snr_db = float(level)
         except ValueError:
             snr_db = math.nan
-        if not math.isfinite(snr_db):
-            raise ConfigError(f"Condition {name!r} needs a finite signal-to-noise ratio in dB, for example {kind}@10.")
+        require_finite_snr(name, kind, snr_db)
         return cls(kind, snr_db)
 
     def __str__(self) -> str:
@@ -95,13 +100,10 @@ def corrupt(
         return reverb(wave, generator, sample_rate=sample_rate)
     if condition.kind == "clip":
         return clip(wave)
-    if condition.snr_db is None:
-        raise ConfigError(
-            f"Condition {condition.kind!r} needs snr_db, for example Condition('{condition.kind}', 10.0)."
-        )
+    snr_db = required_snr(condition.kind, condition.snr_db)
     n = wave.numel()
     noise = white_noise(n, generator) if condition.kind == "white" else babble(others, n, generator)
-    return add_noise(wave, noise, condition.snr_db)
+    return add_noise(wave, noise, snr_db)
 
 
 def add_noise(wave: Float[Tensor, " N"], noise: Float[Tensor, " _"], snr_db: float) -> Float[Tensor, " N"]:
@@ -118,18 +120,9 @@ def add_noise(wave: Float[Tensor, " N"], noise: Float[Tensor, " _"], snr_db: flo
     Raises:
         DataError: the lengths differ, or one of the two has zero or non-finite power.
     """
-    if wave.shape != noise.shape or wave.dim() != 1:
-        raise DataError(
-            f"Recording and noise must both have shape (N,); got {tuple(wave.shape)} and {tuple(noise.shape)}. "
-            "Loop or crop the noise to the recording's length."
-        )
+    require_same_length(wave, noise)
     powers = {"recording": _power(wave), "noise": _power(noise)}
-    for what, power in powers.items():
-        if not (math.isfinite(power) and power > 0):
-            raise DataError(
-                f"The {what} has power {power:g}: a signal-to-noise ratio of {snr_db:g} dB cannot be set. "
-                "Is it silent, empty, or does it hold NaN?"
-            )
+    require_powers(powers, snr_db)
     gain = math.sqrt(powers["recording"] / (powers["noise"] * 10 ** (snr_db / 10)))
     return (wave.double() + gain * noise.double()).to(wave.dtype)
 
@@ -161,15 +154,11 @@ def babble(waves: Sequence[Float[Tensor, " _"]], samples: int, generator: torch.
     Raises:
         DataError: no recording, or a silent, empty or non-finite one.
     """
-    if not waves:
-        raise DataError(
-            "Babble needs at least one other recording; got none. Pass others=[...] with recordings of the split."
-        )
+    require_recordings(waves)
     total = torch.zeros(samples, dtype=torch.float64)
     for number, wave in enumerate(waves):
         power = _power(wave)
-        if not (math.isfinite(power) and power > 0):
-            raise DataError(f"Recording {number} of the babble has power {power:g}. Drop silent or broken recordings.")
+        require_babble_power(number, power)
         start = int(torch.randint(wave.numel(), (), generator=generator))
         total += wave.double()[(start + torch.arange(samples)) % wave.numel()] / math.sqrt(power)
     return total.float()
@@ -198,8 +187,7 @@ def reverb(
     Raises:
         ConfigError: ``rt60`` is not positive.
     """
-    if not rt60 > 0:
-        raise ConfigError(f"rt60 must be a positive number of seconds; got {rt60}. A living room has about 0.4.")
+    require_rt60(rt60)
     length = max(int(rt60 * sample_rate), 1)
     time = torch.arange(1, length + 1, dtype=torch.float64) / sample_rate
     tail = torch.randn(length, generator=generator, dtype=torch.float64) * torch.exp(-math.log(1000) * time / rt60)
@@ -225,8 +213,7 @@ def clip(wave: Float[Tensor, " N"], *, gain_db: float = 30.0) -> Float[Tensor, "
     Raises:
         ConfigError: ``gain_db`` is negative.
     """
-    if not gain_db >= 0:
-        raise ConfigError(f"gain_db must be at least 0 dB; got {gain_db}. A negative gain only makes it quieter.")
+    require_gain(gain_db)
     if wave.numel() == 0:
         return wave
     peak = wave.abs().max()

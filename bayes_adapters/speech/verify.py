@@ -5,7 +5,6 @@ Works on an adapter whose saved task is ``verify_prompts``: a text model whose g
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,19 @@ from torch import Tensor
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.devices import pick_device
-from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, whole_number
+from bayes_adapters.errors import whole_number
 from bayes_adapters.files import load, load_task
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
+from bayes_adapters.speech._checks import (
+    require_bernoulli,
+    require_entries,
+    require_short,
+    require_task,
+    require_trained_on,
+    require_words,
+)
 from bayes_adapters.speech.audio import read_audio, refuse_silence
 
 TASK = "verify_prompts"
@@ -63,35 +70,15 @@ class VerifyTask:
             AdapterFileError: no readable adapter, another task, or an entry is missing or out of range.
         """
         task = load_task(directory)
-        if task.get("task") != TASK:
-            raise AdapterFileError(
-                f"The adapter in {str(directory)!r} was saved for the task {task.get('task')!r}, not for {TASK!r}. "
-                "Give one that examples/studies/verify_prompts saved, such as runs/demo/adapter."
-            )
-        thresholds = task.get("thresholds")
-        given = thresholds if isinstance(thresholds, dict) else {}
-        right = {
-            "text_backbone": isinstance(task.get("text_backbone"), str),
-            "speech_encoder": isinstance(task.get("speech_encoder"), str),
-            "max_seconds": _is_positive(task.get("max_seconds")),
-            "frames_per_second": task.get("frames_per_second") in (1, 2, 5, 10, 25, 50),
-            "max_tokens": isinstance(task.get("max_tokens"), int) and _is_positive(task.get("max_tokens")),
-            "calibration": isinstance(task.get("calibration", {}), dict),
-            "speech_fingerprint": isinstance(task.get("speech_fingerprint"), str | None),
-        } | {f"thresholds.{name}": _is_positive(given.get(name), zero=True) for name in _THRESHOLDS}
-        wrong = [name for name, fine in right.items() if not fine]
-        if wrong:
-            raise AdapterFileError(
-                f"The task of the adapter in {str(directory)!r} lacks or misstates {', '.join(wrong)}. Train and save "
-                "it again with this version of examples/studies/verify_prompts."
-            )
+        require_task(task, TASK, directory)
+        require_entries(task, _THRESHOLDS, directory)
         return cls(
             task["text_backbone"],
             task["speech_encoder"],
             float(task["max_seconds"]),
             int(task["frames_per_second"]),
             task["max_tokens"],
-            {name: float(given[name]) for name in _THRESHOLDS},
+            {name: float(task["thresholds"][name]) for name in _THRESHOLDS},
             dict(task.get("calibration", {})),
             task.get("speech_fingerprint"),
         )
@@ -103,13 +90,7 @@ class VerifyTask:
             DataError: the recording cannot be used (absent, no audio, empty, silent, too short or long), or the script
                 has no word or is no text.
         """
-        if any("\ud800" <= character <= "\udfff" for character in script):  # what the shell gave was no UTF-8
-            raise DataError(
-                f"The script {script!r} holds bytes that are no text in UTF-8. Save it in that encoding, or set the "
-                "terminal to it."
-            )
-        if not any(character.isalnum() for character in script):
-            raise DataError(f"The script {script!r} has no word. Give the text that the recording should say.")
+        require_words(script)
         wave = read_audio(recording, max_seconds=self.max_seconds)
         refuse_silence(recording, wave)
         return wave
@@ -151,8 +132,7 @@ class Verifier:
     def __init__(
         self, model: AdapterModel, guide: AdapterGuide, tokenizer: Any, encoder: SpeechEncoder, task: VerifyTask
     ) -> None:
-        if model.likelihood.name != "bernoulli":
-            raise ConfigError(f"Verifying needs the likelihood 'bernoulli'; the model has {model.likelihood.name!r}.")
+        require_bernoulli(model.likelihood.name)
         self.model, self.guide, self.tokenizer, self.encoder, self.task = model, guide, tokenizer, encoder, task
 
     @classmethod
@@ -173,13 +153,7 @@ class Verifier:
         backbone, tokenizer = text_backbone(task.text_backbone)
         model, guide = load(directory, backbone.to(place))
         encoder = speech_encoder(task.speech_encoder, task.max_seconds)
-        found = encoder.fingerprint()
-        if task.fingerprint not in (None, found):
-            raise AdapterFileError(
-                f"The adapter in {str(directory)!r} was trained on frames of a speech encoder with fingerprint "
-                f"{task.fingerprint}; {task.speech_encoder!r} here has {found}. Its weights come from another source, "
-                "or its settings differ. Give the encoder it was trained with, or train again."
-            )
+        require_trained_on(task.speech_encoder, encoder.fingerprint(), task.fingerprint, directory)
         encoder.encoder.to(place)
         return cls(model, guide, tokenizer, encoder, task)
 
@@ -200,10 +174,7 @@ class Verifier:
         wave = self.task.check(recording, script)
         tokens = self.tokenizer(script, return_tensors="pt")
         count, limit = tokens["input_ids"].shape[1], min(self.task.max_tokens, self.tokenizer.model_max_length)
-        if count > limit:
-            raise DataError(
-                f"The script is too long: {count} tokens, at most {limit} are allowed. Cut script and recording."
-            )
+        require_short(count, limit)
         frames = self.encoder([wave], pool=_POSITIONS // self.task.frames_per_second)
         inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         frames = Frames(as_stored(frames.values).float(), frames.mask).to(inputs["input_ids"].device)
@@ -283,8 +254,3 @@ def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tupl
             "only up to there were at most 10 % of the answers on validation recordings wrong."
         ), False
     return "Trust it: its uncertainty is within what was seen on validation recordings.", True
-
-
-def _is_positive(value: Any, zero: bool = False) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and (value > 0 or (zero and value == 0))

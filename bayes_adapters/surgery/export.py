@@ -15,21 +15,12 @@ from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
-from bayes_adapters.errors import ConfigError
-from bayes_adapters.files import fingerprint
 from bayes_adapters.files.marks import Marks
-from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.sites import REAL, Granularity, Part, SiteCall
-
-_OF_THE_MODEL = {
-    "outputs": "a head",
-    "encode": "a way through the backbone",
-    "forward": "a generative process",
-}
-"""Members of a model that make its function beside the layers → what they are."""
+from bayes_adapters.sites import Part, SiteCall
+from bayes_adapters.surgery._checks import require_any_rank, require_copy, require_plain_model, require_weights
 
 
 @torch.no_grad()
@@ -66,33 +57,16 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
     []
     """
     require_pair(model, guide)
-    for site in model.sites:
-        if site.granularity is not Granularity.GLOBAL or site.part not in REAL:
-            raise ConfigError(
-                f"{site.name!r} is drawn anew for each input or is a mask, so its mean is no weight of a plain LoRA. "
-                "Only adapters with random weights (A, B, or a global core) can be exported."
-            )
-    for name, what in _OF_THE_MODEL.items():
-        if getattr(type(model), name) is not getattr(AdapterModel, name):
-            raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
-    if type(model.head) is not LinearHead:
-        raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
+    require_weights(model.sites)
+    require_plain_model(model)
     for layer in adapted_layers(model.backbone).values():
         require_lora(layer)
-    if fingerprint(backbone) != fingerprint(model.backbone):
-        raise ConfigError(
-            "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "
-            "weights differ. Load the same checkpoint, in the same dtype."
-        )
+    require_copy(backbone, model.backbone)
     factors = _factors(model, guide)
     if drop_zero:
         factors = {path: _without_zeros(*pair) for path, pair in factors.items()}
     factors = {path: pair for path, pair in factors.items() if len(pair[0])}
-    if not factors:
-        raise ConfigError(
-            "No rank is left in any layer, so there is no adapter to export: the model is the frozen backbone and the "
-            "head model.head."
-        )
+    require_any_rank(factors)
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         lora: AdapterModel = registry.find("model", "lora")(
             backbone,
@@ -113,7 +87,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         parameter.data = own.detach().to(parameter.device, copy=True)
         parameter.requires_grad_(own.requires_grad)
     Marks.of(model).put_on(lora)
-    return lora.to(next(backbone.parameters()).device).eval()
+    return lora.eval()
 
 
 def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:

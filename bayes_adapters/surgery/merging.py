@@ -12,8 +12,8 @@ from bayes_adapters.adapters._lora_checks import require_formula, require_lora
 from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove
 from bayes_adapters.adapters.linear import AdaptedLinear
-from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.surgery._checks import require_mergeable, require_no_inter, require_separable
 
 
 @torch.no_grad()
@@ -42,13 +42,8 @@ def merge(backbone: nn.Module) -> nn.Module:
     'Linear'
     """
     for path, layer in adapted_layers(backbone).items():
-        if layer.inter:
-            raise ConfigError(
-                f"{path!r} has a path from {', '.join(layer.inter)} whose core Φ(x̄) is another one for every input, so "
-                "no single weight equals it. merge_intra(model) merges the rest; to merge all, train with "
-                "ConcatLoRA, whose encoders do not see each other."
-            )
-        _require_plain(path, layer)
+        require_no_inter(path, layer)
+        require_mergeable(path, layer)
         require_lora(layer)
     merged = copy.deepcopy(backbone)
     for layer in adapted_layers(merged).values():
@@ -72,38 +67,15 @@ def merge_intra(model: AdapterModel) -> AdapterModel:
             no floating-point weight.
     """
     for path, layer in adapted_layers(model.backbone).items():
-        _require_plain(path, layer)
+        require_mergeable(path, layer)
         require_formula(layer)
-        if type(layer).as_lora is not AdaptedLinear.as_lora:
-            raise ConfigError(
-                f"{path!r} is a {type(layer).__name__}; the intra-modal path is taken out of plain adapted layers only."
-            )
-        if any(other.lora_A is layer.lora_A or other.lora_B is layer.lora_B for other in layer.inter.values()):
-            raise ConfigError(
-                f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
-                "needs share='none'."
-            )
+        require_separable(path, layer)
     merged = copy.deepcopy(model)
     for layer in adapted_layers(merged.backbone).values():
         if layer.lora_A is not None and layer.lora_B is not None:
             _merge(layer, layer.lora_A, layer.lora_B)
             layer.lora_B.zero_()
     return merged
-
-
-def _require_plain(path: str, layer: AdaptedLinear) -> None:
-    if layer.sites:
-        parts = ", ".join(part.value for part in layer.sites)
-        raise ConfigError(
-            f"{path!r} has a random {parts}: a draw, not a weight, so there is nothing to merge. Export the "
-            "posterior's mean first: bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
-        )
-    weight = dict(layer.base_layer.named_parameters(recurse=False)).get("weight")
-    if weight is None or not weight.is_floating_point():
-        raise ConfigError(
-            f"The base layer {path!r} has no floating-point weight of its own (quantised, or computed from others by a "
-            "parametrisation?); load the backbone in full precision."
-        )
 
 
 def _merge(layer: AdaptedLinear, down: Tensor, up: Tensor) -> None:

@@ -14,7 +14,6 @@ Source: BayesLoRA, arXiv 2506.22809 v3, and its released code (thresholds 2 to 5
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,10 +25,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import AdapterFileError, ConfigError, whole_number
+from bayes_adapters.errors import AdapterFileError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Site, SiteCall
+from bayes_adapters.surgery._checks import (
+    require_finite_scores,
+    require_ranks_left,
+    require_threshold,
+    require_times,
+    required_normal,
+)
 from bayes_adapters.surgery._ranks import cut, require_factors
 
 _EPS = 1e-8
@@ -129,20 +135,12 @@ def prune(
         ConfigError: nothing would be left; the scores are not finite; the model or guide has no ranks to take out; the
             optimiser's state cannot be cut. Nothing was changed.
     """
-    _check(threshold, min_rank)
+    require_threshold(threshold, min_rank)
     values = scores(model, guide, gauge_fix=gauge_fix)
-    bad = [path for path, each in values.items() if not bool(each.isfinite().all())]
-    if bad:
-        raise ConfigError(f"The scores of {bad[0]!r} are not finite: its posterior holds NaN or infinity.")
+    require_finite_scores(values)
     kept = {path: _best(each, threshold, min_rank) for path, each in values.items()}
-    if not allow_empty and any(map(len, values.values())) and not any(map(len, kept.values())):
-        every = torch.cat(list(values.values()))
-        raise ConfigError(
-            f"threshold={threshold:g} would take out all {len(every)} ranks: their scores lie between "
-            f"{every.min():.2f} and {every.max():.2f}. A fresh adapter scores about 3.6, so this is likely too early: "
-            "prune after a warm-up (PruneSchedule(start=…)), start from init_log_variance=-12, raise the threshold, "
-            "set min_rank=1, or pass allow_empty=True if that is what you want."
-        )
+    if not allow_empty:
+        require_ranks_left(values, kept, threshold)
     cut(model, guide, optimizer, kept)
     numbers = {path: each.tolist() for path, each in values.items()}
     return PruneRecord(step, float(threshold), numbers, {path: index.tolist() for path, index in kept.items()})
@@ -174,15 +172,8 @@ class PruneSchedule:
     records: list[PruneRecord] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.threshold, self.min_rank)
-        for name, value in {"start": self.start, "every": self.every, "until": self.until}.items():
-            if name != "until" or value is not None:
-                whole_number(name, value)
-        if self.until is not None and self.until < self.start:
-            raise ConfigError(
-                f"Nothing would be pruned: no removal after step until={self.until}, none before start={self.start}. "
-                "Pass a smaller start= or a larger until=."
-            )
+        require_threshold(self.threshold, self.min_rank)
+        require_times(self.start, self.every, self.until)
 
     def __call__(self, step: int, model: AdapterModel, guide: AdapterGuide, optimizer: torch.optim.Optimizer) -> None:
         """Prune if it is time after optimiser step ``step`` (from 1).
@@ -222,23 +213,10 @@ def read_log(path: str | os.PathLike[str]) -> list[PruneRecord]:
         raise AdapterFileError(f"{str(path)!r} is no log of pruning: {error}.") from error
 
 
-def _check(threshold: float, min_rank: int) -> None:
-    if not isinstance(threshold, int | float) or math.isnan(threshold):
-        raise ConfigError(
-            f"threshold is the score from which ranks are taken out, the paper's 2 to 5; got {threshold!r}."
-        )
-    whole_number("min_rank", min_rank, least=0)
-
-
 def _moments(model: AdapterModel, guide: AdapterGuide, site: Site) -> tuple[Tensor, Tensor]:
     """Mean and log variance of one site's posterior, each of shape ``site.event``."""
     call = SiteCall(site, num_sites=len(model.sites))
-    posterior = base_distribution(guide.posterior(call, model.prior.of(site)))
-    if not isinstance(posterior, torch.distributions.Normal):
-        raise ConfigError(
-            f"Ranks are scored by a Gaussian posterior; that of {site.name!r} is a {type(posterior).__name__}. Take "
-            "the guide RankWise."
-        )
+    posterior = required_normal(site, base_distribution(guide.posterior(call, model.prior.of(site))))
     mean, scale = (value.expand(site.shape)[0] for value in (posterior.loc, posterior.scale))
     wide = torch.promote_types(mean.dtype, torch.float32)  # a median has no half precision
     return mean.to(wide), 2.0 * scale.to(wide).log()

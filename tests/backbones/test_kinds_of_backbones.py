@@ -28,7 +28,8 @@ from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
-from bayes_adapters.models import AdapterDropout, ConcatLoRA, LoRA
+from bayes_adapters.models import AdapterDropout, CoLA, ConcatLoRA, LoRA, Wander
+from bayes_adapters.surgery.export import to_lora
 from tests.helpers import VOCAB, WIDTH, bert, core_model, gpt2, llama, opt, token_batch, vit, whisper
 from tests.test_streams import bart, t5
 
@@ -116,13 +117,41 @@ def test_earlier_tokens_do_not_see_later_ones() -> None:
     assert torch.equal(*found)
 
 
-def test_a_backbone_that_is_split_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+SIZES: dict[str, Any] = {"num_data": 9, "lengths": {"a": 2, "b": 2}, "fusion_rank": 2, "terms": 2}
+BUILDERS: dict[str, Callable[[nn.Module], object]] = {
+    "lora": lambda net: LoRA(net, Bernoulli(), rank=2),
+    "concat_lora": lambda net: ConcatLoRA(nn.ModuleDict({"a": net, "b": bert()}), Bernoulli(), rank=2),
+    "cola": lambda net: CoLA(nn.ModuleDict({"a": net, "b": bert()}), Bernoulli(), rank=2),
+    "cola, shared": lambda net: CoLA(nn.ModuleDict({"a": net, "b": bert()}), Bernoulli(), rank=2, share="all"),
+    "wander": lambda net: Wander(nn.ModuleDict({"a": net, "b": bert()}), Bernoulli(), **SIZES),
+    "wander, every layer": lambda net: Wander(
+        nn.ModuleDict({"a": net, "b": bert()}), Bernoulli(), every_layer=True, **SIZES
+    ),
+    "to_lora": lambda net: exported_to(net),
+}
+
+
+def exported_to(net: nn.Module) -> object:
+    other = bert()
+    other.load_state_dict(net.state_dict())
+    trained = LoRA(other, Bernoulli(), rank=2)
+    return to_lora(trained, Delta(trained), net)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_backbone_that_is_split_is_not_gathered(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = bert()
+    own = {id(module) for module in backbone.modules()}
     moved: list[str] = []
-    for name, module in backbone.named_modules():
-        monkeypatch.setattr(module, "to", lambda *_, name=name: moved.append(name))
-        monkeypatch.setattr(module, "_apply", lambda *_, name=name: moved.append(name))
-    LoRA(backbone, Bernoulli(), rank=2)
+    apply = nn.Module._apply  # what to(), cuda() and half() end in
+
+    def noted(module: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        if id(module) in own:
+            moved.append(type(module).__name__)
+        return apply(module, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "_apply", noted)
+    BUILDERS[kind](backbone)
     assert not moved
 
 
