@@ -46,7 +46,7 @@ from bayes_adapters import (
 )
 from bayes_adapters.distributions import LogUniform
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import Likelihood, Tasks
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.sites import Part
 from bayes_adapters.systems.system import _parameters as accepted
@@ -131,6 +131,8 @@ _SMALL: dict[str, Any] = {
     "context_dim": CONTEXT,
     "num_data": SIZE,
     "num_classes": 3,
+    "num_outputs": 2,
+    "num_labels": 2,
     "lengths": {"first": 2, "second": 2},
     "groups": 2,
     "dim": 2,
@@ -145,7 +147,8 @@ TASKS: dict[str, Callable[[], Likelihood]] = {
 }
 
 _NAMED_TASKS = tuple(TASKS)
-for _cls in _unlisted("likelihood", Likelihood, [type(task()) for task in TASKS.values()]):
+# Tasks holds others of this list, by names; tests/likelihoods trains it.
+for _cls in _unlisted("likelihood", Likelihood, [Tasks, *(type(task()) for task in TASKS.values())]):
     TASKS[_cls.__name__] = partial(_cls, **_needed(_cls))
 
 _N: dict[str, Any] = {"num_data": SIZE}

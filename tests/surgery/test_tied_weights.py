@@ -13,6 +13,8 @@ from bayes_adapters import Batch, Bernoulli, adapted_layers, predict, remove
 from bayes_adapters.adapters.installation import adapters_disabled
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import MeanField
+from bayes_adapters.heads import LinearHead
+from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.merging import merge
 from tests.helpers import fill_B
@@ -87,12 +89,12 @@ def test_a_module_at_two_paths_is_adapted_at_both() -> None:
 def test_a_refused_model_leaves_no_adapter_at_either_path() -> None:
     net = _Tied("module")
 
-    class Odd(LoRA):
-        def build_head(self, width: int) -> nn.Module:
+    class Odd(LinearHead):
+        def build(self, width: int, likelihood: Likelihood) -> None:
             raise ConfigError("no head")
 
     with pytest.raises(ConfigError, match="no head"):
-        Odd(net, Bernoulli(), targets=["first"], rank=2)
+        LoRA(net, Bernoulli(), targets=["first"], rank=2, head=Odd())
     assert net.second is net.first
     assert isinstance(net.second, nn.Linear)
 
