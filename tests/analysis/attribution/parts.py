@@ -30,6 +30,12 @@ class Game(LoRA):
         return self.table[given][:, draw].transpose(0, 1).reshape(len(features), -1)
 
 
+class Player(Delta):
+    """A guide of a game: draws differ by their numbers, though nothing is sampled."""
+
+    deterministic = False
+
+
 def game_batch(names: Sequence[str], size: int = 3, lacking: dict[str, Sequence[int]] | None = None) -> Batch:
     def frames(name: str) -> Frames:
         mask = torch.ones(size, 2, dtype=torch.bool)
@@ -43,7 +49,7 @@ def play(outputs: Tensor, names: Sequence[str] = "ab", likelihood: nn.Module | N
     """Attribute a game; ``outputs`` are of shape (subsets, draws, K), subsets numbered by bits."""
     model = Game(likelihood or Bernoulli(), names, outputs)
     options = {"num_samples": outputs.shape[1], "method": "shapley"} | options
-    return attribute(model, Delta(model), options.pop("data", None) or game_batch(names), **options)
+    return attribute(model, Player(model), options.pop("data", None) or game_batch(names), **options)
 
 
 def cola(**encoders: nn.Module) -> CoLA:
