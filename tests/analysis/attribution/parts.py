@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.guides import Delta
-from bayes_adapters.models import CoLA, LoRA
+from bayes_adapters.models import CoLA, StochasticCore
 from tests.helpers import bert, fill_B, whisper
 
 PARTS = ("total", "aleatoric", "epistemic")
 
 
-class Game(LoRA):
+class Game(StochasticCore):
     """What is said depends on the modalities given and on the draw's number alone: outputs[subset, draw]."""
 
     def __init__(self, likelihood: nn.Module, names: Sequence[str], outputs: Tensor) -> None:
