@@ -51,6 +51,9 @@ class _There(Tensor):
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.here = value.here  # type: ignore[attr-defined]
 
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["here"], None  # where its bytes are, for who reads them
+
     def tolist(self) -> Any:
         return self.here.tolist()
 

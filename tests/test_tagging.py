@@ -286,7 +286,7 @@ def test_pooling_and_likelihood_must_fit() -> None:
 
 def test_several_encoders_have_no_common_tokens() -> None:
     encoders = torch.nn.ModuleDict({"text": bert(1), "other": bert(1)})
-    with pytest.raises(ConfigError, match="ConcatLoRA joins several streams into one vector an example"):
+    with pytest.raises(ConfigError, match="ConcatLoRA joins several streams into one vector per example"):
         ConcatLoRA(encoders, Tagging(C))
 
 

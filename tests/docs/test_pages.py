@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bayes_adapters import registry
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = {
@@ -16,11 +18,17 @@ PAGES = {
 }
 
 
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is registered before a page runs, and nothing of it afterwards."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.Kind})
+
+
 def test_there_are_pages_with_code() -> None:
     assert {"docs/index.md", "docs/your-data.md", "docs/pyro.md", "docs/extending/guide.md"} <= set(PAGES)
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.usefixtures("offline", "no_names")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str) -> None:
     names: dict[str, object] = {"__name__": "page"}

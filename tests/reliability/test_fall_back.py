@@ -101,10 +101,10 @@ def test_reliability_weighs_like_fall_back_and_leaves_absent_context_alone() -> 
     assert torch.equal(found.loc, expected.loc)
     assert torch.equal(found.scale, expected.scale)
     assert not torch.equal(found.scale, base_distribution(q).scale)
-    assert reliability(q, p, None, {}) is q
+    assert reliability(q, p, None, Memo()) is q
     reliability.density.limit.fill_(100.0)
     assert torch.equal(base_distribution(reliability(q, p, frames, memo)).scale, expected.scale), "one γ a pass"
-    assert torch.equal(base_distribution(reliability(q, p, frames, {})).scale, base_distribution(q).scale)
+    assert torch.equal(base_distribution(reliability(q, p, frames, Memo())).scale, base_distribution(q).scale)
 
 
 def test_two_reliabilities_in_one_pass_do_not_share_their_weight() -> None:
