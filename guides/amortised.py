@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
+from bayes_adapters.data._checks import one_modality
 from bayes_adapters.errors import choice
 from bayes_adapters.guides._checks import check_context, check_heads, require_float32
 from bayes_adapters.guides._context import as_reliability, frames_of
@@ -105,7 +106,7 @@ class Amortised(AdapterGuide):
     ) -> None:
         super().__init__(model)
         self.context, self.kv_sharing = choice(Context, "context", context), choice(KVSharing, "kv_sharing", kv_sharing)
-        self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, modality
+        self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, one_modality(modality)
         self.width, self.scale, self.null_context = width, choice(ScaleTransform, "scale", scale), null_context
         self._check(reliability is not None)
         self.reliability = None if context_dim is None else as_reliability(reliability, context_dim, model)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters.data._checks import one_modality
 from bayes_adapters.data.batch import Batch, find_frames
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import Head, Pooling, TwoLayerHead
@@ -54,7 +55,7 @@ class FusionLoRA(LoRA):
     ) -> None:
         whole_number("context_dim", context_dim)
         whole_number("fusion_width", fusion_width)
-        self.context_dim, self.modality, self.fusion_width = context_dim, modality, fusion_width
+        self.context_dim, self.modality, self.fusion_width = context_dim, one_modality(modality), fusion_width
         super().__init__(backbone, likelihood, **options)
         self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))
 

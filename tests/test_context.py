@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
@@ -187,3 +188,13 @@ def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> Non
     shared.reader.key["shared"].register_forward_hook(lambda *_: calls.append(1))
     assert_same(moments(shared, token_batch()), moments(own, token_batch()))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("modality", [["image", "audio"], 3, "", None])
+def test_a_modality_is_one_name(modality: Any) -> None:
+    with pytest.raises((ConfigError, TypeCheckError)) as caught:
+        PooledContext(core_model(), context_dim=CONTEXT, modality=modality)
+    assert repr(modality) in str(caught.value)
+    with pytest.raises((ConfigError, TypeCheckError)) as caught:
+        FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT, modality=modality)
+    assert repr(modality) in str(caught.value)

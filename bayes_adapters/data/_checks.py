@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.data.streams import SOURCE_MASK, TARGET_MASK, TARGETS, TOKEN_MASK
-from bayes_adapters.errors import DataError, described, near_matches
+from bayes_adapters.errors import ConfigError, DataError, described, near_matches
 
 _MASKS = (SOURCE_MASK, TOKEN_MASK, "present")
 _LABELS = ("labels", "label", "label_ids")
@@ -179,3 +179,17 @@ def check_rows(rows: object, what: str) -> None:
         f"Examples are chosen by a slice or by a tensor of shape (n,), row numbers or a bool mask; got {given}. For "
         f"one example take {what}[{number}:{number + 1 or ''}] or {what}[torch.tensor([{number}])]."
     )
+
+
+def one_modality(name: object) -> str:
+    """Return ``name``, given as ``modality=``; raise :class:`ConfigError` unless it names one modality.
+
+    >>> one_modality("audio")
+    'audio'
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"modality must be the key of one entry of Batch.context, such as 'audio'; got {name!r}. A guide or a "
+            "model reads one: join several into one Frames, or take a model of several encoders."
+        )
+    return name
