@@ -20,7 +20,7 @@ _READ_FROM_FOLDER = {
     "target_modules": "target_modules", "r": "r", "lora_alpha": "lora_alpha", "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern", "use_rslora": "use_rslora", "task_type": "task_type",
 }  # fmt: skip
-_LINEAR = {"weight", "bias"}
+LINEAR = {"weight", "bias"}
 
 
 def require_own_options(options: Collection[str]) -> None:
@@ -166,7 +166,7 @@ def require_own_head(
         weights: SHA-256 of the adapters beside it, 64 hexadecimal digits.
         poolings: what a head can read.
     """
-    if metadata.get("pooling") not in poolings or "weight" not in names or not set(names) <= _LINEAR:
+    if metadata.get("pooling") not in poolings or "weight" not in names or not set(names) <= LINEAR:
         raise AdapterFileError(f"{str(path)!r} was not written by to_peft. Remove it, or write it again.")
     if metadata.get("weights", weights) != weights:
         raise AdapterFileError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.files._file_checks import unreadable
-from bayes_adapters.files._peft_checks import no_head, require_own_head
+from bayes_adapters.files._peft_checks import LINEAR, no_head, require_own_head
 from bayes_adapters.files._peft_write import HEAD
 from bayes_adapters.files._tensor_file import TensorFile
 from bayes_adapters.heads.pooling import Pooling
@@ -63,7 +63,7 @@ def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: s
     """
     modules = {name.rpartition(".")[0] for name in others}
     tensors = {name.rpartition(".")[2]: value for name, value in others.items()}
-    if len(modules) != 1 or "weight" not in tensors or not set(tensors) <= _LINEAR or tensors["weight"].dim() != 2:
+    if len(modules) != 1 or "weight" not in tensors or not set(tensors) <= LINEAR or tensors["weight"].dim() != 2:
         return None
     module, kind = modules.pop(), getattr(getattr(backbone, "config", None), "model_type", "")
     if task_type == "TOKEN_CLS":
@@ -75,9 +75,6 @@ def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: s
     if module == "classifier" and kind in _ON_FIRST:
         return Head(tensors, Pooling.CLS)
     return Head(tensors, None)
-
-
-_LINEAR = {"weight", "bias"}
 
 
 @torch.no_grad()
