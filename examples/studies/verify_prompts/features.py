@@ -35,7 +35,7 @@ from bayes_adapters.speech.verify import as_stored
 from examples.studies.user_errors import user_errors
 from examples.studies.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
 
-FORMAT = 1
+FORMAT = 2  # counts up when the same recordings make other numbers: 2 resamples without torchaudio
 POOL = 2  # 50 positions a second become 25 frames
 TALKERS = 6  # recordings in a babble
 
