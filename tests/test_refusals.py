@@ -43,7 +43,9 @@ def test_one_warning_names_all_facts() -> None:
 
 
 def test_warnings_of_another_class_go_on() -> None:
-    with warnings.catch_warnings(record=True) as others, warns(UserWarning, 1):
-        warnings.warn("old", DeprecationWarning, stacklevel=1)
-        _warn("1")
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        with warns(UserWarning, 1):
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+            _warn("1")
     assert [w.category for w in others] == [DeprecationWarning]
