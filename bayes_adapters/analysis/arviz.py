@@ -13,7 +13,7 @@ import torch
 
 from bayes_adapters.analysis._checks import require_all_or_none, require_one_target
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import DataError, MissingResourceError, whole_number
+from bayes_adapters.errors import DataError, missing_package, whole_number
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -121,5 +121,5 @@ def _arviz() -> Any:
     try:
         import arviz
     except ImportError as error:
-        raise MissingResourceError("to_arviz() needs arviz: pip install arviz.") from error
+        raise missing_package("to_arviz()", "arviz", "arviz") from error
     return arviz
