@@ -60,6 +60,18 @@ def to_arviz(
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
             device.
         MissingResourceError: arviz is not installed.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Gaussian
+    >>> from bayes_adapters.systems import build
+    >>> from bayes_adapters import Batch
+    >>> model, guide = build("blob", BertModel(tiny), Gaussian(), num_data=3, rank=2)
+    >>> data = Batch({"input_ids": torch.randint(20, (3, 6))}, targets=torch.randn(3))
+    >>> draws = to_arviz(model, guide, data, num_samples=8)
+    >>> draws.posterior_predictive["obs"].shape
+    (1, 8, 3)
     """
     arviz = _arviz()
     require_pair(model, guide)
