@@ -63,7 +63,8 @@ class AdapterModel(AdaptedBackbone):
         ConfigError: an option is unknown or does not fit the others.
 
     >>> from transformers import BertConfig, BertModel
-    >>> from bayes_adapters import Batch, Bernoulli, Part
+    >>> from bayes_adapters import Batch, Bernoulli
+    >>> from bayes_adapters.sites import Part
     >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     >>> class RandomCores(AdapterModel):
     ...     structure = "random_cores"
