@@ -196,8 +196,10 @@ def test_the_mean_neither_overflows_in_half_precision_nor_reads_padding() -> Non
 
 
 def test_model_options_are_checked() -> None:
-    with refuses(ConfigError, "num_data"):
+    with refuses(ConfigError, "num_data=", "'core.global'"):
         StochasticCore(bert(), Bernoulli(), granularity="global")
+    with refuses(ConfigError, "num_data=", "'core.encoder.layer.0.attention.self.query'", "3 more"):
+        StochasticCore(bert(), Bernoulli(), granularity="global", grouped=False)
     with refuses(ConfigError, "granularity", "'tokens'", "'token'"):
         StochasticCore(bert(), Bernoulli(), granularity="tokens")
     with refuses(ConfigError, "pooling", "'max'", "mean"):

@@ -89,8 +89,19 @@ def not_placed(
         f"{len(missing)} of {len(paths)} adapted layers in {str(folder)!r} are no linear layers of this "
         f"{kind}, for example {missing[0]!r}; its linear layers are called such as "
         f"{min(linear, default='(none)')!r}. Load the backbone the adapters were trained on; layers of a model's head "
-        "cannot be adapted, and of an encoder–decoder both halves are needed."
+        "cannot be adapted. Of an encoder–decoder give both halves, or name the one that this backbone is not: "
+        "leave_out='decoder'."
     )
+
+
+def require_some_left(folder: Path, leave_out: str, paths: Sequence[str], kept: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` unless ``leave_out`` names some of the adapted layers ``paths``, and not all."""
+    if len(kept) in (0, len(paths)):
+        raise ConfigError(
+            f"leave_out={leave_out!r} drops {len(paths) - len(kept)} of the {len(paths)} adapted layers in "
+            f"{str(folder)!r}, which are called such as {', '.join(map(repr, (paths[0], paths[-1])))}. It is the name "
+            "of the half of an encoder–decoder that the backbone is not: 'decoder' or 'encoder'."
+        )
 
 
 def check_shapes(

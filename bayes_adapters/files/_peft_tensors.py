@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.targets import dimensions
 from bayes_adapters.files._file_checks import unreadable
-from bayes_adapters.files._peft_checks import no_weights, not_placed, require_factors
+from bayes_adapters.files._peft_checks import no_weights, not_placed, require_factors, require_some_left
 from bayes_adapters.files._tensor_file import TensorFile
 
 WEIGHTS = "adapter_model.safetensors"
@@ -29,8 +29,10 @@ def open_weights(path: Path) -> TensorFile:
         raise unreadable(path, error) from error
 
 
-def split(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Return path → (A, B), and what is neither, by its name without PEFT's root."""
+def split(
+    folder: Path, tensors: Mapping[str, Tensor], leave_out: str | None = None
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Return path → (A, B), and what is neither, by its name without PEFT's root; without what ``leave_out`` names."""
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -40,7 +42,20 @@ def split(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[
         else:
             halves.setdefault(match[1], {})[match[2]] = value
     require_factors(folder / WEIGHTS, halves, others)
-    return {path: (pair["A"], pair["B"]) for path, pair in halves.items()}, others
+    pairs = {path: (pair["A"], pair["B"]) for path, pair in halves.items()}
+    if leave_out is None:
+        return pairs, others
+    kept = {path: pair for path, pair in pairs.items() if not _below(leave_out, path)}
+    require_some_left(folder, leave_out, list(pairs), list(kept))
+    return kept, {name: value for name, value in others.items() if not _below(leave_out, name)}
+
+
+def _below(module: str, path: str) -> bool:
+    """Whether ``path`` lies below ``module``: from its start, or after names of models around the backbone.
+
+    A number in a path is a place in a list of layers; a name after it is a part of a layer, and no half of a model.
+    """
+    return re.match(rf"([^\W\d]\w*\.)*{re.escape(module)}\.", path) is not None
 
 
 def find_prefix(folder: Path, paths: list[str], backbone: nn.Module) -> str:

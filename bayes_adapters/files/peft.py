@@ -61,7 +61,13 @@ _SETTINGS = "bayes_adapters_settings"  # in the weights' metadata: a checksum of
 
 
 def from_peft(
-    directory: str | Path, backbone: nn.Module, likelihood: Likelihood, *, head: bool | None = None, **options: Any
+    directory: str | Path,
+    backbone: nn.Module,
+    likelihood: Likelihood,
+    *,
+    head: bool | None = None,
+    leave_out: str | None = None,
+    **options: Any,
 ) -> LoRA:
     """Build a :class:`~bayes_adapters.models.LoRA` with the adapters of a PEFT folder.
 
@@ -82,6 +88,8 @@ def from_peft(
             adapters. If reading fails it is left as it was given. Wrappers (``torch.compile``, DDP) are looked through.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         head: None as above; True takes over any single linear layer of the right shape; False none.
+        leave_out: the half of an encoder–decoder that ``backbone`` is not, such as ``"decoder"`` where it is
+            ``T5EncoderModel`` or ``BartModel.get_encoder()``: layers below that name are dropped.
         **options: ``pooling``, ``num_data`` or ``dropout`` of :class:`~bayes_adapters.AdapterModel`. Without
             ``pooling``, a head that is taken over brings its own.
 
@@ -91,7 +99,8 @@ def from_peft(
     Raises:
         AdapterFileError: the folder is no LoRA, damaged, for another backbone, or of a kind that these adapters cannot
             express (DoRA, scales that differ by layer, trained biases, …); A or B holds NaN or an infinity.
-        ConfigError: the backbone has adapters; an option is read from the folder; ``head=True`` and there is none.
+        ConfigError: the backbone has adapters; an option is read from the folder; ``head=True`` and there is none;
+            ``leave_out`` drops no adapted layer, or all.
 
     Warns:
         UserWarning: the model has a fresh head.
@@ -100,7 +109,7 @@ def from_peft(
     require_own_options(options)
     with unwrapped(backbone) as plain:
         require_unadapted(plain)
-        found = steady(folder, STATE, lambda: _read(folder, plain), whole=True)
+        found = steady(folder, STATE, lambda: _read(folder, plain, leave_out), whole=True)
         with restored_on_error(plain):
             ranks = found.ranks
             options["targets"] = Targets("|".join(re.escape(path) for path in found.factors))
@@ -132,12 +141,12 @@ class _Found:
     head: Head | None
 
 
-def _read(folder: Path, backbone: nn.Module) -> _Found:
+def _read(folder: Path, backbone: nn.Module, leave_out: str | None) -> _Found:
     """Read the folder once; names and shapes are compared with the backbone's before any tensor is read."""
     where = source(folder)
     settings = read_config(where / CONFIG)
     file = open_weights(where / WEIGHTS)
-    listed, others = split(folder, file.tensors)
+    listed, others = split(folder, file.tensors, leave_out)
     prefix = find_prefix(folder, list(listed), backbone)
     layout = {path.removeprefix(prefix): settings.of(path) for path in listed}
     ranks = {path: rank for path, (rank, _) in layout.items()}
@@ -149,7 +158,7 @@ def _read(folder: Path, backbone: nn.Module) -> _Found:
         tensors, digest = file.read()
     except OSError as error:
         raise unreadable(file.path, error) from error
-    factors, others = split(folder, tensors)
+    factors, others = split(folder, tensors, leave_out)
     require_predicts(file.path, tensors)
     placed = {path.removeprefix(prefix): pair for path, pair in factors.items()}
     found = own_head(where, digest) or foreign_head(others, backbone, settings.task_type)

@@ -208,5 +208,5 @@ def test_soundfile_missing_or_broken(
         raise error
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    with refuses(MissingResourceError, *facts, "pip install '.[audio]'"):
+    with refuses(MissingResourceError, *facts, "'.[audio]'"):
         read_audio(path)

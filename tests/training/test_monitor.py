@@ -171,7 +171,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with refuses(MissingResourceError, "tensorboard=…", 'pip install "bayes-adapters[tensorboard]"'):
+    with refuses(MissingResourceError, "tensorboard", "pip install '.[tensorboard]'"):
         run(*pair(), tensorboard=tmp_path)
 
 
