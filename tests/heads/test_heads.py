@@ -300,9 +300,9 @@ def test_structures_that_pool_by_themselves_take_no_head_that_reads() -> None:
     assert predict(model, Delta(model), token_batch()).mean.shape == (5,)
 
 
-def test_a_structure_that_does_not_know_the_datas_size_takes_no_random_head() -> None:
+def test_a_structure_whose_prior_is_of_masks_takes_no_random_head() -> None:
     with pytest.raises(ConfigError, match="RandomLinear"):
-        AdapterDropout(bert(), Categorical(3), head=RandomLinear())
+        AdapterDropout(bert(), Categorical(3), head=RandomLinear(), num_data=9)
 
 
 def test_tagging_through_another_head() -> None:
