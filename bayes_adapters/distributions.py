@@ -33,6 +33,9 @@ class LogUniform(TorchDistribution):
 
     Args:
         eps: positive, squared units of w: keeps the density finite at 0; shape = batch shape.
+
+    >>> LogUniform().log_prob(torch.tensor([0.1, 10.0]))
+    tensor([ 2.3026, -2.3026])
     """
 
     arg_constraints = {"eps": constraints.positive}

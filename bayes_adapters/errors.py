@@ -50,6 +50,17 @@ class MissingResourceError(BayesAdaptersError, RuntimeError):
     """A backbone, data set or optional package that is neither installed nor reachable."""
 
 
+def missing_package(use: str, package: str, extra: str) -> MissingResourceError:
+    """Build the error for an optional ``package`` that is not installed: what needs it, and the extra that brings it.
+
+    >>> print(missing_package("to_arviz()", "arviz", "arviz"))
+    to_arviz() needs the package arviz. Install it from a checkout of bayes-adapters: pip install '.[arviz]'
+    """
+    return MissingResourceError(
+        f"{use} needs the package {package}. Install it from a checkout of bayes-adapters: pip install '.[{extra}]'"
+    )
+
+
 class ScaleWarning(UserWarning):
     """Targets or context so far from unit scale that training would hardly move, or a posterior would saturate."""
 

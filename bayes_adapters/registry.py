@@ -101,6 +101,13 @@ def register(cls: _C) -> _C:
 
     Raises:
         ConfigError: ``cls`` is none of these, has no name of its own, or the name is taken by another class.
+
+    >>> from bayes_adapters.likelihoods import Categorical
+    >>> @register
+    ... class Sentiment(Categorical):
+    ...     name = "sentiment"
+    >>> find(Kind.LIKELIHOOD, "sentiment").__name__
+    'Sentiment'
     """
     kind = next((kind for kind in Kind if _is_a(kind, cls)), None)
     if kind is None:

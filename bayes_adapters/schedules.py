@@ -15,7 +15,13 @@ from bayes_adapters.errors import ConfigError, whole_number
 
 @runtime_checkable
 class KLSchedule(Protocol):
-    """Anything that maps a step to a KL weight ≥ 0."""
+    """Anything that maps a step to a KL weight ≥ 0.
+
+    >>> def warmed(step):
+    ...     return min(1.0, step / 1000)
+    >>> as_schedule(warmed)(250), as_schedule(0.5)(250)
+    (0.25, 0.5)
+    """
 
     def __call__(self, step: int) -> float:
         """Return the KL weight at ``step``."""
@@ -24,7 +30,11 @@ class KLSchedule(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """``w(t) = weight``."""
+    """``w(t) = weight``.
+
+    >>> Constant(0.1)(step=7)
+    0.1
+    """
 
     weight: float = 1.0
 

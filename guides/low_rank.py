@@ -30,6 +30,15 @@ class LowRank(JointGuide):
         model: a model whose random parts are weights.
         covariance_rank: k.
         init_scale: σ at the start, a standard deviation; W starts at a tenth of it, at random.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import StochasticDown
+    >>> model = StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> guide = LowRank(model, covariance_rank=3)
+    >>> guide.joint().event_shape  # the 32 entries of A in two layers
+    torch.Size([32])
     """
 
     name: ClassVar[str] = "low_rank"

@@ -20,6 +20,7 @@ from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
+from bayes_adapters.modalities._lockstep_checks import require_greenlet
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.depths import DepthMap, depth_map
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
@@ -104,6 +105,7 @@ class CoLA(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared
             matrices of unequal ranks, or a backbone in which two encoders are one module.
+        MissingResourceError: greenlet, which the extra ``cola`` brings, is not installed.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Bernoulli
@@ -134,6 +136,7 @@ class CoLA(ConcatLoRA):
         targets: Targets | str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
+        require_greenlet(type(self).__name__)
         encoders = require_encoders(backbone, self.least, type(self).__name__)
         self.schedule, self.share = choice(Schedule, "schedule", schedule), choice(Sharing, "share", share)
         self.depths, self.gain = choice(DepthMap, "depth map", depths), gain

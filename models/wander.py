@@ -19,6 +19,7 @@ from bayes_adapters.data.rows import fold
 from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities import lockstep
+from bayes_adapters.modalities._lockstep_checks import require_greenlet
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
@@ -74,6 +75,7 @@ class Wander(ConcatLoRA):
     Raises:
         ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
             ``streams`` without ``every_layer``, or ``rank``, ``alpha`` or ``dropout`` without ``targets``.
+        MissingResourceError: ``every_layer`` without greenlet, which the extra ``cola`` brings.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Bernoulli
@@ -109,6 +111,8 @@ class Wander(ConcatLoRA):
         placement = Placement.RESIDUAL if every_layer else Placement.POOLED
         self.rule = FusionRule(placement, cp, Tokens.INTERPOLATED, normalise)
         check_lengths(lengths, blocks, every_layer)
+        if every_layer:
+            require_greenlet(f"{type(self).__name__} after every layer")
         if width is not None:
             whole_number("width", width)
         self.every_layer, self.width, self.lengths = every_layer, width, dict(lengths)

@@ -58,7 +58,18 @@ def install(
 
 
 def remove(backbone: nn.Module) -> nn.Module:
-    """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen."""
+    """Put every base layer back and return the backbone: bit-identical to before :func:`install`, but still frozen.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import LoRA
+    >>> model = LoRA(BertModel(tiny), Bernoulli(), rank=2)
+    >>> list(adapted_layers(model.backbone))
+    ['encoder.layer.0.attention.self.query', 'encoder.layer.0.attention.self.value']
+    >>> list(adapted_layers(remove(model.backbone)))
+    []
+    """
     swap(backbone, [(layer, layer.base_layer) for layer in adapted_layers(backbone).values()])
     return backbone
 
@@ -114,13 +125,38 @@ def restored_on_error(backbone: nn.Module) -> Iterator[None]:
 
 
 def adapted_layers(backbone: nn.Module) -> dict[str, AdaptedLinear]:
-    """Return path → adapted layer for every adapter in ``backbone``."""
+    """Return path → adapted layer for every adapter in ``backbone``.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import LoRA
+    >>> model = LoRA(BertModel(tiny), Bernoulli(), rank=2, targets=["query"])
+    >>> {path: layer.rank for path, layer in adapted_layers(model.backbone).items()}
+    {'encoder.layer.0.attention.self.query': 2}
+    """
     return {path: module for path, module in backbone.named_modules() if isinstance(module, AdaptedLinear)}
 
 
 @contextmanager
 def adapters_disabled(backbone: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the backbone computes what it computed before adapters were installed."""
+    """Within the context the backbone computes what it computed before adapters were installed.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.models import LoRA
+    >>> import torch
+    >>> model, ids = LoRA(BertModel(tiny).eval(), Bernoulli(), rank=2), torch.tensor([[3, 4, 5]])
+    >>> for layer in adapted_layers(model.backbone).values():
+    ...     _ = torch.nn.init.ones_(layer.lora_B)
+    >>> with adapters_disabled(model.backbone) as frozen:
+    ...     plain = frozen(ids).last_hidden_state
+    >>> torch.equal(plain, model.backbone(ids).last_hidden_state)
+    False
+    >>> torch.equal(plain, remove(model.backbone)(ids).last_hidden_state)
+    True
+    """
     before = {layer: layer.enabled for layer in adapted_layers(backbone).values()}
     for layer in before:
         layer.enabled = False

@@ -13,7 +13,7 @@ import torch
 
 from bayes_adapters.analysis._checks import require_all_or_none, require_one_target
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import DataError, MissingResourceError, whole_number
+from bayes_adapters.errors import DataError, missing_package, whole_number
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -60,6 +60,18 @@ def to_arviz(
         ConfigError: ``num_samples`` or ``chunk_size`` below 1, or the guide belongs to another model or is on another
             device.
         MissingResourceError: arviz is not installed.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Gaussian
+    >>> from bayes_adapters.systems import build
+    >>> from bayes_adapters import Batch
+    >>> model, guide = build("blob", BertModel(tiny), Gaussian(), num_data=3, rank=2)
+    >>> data = Batch({"input_ids": torch.randint(20, (3, 6))}, targets=torch.randn(3))
+    >>> draws = to_arviz(model, guide, data, num_samples=8)
+    >>> draws.posterior_predictive["obs"].shape
+    (1, 8, 3)
     """
     arviz = _arviz()
     require_pair(model, guide)
@@ -109,5 +121,5 @@ def _arviz() -> Any:
     try:
         import arviz
     except ImportError as error:
-        raise MissingResourceError("to_arviz() needs arviz: pip install arviz.") from error
+        raise missing_package("to_arviz()", "arviz", "arviz") from error
     return arviz

@@ -152,6 +152,20 @@ def attribute(
         ConfigError: ``seed`` is no integer, nothing can be withheld, a name that no batch has or that is given twice,
             more than 7 modalities for ``"shapley"``, or what ``predict`` refuses.
         DataError: no batch, or a guide that was built with null_context=False.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Categorical, Frames
+    >>> from bayes_adapters.systems import build
+    >>> model, guide = build("caliber-x", BertModel(tiny), Categorical(2), context_dim=4, rank=2)
+    >>> frames = Frames(torch.randn(3, 5, 4), torch.ones(3, 5, dtype=torch.bool))
+    >>> data = Batch({"input_ids": torch.randint(20, (3, 6))}, context={"audio": frames})
+    >>> attribution = attribute(model, guide, data, num_samples=4)
+    >>> attribution.changes["audio"].epistemic.shape  # nats: what knowing the audio changes, per example
+    torch.Size([3])
+    >>> sorted(attribution.means()["audio"])
+    ['aleatoric', 'epistemic', 'total']
     """
     how = choice(AttributionMethod, "method", method)
     seed = integer("seed", seed)  # predict's None is other noise in every call, and the differences would be that noise

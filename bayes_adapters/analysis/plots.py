@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayes_adapters.errors import DataError, MissingResourceError
+from bayes_adapters.errors import DataError, missing_package
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,9 +260,7 @@ def _grid(entries: Mapping[str, Any], function: str, what: str = "method") -> tu
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingResourceError(
-            'Figures need matplotlib, which is not installed. Fix: pip install "bayes-adapters[demo]"'
-        ) from error
+        raise missing_package("A figure", "matplotlib", "demo") from error
     if not entries:
         raise DataError(f"{function} needs at least one {what}; got none. Were all of them filtered out?")
     return Figure(layout="constrained", dpi=200), min(3, len(entries))

@@ -135,6 +135,15 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
 
     Raises:
         DataError: a metric is infinite, which JSON cannot hold and no metric of this library is.
+
+    >>> import tempfile
+    >>> from dataclasses import fields
+    >>> numbers = {f.name: 0.5 for f in fields(Record) if f.type == "float"}
+    >>> names = {"method": "lora", "split": "test", "condition": "clean", "seed": 0, "n": 10, "samples": 1}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_records(f"{folder}/records.json", [Record(**names, **numbers)])
+    ...     read_records(f"{folder}/records.json")[0].method
+    'lora'
     """
     rows = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(record).items()}

@@ -39,6 +39,13 @@ class Frames:
         values: shape (B, S, d), floating point. Masked positions may hold anything finite.
         mask: shape (B, S), bool, True where a frame is real. A row without any True frame means that this
             example's context is **missing**; guides with a null context define what happens then.
+
+    >>> frames = Frames(torch.tensor([[[1.0], [3.0]], [[5.0], [9.0]]]), torch.tensor([[True, True], [True, False]]))
+    >>> frames.mean()
+    tensor([[2.],
+            [5.]])
+    >>> Frames(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool)).present
+    tensor([False])
     """
 
     values: Float[Tensor, "B S d"]
@@ -100,6 +107,16 @@ class Batch:
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
         index: shape (B,), int64: each example's number in its data set. Prediction noise is a function of it, so
             results do not depend on how examples are batched. ``None`` means 0 … B-1.
+
+    >>> batch = Batch(
+    ...     {"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])},
+    ...     targets=torch.tensor([1.0, 0.0]),
+    ...     context={"audio": Frames(torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool))},
+    ... )
+    >>> batch.size, batch.ids, batch[:1].size
+    (2, tensor([0, 1]), 1)
+    >>> batch.masked("audio").context["audio"].present
+    tensor([False, False])
     """
 
     inputs: Mapping[str, Tensor]

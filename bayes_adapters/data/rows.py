@@ -9,7 +9,12 @@ from bayes_adapters.errors import DataError
 
 
 def fold(value: Tensor, samples: int) -> Tensor:
-    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B]."""
+    """Repeat the rows of ``value`` (B, …) for every sample: shape (S·B, …) in the order [S, B].
+
+    >>> import torch
+    >>> fold(torch.tensor([1, 2]), 3)
+    tensor([1, 2, 1, 2, 1, 2])
+    """
     return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
 
 

@@ -12,7 +12,12 @@ from bayes_adapters.errors import ConfigError
 
 
 class Pooling(StrEnum):
-    """How the last hidden states (rows, T, d) become one vector per example."""
+    """How the last hidden states (rows, T, d) become one vector per example.
+
+    >>> states, mask = torch.tensor([[[1.0], [3.0], [100.0]]]), torch.tensor([[True, True, False]])
+    >>> Pooling.MEAN(states, mask), Pooling("cls")(states, mask)
+    (tensor([[2.]]), tensor([[1.]]))
+    """
 
     MEAN = "mean"
     """Mean over real tokens."""

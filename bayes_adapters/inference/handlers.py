@@ -42,6 +42,20 @@ class KLWeight(Messenger):
 
     Raises:
         ConfigError: the weight is negative or NaN, or the mode unknown.
+
+    >>> from pyro.infer import SVI, Trace_ELBO
+    >>> from pyro.optim import ClippedAdam
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Batch, Bernoulli
+    >>> from bayes_adapters.systems import build
+    >>> model, guide = build("blob", BertModel(tiny), Bernoulli(), num_data=8, rank=2)
+    >>> batch = Batch({"input_ids": torch.randint(20, (8, 5))}, targets=torch.ones(8))
+    >>> svi = SVI(model, guide, ClippedAdam({"lr": 1e-3}), Trace_ELBO())
+    >>> with KLWeight(1e-3):
+    ...     loss = svi.step(batch)
+    >>> loss > 0
+    True
     """
 
     def __init__(self, weight: float, mode: KLMode | str = KLMode.FULL) -> None:

@@ -35,7 +35,15 @@ _BUDGET = 8192 * 384
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Within the context the modules are in eval mode; after it each submodule has the mode it had before."""
+    """Within the context the modules are in eval mode; after it each submodule has the mode it had before.
+
+    >>> net = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2).eval())
+    >>> with evaluating(net):
+    ...     [part.training for part in net]
+    [False, False]
+    >>> [part.training for part in net]
+    [True, False]
+    """
     before = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
         module.eval()

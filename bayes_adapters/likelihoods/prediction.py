@@ -37,6 +37,15 @@ class Prediction:
         samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
         tasks: task → its own prediction, without ``log_density``; empty where there is one task. ``prediction[task]``
             is the same, with the task's ``samples``.
+
+    >>> from bayes_adapters import Categorical
+    >>> likelihood = Categorical(2)
+    >>> draws = torch.tensor([[[4.0, 0.0]], [[0.0, 4.0]]])  # logits of S = 2 draws that contradict each other
+    >>> answer = likelihood.predict(likelihood.summarise(likelihood.distribution(draws)), 2)
+    >>> answer.mean, answer.num_samples
+    (tensor([[0.5000, 0.5000]]), 2)
+    >>> [round(float(part), 3) for part in (answer.total, answer.aleatoric, answer.epistemic)]
+    [0.693, 0.09, 0.603]
     """
 
     mean: Tensor

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError, choice, near_matches, unknown_name
+from bayes_adapters.errors import ConfigError, choice, missing_package, near_matches, unknown_name
 from bayes_adapters.modalities.taps import Side, Tap
+
+
+def require_greenlet(use: str) -> ModuleType:
+    """Return the module greenlet; raise :class:`MissingResourceError`, naming what needs it, where there is none."""
+    try:
+        return importlib.import_module("greenlet")
+    except ImportError as error:
+        raise missing_package(use, "greenlet", "cola") from error
 
 
 def check_taps(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from typing import Any
 
-from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -24,6 +23,7 @@ from bayes_adapters.modalities._lockstep_checks import (
     check_taps,
     no_tensor,
     require_ended,
+    require_greenlet,
     require_order,
 )
 from bayes_adapters.modalities._surroundings import Surroundings
@@ -63,6 +63,7 @@ def run(
             ``exchange`` returns something unsuitable. An exception of a module or of ``exchange`` passes through
             unchanged, with a note that names the module. In every case the other modules are unwound (their ``finally``
             blocks run) and all hooks are gone.
+        MissingResourceError: greenlet, which the extra ``cola`` brings, is not installed.
 
     >>> import torch
     >>> nets = {"a": nn.Sequential(nn.Identity(), nn.Flatten(0)), "b": nn.Identity()}
@@ -113,8 +114,9 @@ class _Task:
         self.error: BaseException | None = None
         self.stopping = False
         self.handles: list[RemovableHandle] = []
-        self.driver = getcurrent()
-        self.root = self.paused = greenlet(self._body)
+        self.greenlets = require_greenlet("A run in lock-step")
+        self.driver = self.greenlets.getcurrent()
+        self.root = self.paused = self.greenlets.greenlet(self._body)
         context = copy_context()
         context.run(_tasks.set, (*_tasks.get(), self))
         self.root.gr_context = context
@@ -173,7 +175,7 @@ class _Task:
     def _pause(self, tensor: Tensor) -> Tensor:
         self.reached += 1
         # With a run inside a run, the greenlet that is here may be one that this module's own code has started.
-        self.tensor, self.paused = tensor, getcurrent()
+        self.tensor, self.paused = tensor, self.greenlets.getcurrent()
         with self.surroundings.restored():
             self.driver.switch()
         if self.stopping:

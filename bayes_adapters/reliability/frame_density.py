@@ -38,6 +38,16 @@ class FrameDensity(nn.Module):
         context_dim: width of a frame.
         components: K.
         two_sided: whether there is a lower limit; adapters saved before there was one have none.
+
+    >>> _ = torch.manual_seed(0)
+    >>> def contexts(scale):
+    ...     return Frames(scale * torch.randn(40, 25, 8), torch.ones(40, 25, dtype=torch.bool))
+    >>> density = FrameDensity.fit([torch.randn(4000, 8)], [contexts(1.0)])
+    >>> for scale in (1.0, 5.0, 0.0):
+    ...     print(scale, round(float(density(contexts(scale)).median()), 2))
+    1.0 1.0
+    5.0 0.0
+    0.0 0.01
     """
 
     means: Float[Tensor, "K d"]

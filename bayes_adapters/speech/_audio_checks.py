@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from bayes_adapters.errors import ConfigError, DataError, MissingResourceError, missing_package
 
 FORMATS = "wav, aiff, flac, ogg, opus or mp3"
 """What recordings may be, in words."""
-_INSTALL = "Install it from a checkout of bayes-adapters: pip install '.[audio]'"
 _UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a flac or ogg that does not give its length
 _SILENT = 1e-4
 
@@ -44,10 +43,11 @@ def require_soundfile() -> ModuleType:
     try:
         return importlib.import_module("soundfile")
     except ModuleNotFoundError as error:
-        raise MissingResourceError(f"Reading audio files needs the package soundfile. {_INSTALL}") from error
+        raise missing_package("Reading audio files", "soundfile", "audio") from error
     except OSError as error:  # the package is there, libsndfile is not
         raise MissingResourceError(
-            f"soundfile is installed but libsndfile cannot be loaded ({error}). {_INSTALL}"
+            f"soundfile is installed but libsndfile cannot be loaded ({error}). Install both from a checkout of "
+            "bayes-adapters: pip install --force-reinstall '.[audio]'"
         ) from error
 
 

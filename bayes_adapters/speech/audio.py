@@ -61,6 +61,13 @@ def read_audio(
         DataError: the file is absent, not readable, no audio, empty, cut off, too short, too long, too long for the
             memory, or holds NaN or infinity.
         MissingResourceError: soundfile is missing or cannot be loaded.
+
+    >>> import soundfile, tempfile
+    >>> tone = torch.sin(torch.arange(44_100) / 44_100 * 6.2832 * 440)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     soundfile.write(f"{folder}/a.wav", tone.numpy(), 44_100)
+    ...     read_audio(f"{folder}/a.wav").shape  # one second at 16 kHz
+    torch.Size([16000])
     """
     require_rate(sample_rate)
     path = Path(path)

@@ -92,6 +92,11 @@ def corrupt(
     Raises:
         ConfigError: the condition is unknown.
         DataError: babble without ``others``; noise on a silent or empty recording.
+
+    >>> tone = torch.sin(torch.arange(16_000) / 16_000 * 6.2832 * 440)
+    >>> noisy = corrupt(tone, "white@10", torch.Generator().manual_seed(0))
+    >>> round(float(10 * torch.log10(tone.square().mean() / (noisy - tone).square().mean())), 3)  # dB
+    10.0
     """
     condition = Condition.parse(condition) if isinstance(condition, str) else condition
     if condition.kind == "clean":
@@ -119,6 +124,10 @@ def add_noise(wave: Float[Tensor, " N"], noise: Float[Tensor, " _"], snr_db: flo
 
     Raises:
         DataError: the lengths differ, or one of the two has zero or non-finite power.
+
+    >>> noisy = add_noise(torch.ones(100), torch.tensor([3.0, -3.0] * 50), snr_db=20.0)
+    >>> noisy[:2]
+    tensor([1.1000, 0.9000])
     """
     require_same_length(wave, noise)
     powers = {"recording": _power(wave), "noise": _power(noise)}
@@ -153,6 +162,10 @@ def babble(waves: Sequence[Float[Tensor, " _"]], samples: int, generator: torch.
 
     Raises:
         DataError: no recording, or a silent, empty or non-finite one.
+
+    >>> tone = torch.sin(torch.arange(16_000) / 16_000 * 6.2832 * 440)
+    >>> babble([tone, 3 * tone.flip(0)], 8_000, torch.Generator().manual_seed(0)).shape
+    torch.Size([8000])
     """
     require_recordings(waves)
     total = torch.zeros(samples, dtype=torch.float64)
@@ -186,6 +199,11 @@ def reverb(
 
     Raises:
         ConfigError: ``rt60`` is not positive.
+
+    >>> tone = torch.sin(torch.arange(16_000) / 16_000 * 6.2832 * 440)
+    >>> wet = reverb(tone, torch.Generator().manual_seed(0), rt60=0.3)
+    >>> round(float(wet.square().mean() / tone.square().mean()), 3)
+    1.0
     """
     require_rt60(rt60)
     length = max(int(rt60 * sample_rate), 1)
@@ -212,6 +230,9 @@ def clip(wave: Float[Tensor, " N"], *, gain_db: float = 30.0) -> Float[Tensor, "
 
     Raises:
         ConfigError: ``gain_db`` is negative.
+
+    >>> clip(torch.tensor([0.0, 0.1, 1.0]), gain_db=6.0206)
+    tensor([0.0000, 0.2000, 1.0000])
     """
     require_gain(gain_db)
     if wave.numel() == 0:

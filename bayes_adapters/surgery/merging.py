@@ -65,6 +65,17 @@ def merge_intra(model: AdapterModel) -> AdapterModel:
     Raises:
         ConfigError: an intra-modal path is random, shares its matrices with the inter-modal one, or its base layer has
             no floating-point weight.
+
+    >>> from torch import nn
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli, adapted_layers
+    >>> from bayes_adapters.systems import build
+    >>> encoders = nn.ModuleDict({"left": BertModel(tiny), "right": BertModel(tiny)})
+    >>> model, guide = build("cola", encoders, Bernoulli(), rank=2, gamma=4, num_data=10)
+    >>> merged = merge_intra(model)
+    >>> type(model.backbone["left"].encoder.layer[0].attention.self.query).__name__
+    'AdaptedLinear'
     """
     for path, layer in adapted_layers(model.backbone).items():
         require_mergeable(path, layer)

@@ -87,6 +87,15 @@ def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False)
 
     Raises:
         ConfigError: the model has other random parts, or the posterior is not Gaussian.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.systems import build
+    >>> model, guide = build("bayeslora-2026", BertModel(tiny), Bernoulli(), num_data=10, rank=4)
+    >>> scores(model, guide)["encoder.layer.0.attention.self.query"].shape
+    torch.Size([4])
     """
     found: dict[str, Tensor] = {}
     for path, pair in require_factors(model, guide).items():
@@ -134,6 +143,17 @@ def prune(
     Raises:
         ConfigError: nothing would be left; the scores are not finite; the model or guide has no ranks to take out; the
             optimiser's state cannot be cut. Nothing was changed.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.systems import build
+    >>> model, guide = build("bayeslora-2026", BertModel(tiny), Bernoulli(), num_data=10, rank=4)
+    >>> least = min(float(each.min()) for each in scores(model, guide).values())
+    >>> record = prune(model, guide, threshold=least, min_rank=1)
+    >>> set(record.after.values())
+    {1}
     """
     require_threshold(threshold, min_rank)
     values = scores(model, guide, gauge_fix=gauge_fix)
@@ -161,6 +181,10 @@ class PruneSchedule:
 
     Raises:
         ConfigError: steps or ranks that are no whole numbers, ``until`` before ``start``, or no threshold.
+
+    >>> schedule = PruneSchedule(threshold=3.0, start=100, every=50)  # then fit(..., on_step=schedule)
+    >>> schedule.records
+    []
     """
 
     threshold: float

@@ -103,6 +103,20 @@ def bayesianise(
         UserWarning: every σ_q tried is feasible; the largest one tried is returned and ``log.boundary`` is None.
 
     Source: TFB, arXiv 2412.05723, and its released code.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> from bayes_adapters import Batch, Categorical, predict
+    >>> from bayes_adapters.guides import Delta
+    >>> from bayes_adapters.models import LoRA
+    >>> from bayes_adapters.training import fit
+    >>> model = LoRA(BertModel(tiny), Categorical(2), rank=2)
+    >>> data = Batch({"input_ids": torch.randint(20, (16, 6))}, targets=torch.randint(2, (16,)))
+    >>> _ = fit(model, Delta(model), data, max_steps=20)
+    >>> random, guide, log = bayesianise(model, Delta(model), data, tolerance=0.01)
+    >>> log.scale > 0, bool((predict(random, guide, data, num_samples=8).epistemic > 0).all())
+    (True, True)
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
     tolerance = DEFAULT_TOLERANCE[criterion] if tolerance is None else tolerance

@@ -78,6 +78,11 @@ class Recipe:
         windowed: multiply w by Blundell's π over windows of :func:`window` steps.
         num_samples: posterior draws averaged at test.
         prune: options of :class:`bayes_adapters.surgery.pruning.PruneSchedule`; None prunes nothing.
+
+    >>> from bayes_adapters.systems import SYSTEMS
+    >>> recipe = SYSTEMS["blob"].training
+    >>> recipe.batch_size, recipe.steps
+    (4, 5000)
     """
 
     lr: float

@@ -42,6 +42,11 @@ class System:
         training: how it was trained.
         source: paper, code, and where the values come from.
         inferred: what no source says, and where this library departs from it.
+
+    >>> from bayes_adapters.systems import SYSTEMS
+    >>> system = SYSTEMS["c-lora"]
+    >>> system.model.__name__, system.guide.__name__
+    ('StochasticCore', 'Contextual')
     """
 
     name: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayes_adapters.errors import MissingResourceError
+from bayes_adapters.errors import missing_package
 
 _SHOWN = ("loss", "nll", "kl", "kl_weight")
 
@@ -98,9 +98,7 @@ class TensorBoard(Reporter):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise MissingResourceError(
-                'tensorboard=… needs a package that is not installed: pip install "bayes-adapters[tensorboard]"'
-            ) from error
+            raise missing_package("fit(tensorboard=…)", "tensorboard", "tensorboard") from error
         self._writer: Any = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from bayes_adapters.analysis import metrics, plots
 from bayes_adapters.errors import DataError, MissingResourceError
+from tests.refusals import refuses
 
 pytest.importorskip("matplotlib")
 METHODS = ["lora-text", "lora-fusion", "c-lora", "caliber-g", "caliber-x", "caliber-shared-kv"]
@@ -97,7 +98,7 @@ def test_colours_stay_apart_and_more_methods_than_colours_are_refused() -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingResourceError, match=r'pip install "bayes-adapters\[demo\]"'):
+    with refuses(MissingResourceError, "matplotlib", "pip install '.[demo]'"):
         plots.risk_coverage_plot({"a": ([1.0], [0.0])})
 
 

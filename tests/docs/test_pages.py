@@ -28,8 +28,7 @@ def test_there_are_pages_with_code() -> None:
     assert {"docs/index.md", "docs/your-data.md", "docs/pyro.md", "docs/extending/guide.md"} <= set(PAGES)
 
 
-# PEFT reads an attribute that this version of transformers has deprecated.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own
 @pytest.mark.usefixtures("offline", "no_names")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str) -> None:

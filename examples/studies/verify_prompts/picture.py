@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bayes_adapters.analysis.plots import COLOURS
 from bayes_adapters.analysis.records import Record, read_records
-from bayes_adapters.errors import DataError, MissingResourceError
+from bayes_adapters.errors import DataError, missing_package
 from examples.studies.user_errors import user_errors
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def draw(records: Sequence[Record]) -> Figure:
     """Draw one line per entry of :data:`LINES`, with a band of one standard deviation over training seeds."""
     try:
         from matplotlib.figure import Figure
-    except ImportError as e:
-        raise MissingResourceError("The picture needs matplotlib: pip install matplotlib.") from e
+    except ImportError as error:
+        raise missing_package("The picture", "matplotlib", "demo") from error
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(LADDER))
