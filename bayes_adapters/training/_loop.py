@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
-from bayes_adapters.training._data_checks import require_steps, too_few
+from bayes_adapters.training._data_checks import too_few
 from bayes_adapters.training._interrupt import terminable, uninterrupted
 from bayes_adapters.training._monitor_checks import check_monitor
 from bayes_adapters.training._progress import Position, Reporter
@@ -56,7 +57,6 @@ class Loop:
         devices = {p.device for module in (self.model, self.guide) for p in module.parameters()}
         self.generators = Generators(devices, _data.own_generators(data))
         self.state = RunState()
-        self.first_batches = 0
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -130,15 +130,17 @@ class Loop:
         state = self.state
         self.generators.seed(self.settings.seed, state.epoch)
         _data.set_epoch(self.data, state.epoch)
-        stream = _data.with_context(_data.checked(self.data, "data"), self.model.reads | self.guide.reads)
+        stream = _data.read(self.data, "data", state.epoch, self.model.reads | self.guide.reads)
         self._skip(stream)
-        for group in self._groups(stream):
+        while not self._reached(self.settings.max_steps, state.step):
+            group = list(islice(stream, self.settings.accumulate))
+            if not group:
+                break
             due = len(state.records) % self.settings.log_every == 0
             record = self._step(group, due)
             report.step(Position(state.epoch, state.batches, state.step, due), record)
             if self.settings.checkpoint_every and state.step % self.settings.checkpoint_every == 0:
                 self.save()
-        require_steps(state.records, state.epoch)
         log = self._epoch_log()
         with uninterrupted():
             self._watch(log)
@@ -153,14 +155,6 @@ class Loop:
                 raise too_few(self.state.epoch, self.state.batches, used)
         if self.state.generators:
             self.generators.set(self.state.generators, self.state.host)
-
-    def _groups(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
-        groups = _data.groups(stream, self.settings.accumulate)
-        while not self._reached(self.settings.max_steps, self.state.step):
-            group = next(groups, None)
-            if group is None:
-                return
-            yield group
 
     def _step(self, group: list[Batch], due: bool) -> dict[str, float]:
         started = time.perf_counter()
@@ -226,11 +220,11 @@ class Loop:
         state = self.state
         log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
         if self.validation is not None:
-            stream = _data.checked(self.validation, "validation")
+            stream = _data.read(self.validation, "validation", state.epoch)
             with self._autocast():
                 samples, seed = self.settings.num_samples, self.settings.seed
                 density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
-            if density is not None:  # checked() lets only batches with targets pass
+            if density is not None:  # read() lets only batches with targets pass
                 log["val_nll"] = -float(float64(density).mean())
         if self.evaluate is not None:
             with evaluating(self.model, self.guide), torch.no_grad():

@@ -17,6 +17,7 @@ from bayes_adapters.guides import CrossAttention, Delta
 from bayes_adapters.models import FusionLoRA
 from bayes_adapters.training import batches
 from tests.helpers import CONTEXT, bert
+from tests.refusals import refuses
 from tests.training.parts import WHOLE, data, history, pair, run, same, weights
 
 
@@ -29,7 +30,7 @@ def test_every_example_comes_once(count: int, size: int, shuffle: bool, drop_las
         return Batch({"x": torch.tensor(rows)})
 
     if drop_last and count < size:
-        with pytest.raises(DataError, match="not one batch"):
+        with refuses(DataError, f"batch of {size}", f"{count} examples"):
             batches(items, size, collate, drop_last=True)
         return
     source = batches(items, size, collate, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -97,10 +98,10 @@ class _Once:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (list, "data is empty"),
+        (list, "no batch in data"),
         (lambda: iter(()), r"data is a .*iterator.*Use list\(data\)"),
         (lambda: (b for b in [WHOLE]), r"data is a generator.*Use list\(data\)"),
-        (_Once, r"no batch in epoch 1, though .*list\(data\)"),
+        (_Once, r"no batch of data in epoch 1.*list\(data\)"),
         (lambda: _Bag(WHOLE, (1, 2)), "Item 1 of data is a tuple, not a Batch.*collate_fn"),
         (lambda: [WHOLE, WHOLE.without_targets()], "Batch 1 of data has no targets"),
     ],
@@ -133,7 +134,7 @@ def test_a_context_that_is_read_and_never_given(fusion: bool) -> None:
 def test_bad_validation() -> None:
     model, guide = pair()
     for validation, message in [
-        ([], "validation is empty"),
+        ([], "no batch in validation"),
         ([WHOLE.without_targets()], "Batch 0 of validation has no targets"),
         (iter([WHOLE]), r"list\(validation\)"),
         (_Bag(3), "Item 0 of validation is a int"),
@@ -144,11 +145,11 @@ def test_bad_validation() -> None:
 
 def test_an_iterator_serves_one_epoch_and_a_stream_serves_steps() -> None:
     assert run(*pair(), iter([WHOLE[:4]]), epochs=1).steps == 1
-    with pytest.raises(DataError, match="The data hold no batch"):
+    with refuses(DataError, "data", "epoch 0"):
         run(*pair(), iter(()), epochs=1)
     endless = iter(lambda: WHOLE[:4], None)
     assert run(*pair(), endless, max_steps=5).steps == 5
-    with pytest.raises(DataError, match="no batch in epoch 1"):
+    with refuses(DataError, "data", "epoch 1"):
         run(*pair(), iter([WHOLE[:4]] * 3), max_steps=5)
 
 
