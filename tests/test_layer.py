@@ -30,6 +30,7 @@ from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.priors import zero_normal
 from tests.helpers import VOCAB, WIDTH, bert, core_model, fill_B, gpt2, llama, opt, token_batch, vit, whisper
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,10 @@ def test_the_mean_neither_overflows_in_half_precision_nor_reads_padding() -> Non
 
 
 def test_model_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="pass num_data"):
+    with refuses(ConfigError, "num_data=", "'core.global'"):
         StochasticCore(bert(), Bernoulli(), granularity="global")
+    with refuses(ConfigError, "num_data=", "'core.encoder.layer.0.attention.self.query'", "3 more"):
+        StochasticCore(bert(), Bernoulli(), granularity="global", grouped=False)
     with pytest.raises(ConfigError, match=r"Unknown granularity 'tokens'.*Did you mean 'token'"):
         StochasticCore(bert(), Bernoulli(), granularity="tokens")
     with pytest.raises(ConfigError, match="Unknown pooling"):

@@ -105,14 +105,6 @@ def test_built_ins() -> None:
             assert registry.name_of(kind, registry.find(kind, name)) == name
 
 
-def test_a_new_guide_file_needs_no_edit_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fresh(MeanField):
-        name: ClassVar[str] = "fresh"
-
-    monkeypatch.setattr("bayes_adapters.guides.Fresh", Fresh, raising=False)
-    assert registry.find("guide", "fresh") is Fresh
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [

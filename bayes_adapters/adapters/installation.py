@@ -98,8 +98,8 @@ def require_unadapted(backbone: nn.Module) -> None:
     """Raise :class:`ConfigError` if ``backbone`` holds adapters."""
     if adapted_layers(backbone):
         raise ConfigError(
-            "This backbone already has adapters. Remove them first with bayes_adapters.remove(backbone), or load a "
-            "second backbone."
+            f"This {type(backbone).__name__} already has adapters. Remove them first with "
+            "bayes_adapters.remove(backbone), or load a second backbone."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,17 +53,16 @@ class Traits:
         check_token_ids(backbone, inputs, self.longest)
 
     @contextmanager
-    def around(self, backbone: nn.Module, layers: Collection[str], tokens: MutableMapping[str, int]) -> Iterator[None]:
+    def around(self, backbone: nn.Module, tokens: MutableMapping[str, int]) -> Iterator[None]:
         """Within the context ``backbone`` runs as it should: its buffers stay, and padding counts nowhere.
 
         Args:
             backbone: what runs.
-            layers: adapted layers whose tokens are counted, if they attend within windows.
-            tokens: block with windows → tokens of an example at its input; written while it runs.
+            tokens: block with windows around an adapted layer → tokens of an example at its input; written while it
+                runs.
         """
-        blocks = {self.windows[layer] for layer in layers if layer in self.windows}
         with ExitStack() as stack:
-            stack.enter_context(counted_tokens(backbone, blocks, tokens))
+            stack.enter_context(counted_tokens(backbone, self.windows.values(), tokens))
             stack.enter_context(completed_calls(backbone, self.calls))
             stack.enter_context(frozen_buffers(self.statistics))
             yield

@@ -35,15 +35,6 @@ def require_head(head: Any, base: type, pooling: str | None) -> Any:
     return head
 
 
-def require_size_known(head: str, num_data: int | None, random: bool) -> None:
-    """Raise :class:`ConfigError` if a head with random weights is in a model that does not know its data's size."""
-    if random and num_data is None:
-        raise ConfigError(
-            f"The random weights of the {head} have one KL per data set, so the model must know its size: pass "
-            "num_data=len(training set)."
-        )
-
-
 def require_tokens(model: str, lost: bool, likelihood: object) -> None:
     """Raise :class:`ConfigError` if the likelihood has a target per token and the structure has lost the tokens."""
     if lost:

@@ -12,44 +12,27 @@ guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from bayes_adapters.adapters._checks import check_options
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
-from bayes_adapters.adapters.installation import (
-    adapted_layers,
-    adapters_disabled,
-    install,
-    restored_on_error,
-)
-from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
 from bayes_adapters.adapters.rows import Rows
-from bayes_adapters.adapters.targets import Targets, linear_size, select
-from bayes_adapters.backbones.hidden_states import hidden_width
-from bayes_adapters.backbones.placement import place_beside
-from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import fold
-from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.heads import BackboneOutput, Head, LinearHead, Pooling
-from bayes_adapters.heads._checks import require_head, require_size_known, require_tokens
+from bayes_adapters.heads import BackboneOutput, Head
+from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
-from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.priors import Prior, PriorLike, zero_normal
-from bayes_adapters.sites import Granularity, Part, Site, build_sites
+from bayes_adapters.inference.adapted import AdaptedBackbone
 
 
-class AdapterModel(nn.Module):
+class AdapterModel(AdaptedBackbone):
     """A frozen backbone with low-rank adapters, a head and a likelihood, as a Pyro model: ``model(batch)``.
 
     Sample sites: the random parts (:class:`bayes_adapters.sites.Site`) and ``obs`` (the targets). The backbone is a
@@ -81,6 +64,7 @@ class AdapterModel(nn.Module):
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Batch, Bernoulli
+    >>> from bayes_adapters.sites import Part
     >>> net = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     >>> class RandomCores(AdapterModel):
     ...     structure = "random_cores"
@@ -92,84 +76,6 @@ class AdapterModel(nn.Module):
     """
 
     structure: ClassVar[str] = "adapter_model"
-    layer: ClassVar[type[AdaptedLinear]] = AdaptedLinear
-    """The class of the adapted layers: another formula is a subclass of it."""
-    tags: ClassVar[bool] = True
-    """Whether the structure serves likelihoods with one target per token."""
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        likelihood: Likelihood,
-        *,
-        targets: Targets | str | Sequence[str] | None = ("query", "value"),
-        rank: int = 8,
-        alpha: float = 16.0,
-        ranks: Mapping[str, int] | None = None,
-        dropout: float = 0.0,
-        parts: Sequence[Part] = (),
-        granularity: Granularity | str | None = None,
-        prior: PriorLike | None = None,
-        pooling: Pooling | str | None = None,
-        head: Head | None = None,
-        num_data: int | None = None,
-        grouped: bool = True,
-        flipout: bool = False,
-    ) -> None:
-        super().__init__()
-        self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
-        self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
-        self.grouped, self.flipout = grouped, flipout
-        check_options(rank, alpha, dropout)
-        _checks.require_likelihood(likelihood)
-        self.own_head = head is None
-        head = self.default_head(pooling) if head is None else require_head(head, Head, pooling)
-        self.require_fitting(head, likelihood)
-        _checks.require_usable(backbone)
-        width = self.feature_width(backbone)
-        random_head = head.sites(width, likelihood)
-        self.random_head = bool(random_head)
-        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
-        _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
-        require_size_known(type(head).__name__, num_data, self.random_head)
-        paths = [] if targets is None else select(backbone, targets)
-        left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
-        self.sites: list[Site] = []
-        if parts and self.granularity is not None:
-            sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
-            self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
-        self.sites += random_head
-        self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        _checks.require_num_data(num_data, self.sites, self.prior)
-        self._traits = Traits.of(backbone, paths)
-        own = {path: [site for site in self.sites if path in site.layers] for path in paths}
-        with restored_on_error(backbone):
-            options = {"rank": rank, "alpha": alpha, "dropout": dropout}
-            installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
-            self.layers, self._installed = list(installed), tuple(installed.values())
-            self.backbone = backbone
-            self.likelihood = likelihood
-            head.prepare(width, likelihood)
-            self.head = head
-            place_beside(backbone, self.head, self.likelihood, self.prior)  # adapters are beside their base layers
-
-    def default_head(self, pooling: Pooling | str | None) -> Head:
-        """Return the head that the structure has where none is given."""
-        return LinearHead(pooling)
-
-    def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
-        """Raise :class:`ConfigError` unless ``head`` serves the likelihood and this structure."""
-        head.suit(likelihood)
-        require_tokens(type(self).__name__, head.per_token and not self.tags, likelihood)
-
-    @property
-    def pooling(self) -> Pooling:
-        """How the head pools hidden states."""
-        return self.head.pooling
-
-    def feature_width(self, backbone: nn.Module) -> int:
-        """Return d, the width of what :meth:`encode` returns."""
-        return hidden_width(backbone)
 
     def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
         """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
@@ -205,9 +111,8 @@ class AdapterModel(nn.Module):
         prior = self.prior.sampled(outer, next(self.parameters()).device)
         weights = draw_weights(self.sites, prior, rows, flipped)
         forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
-        local = [path for site in self.sites if site.granularity is not Granularity.GLOBAL for path in site.layers]
         with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-            with running(forward_pass), self._traits.around(self.backbone, local, forward_pass.tokens):
+            with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
                 outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
             if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                 _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
@@ -232,36 +137,10 @@ class AdapterModel(nn.Module):
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
         return batch.size if self.num_data is None else self.num_data
 
-    def require_installed(self) -> None:
-        """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
-        _checks.require_layers(self.backbone, dict(zip(self.layers, self._installed, strict=True)))
-
-    def start(self, site: Site) -> Tensor:
-        """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.
-
-        A: Kaiming-uniform, as in plain LoRA. B: U(±0.001), for exact zeros would make every dropout rate infinite.
-        Everything else: a draw from the prior; E = 0 together with B = 0 would give exactly zero gradients.
-        """
-        device = next(self.parameters()).device
-        if site.part == Part.A:
-            return torch.stack([kaiming(*site.event) for _ in site.layers]).reshape(site.shape).to(device)
-        if site.part == Part.B:
-            return torch.empty(site.shape, device=device).uniform_(-1e-3, 1e-3)
-        return self.prior.of(site).sample().clone()
-
-    def descriptor_width(self, site: Site) -> int:
-        """Return the width of the descriptor that conditions the inter-modal core ``site``, if it is one."""
-        raise ConfigError(f"The site {site.name!r} of this {type(self).__name__} is conditioned on no other modality.")
-
     @property
     def reads(self) -> frozenset[str]:
         """Keys of ``Batch.context`` that the model itself looks at."""
         return frozenset()
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Path → ranks of each adapted layer: r, or what pruning has left."""
-        return {path: layer.rank for path, layer in adapted_layers(self.backbone).items()}
 
     def withholdable(self, batch: Batch) -> list[str]:
         """Name the modalities of ``batch`` that :meth:`withhold` can take away: those of its context.
@@ -280,21 +159,3 @@ class AdapterModel(nn.Module):
         """
         _checks.require_withholdable(modalities, self.withholdable(batch))
         return batch.masked(*modalities)
-
-    def adapters_disabled(self) -> AbstractContextManager[nn.Module]:
-        """A context in which the backbone is the frozen one."""
-        return adapters_disabled(self.backbone)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Name → parameter for everything that training changes: adapters, head, likelihood."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as JSON, targets resolved to module paths; some are left out where they are usual."""
-        options = {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
-        options |= {"pooling": self.pooling.value} if self.own_head else {}
-        options |= {"num_data": self.num_data} if self.random_head else {}  # other random parts say it themselves
-        pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
-        unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
-        usual = {"ranks": {}, "grouped": True, "flipout": False}
-        return options | {name: value for name, value in unusual.items() if value != usual[name]}

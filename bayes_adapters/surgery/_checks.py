@@ -171,7 +171,8 @@ def require_plain_model(model: AdapterModel) -> None:
         if getattr(type(model), name) is not getattr(AdapterModel, name):
             raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
     if type(model.head) is not LinearHead:
-        raise ConfigError(f"{type(model).__name__} has a head of its own kind, which a plain LoRA cannot hold.")
+        kind = type(model.head).__name__
+        raise ConfigError(f"{type(model).__name__} has a head of its own kind, {kind}, which a plain LoRA cannot hold.")
 
 
 def require_copy(backbone: nn.Module, trained: nn.Module) -> None:

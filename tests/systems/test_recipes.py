@@ -18,7 +18,7 @@ from bayes_adapters.systems import SYSTEMS
 from bayes_adapters.systems.recipes import Rate, Recipe, Unit, window
 from bayes_adapters.training import fit
 from bayes_adapters.training._optimizer import trainable
-from examples.studies.matrix import SIZE
+from examples.studies.matrix_cells import SIZE
 from tests.systems.parts import NAMES, small
 
 

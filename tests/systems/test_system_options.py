@@ -11,7 +11,7 @@ from torch import nn
 from bayes_adapters import Bernoulli, Categorical, adapted_layers, systems
 from bayes_adapters.errors import ConfigError, TargetError
 from bayes_adapters.systems import SYSTEMS, build
-from examples.studies.matrix import SIZE
+from examples.studies.matrix_cells import SIZE
 from examples.studies.tiny import BACKBONES, WIDTH, make
 from tests.systems.parts import NAMES, backbone_of, required
 
