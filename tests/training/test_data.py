@@ -98,7 +98,7 @@ class _Once:
 @pytest.mark.parametrize(
     ("source", "facts"),
     [
-        (list, ("data", "0 batches")),
+        (list, ("data",)),
         (lambda: iter(()), ("data", "list(data)")),
         (lambda: (b for b in [WHOLE]), ("data", "generator", "list(data)")),
         (_Once, (1, "list(data)")),
@@ -134,7 +134,7 @@ def test_a_context_that_is_read_and_never_given(fusion: bool) -> None:
 def test_bad_validation() -> None:
     model, guide = pair()
     cases: list[tuple[Any, tuple[object, ...]]] = [
-        ([], ("validation", "0 batches")),
+        ([], ("validation",)),
         ([WHOLE.without_targets()], ("Batch 0 of validation", "targets")),
         (iter([WHOLE]), ("validation", "list_iterator", "list(validation)")),
         (_Bag(3), ("Item 0 of validation", "a int")),
