@@ -51,6 +51,14 @@ def test_a_part_is_the_same_constant_in_a_copy_and_from_a_file(part: Part) -> No
     assert (again is part) is (part.name != "own")
 
 
+@pytest.mark.parametrize("part", [Part.A, Part.CORE, Part.DIAGONAL, Part.B])
+@pytest.mark.parametrize("granularity", [Granularity.GLOBAL, Granularity.TOKEN])
+def test_the_rank_of_a_site_is_that_of_its_layers(part: Part, granularity: Granularity) -> None:
+    """r = 2 of a layer 6 → 4: B has its ranks along the second axis."""
+    (site,) = build_sites({"l": (2, 6, 4)}, (part,), granularity)
+    assert site.rank == 2
+
+
 def test_a_mask_has_no_rank() -> None:
     with refuses(ConfigError, "'mask.a'"):
         _ = Site("mask.a", Part.MASK, ("a",), (4,), Granularity.TOKEN).rank
