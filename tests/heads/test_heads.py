@@ -207,12 +207,21 @@ def test_a_random_head_has_one_kl_per_data_set_and_its_own_draws(tmp_path: Path)
 
 
 def test_what_a_plain_lora_cannot_hold() -> None:
-    two = LoRA(bert(), Categorical(3), head=TwoLayerHead(4))
-    with refuses(ConfigError, "LoRA", "TwoLayerHead"):
-        to_lora(two, Delta(two), bert())
     random = fill_B(LoRA(bert(), Categorical(3), head=RandomLinear(), num_data=9))
+    with refuses(ConfigError, "head", "LoRA", "random"):
+        to_lora(random, MeanField(random), bert())
     with refuses(ConfigError, "bayesianise()", "StochasticDown", ["head.weight"]):
         bayesianise(random, MeanField(random), token_batch(targets=torch.tensor([0, 1, 2, 1, 0])))
+
+
+def test_exporting_keeps_another_head() -> None:
+    model = fill_B(LoRA(bert(), Categorical(3), head=TwoLayerHead(4, pooling="cls")))
+    model.head.get_parameter("0.bias").requires_grad_(False)
+    lora = to_lora(model, Delta(model), bert())
+    assert lora.head.config() == model.head.config()
+    assert [p.requires_grad for p in lora.head.parameters()] == [True, False, True, True]
+    found, expected = (predict(m, Delta(m), token_batch().without_targets()).probs for m in (lora, model))
+    assert torch.equal(found, expected)
 
 
 def test_training_free_keeps_another_head() -> None:
