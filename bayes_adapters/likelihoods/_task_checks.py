@@ -52,8 +52,8 @@ def require_columns(name: str, values: Tensor, width: int) -> None:
     """Raise :class:`DataError` unless targets (B, …) of the task ``name`` have ``width`` entries per example."""
     if values[0].numel() != width:
         raise DataError(
-            f"Targets of the task {name!r} have shape {tuple(values.shape)}; the model gives {width} answers per example. "
-            "One target per token needs as many as the backbone returns; tokens without a label have the target -100."
+            f"Targets of the task {name!r} have shape {tuple(values.shape)}; the model gives {width} answers per "
+            "example. One target per token needs one per token of the backbone; a token without a label has -100."
         )
 
 
