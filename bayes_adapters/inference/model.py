@@ -129,7 +129,8 @@ class AdapterModel(AdaptedBackbone):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""
-        output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
+        inputs = {k: v for k, v in batch.inputs.items() if k != TOKEN_MASK}
+        output = self._traits.run(self.backbone, inputs, folds)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         return self.head.read(BackboneOutput(output, self.backbone, mask))
 
