@@ -1,7 +1,8 @@
 """Models, guides, likelihoods, heads and priors by name: what saved adapters refer to and what third parties add.
 
-Built-ins are whatever ``bayes_adapters.models``, ``bayes_adapters.guides``, ``bayes_adapters.likelihoods`` and
-``bayes_adapters.heads`` export. There are none of priors: the distributions of Pyro need no registration.
+Built-ins are the public classes in the public modules of ``bayes_adapters.models``, ``bayes_adapters.guides``,
+``bayes_adapters.likelihoods`` and ``bayes_adapters.heads``: a file that is put there is found. There are none of
+priors: the distributions of Pyro need no registration.
 Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
 
     [project.entry-points."bayes_adapters.guides"]
@@ -11,6 +12,7 @@ Others come from :func:`register`, or from an installed package's entry points, 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from types import FunctionType
@@ -134,7 +136,7 @@ def name_of(kind: Kind | str, cls: Any) -> str:
     kind = choice(Kind, "kind", kind)
     if isinstance(cls, FunctionType):
         return cls.__name__
-    attribute = "structure" if kind is Kind.MODEL else "name"
+    attribute = _attribute(kind)
     name = vars(cls).get(attribute)
     if not isinstance(name, str) or not name:
         inherited = getattr(cls, attribute, None)
@@ -144,6 +146,10 @@ def name_of(kind: Kind | str, cls: Any) -> str:
             f"`{attribute}: ClassVar[str]` to the class and register it with bayes_adapters.registry.register."
         )
     return name
+
+
+def _attribute(kind: Kind) -> str:
+    return "structure" if kind is Kind.MODEL else "name"
 
 
 def _is_a(kind: Kind, thing: Any) -> bool:
@@ -159,10 +165,22 @@ def _is_a(kind: Kind, thing: Any) -> bool:
 def _built_in(kind: Kind) -> dict[str, type]:
     if kind is Kind.PRIOR:
         return {}
-    package = importlib.import_module(f"bayes_adapters.{kind.value}s")
-    exported = [value for key, value in vars(package).items() if not key.startswith("_") and isinstance(value, type)]
-    base = _BASES[kind]
-    return {name_of(kind, cls): cls for cls in exported if issubclass(cls, base) and cls is not base}
+    package, base = importlib.import_module(f"bayes_adapters.{kind.value}s"), _BASES[kind]
+    found: dict[str, type] = {}
+    for file in pkgutil.iter_modules(package.__path__):
+        if file.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{file.name}")
+        for key, cls in vars(module).items():
+            own = isinstance(cls, type) and cls.__module__ == module.__name__ and not key.startswith("_")
+            if not own or not issubclass(cls, base) or not hasattr(cls, _attribute(kind)):  # a base has no name
+                continue
+            name = name_of(kind, cls)
+            if name in found:
+                both = f"{_location(found[name])} and {_location(cls)}"
+                raise ConfigError(f"{both} share the {kind.value} name {name!r}; give one another.")
+            found[name] = cls
+    return found
 
 
 def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:

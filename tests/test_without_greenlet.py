@@ -26,7 +26,7 @@ for module in pkgutil.walk_packages(bayes_adapters.__path__, "bayes_adapters."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 
-from examples.studies.matrix import PAIR
+from examples.studies.matrix_cells import PAIR
 from examples.studies.tiny import make
 from tests.systems.parts import NAMES, small
 

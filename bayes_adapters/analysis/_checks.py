@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import DataError, near_matches
+from bayes_adapters.errors import DataError, described, near_matches
 
 
 def checked_classes(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,11 @@ def checked_classes(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             "first; log-probabilities are only for nll(..., log=True)."
         )
     if p.dim() == 2 and not bool(((p.sum(-1) - 1).abs() <= 0.02).all()):
-        raise DataError("Each row of probs must sum to 1. Independent labels are scored one by one, each as (N,).")
+        far = p.sum(-1)[(p.sum(-1) - 1).abs().argmax()]
+        raise DataError(
+            f"Each row of probs must sum to 1; one sums to {far:.3g}. Independent labels are scored one by one, "
+            "each as (N,)."
+        )
     p = p.clamp(0, 1)
     p = torch.stack([1 - p, p], -1) if p.dim() == 1 else p
     if not bool(((y == y.long()) & (y >= 0) & (y < p.shape[1])).all()):
@@ -81,7 +85,10 @@ def require_samples(probs_samples: Tensor) -> None:
 def require_probabilities(p: Float[Tensor, "S N *C"]) -> None:
     """Raise :class:`DataError` unless every entry lies in [0, 1], but for rounding."""
     if not bool(((p >= -1e-6) & (p <= 1 + 1e-6)).all()):
-        raise DataError("decompose needs probabilities from 0 to 1. Were these logits? Apply sigmoid or softmax first.")
+        raise DataError(
+            f"decompose needs probabilities from 0 to 1; got values from {p.min():.3g} to {p.max():.3g}. Were these "
+            "logits? Apply sigmoid or softmax first."
+        )
 
 
 def require_aligned(sizes: set[int], draws: int) -> None:
@@ -102,7 +109,7 @@ def require_two_groups(count: int) -> None:
 def require_records(path: str | os.PathLike[str], rows: object) -> None:
     """Raise :class:`DataError` unless what the file ``path`` holds is a list of JSON objects."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must be a JSON list of records, as write_records makes it.")
+        raise DataError(f"{path} must be a JSON list of records, as write_records makes it; got {described(rows)}.")
 
 
 def require_fields(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statist
 from bayes_adapters.backbones.prefix import FrozenPrefix, frozen_prefix
 from bayes_adapters.backbones.token_ids import Longest, check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
-from bayes_adapters.data.rows import fold
+from bayes_adapters.data.rows import Folded
 
 _BOTH_LAYOUTS = ("longformer", "led", "xlnet")
 """Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
@@ -79,4 +79,4 @@ class Traits:
         """
         if folds > 1 and self.prefix is not None and self.prefix.is_still(backbone):
             return self.prefix.run(backbone, inputs, folds)
-        return backbone(**{name: fold(value, folds) for name, value in inputs.items()})
+        return backbone(**Folded(inputs, folds))

@@ -136,9 +136,10 @@ def check_masks(inputs: Mapping[str, Tensor]) -> None:
         return
     for key, fits in binary.items():
         if not bool(fits):
+            other = masks[key][masks[key] != masks[key].bool()][0].item()
             raise DataError(
                 f"{key} must hold 1 (or True) where something is real, and 0 where it is padding or missing; it has "
-                "other numbers. Of a mask that is added to attention scores (0 and a large negative number) pass "
+                f"{other:g}. Of a mask that is added to attention scores (0 and a large negative number) pass "
                 "mask == 0."
             )
     for key, having in real.items():

@@ -167,11 +167,13 @@ def check_structure(
 def require_num_data(num_data: int | None, sites: Sequence[Site], prior: Prior) -> None:
     """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
     # the posterior of a mask is its prior, so that its KL is 0, however often it counts
-    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in sites)
-    if num_data is None and (counted or prior.hyper_sites):
+    counted = [site.name for site in sites if site.granularity is Granularity.GLOBAL and site.part != Part.MASK]
+    counted += [hyper.name for hyper in prior.hyper_sites]
+    if num_data is None and counted:
+        have = f"and {len(counted) - 1} more have" if counted[1:] else "has"
         raise ConfigError(
-            f"{'Global sites' if counted else 'Hyper-parameters of the prior'} have one KL per data set, so the model "
-            "must know its size: pass num_data=len(training set)."
+            f"The site {counted[0]!r} {have} one KL per data set, so the model must know the data set's size: pass "
+            "num_data=len(training set)."
         )
 
 

@@ -15,7 +15,11 @@ def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
             f"order; got {described(model)} and {described(guide)}."
         )
     if guide.model is not model:
-        raise ConfigError("The guide was built for another model; build it with this one: guide = Guide(model).")
+        kind = type(guide).__name__
+        raise ConfigError(
+            f"This {kind} was built for another model than this {type(model).__name__}; build it with this one: "
+            f"guide = {kind}(model)."
+        )
     model.require_installed()
 
 

@@ -23,7 +23,7 @@ from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads import Head, LinearHead, Pooling
-from bayes_adapters.heads._checks import require_head, require_size_known, require_tokens
+from bayes_adapters.heads._checks import require_head, require_tokens
 from bayes_adapters.inference import _checks
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -75,7 +75,6 @@ class AdaptedBackbone(nn.Module):
         self.random_head = bool(random_head)
         options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
         _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
-        require_size_known(type(head).__name__, num_data, self.random_head)
         paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
         self.sites: list[Site] = []

@@ -14,6 +14,7 @@ from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import StochasticCore
 from examples.studies.tiny import bert
+from tests.refusals import refuses
 
 pytestmark = [
     # ArviZ 0.23 announces its next version whenever it is imported.
@@ -85,18 +86,18 @@ def test_batches_come_one_after_the_other() -> None:
     parts = [Batch({"input_ids": whole.inputs["input_ids"][rows]}, labels[rows]) for rows in (slice(2), slice(2, 5))]
     found = to_arviz(*pair(Categorical(3), Delta), parts, num_samples=2)
     assert found.observed_data["obs"].values.tolist() == labels.tolist()
-    with pytest.raises(DataError, match="1 of 2"):
+    with refuses(DataError, "1 of 2"):
         to_arviz(*pair(Categorical(3)), [parts[0], batch(None)], num_samples=2)
 
 
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = pair(Categorical(2))
-    with pytest.raises(ConfigError, match="num_samples"):
+    with refuses(ConfigError, "num_samples", 1, 0):
         to_arviz(model, guide, batch(None), num_samples=0)
-    with pytest.raises(DataError, match="no batch"):
+    with refuses(DataError, "no batch"):
         to_arviz(model, guide, [])
-    with pytest.raises(DataError, match="Tagging"):
+    with refuses(DataError, "to_arviz()", "Tagging", "return_samples=True"):
         to_arviz(*pair(Tagging(2)), batch(None))
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with pytest.raises(MissingResourceError, match="arviz"):
+    with refuses(MissingResourceError, "to_arviz()", "pip install '.[arviz]'"):
         to_arviz(model, guide, batch(None))

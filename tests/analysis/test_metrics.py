@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from bayes_adapters.analysis import metrics
 from bayes_adapters.analysis.bootstrap import paired_bootstrap
 from bayes_adapters.analysis.records import Record, read_records, score, write_records
 from bayes_adapters.errors import DataError
+from tests.refusals import refuses
 
 P = torch.tensor([0.9, 0.6, 0.3, 0.2])
 Y = torch.tensor([1, 0, 1, 0])
@@ -183,33 +184,33 @@ def test_paired_bootstrap_takes_metrics_of_several_tensors() -> None:
     result = paired_bootstrap(metrics.auc, (good, y), (p, y), draws=50, seed=0)
     assert result.difference == pytest.approx(metrics.auc(good, y) - metrics.auc(p, y))
     assert 0 < result.low <= result.high <= 1
-    with pytest.raises(DataError, match="same examples"):
+    with refuses(DataError, "paired_bootstrap", [59, 60]):
         paired_bootstrap(torch.mean, p, p[:-1], seed=0)
-    with pytest.raises(DataError, match="two examples or groups"):
+    with refuses(DataError, "Resampling", "two", 1):
         paired_bootstrap(torch.mean, p, p, groups=["one"] * len(p), seed=0)
 
 
 @pytest.mark.parametrize(
-    ("probs", "targets", "says"),
+    ("probs", "targets", "facts"),
     [
-        (torch.tensor([2.0, -1.0]), torch.tensor([1, 0]), "sigmoid or softmax"),
-        (torch.tensor([0.5, math.nan]), torch.tensor([1, 0]), r"\[0, 1\]"),
-        (torch.rand(3, 4, 2), torch.tensor([1, 0, 1]), "sample dimension"),
-        (torch.tensor([[0.9, 0.9]]), torch.tensor([0]), "sum to 1"),
-        (torch.tensor([0.5]), torch.tensor([2]), "0 to 1"),
-        (torch.tensor([0.5]), torch.tensor([0.5]), "class numbers"),
-        (torch.zeros(0), torch.zeros(0), "N >= 1"),
+        (torch.tensor([2.0, -1.0]), torch.tensor([1, 0]), ("probs", [0, 1], "-1 to 2")),
+        (torch.tensor([0.5, math.nan]), torch.tensor([1, 0]), ("probs", [0, 1], "nan")),
+        (torch.rand(3, 4, 2), torch.tensor([1, 0, 1]), ("probs", "(3, 4, 2)", "(3,)")),
+        (torch.tensor([[0.9, 0.9]]), torch.tensor([0]), ("probs", 1, 1.8)),
+        (torch.tensor([0.5]), torch.tensor([2]), ("targets", "0 to 1", [2])),
+        (torch.tensor([0.5]), torch.tensor([0.5]), ("targets", "0 to 1", [0.5])),
+        (torch.zeros(0), torch.zeros(0), ("probs", "N >= 1", "(0,)")),
     ],
 )
-def test_unusable_input_is_named(probs: Tensor, targets: Tensor, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_unusable_input_is_named(probs: Tensor, targets: Tensor, facts: tuple[object, ...]) -> None:
+    with refuses(DataError, *facts):
         metrics.accuracy(probs, targets)
 
 
 def test_logits_do_not_pass_for_probability_samples() -> None:
-    with pytest.raises(DataError, match="sigmoid or softmax"):
+    with refuses(DataError, "decompose", "0 to 1", "-2 to 3"):
         metrics.decompose(torch.tensor([[3.0], [-2.0]]))
-    with pytest.raises(DataError, match="probs\\[None\\]"):
+    with refuses(DataError, "decompose", "(S, N)", "(3,)", "torch.float32", "probs[None]"):
         metrics.decompose(torch.rand(3))
 
 
@@ -257,7 +258,7 @@ def test_records_survive_the_file_and_nan_is_null(tmp_path: Path) -> None:
     (back,) = read_records(path)
     assert math.isnan(back.auc)
     assert replace(back, auc=0.0) == replace(record, auc=0.0)
-    with pytest.raises(DataError, match="infinite"):
+    with refuses(DataError, path, "infinite"):
         write_records(path, [replace(record, nll=math.inf)])
     assert len(read_records(path)) == 1
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
@@ -265,7 +266,13 @@ def test_records_survive_the_file_and_nan_is_null(tmp_path: Path) -> None:
 
 def test_a_foreign_or_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    for text, says in (("[{", "cut short"), ("{}", "JSON list"), ('[{"methd": 1}]', "method"), ("[{}]", "lacks")):
+    broken: list[tuple[str, tuple[object, ...]]] = [
+        ("[{", ("JSON", "line 1 column 3")),
+        ("{}", ("list", "a dict")),
+        ('[{"methd": 1}]', ("Record 0", "'methd'", "'method'")),
+        ("[{}]", ("Record 0", *(field.name for field in fields(Record)))),
+    ]
+    for text, facts in broken:
         path.write_text(text)
-        with pytest.raises(DataError, match=says):
+        with refuses(DataError, path, *facts):
             read_records(path)

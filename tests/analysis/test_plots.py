@@ -87,12 +87,12 @@ def test_ranks_of_stages_and_of_encoders_do_not_hide_each_other() -> None:
 
 def test_colours_stay_apart_and_more_methods_than_colours_are_refused() -> None:
     assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == 7
-    with pytest.raises(DataError, match="At most 7"):
+    with refuses(DataError, 7, 8):
         plots.risk_coverage_plot({str(i): ([1.0], [0.0]) for i in range(8)})
     for function in (plots.reliability_diagram, plots.risk_coverage_plot, plots.uncertainty_by_condition):
-        with pytest.raises(DataError, match="at least one method"):
+        with refuses(DataError, function.__name__, "one", "none"):
             function({})  # type: ignore[operator]
-    with pytest.raises(DataError, match=r"curves\['a'\]"):
+    with refuses(DataError, "curves['a']", "(N,)", "(1, 1)"):
         plots.risk_coverage_plot({"a": ([[1.0]], [[0.0]])})
 
 

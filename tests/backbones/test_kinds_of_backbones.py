@@ -31,6 +31,7 @@ from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, CoLA, ConcatLoRA, LoRA, Wander
 from bayes_adapters.surgery.export import to_lora
 from tests.helpers import VOCAB, WIDTH, bert, core_model, gpt2, llama, opt, token_batch, vit, whisper
+from tests.refusals import refuses
 from tests.test_streams import bart, t5
 
 
@@ -66,9 +67,9 @@ def test_a_task_head_is_refused_when_the_model_is_built(name: str) -> None:
     backbone = HEADED[name]()
     before = [p.requires_grad for p in backbone.parameters()]
     own = {"gpt2": "transformer", "llama": "model", "bert": "bert"}[name]
-    with pytest.raises(ConfigError, match=rf"{type(backbone).__name__} .*backbone\.{own}"):
+    with refuses(ConfigError, type(backbone).__name__, f"backbone.{own}"):
         LoRA(backbone, Bernoulli(), targets="all-linear", rank=2)
-    with pytest.raises(ConfigError, match=type(backbone).__name__):
+    with refuses(ConfigError, type(backbone).__name__, f"backbone.{own}"):
         ConcatLoRA(nn.ModuleDict({"text": backbone}), Bernoulli(), rank=2)
     assert [p.requires_grad for p in backbone.parameters()] == before
     LoRA(getattr(backbone, own), Bernoulli(), targets="all-linear", rank=2)
@@ -99,7 +100,9 @@ def test_who_looks_back_only(name: str) -> None:
 def test_a_draw_for_a_whole_sequence_may_not_tell_a_causal_token_what_follows() -> None:
     targets: dict[str, Any] = {"likelihood": Tagging(3), "rank": 2}
     ahead = core_model("sequence", backbone=llama(), targets=["q_proj", "v_proj"], **targets)
-    with pytest.raises(ConfigError, match=r"Contextual .*LlamaModel.*granularity='token'"):
+    with refuses(
+        ConfigError, "Contextual", "'core.layers.0.self_attn.q_proj'", "LlamaModel", "granularity='token'", "'global'"
+    ):
         Contextual(ahead)
     MeanField(ahead)  # does not depend on the input
     Contextual(core_model("sequence", **targets))  # BERT's tokens see each other anyway
@@ -158,22 +161,22 @@ def test_a_backbone_that_is_split_is_not_gathered(kind: str, monkeypatch: pytest
 def test_an_offloaded_backbone_is_refused() -> None:
     backbone = bert()
     backbone.encoder.layer[1].to("meta")
-    with pytest.raises(ConfigError, match=r"encoder\.layer\.1\..*device_map"):
+    with refuses(ConfigError, 16, 39, "'encoder.layer.1.attention.self.query.weight'", "device_map"):
         LoRA(backbone, Bernoulli(), rank=2)
     with torch.device("meta"):
         whole = bert()
     assert LoRA(whole, Bernoulli(), rank=2).head.weight.is_meta
     whole.hf_device_map = {"": "disk"}
-    with pytest.raises(ConfigError, match="offloaded"):
+    with refuses(ConfigError, 47, "'embeddings.word_embeddings.weight'", "device_map"):
         LoRA(whole, Bernoulli(), rank=2)
 
 
 def test_half_precision_variational_parameters_are_refused_by_every_loss() -> None:
     model = core_model()
     guide = MeanField(model).bfloat16()
-    with pytest.raises(ConfigError, match=r"MeanField is torch\.bfloat16"):
+    with refuses(ConfigError, "MeanField", "torch.bfloat16", "float32", "guide.float()"):
         ELBO(model, guide)(token_batch())
-    with pytest.raises(ConfigError, match=r"MeanField is torch\.bfloat16"):
+    with refuses(ConfigError, "MeanField", "torch.bfloat16", "float32", "guide.float()"):
         guide(token_batch())
     guide.double()
     assert ELBO(model, guide)(token_batch()).isfinite()

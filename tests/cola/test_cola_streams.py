@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayes_adapters import Batch, adapted_layers, remove
 from bayes_adapters.adapters.forward_pass import Descriptor, ForwardPass, running
 from bayes_adapters.adapters.rows import Rows
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import DataError, FoldError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.modalities.inter_path import InterPath
 from bayes_adapters.models import CoLA
@@ -19,6 +19,7 @@ from bayes_adapters.priors import Prior, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
 from tests.cola.parts import cola
 from tests.helpers import logits
+from tests.refusals import refuses
 from tests.text_and_audio import batch, encoders
 
 
@@ -53,10 +54,10 @@ def test_the_inter_path_by_hand_and_its_windows() -> None:
         expected = 0.3 * x[row] @ path.lora_A.T @ core[row // 2].T @ path.lora_B.T
         torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-6)
     again = ForwardPass(state.rows, prior, {}, 1, descriptors=descriptors)
-    with running(again), pytest.raises(DataError, match="5 rows"):
+    with running(again), refuses(DataError, "'l'", 5, 3, "exclude=['l']"):
         path(x[:5])
     plain = ForwardPass(Rows(rows.batch), prior, {}, 1, descriptors=descriptors)
-    with running(plain), pytest.raises(DataError, match="received 6 rows"):
+    with running(plain), refuses(FoldError, "'l'", 6, "3 examples", "1 samples"):
         path(x)  # nothing says that the layer sees windows
 
 

@@ -17,6 +17,7 @@ from examples.studies.speaking_time.records import TEST
 from examples.studies.speaking_time.records import Result as TimeResult
 from examples.studies.speaking_time.tables import COLUMNS as TIME
 from examples.studies.verify_prompts import picture, tables
+from tests.refusals import refuses
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -73,5 +74,5 @@ def test_a_difference_that_every_seed_shows_excludes_zero() -> None:
     found = seeds.over_seeds(rows, pair)
     assert (found.mean, found.seeds) == (pytest.approx(0.5), 5)
     assert not found.includes_zero
-    with pytest.raises(seeds.DataError, match="1 common seeds"):
+    with refuses(seeds.DataError, "1 common seeds"):
         seeds.over_seeds(rows[:1] + rows[5:], pair)

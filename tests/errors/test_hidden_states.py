@@ -15,6 +15,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import CoLA, ConcatLoRA, FusionLoRA, LoRA, Wander
 from tests.helpers import WIDTH, whisper
+from tests.refusals import refuses
 
 
 def reformer() -> nn.Module:
@@ -66,7 +67,7 @@ def test_hidden_states_of_another_width_are_refused(name: str, structure: type[A
         inputs = {"input_ids": ids}
         more = {"context_dim": 2} if structure is FusionLoRA else {}
         model = structure(backbone, Bernoulli(), targets=["query"], **more)
-    with pytest.raises(ConfigError, match=rf"{type(backbone).__name__} returns.*must return \(rows, T, {WIDTH}\)"):
+    with refuses(ConfigError, type(backbone).__name__, f"(rows, T, {WIDTH})", "config.hidden_size"):
         model(Batch(inputs))
 
 
@@ -78,5 +79,5 @@ def test_encoders_that_return_something_else_are_refused(structure: type[ConcatL
     features = torch.zeros(2, 8, 20)
     inputs = {"text.input_features": features, "audio.input_features": features}
     text.config.return_dict = False
-    with pytest.raises(ConfigError, match=r"WhisperEncoder returns a tuple without last_hidden_state.*return_dict"):
+    with refuses(ConfigError, "WhisperEncoder", "last_hidden_state", "return_dict=True"):
         model(Batch(inputs))

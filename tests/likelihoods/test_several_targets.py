@@ -18,6 +18,7 @@ from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Likelihood, MultiGaussian, MultiLabel, Tasks
 from bayes_adapters.training import batches, fit
 from tests.helpers import bert, core_model, token_batch
+from tests.refusals import refuses
 
 S, B = 6, 5
 NAN = float("nan")
@@ -141,7 +142,7 @@ def test_each_task_is_predicted_as_by_its_own_likelihood() -> None:
     torch.testing.assert_close(
         found.epistemic, found["sentiment"].epistemic + found["length"].epistemic + found["topics"].epistemic.sum(1)
     )
-    with pytest.raises(ConfigError, match=r"'sentimnt'.*'sentiment'"):
+    with refuses(ConfigError, "'sentimnt'", "'sentiment'"):
         found["sentimnt"]
 
 
@@ -243,43 +244,43 @@ def test_a_batch_slices_and_moves_the_targets_of_every_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "shown"),
+    ("build", "facts"),
     [
-        (lambda: Tasks({}), "at least one task"),
-        (lambda: Tasks({"a b": Bernoulli()}), "'a b'"),
-        (lambda: Tasks({"items": Bernoulli()}), "'items'"),
-        (lambda: Tasks({"tags": Tagging(2)}), "'tags'.*Tagging"),
-        (lambda: Tasks({"all": tasks()}), "'all'"),
-        (lambda: Tasks({"a": Bernoulli()}, {"b": 1.0}), "'b'"),
-        (lambda: Tasks({"a": Bernoulli()}, {"a": 0.0}), "'a'.*0.0"),
-        (lambda: MultiLabel(0), "got 0"),
-        (lambda: MultiGaussian(2, target_scale=[1.0, -1.0]), r"\[1.0, -1.0\]"),
-        (lambda: MultiGaussian(2, target_mean=[1.0]), r"\[1.0\]"),
+        (lambda: Tasks({}), ("Tasks", "{}")),
+        (lambda: Tasks({"a b": Bernoulli()}), ("'a b'",)),
+        (lambda: Tasks({"items": Bernoulli()}), ("'items'",)),
+        (lambda: Tasks({"tags": Tagging(2)}), ("'tags'", "Tagging")),
+        (lambda: Tasks({"all": tasks()}), ("'all'", "Tasks")),
+        (lambda: Tasks({"a": Bernoulli()}, {"b": 1.0}), ("'b'", "a")),
+        (lambda: Tasks({"a": Bernoulli()}, {"a": 0.0}), ("'a'", 0.0)),
+        (lambda: MultiLabel(0), ("num_labels", 1, 0)),
+        (lambda: MultiGaussian(2, target_scale=[1.0, -1.0]), ("target_scale", [1.0, -1.0])),
+        (lambda: MultiGaussian(2, target_mean=[1.0]), ("target_mean", [1.0], 2)),
     ],
 )
-def test_likelihoods_that_cannot_be(build: Any, shown: str) -> None:
-    with pytest.raises(ConfigError, match=shown):
+def test_likelihoods_that_cannot_be(build: Any, facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         build()
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "targets", "shown"),
+    ("likelihood", "targets", "facts"),
     [
-        (tasks(), torch.zeros(5), "sentiment.*a Tensor"),
-        (tasks(), {"lenght": torch.zeros(5)}, "'lenght'.*'length'"),
-        (tasks(), {"sentiment": torch.tensor([0, 3])}, r"'sentiment'.*\[3\]"),
-        (tasks(), {"length": torch.tensor([0, 3])}, "'length'.*int64"),
-        (Categorical(3), {"sentiment": torch.tensor([0, 3])}, "Categorical"),
-        (MultiLabel(3), torch.zeros(5, 2), r"\(5, 2\)"),
-        (MultiLabel(2), torch.tensor([[0.0, 2.0]]), r"\[2.0\]"),
-        (MultiLabel(2), torch.tensor([[0.0, 1.0], [NAN, NAN]]), r"rows \[1\]"),
-        (MultiGaussian(2), torch.tensor([[0.0, float("inf")]]), r"rows \[0\]"),
-        (MultiGaussian(2), torch.zeros(3, 2, dtype=torch.long), "int64"),
+        (tasks(), torch.zeros(5), ("sentiment", "a Tensor")),
+        (tasks(), {"lenght": torch.zeros(5)}, ("'lenght'", "'length'")),
+        (tasks(), {"sentiment": torch.tensor([0, 3])}, ("'sentiment'", "0 … 2", [3], "rows [1]")),
+        (tasks(), {"length": torch.tensor([0, 3])}, ("'length'", "torch.int64", "(2,)")),
+        (Categorical(3), {"sentiment": torch.tensor([0, 3])}, ("Categorical", ["sentiment"])),
+        (MultiLabel(3), torch.zeros(5, 2), ("(B, 3)", "torch.float32", "(5, 2)")),
+        (MultiLabel(2), torch.tensor([[0.0, 2.0]]), ([0, 1], [2.0])),
+        (MultiLabel(2), torch.tensor([[0.0, 1.0], [NAN, NAN]]), ("rows [1]",)),
+        (MultiGaussian(2), torch.tensor([[0.0, float("inf")]]), ("rows [0]",)),
+        (MultiGaussian(2), torch.zeros(3, 2, dtype=torch.long), ("(B, 2)", "torch.int64", "(3, 2)")),
     ],
     ids=str,
 )
-def test_targets_that_do_not_fit(likelihood: Likelihood, targets: Any, shown: str) -> None:
-    with pytest.raises(DataError, match=shown):
+def test_targets_that_do_not_fit(likelihood: Likelihood, targets: Any, facts: tuple[object, ...]) -> None:
+    with refuses(DataError, *facts):
         likelihood.accept(targets)
 
 
@@ -292,7 +293,7 @@ def test_a_task_of_a_nameless_class_is_not_saved(tmp_path: Path) -> None:
 
     for kind in (Nameless, Unregistered):
         model, guide = pair(Tasks({"length": kind()}))
-        with pytest.raises(ConfigError, match=kind.__name__ if kind is Nameless else kind.name):
+        with refuses(ConfigError, kind.__name__ if kind is Nameless else kind.name):
             save(tmp_path, model, guide)
     model, guide = pair(tasks(length=2.0))
     save(tmp_path, model, guide)

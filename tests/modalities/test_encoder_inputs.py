@@ -12,6 +12,7 @@ from bayes_adapters import ELBO, Batch, Bernoulli, adapted_layers, predict
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
+from tests.refusals import refuses
 from tests.text_and_audio import batch, encoders
 
 WANDER: dict[str, Any] = {"num_data": 4, "lengths": {"text": 3, "audio": 3}, "fusion_rank": 2, "terms": 2}
@@ -52,7 +53,7 @@ def test_an_example_without_a_real_position_lacks_the_modality(name: str, mask: 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_module_under_two_names_is_refused(name: str) -> None:
     text, audio = encoders().values()
-    with pytest.raises(ConfigError, match=r"'text' and 'again' of .* are one module.*deepcopy"):
+    with refuses(ConfigError, "'text'", "'again'", "copy.deepcopy(encoder)"):
         MODELS[name](nn.ModuleDict({"text": text, "audio": audio, "again": text}))
     assert not adapted_layers(text)
 
@@ -62,20 +63,20 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(key: str) -> None:
     model = MODELS["concat"](encoders())
     length = 7 if key.startswith("text") else 10
     added = torch.zeros(4, length).index_fill(1, torch.tensor([length - 1]), -1e9)
-    with pytest.raises(DataError, match=rf"{key} must hold 1"):
+    with refuses(DataError, key, 0, 1, "-1e+09"):
         model(Batch(batch().inputs | {key: added}))
     model(Batch(batch().inputs | {key: (added == 0).float()}))
 
 
 def test_present_is_yes_or_no() -> None:
-    with pytest.raises(DataError, match=r"text\.present must hold 1"):
+    with refuses(DataError, "text.present", 0, 1, 0.5):
         Batch(batch().inputs | {"text.present": torch.tensor([1.0, 0.5, 1.0, -1.0])})
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_present_has_one_entry_an_example(name: str) -> None:
     data = Batch(batch().inputs | {"text.present": torch.ones(4, 1)})
-    with pytest.raises(DataError, match=r"text.present must have shape \(B,\).*got \(4, 1\)"):
+    with refuses(DataError, "text.present", "(B,)", (4, 1)):
         MODELS[name](encoders())(data)
 
 
@@ -83,7 +84,7 @@ def test_present_has_one_entry_an_example(name: str) -> None:
     "name", ["atention_mask", "attention_masks", "text.atention_mask", "text.tokens_mask", "a.presnt"]
 )
 def test_a_misspelled_mask_is_not_ignored(name: str) -> None:
-    with pytest.raises(DataError, match=rf"inputs\['{name}'\] would be ignored.*Did you mean"):
+    with refuses(DataError, f"inputs['{name}']"):
         Batch(batch().inputs | {name: torch.ones(4, 7)})
 
 
@@ -102,7 +103,7 @@ def test_a_modality_that_is_marked_as_there_has_inputs(name: str, mark: str) -> 
     marks = torch.tensor([0, 1, 1, 0]) if mark == "present" else torch.tensor([[0, 0], [1, 0], [1, 1], [0, 0]])
     model = MODELS[name](encoders())
     guide = Hypernetwork(model, gamma=4) if isinstance(model, CoLA) else Delta(model)
-    with pytest.raises(DataError, match=r"Rows \[1, 2\] have the modality 'audio'.*no input of this encoder"):
+    with refuses(DataError, [1, 2], "'audio'", "audio.present"):
         predict(model, guide, Batch(text | {f"audio.{mark}": marks}))
     without = predict(model, guide, Batch(text | {f"audio.{mark}": torch.zeros_like(marks)}))
     assert torch.equal(without.probs, predict(model, guide, Batch(text)).probs)

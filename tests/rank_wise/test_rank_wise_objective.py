@@ -17,6 +17,7 @@ from bayes_adapters.guides import RankWise
 from bayes_adapters.models import StochasticFactors
 from tests.helpers import WIDTH, Linear, token_batch
 from tests.rank_wise.parts import LAYERS, pair
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -78,7 +79,7 @@ def test_the_elbo_by_hand(local: bool) -> None:
 def test_pyros_own_elbos_are_refused_with_local_reparametrisation(kind: Any) -> None:
     model, guide = pair(local_reparametrisation=True)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), kind())
-    with pytest.raises(ConfigError, match=r"traced in training mode.*bayes_adapters.ELBO"):
+    with refuses(ConfigError, "RankWise(local_reparametrisation=True)", "bayes_adapters.ELBO", "guide.eval()"):
         svi.step(token_batch())
 
 

@@ -17,9 +17,11 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.guide import site_key
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.sites import Part, SiteCall
-from examples.studies import matrix
-from examples.studies.matrix import FILE, REASONS, WORKS, Cell, attempt, cells, parse, render
+from examples.studies import matrix, matrix_cells
+from examples.studies.matrix import FILE, REASONS, WORKS, attempt, parse, render
+from examples.studies.matrix_cells import Cell, cells
 from examples.studies.tiny import make
+from tests.refusals import refuses
 
 TEXT = FILE.read_text()
 WRITTEN = parse(TEXT)
@@ -42,9 +44,9 @@ def test_everything_that_is_exported_is_in_it() -> None:
         found = {v for k, v in vars(module).items() if isinstance(v, type) and not k.startswith("_")}
         return {cls for cls in found if issubclass(cls, base) and cls is not base}
 
-    assert exported(guides, AdapterGuide) == {cls for cls, _ in matrix._GUIDES.values()}
-    assert exported(models, AdapterModel) == {cls for cls, _ in matrix._MODELS.values()}
-    assert {cls.__name__ for cls in exported(likelihoods, Likelihood)} == {*matrix.TASKS, "Tasks"}
+    assert exported(guides, AdapterGuide) == {cls for cls, _ in matrix_cells.GUIDES.values()}
+    assert exported(models, AdapterModel) == {cls for cls, _ in matrix_cells.MODELS.values()}
+    assert {cls.__name__ for cls in exported(likelihoods, Likelihood)} == {*matrix_cells.TASKS, "Tasks"}
     assert {cell.row for cell in cells() if cell.table == "Systems and tasks"} == set(systems.names())
 
 
@@ -70,14 +72,14 @@ class Sided(AdapterGuide):
 def test_a_new_guide_gets_rows_without_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a file in ``guides/`` would be found: the registry lists it, and it is tried with what it needs."""
     monkeypatch.setattr(Sided, "__module__", "bayes_adapters.guides.sided")
-    monkeypatch.setattr(matrix.registry, "names", lambda kind: ["mean_field", "sided"])
+    monkeypatch.setattr(matrix_cells.registry, "names", lambda kind: ["mean_field", "sided"])
     monkeypatch.setattr(
-        matrix.registry, "find", lambda kind, name: {"mean_field": guides.MeanField, "sided": Sided}[name]
+        matrix_cells.registry, "find", lambda kind, name: {"mean_field": guides.MeanField, "sided": Sided}[name]
     )
-    assert list(matrix._unlisted("guide", AdapterGuide, [guides.MeanField])) == [Sided]
-    monkeypatch.setitem(matrix._GUIDES, "Sided", (Sided, matrix._needed(Sided)))
-    assert matrix._GUIDES["Sided"][1] == {"num_data": matrix.SIZE}
-    assert matrix._natural("Sided") == "StochasticCore global"
+    assert list(matrix_cells._unlisted("guide", AdapterGuide, [guides.MeanField])) == [Sided]
+    monkeypatch.setitem(matrix_cells.GUIDES, "Sided", (Sided, matrix_cells._needed(Sided)))
+    assert matrix_cells.GUIDES["Sided"][1] == {"num_data": matrix_cells.SIZE}
+    assert matrix_cells._natural("Sided") == "StochasticCore global"
     trial = matrix.trial(Cell("Guides and models", "Sided", "StochasticCore global"))
     model, guide = trial.build(make(trial.backbone))
     assert isinstance(guide, Sided)
@@ -88,18 +90,20 @@ def test_a_new_guide_gets_rows_without_an_edit(monkeypatch: pytest.MonkeyPatch) 
 
 def test_targets_of_a_new_likelihood_are_in_its_support() -> None:
     for name in ("Bernoulli", "Categorical", "Gaussian"):
-        likelihood = matrix.TASKS[name]()
-        likelihood.check(matrix._drawn(likelihood))
+        likelihood = matrix_cells.TASKS[name]()
+        likelihood.check(matrix_cells._drawn(likelihood))
 
 
-@pytest.mark.parametrize("structure", matrix._MODELS)
+@pytest.mark.parametrize("structure", matrix_cells.MODELS)
 def test_what_is_refused_follows_from_what_guides_say_they_serve(structure: str) -> None:
-    several = issubclass(matrix._MODELS[structure][0], models.ConcatLoRA)
-    model_type, options = matrix._MODELS[structure]
+    several = issubclass(matrix_cells.MODELS[structure][0], models.ConcatLoRA)
+    model_type, options = matrix_cells.MODELS[structure]
     model = model_type(
-        make(matrix.PAIR if several else "BERT"), matrix.Bernoulli(), **(matrix._rank(structure) | options)
+        make(matrix_cells.PAIR if several else "BERT"),
+        matrix_cells.Bernoulli(),
+        **(matrix_cells._rank(structure) | options),
     )
-    for name, (guide, _) in matrix._GUIDES.items():
+    for name, (guide, _) in matrix_cells.GUIDES.items():
         fits = all(site.granularity in guide.serves and site.part in guide.parts for site in model.sites)
         served = fits and (bool(model.sites) or not guide.needs_sites)
         cell = Cell("Guides and models", name, structure)
@@ -119,14 +123,14 @@ def test_an_unlisted_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ConfigError("something new")
 
     found = matrix.trial(cells()[0])
-    monkeypatch.setattr(matrix, "trial", lambda _: matrix.Trial(found.backbone, found.targets, refuse))
-    with pytest.raises(ConfigError, match="something new"):
+    monkeypatch.setattr(matrix, "trial", lambda _: matrix_cells.Trial(found.backbone, found.targets, refuse))
+    with refuses(ConfigError, "something new"):
         attempt(cells()[0])
 
 
 def test_training_that_does_not_help_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "_train", lambda *_: (1.0, 1.0))
-    with pytest.raises(RuntimeError, match=r"took the loss from 1\.0000 to 1\.0000"):
+    with refuses(RuntimeError, str(cells()[0]), "1.0000"):
         attempt(cells()[0])
 
 
@@ -138,5 +142,5 @@ def test_a_loaded_adapter_that_predicts_otherwise_is_an_error(monkeypatch: pytes
 
     matrix_load = matrix.load
     monkeypatch.setattr(matrix, "load", spoiled)
-    with pytest.raises(RuntimeError, match="does not predict the same"):
+    with refuses(RuntimeError, str(cells()[0])):
         attempt(cells()[0])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bayes_adapters import Batch
-from examples.studies.matrix import PAIR, SIZE, build_system
+from examples.studies.matrix_cells import PAIR, SIZE, build_system
 from examples.studies.tiny import CONTEXT, batch, make
 
 NAMES = {

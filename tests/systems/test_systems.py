@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from bayes_adapters import Bernoulli, adapted_layers, systems
 from bayes_adapters.systems import SYSTEMS, build
-from examples.studies.matrix import PAIR
+from examples.studies.matrix_cells import PAIR
 from examples.studies.tiny import make
 from tests.systems.parts import NAMES, backbone_of, required
 

@@ -9,6 +9,7 @@ import pytest
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.modalities.blocks import Block, Blocks, describe_blocks
 from tests.helpers import bert
+from tests.refusals import refuses
 
 BERT = Block(
     path="encoder.layer.{i}",
@@ -28,19 +29,22 @@ def test_templates_give_what_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "facts"),
     [
-        ({"query": "encoder.layer.{i}.attention.self.qeury"}, "template query=.* Did you mean '.*self.query'"),
-        ({"path": "encoder.layers.{i}"}, "no module 'encoder.layers.0'.* Did you mean 'encoder.layer.0'"),
-        ({"fc1": "encoder.layer.0.intermediate.dense"}, "template fc1=.* has no {i}"),
-        ({"residual": "embeddings.{i}"}, "template residual="),
+        (
+            {"query": "encoder.layer.{i}.attention.self.qeury"},
+            ("query='encoder.layer.{i}.attention.self.qeury'", "'encoder.layer.0.attention.self.query'"),
+        ),
+        ({"path": "encoder.layers.{i}"}, ("'encoder.layers.0'", "'encoder.layer.0'", "path='encoder.layers.{i}'")),
+        ({"fc1": "encoder.layer.0.intermediate.dense"}, ("fc1='encoder.layer.0.intermediate.dense'", "{i}")),
+        ({"residual": "embeddings.{i}"}, ("residual='embeddings.{i}'", "'embeddings.0'")),
     ],
 )
-def test_bad_templates(change: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_bad_templates(change: dict[str, str], facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         Blocks.from_templates(bert(), replace(BERT, **change))
 
 
 def test_unknown_stage() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown stage 'contxt'. Did you mean 'context'"):
+    with refuses(ConfigError, "stage", "'contxt'", "'context'"):
         BERT.tap("contxt", 0)
