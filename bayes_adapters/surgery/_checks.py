@@ -189,8 +189,8 @@ def require_copy(backbone: nn.Module, trained: nn.Module) -> None:
     """Raise :class:`ConfigError` unless ``backbone`` holds the weights of the one that was ``trained`` on."""
     if fingerprint(backbone) != fingerprint(trained):
         raise ConfigError(
-            "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "
-            "weights differ. Load the same checkpoint, in the same dtype."
+            f"The {type(backbone).__name__} given is not a copy of the backbone the adapter was trained on: names, "
+            "shapes or values of its weights differ. Load the same checkpoint, in the same dtype."
         )
 
 

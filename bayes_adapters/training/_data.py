@@ -1,9 +1,9 @@
-"""What ``fit`` accepts as data, and a re-iterable that makes batches of any data set."""
+"""What ``fit`` reads: batches of any data set in an order that can be repeated, and what data say of themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,25 +17,23 @@ from bayes_adapters.training import _data_checks
 from bayes_adapters.training._random import epoch_seed
 
 
+@dataclass(eq=False)
 class Batches:
     """Batches of a data set in an order that depends on (seed, epoch) only; see :func:`batches`."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        collate: Callable[[list[Any]], Batch] | None,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool,
-    ) -> None:
-        whole_number("batch_size", batch_size)
-        _data_checks.require_data_set(dataset, collate)
-        self.dataset: Any = dataset
-        self.batch_size, self.collate = batch_size, collate
-        self.shuffle, self.seed, self.drop_last = shuffle, integer("seed", seed), drop_last
-        self.epoch = 0
-        _data_checks.require_one_batch(self, self.examples, batch_size)
+    dataset: Any
+    batch_size: int
+    collate: Callable[[list[Any]], Batch] | None = None
+    shuffle: bool = True
+    seed: int = 0
+    drop_last: bool = False
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        whole_number("batch_size", self.batch_size)
+        self.seed = integer("seed", self.seed)
+        _data_checks.check_data_set(self.dataset, self.collate)
+        _data_checks.require_some(len(self), f"batch of {self.batch_size} in {self.examples} examples")
 
     @property
     def examples(self) -> int:
@@ -56,10 +54,7 @@ class Batches:
             generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, "order"))
             order = torch.randperm(self.examples, generator=generator, device="cpu")
         for rows in order.split(self.batch_size)[: len(self)]:
-            if self.collate is None:
-                yield self.dataset[rows]
-            else:
-                yield self.collate([self.dataset[i] for i in rows.tolist()])
+            yield self.dataset[rows] if self.collate is None else self.collate([self.dataset[i] for i in rows.tolist()])
 
 
 def batches(
@@ -98,33 +93,34 @@ def batches(
 
 
 def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
-    """Return ``data``, a lone Batch as a list, after refusing what cannot be read ``passes`` times (None: unknown).
-
-    Raises:
-        DataError: not iterable, empty, or an iterator where more than one pass is needed.
-    """
+    """Return ``data``, a lone Batch as a list; refuse what cannot be read ``passes`` times (None: unknown)."""
     if isinstance(data, Batch):
         return [data]
-    _data_checks.require_iterable(data, name, passes)
-    _data_checks.require_not_empty(name, count(data))
+    _data_checks.check_iterable(data, name, passes)
+    _data_checks.require_some(count(data), f"batch in {name}")
     return data
 
 
-def check_size(data: Any, model: AdapterModel) -> None:
-    """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
-    # a mask has no KL, so its model has no size of its own
-    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.sites)
-    examples = _examples(data) if counted or model.prior.hyper_sites else None
-    _data_checks.require_num_data(model.num_data, examples)
+def count(data: Any) -> int | None:
+    """Return the number of batches an epoch has, or None where nobody knows."""
+    try:
+        return len(data)
+    except TypeError:  # a DataLoader over an iterable data set has __len__ and refuses it
+        return None
 
 
 def _examples(data: Any) -> int | None:
     """The size of the data set, where the data say it; a loader without batch sampler gives whole batches."""
     if isinstance(data, Batches):
         return data.examples
-    if isinstance(data, DataLoader) and data.batch_sampler is not None and _has_len(data.dataset):
-        return len(data.dataset)  # type: ignore[arg-type]
-    return None
+    return count(data.dataset) if isinstance(data, DataLoader) and data.batch_sampler is not None else None
+
+
+def check_size(data: Any, model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
+    # a mask has no KL, so its model has no size of its own
+    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.sites)
+    _data_checks.require_num_data(model.num_data, _examples(data) if counted or model.prior.hyper_sites else None)
 
 
 def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
@@ -136,66 +132,50 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
     examples, size = _examples(data), getattr(data, "batch_size", None)
     size = size or getattr(getattr(data, "batch_sampler", None), "batch_size", None)
     if isinstance(data, Sequence):
-        examples = sum(batch.size for batch in data if isinstance(batch, Batch))
-        size = max((batch.size for batch in data if isinstance(batch, Batch)), default=None)
+        listed = [batch.size for batch in data if isinstance(batch, Batch)]
+        examples, size = sum(listed), max(listed, default=None)
     examples = examples or model.num_data
     if examples is None or size is None:
         raise _data_checks.no_sizes(data)
     return examples, min(size, examples)
 
 
-def checked(data: Iterable[Any], name: str) -> Iterator[Batch]:
-    """Yield the batches of ``data``; raise :class:`DataError` for anything that is not a batch with targets."""
-    for i, batch in enumerate(data):
-        _data_checks.require_targets(batch, i, name)
-        yield batch
-
-
-def with_context(stream: Iterator[Batch], reads: Iterable[str]) -> Iterator[Batch]:
-    """Yield the batches of an epoch; at its end raise :class:`DataError` if none had a modality of ``reads``.
+def read(data: Iterable[Any], name: str, epoch: int, reads: Iterable[str] = ()) -> Iterator[Batch]:
+    """Yield the batches of one pass.
 
     A batch may lack its context, but where all do, it was forgotten, and training would go on without it.
+
+    Raises:
+        DataError: an item is no batch with targets; or, at the end, there was none, or none with one of ``reads``.
     """
-    missing = set(reads)
-    for batch in stream:
+    found, missing = 0, set(reads)
+    for found, batch in enumerate(data, 1):
+        _data_checks.check_batch(batch, found - 1, name)
         missing -= set(batch.context)
         yield batch
+    _data_checks.require_some(found, f"batch of {name} in epoch {epoch}")
     _data_checks.require_context(missing)
 
 
-def groups(stream: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Yield lists of ``size`` consecutive batches; the last may be shorter."""
-    while group := list(islice(stream, size)):
-        yield group
+def _loader_parts(data: Any) -> list[Any]:
+    """A DataLoader and its samplers, each once; of other data nothing."""
+    if not isinstance(data, DataLoader):
+        return []
+    inner = getattr(data.batch_sampler, "sampler", None)
+    return list({id(part): part for part in (data, data.sampler, data.batch_sampler, inner)}.values())
 
 
 def set_epoch(data: Any, epoch: int) -> None:
     """Tell the data, and the parts of a DataLoader, which epoch starts, wherever they have ``set_epoch``."""
-    parts = [data]
-    if isinstance(data, DataLoader):
-        parts += [data.dataset, *_samplers(data)]
-    for part in parts:
+    for part in [*_loader_parts(data), data.dataset] if isinstance(data, DataLoader) else [data]:
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
 
 
-def own_generators(data: Any) -> Sequence[torch.Generator]:
+def own_generators(data: Any) -> list[torch.Generator]:
     """Return the generators a DataLoader draws its order from."""
-    if not isinstance(data, DataLoader):
-        return []
-    found = [data.generator, *(getattr(sampler, "generator", None) for sampler in _samplers(data))]
-    return [g for g in found if isinstance(g, torch.Generator)]
-
-
-def _samplers(data: DataLoader[Any]) -> list[Any]:
-    """The sampler of examples, that of batches, and the one that the latter may hold, each once."""
-    found = [data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None)]
-    return [sampler for i, sampler in enumerate(found) if all(sampler is not other for other in found[:i])]
-
-
-def count(data: Any) -> int | None:
-    """Return the number of batches an epoch has, or None where nobody knows."""
-    return len(data) if _has_len(data) else None
+    found = (getattr(part, "generator", None) for part in _loader_parts(data))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -208,25 +188,12 @@ def describe(data: Any) -> dict[str, Any]:
         ConfigError: an identity is no dictionary, or holds something else than JSON.
     """
     out: dict[str, Any] = {"batches": count(data)}
+    parts = {"identity": data}
     if isinstance(data, Batches):
         out |= {"examples": data.examples, "batch_size": data.batch_size, "shuffle": data.shuffle, "seed": data.seed}
     if isinstance(data, DataLoader):
         out |= {"batch_size": data.batch_size}
-    parts = {"identity": data}
-    if isinstance(data, (Batches, DataLoader)):
+    if isinstance(data, Batches | DataLoader):
         parts["dataset"] = data.dataset
-    return out | {name: _identity(part) for name, part in parts.items() if callable(getattr(part, "identity", None))}
-
-
-def _identity(part: Any) -> dict[str, Any]:
-    found = part.identity()
-    _data_checks.require_identity(part, found)
-    return dict(found)
-
-
-def _has_len(data: Any) -> bool:
-    try:
-        len(data)
-    except TypeError:  # a DataLoader over an iterable data set has __len__ and refuses it
-        return False
-    return True
+    known = {name: part for name, part in parts.items() if callable(getattr(part, "identity", None))}
+    return out | {name: _data_checks.checked_identity(part) for name, part in known.items()}

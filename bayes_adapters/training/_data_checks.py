@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sized
+from collections.abc import Collection, Iterator, Sized
 from typing import Any
 
 from bayes_adapters.data.batch import Batch
@@ -15,34 +15,33 @@ _FIX = (
 )
 
 
-def require_data_set(dataset: object, collate: object) -> None:
-    """Raise an error unless ``dataset`` is one Batch, or has a length and items by number that ``collate`` joins.
+def require_some(count: int | None, what: str) -> None:
+    """Raise :class:`DataError` if there are 0 of ``what``; None is a number that nobody knows."""
+    if count == 0:
+        raise DataError(
+            f"There is no {what}. Was a filter too strict, is drop_last set on fewer examples than a batch, or was an "
+            "iterator used up? Pass list(data), or an object whose __iter__ starts anew."
+        )
 
-    Raises:
-        ConfigError: no ``collate`` for a data set that needs one.
-        DataError: the data set has no length or no items by number.
-    """
-    if collate is None and not isinstance(dataset, Batch):
+
+def check_data_set(dataset: object, collate: object) -> None:
+    """Raise an error unless ``dataset`` is one Batch, or has a length and items by number that ``collate`` joins."""
+    if isinstance(dataset, Batch):
+        return
+    kind = type(dataset).__name__
+    if collate is None:
         raise ConfigError(
-            f"A {type(dataset).__name__} needs collate=, a function from a list of its items to a Batch; only a "
-            "data set that is itself one large Batch does without."
+            f"A {kind} needs collate=, a function from a list of its items to a Batch; only a data set that is itself "
+            "one large Batch does without."
         )
-    if not isinstance(dataset, Batch) and not (hasattr(dataset, "__getitem__") and isinstance(dataset, Sized)):
+    if not (hasattr(dataset, "__getitem__") and isinstance(dataset, Sized)):
         raise DataError(
-            f"batches() needs a data set with len() and items by number; got {type(dataset).__name__}. "
-            "Collect an iterable first: list(items)."
+            f"batches() needs a data set with len() and items by number; got {kind}. Collect an iterable first: "
+            "list(items)."
         )
 
 
-def require_one_batch(batches: Sized, examples: int, batch_size: int) -> None:
-    """Raise :class:`DataError` if ``batches``, of ``examples`` examples, are none."""
-    if len(batches) == 0:
-        raise DataError(
-            f"The data set has {examples} examples: not one batch of {batch_size}. Was a filter too strict?"
-        )
-
-
-def require_iterable(data: object, name: str, passes: int | None) -> None:
+def check_iterable(data: object, name: str, passes: int | None) -> None:
     """Raise :class:`DataError` unless ``data`` can be read ``passes`` times; None is a number that nobody knows."""
     if not hasattr(data, "__iter__"):
         raise DataError(f"{name} must be an iterable of Batch; got {type(data).__name__}. {_FIX}")
@@ -50,14 +49,6 @@ def require_iterable(data: object, name: str, passes: int | None) -> None:
         raise DataError(
             f"{name} is a {type(data).__name__}, which can be read only once, and training reads it every epoch. "
             f"Use list({name}), or an object whose __iter__ starts anew."
-        )
-
-
-def require_not_empty(name: str, count: int | None) -> None:
-    """Raise :class:`DataError` if the data called ``name`` have 0 batches; None is a number that nobody knows."""
-    if count == 0:
-        raise DataError(
-            f"{name} is empty (0 batches). Was a filter too strict, or is drop_last set on fewer examples than a batch?"
         )
 
 
@@ -79,7 +70,7 @@ def no_sizes(data: object) -> ConfigError:
     )
 
 
-def require_targets(batch: object, number: int, name: str) -> None:
+def check_batch(batch: object, number: int, name: str) -> None:
     """Raise :class:`DataError` unless item ``number`` of the data called ``name`` is a Batch with targets."""
     if not isinstance(batch, Batch):
         raise DataError(f"Item {number} of {name} is a {type(batch).__name__}, not a Batch. {_FIX}")
@@ -89,7 +80,7 @@ def require_targets(batch: object, number: int, name: str) -> None:
         )
 
 
-def require_context(missing: set[str]) -> None:
+def require_context(missing: Collection[str]) -> None:
     """Raise :class:`DataError` if there are modalities of the context that no batch of an epoch had."""
     if missing:
         name = min(missing)
@@ -100,29 +91,20 @@ def require_context(missing: set[str]) -> None:
         )
 
 
-def require_identity(part: object, found: object) -> None:
-    """Raise :class:`ConfigError` unless ``found``, the ``identity()`` of ``part``, is a dictionary of JSON."""
+def checked_identity(part: Any) -> dict[str, Any]:
+    """Return ``part.identity()``; raise :class:`ConfigError` unless it is a dictionary of JSON."""
+    found = part.identity()
     try:
-        fine = isinstance(found, dict) and bool(json.dumps(found, allow_nan=False))
-        reason = f"it is a {type(found).__name__}"
+        json.dumps(found, allow_nan=False)
+        wrong = None if isinstance(found, dict) else f"it is a {type(found).__name__}"
     except (TypeError, ValueError) as error:
-        fine, reason = False, str(error)
-    if not fine:
+        wrong = str(error)
+    if wrong is not None:
         raise ConfigError(
-            f"{type(part).__name__}.identity() must return a dictionary of JSON, which checkpoints can hold: {reason}. "
+            f"{type(part).__name__}.identity() must return a dictionary of JSON, which checkpoints can hold: {wrong}. "
             "Use strings, finite numbers, lists and dicts; of large things, a checksum."
         )
-
-
-def require_steps(records: list[Any], epoch: int) -> None:
-    """Raise :class:`DataError` if an epoch, counted from 0, had no step."""
-    if not records:
-        raise DataError(
-            f"The data gave no batch in epoch {epoch}, though earlier epochs had some. Is it an "
-            "iterator that was used up? Pass list(data), or an object whose __iter__ starts anew."
-            if epoch
-            else "The data hold no batch. Was a filter too strict, or an iterator used up?"
-        )
+    return dict(found)
 
 
 def too_few(epoch: int, batches: int, found: int) -> DataError:

@@ -26,7 +26,7 @@ from bayes_adapters.training._description import description
 from bayes_adapters.training._loop import Loop
 from bayes_adapters.training._monitor_checks import require_named
 from bayes_adapters.training._optimizer import OptimizerLike
-from bayes_adapters.training._progress import reporters
+from bayes_adapters.training._progress import Report
 from bayes_adapters.training._recipe import RecipeLike
 from bayes_adapters.training._settings import OnStep, Settings, monitored
 from bayes_adapters.training._state import copy_into
@@ -239,7 +239,7 @@ def fit(
         if resume:
             loop.resume()
         folder = None if tensorboard is None else Path(tensorboard)
-        with closing(reporters(progress, epochs, _data.count(data), folder, loop.state.step)) as report:
+        with closing(Report(progress, epochs, _data.count(data), folder, loop.state.step)) as report:
             if loop.state.step == 0:
                 loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
             loop.run(report)

@@ -4,52 +4,49 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """Within the context SIGTERM, by which Slurm and Kubernetes end a job, raises KeyboardInterrupt as Ctrl-C does.
 
-    A handler that somebody has installed stays. Python lets only the main thread install one; elsewhere, nothing is
-    done.
+    A handler that somebody has installed stays.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ours:
+
+    def interrupt(number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with _handled({signal.SIGTERM: interrupt} if free else {}):
         yield
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold back SIGINT and SIGTERM within the context and deliver the first of them at its end.
 
-    Python delivers signals to the main thread only, so elsewhere, and where a signal has no handler, there is nothing
-    to do.
+    Where a signal has no handler, there is nothing to hold back.
     """
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     received: list[tuple[int, Any]] = []
-    for number in previous:
-        signal.signal(number, lambda *call: received.append(call))
+    try:
+        with _handled({n: lambda *call: received.append(call) for n, handler in before.items() if callable(handler)}):
+            yield
+    finally:
+        for number, frame in received[:1]:
+            before[number](number, frame)
+
+
+@contextmanager
+def _handled(handlers: Mapping[int, Callable[[int, Any], Any]]) -> Iterator[None]:
+    """Install handlers within the context; Python lets only the main thread, and delivers signals to no other."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if main}
     try:
         yield
     finally:
-        for number, handler in previous.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-        if received:
-            previous[received[0][0]](*received[0])
-
-
-def _interrupt(number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)

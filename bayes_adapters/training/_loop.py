@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
-from bayes_adapters.training._data_checks import require_steps, too_few
+from bayes_adapters.training._data_checks import too_few
 from bayes_adapters.training._interrupt import terminable, uninterrupted
-from bayes_adapters.training._monitor_checks import check_monitor
-from bayes_adapters.training._progress import Position, Reporter
+from bayes_adapters.training._monitor_checks import check_monitor, checked_metrics
+from bayes_adapters.training._progress import Report
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._settings import OnStep, Settings
 from bayes_adapters.training._state import RunState, copy_into
@@ -56,7 +57,6 @@ class Loop:
         devices = {p.device for module in (self.model, self.guide) for p in module.parameters()}
         self.generators = Generators(devices, _data.own_generators(data))
         self.state = RunState()
-        self.first_batches = 0
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class Loop:
                 content |= {"ranks": self.model.ranks, "on_step": state}
             _checkpoint.save(self.settings.directory, self.config, content)
 
-    def run(self, report: Reporter) -> None:
+    def run(self, report: Report) -> None:
         """Train to the end; on Ctrl-C or SIGTERM write a checkpoint and raise it again."""
         with terminable(), self.generators.borrowed(), _training(self.model, self.guide), torch.enable_grad():
             try:
@@ -126,25 +126,27 @@ class Loop:
     def _reached(limit: int | None, count: int) -> bool:
         return limit is not None and count >= limit
 
-    def _epoch(self, report: Reporter) -> None:
+    def _epoch(self, report: Report) -> None:
         state = self.state
         self.generators.seed(self.settings.seed, state.epoch)
         _data.set_epoch(self.data, state.epoch)
-        stream = _data.with_context(_data.checked(self.data, "data"), self.model.reads | self.guide.reads)
+        stream = _data.read(self.data, "data", state.epoch, self.model.reads | self.guide.reads)
         self._skip(stream)
-        for group in self._groups(stream):
+        while not self._reached(self.settings.max_steps, state.step):
+            group = list(islice(stream, self.settings.accumulate))
+            if not group:
+                break
             due = len(state.records) % self.settings.log_every == 0
             record = self._step(group, due)
-            report.step(Position(state.epoch, state.batches, state.step, due), record)
+            report.step(state, record, due)
             if self.settings.checkpoint_every and state.step % self.settings.checkpoint_every == 0:
                 self.save()
-        require_steps(state.records, state.epoch)
         log = self._epoch_log()
         with uninterrupted():
             self._watch(log)
             state.next_epoch(log)
         self.save()
-        report.epoch(Position(len(state.history) - 1, 0, state.step), log)
+        report.epoch(log)
 
     def _skip(self, stream: Iterator[Batch]) -> None:
         """Pass over the batches an interrupted epoch has used, and take up the noise where it stopped."""
@@ -154,31 +156,26 @@ class Loop:
         if self.state.generators:
             self.generators.set(self.state.generators, self.state.host)
 
-    def _groups(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
-        groups = _data.groups(stream, self.settings.accumulate)
-        while not self._reached(self.settings.max_steps, self.state.step):
-            group = next(groups, None)
-            if group is None:
-                return
-            yield group
-
     def _step(self, group: list[Batch], due: bool) -> dict[str, float]:
         started = time.perf_counter()
         state, settings = self.state, self.settings
         self.optimizer.zero_grad(set_to_none=True)
         total = sum(batch.size for batch in group)
-        parts: list[tuple[float, ElboTerms]] = []
+        sums: list[Any] = [0, 0, 0]
+        scales: list[tuple[float, dict[str, float]]] = []
         seen: dict[str, dict[str, float]] = {}
         for batch in group:
             share = batch.size / total
             with ExitStack() as first:
-                if not state.records and not parts:
+                if not state.records and batch is group[0]:
                     first.enter_context(_checks.gradients_flow(self.model.backbone))
                     seen = first.enter_context(collecting())
                 terms = self._terms(batch, due)
                 (terms.loss * share).backward()
-            parts.append((share, _detached(terms)))
-        sums = [sum(share * getattr(terms, name) for share, terms in parts) for name in ("loss", "nll", "kl")]
+            now = terms.loss.detach(), terms.nll.detach(), terms.kl.detach()
+            sums = [whole + share * part for whole, part in zip(sums, now, strict=True)]
+            if due:
+                scales.append((share, {name: value for name, value in terms.log().items() if name in _log.SOMETIMES}))
         norm = _checks.gradient_norm(self.parameters)
         # One wait for the device: what must be finite and what is logged come over together.
         loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
@@ -187,9 +184,9 @@ class Loop:
             advice = self.model.likelihood.advice(group[0].targets)
             warn_of_scales(group[0], advice, self.model.reads | self.guide.reads)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
-        record |= {"kl_weight": float(parts[0][1].kl_weight), "grad_norm": size}
+        record |= {"kl_weight": float(terms.kl_weight), "grad_norm": size}
         record |= {"lr" if i == 0 else f"lr_{i}": float(g["lr"]) for i, g in enumerate(self.optimizer.param_groups)}
-        record |= _log.scales(parts) if due else {}
+        record |= _log.merged(scales)
         record |= {name: sum(sites.values()) / len(sites) for name, sites in seen.items()}
         with uninterrupted():
             if settings.clip_norm is not None:
@@ -226,15 +223,15 @@ class Loop:
         state = self.state
         log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
         if self.validation is not None:
-            stream = _data.checked(self.validation, "validation")
+            stream = _data.read(self.validation, "validation", state.epoch)
             with self._autocast():
                 samples, seed = self.settings.num_samples, self.settings.seed
                 density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
-            if density is not None:  # checked() lets only batches with targets pass
+            if density is not None:  # read() lets only batches with targets pass
                 log["val_nll"] = -float(float64(density).mean())
         if self.evaluate is not None:
             with evaluating(self.model, self.guide), torch.no_grad():
-                _log.merge_evaluation(log, self.evaluate(self.model, self.guide))
+                log |= checked_metrics(self.evaluate(self.model, self.guide), log)
         return log
 
     def _watch(self, log: dict[str, float]) -> None:
@@ -251,10 +248,6 @@ class Loop:
             state.best = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         else:
             state.stale += 1
-
-
-def _detached(terms: ElboTerms) -> ElboTerms:
-    return ElboTerms(terms.loss.detach(), terms.nll.detach(), terms.kl.detach(), terms.kl_weight, terms.scales)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from bayes_adapters.errors import ConfigError, near_matches
 
@@ -35,21 +34,22 @@ def require_watched(monitor: str | None, patience: int | None) -> None:
         )
 
 
-def require_metrics(found: object) -> Mapping[Any, Any]:
-    """Return what ``evaluate`` returned; raise :class:`ConfigError` unless it is a mapping."""
+def checked_metrics(found: object, log: Collection[str]) -> dict[str, float]:
+    """Return what ``evaluate`` found as numbers.
+
+    Raises:
+        ConfigError: not a mapping from names to numbers, or a name that the log already has.
+    """
     if not isinstance(found, Mapping):
         raise ConfigError(f"evaluate must return a dict of metric → number; got {type(found).__name__}.")
-    return found
-
-
-def require_new(name: str, log: Collection[str]) -> None:
-    """Raise :class:`ConfigError` if the log has a metric of this name."""
-    if name in log:
-        raise ConfigError(
-            f"evaluate returned {name!r}, which the log already has. Name it otherwise, for example 'my_{name}'."
-        )
-
-
-def not_a_number(name: str, value: object) -> ConfigError:
-    """Build the error for a metric whose value is no number."""
-    return ConfigError(f"evaluate returned {name!r} = {str(value)[:60]}, which is not a number.")
+    out: dict[str, float] = {}
+    for name, value in found.items():
+        if name in log:
+            raise ConfigError(
+                f"evaluate returned {name!r}, which the log already has. Name it otherwise, for example 'my_{name}'."
+            )
+        try:
+            out[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"evaluate returned {name!r} = {str(value)[:60]}, which is not a number.") from error
+    return out

@@ -271,7 +271,7 @@ def test_an_altered_list_of_frozen_tensors_is_refused(tmp_path: Path) -> None:
     [
         ({"head": LinearHead("none")}, ("Bernoulli", "LinearHead", "pooling='none'", "Tagging")),
         ({"head": LinearHead(), "pooling": "cls"}, ("pooling='cls'", "LinearHead(pooling='cls')")),
-        ({"head": RandomLinear()}, ("RandomLinear", "num_data=")),
+        ({"head": RandomLinear()}, ("'head.weight'", "num_data=")),
     ],
     ids=str,
 )
@@ -316,9 +316,9 @@ def test_structures_that_pool_by_themselves_take_no_head_that_reads() -> None:
     assert predict(model, Delta(model), token_batch()).mean.shape == (5,)
 
 
-def test_a_structure_that_does_not_know_the_datas_size_takes_no_random_head() -> None:
-    with refuses(ConfigError, "RandomLinear", "num_data="):
-        AdapterDropout(bert(), Categorical(3), head=RandomLinear())
+def test_a_structure_whose_prior_is_of_masks_takes_no_random_head() -> None:
+    with refuses(ConfigError, "RandomLinear"):
+        AdapterDropout(bert(), Categorical(3), head=RandomLinear(), num_data=9)
 
 
 def test_tagging_through_another_head() -> None:
