@@ -54,6 +54,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@exclusive()  # of the checks too: whose adapters are in the backbone may change between them and the first pass
 def predict(
     model: AdapterModel,
     guide: AnyGuide,
@@ -121,7 +122,7 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
