@@ -117,9 +117,14 @@ class AdaptedBackbone(nn.Module):
         """Return d, the width of what :meth:`encode` returns."""
         return hidden_width(backbone)
 
+    @property
+    def installed(self) -> dict[str, AdaptedLinear]:
+        """Path → adapted layer of this model, whether it is in the backbone or taken out."""
+        return dict(zip(self.layers, self._installed, strict=True))
+
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
-        _checks.require_layers(self.backbone, dict(zip(self.layers, self._installed, strict=True)))
+        _checks.require_layers(self.backbone, self.installed)
 
     def start(self, site: Site) -> Tensor:
         """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.

@@ -54,6 +54,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@exclusive()  # of the checks too: whose adapters are in the backbone may change between them and the first pass
 def predict(
     model: AdapterModel,
     guide: AnyGuide,
@@ -69,7 +70,9 @@ def predict(
 
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
     epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
-    sums are kept. Where the trace of a pass holds nothing random (a point estimate) one pass stands for all draws.
+    sums are kept. What comes before the first adapted layer runs once for all draws of a pass, in the types of models
+    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing
+    random (a point estimate) one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.
@@ -119,7 +122,7 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)

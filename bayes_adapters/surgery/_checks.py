@@ -141,6 +141,18 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
         )
 
 
+def require_own_bases(backbone: nn.Module, layers: Mapping[str, AdaptedLinear]) -> None:
+    """Raise :class:`ConfigError` unless ``backbone`` has at each path the base of that adapted layer."""
+    modules = dict(backbone.named_modules(remove_duplicate=False))
+    for path, layer in layers.items():
+        found = modules.get(path)
+        if (found.base_layer if isinstance(found, AdaptedLinear) else found) is not layer.base_layer:
+            raise ConfigError(
+                f"The backbone's layer {path!r} is not the one that was adapted: it has been replaced since, or this "
+                "is another backbone. Build the model again, or load what was saved of it."
+            )
+
+
 def require_separable(path: str, layer: AdaptedLinear) -> None:
     """Raise :class:`ConfigError` unless the layer's intra-modal path can be taken out alone."""
     if type(layer).as_lora is not AdaptedLinear.as_lora:
