@@ -46,7 +46,8 @@ class FitResult:
     """What a run did.
 
     Args:
-        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0, nll and kl are nats per datum.
+        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0. nll and kl are nats per datum, and
+            kl has its weight in it: ``loss = nll + kl``.
         best_epoch: position in ``history`` of the monitored metric's best value; None where nothing was monitored.
         best_value: that value.
         steps: optimiser steps taken, those before a resume included.
@@ -153,9 +154,10 @@ def fit(
             continued by the model and guide it began with.
 
     Returns:
-        A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),
-        grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean, scale_min,
-        scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it attends.
+        A :class:`FitResult`. Its history has loss, nll, kl (weighted), kl_over_nll, kl_weight, lr (lr_1 … for further
+        groups), grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean,
+        scale_min, scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it
+        attends.
 
     Raises:
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).
