@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,17 +48,3 @@ def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW: one kernel for all tensors where torch has had one for long, four times as fast for a thousand of them."""
     fused = all(p.device.type in _FUSED for p in parameters)
     return torch.optim.AdamW(parameters, lr=1e-3, fused=True if fused else None)
-
-
-def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what must be the same for an optimiser's state to be continued, as JSON."""
-    return {
-        "class": type(optimizer).__qualname__,
-        "defaults": {name: repr(value) for name, value in optimizer.defaults.items()},
-        "groups": [len(group["params"]) for group in optimizer.param_groups],
-        "options": {
-            str(i): {name: repr(group.get(name)) for name in optimizer.defaults if name != "lr"}
-            for i, group in enumerate(optimizer.param_groups)
-        },
-        "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
-    }
