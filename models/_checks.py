@@ -94,11 +94,11 @@ def check_drop(drop: float) -> None:
 
 
 def check_masks(model: AdapterModel) -> None:
-    """Raise :class:`ConfigError` if a head needs the data set's size, or what is kept would be divided by 0."""
+    """Raise :class:`ConfigError` if a head has random weights, or what is kept would be divided by 0."""
     if model.random_head:
         raise ConfigError(
-            f"The random weights of the {type(model.head).__name__} have one KL per data set, whose size an "
-            "AdapterDropout does not know. Take a head without random weights."
+            f"The prior of an AdapterDropout is of masks, so the random weights of the {type(model.head).__name__} "
+            "have none. Take a head without random weights."
         )
     for site in model.sites:
         if not bool((model.prior.of(site).mean > 0).all()):

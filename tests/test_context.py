@@ -29,6 +29,7 @@ from tests.helpers import (
     pad,
     token_batch,
 )
+from tests.refusals import refuses
 
 CONTEXT_GUIDES = ["cross_attention", "shared_kv", "pooled_context"]
 
@@ -97,14 +98,14 @@ def test_an_example_does_not_hear_its_neighbour(name: str) -> None:
 def test_context_errors() -> None:
     batch = token_batch()
     strict = CrossAttention(core_model(), context_dim=CONTEXT, dim=4, null_context=False)
-    with pytest.raises(DataError, match=r"rows \[2\] is entirely masked"):
+    with refuses(DataError, "'audio'", [2], "null_context=False"):
         strict(batch)
-    with pytest.raises(DataError, match="null_context=False"):
+    with refuses(DataError, "'audio'", "null_context=False"):
         strict(batch.without("audio"))
     strict(batch[:2])
-    with pytest.raises(DataError, match="6 wide; the guide was built with context_dim=7"):
+    with refuses(DataError, "'audio'", 6, "context_dim=7"):
         CrossAttention(core_model(), context_dim=7, dim=4)(batch)
-    with pytest.raises(ConfigError, match=r"reads the modality 'audoi'.*Did you mean 'audio'"):
+    with refuses(ConfigError, "'audoi'", "'audio'"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
 
 

@@ -18,6 +18,7 @@ from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.schedules import LinearWarmup
 from bayes_adapters.sites import SiteCall
 from tests.helpers import CASES, GUIDES, bert, core_model, fill_B, token_batch
+from tests.refusals import refuses
 
 # ---- stock Pyro ----
 
@@ -273,17 +274,17 @@ def test_bf16_autocast_is_close_and_densities_stay_float32(name: str) -> None:
 def test_errors() -> None:
     model, other = core_model(), core_model()
     guide = Contextual(model)
-    with pytest.raises(ConfigError, match="built for another model"):
+    with refuses(ConfigError, "Contextual", "StochasticCore"):
         ELBO(other, guide)
-    with pytest.raises(ConfigError, match="num_particles"):
+    with refuses(ConfigError, "num_particles", 1, 0):
         ELBO(model, guide, num_particles=0)
-    with pytest.raises(ConfigError, match="KL weight"):
+    with refuses(ConfigError, "KL weight", 0, -1.0):
         ELBO(model, guide, kl_weight=-1.0)
-    with pytest.raises(ConfigError, match="Unknown kl_mode"):
+    with refuses(ConfigError, "kl_mode", "'mean'", "full, per_token_mean"):
         ELBO(model, guide, kl_mode="mean")
-    with pytest.raises(ConfigError, match=r"needs batch\.targets"):
+    with refuses(ConfigError, "batch.targets"):
         ELBO(model, guide)(token_batch().without_targets())
-    with pytest.raises(DataError, match=r"\[0, 1\]"):
+    with refuses(DataError, [0, 1], [2.0]):
         ELBO(model, guide)(token_batch(targets=torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0])))
 
 
@@ -301,7 +302,7 @@ class _TwoPeaks(MeanField):
 def test_a_posterior_whose_draws_have_no_gradient_is_refused(granularity: str) -> None:
     model = core_model(granularity)
     guide = _TwoPeaks(model)
-    with pytest.raises(ConfigError, match=r"MixtureSameFamily of 'core.* not reparametrised"):
+    with refuses(ConfigError, "MixtureSameFamily", repr(model.sites[0].name), "Trace_ELBO"):
         ELBO(model, guide)(token_batch())
     with torch.no_grad():
         assert ELBO(model, guide)(token_batch()).isfinite()
@@ -310,8 +311,8 @@ def test_a_posterior_whose_draws_have_no_gradient_is_refused(granularity: str) -
 
 @pytest.mark.parametrize("weight", [-1e-3, math.nan])
 def test_a_kl_weight_is_not_negative(weight: float) -> None:
-    with pytest.raises(ConfigError, match="A KL weight must be at least 0"):
+    with refuses(ConfigError, 0, weight):
         KLWeight(weight)
     model = core_model()
-    with pytest.raises(ConfigError, match="A KL weight must be at least 0"):
+    with refuses(ConfigError, 0, weight):
         ELBO(model, Contextual(model), kl_weight=lambda step: weight)(token_batch())

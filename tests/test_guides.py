@@ -29,6 +29,7 @@ from tests.helpers import (
     moments,
     token_batch,
 )
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(("granularity", "name"), [c for c in CASES if c[1] != "delta"])
@@ -83,23 +84,20 @@ class _Own(MeanField):
 
 
 @pytest.mark.parametrize(
-    ("make", "match"),
+    ("make", "facts"),
     [
-        (
-            lambda m, s: dist.Normal(m, s),
-            r"it returned event shape \(\) and batch shape \(4, 3, 3\)",
-        ),
-        (lambda m, s: dist.Normal(m[..., :1], s[..., :1]).to_event(2), r"it returned event shape \(3, 1\)"),
-        (lambda m, s: dist.Normal(m[:3], s[:3]).to_event(2), r"broadcasts to \(4,\); .* batch shape \(3,\)"),
-        (lambda m, s: m, r"pyro.distributions; for 'core.global' it returned a torch.*Delta\(value, event_dim"),
-        (lambda m, s: torch.distributions.Normal(m, s), r"it returned a torch\.distributions\.normal\.Normal"),
+        (lambda m, s: dist.Normal(m, s), ("event shape ()", "batch shape (4, 3, 3)")),
+        (lambda m, s: dist.Normal(m[..., :1], s[..., :1]).to_event(2), ("event shape (3, 3)", "event shape (3, 1)")),
+        (lambda m, s: dist.Normal(m[:3], s[:3]).to_event(2), ((4,), "batch shape (3,)")),
+        (lambda m, s: m, ("'core.global'", "pyro.distributions", "Parameter")),
+        (lambda m, s: torch.distributions.Normal(m, s), ("pyro.distributions", "torch.distributions.normal.Normal")),
     ],
     ids=["no event", "event", "batch", "tensor", "torch"],
 )
-def test_a_posterior_of_another_form_is_refused(make: Any, match: str) -> None:
+def test_a_posterior_of_another_form_is_refused(make: Any, facts: tuple[object, ...]) -> None:
     model = core_model("global")
     guide = type("Own", (_Own,), {"make": staticmethod(make)})(model)
-    with pytest.raises(ConfigError, match=rf"(?s)Own\.posterior\(\) must return a distribution.*{match}"):
+    with refuses(ConfigError, "Own.posterior()", *facts):
         guide(token_batch())
 
 
@@ -113,10 +111,10 @@ def test_a_posterior_without_a_known_mean_trains_and_predicts(granularity: str) 
     ELBO(model, guide)(batch).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in guide.parameters())
     assert predict(model, guide, batch, num_samples=3).probs.isfinite().all()
-    with pytest.raises(ConfigError, match=r"mean of TransformedDistribution, the distribution of 'core.* is not known"):
+    with refuses(ConfigError, "TransformedDistribution", "mean_only"):
         predict(model, guide, batch, mean_only=True)
     if granularity == "global":
-        with pytest.raises(ConfigError, match="is not known"):
+        with refuses(ConfigError, "TransformedDistribution", "to_lora"):
             to_lora(model, guide, bert())
 
 
@@ -125,7 +123,7 @@ def test_flipout_needs_a_known_mean() -> None:
         return dist.TransformedDistribution(dist.Normal(loc, scale), [dist.transforms.TanhTransform()]).to_event(2)
 
     model = StochasticDown(bert(), Bernoulli(), rank=2, num_data=5, flipout=True)
-    with pytest.raises(ConfigError, match="mean_only, flipout and to_lora need it"):
+    with refuses(ConfigError, "TransformedDistribution", "'A.global'", "flipout"):
         type("Flow", (_Own,), {"make": staticmethod(make)})(model)(token_batch())
 
 
@@ -136,7 +134,7 @@ def test_guide_does_not_own_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["contextual", "cross_attention", "shared_kv", "pooled_context"])
 def test_local_guides_refuse_global_cores(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot infer 'core\.global', which is global; it serves sequence, token"):
+    with refuses(ConfigError, "'core.global'", "global", "sequence, token"):
         GUIDES[name](core_model("global"))
 
 
@@ -177,13 +175,13 @@ def test_scale_stays_positive_and_its_kl_finite_at_extremes() -> None:
 
 
 def test_unknown_scale_and_sizes() -> None:
-    with pytest.raises(ConfigError, match="Unknown scale 'exp'"):
+    with refuses(ConfigError, "scale", "'exp'", "softplus"):
         Contextual(core_model(), scale="exp")
-    with pytest.raises(ConfigError, match="heads must divide dim"):
+    with refuses(ConfigError, "heads=4", "dim=6"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=6, heads=4)
-    with pytest.raises(ConfigError, match="init_scale"):
+    with refuses(ConfigError, "init_scale", 0.0):
         MeanField(core_model(), init_scale=0.0)
-    with pytest.raises(ConfigError, match="width must be a whole number"):
+    with refuses(ConfigError, "width", 1, 0):
         Contextual(core_model(), width=0)
 
 
@@ -295,14 +293,17 @@ def test_coco_lora_projects_the_pooled_audio_once_and_adapts_it_in_each_layer() 
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "facts"),
     [
-        ({"context": "none", "context_dim": 3}, "context='none' and context_dim=3 do not fit"),
-        ({"context": "global"}, "needs context_dim"),
-        ({"context": "globl", "context_dim": 3}, "Unknown context 'globl'.*Did you mean 'global'"),
-        ({"context": "global_shared_heads", "context_dim": 3, "kv_sharing": "shared"}, "kv_sharing='shared' has no"),
+        ({"context": "none", "context_dim": 3}, ("context='none'", "context_dim=3")),
+        ({"context": "global"}, ("context='global'", "context_dim")),
+        ({"context": "globl", "context_dim": 3}, ("'globl'", "'global'")),
+        (
+            {"context": "global_shared_heads", "context_dim": 3, "kv_sharing": "shared"},
+            ("kv_sharing='shared'", "context='global_shared_heads'"),
+        ),
     ],
 )
-def test_contexts_that_do_not_fit(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_contexts_that_do_not_fit(options: dict[str, Any], facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         Amortised(core_model(), **options)

@@ -67,13 +67,14 @@ def test_dropout_acts_on_the_adapter_in_training_only() -> None:
 
 
 def test_options_are_checked() -> None:
-    for options, message in (
-        ({"rank": 0}, "rank must be .* at least 1; got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
-        ({"base_layer": nn.LayerNorm(3)}, "Cannot adapt a LayerNorm"),
-    ):
+    cases: list[tuple[dict[str, Any], tuple[object, ...]]] = [
+        ({"rank": 0}, ("rank", 1, 0)),
+        ({"dropout": 1.0}, ("dropout", "[0, 1)", 1.0)),
+        ({"base_layer": nn.LayerNorm(3)}, ("LayerNorm",)),
+    ]
+    for options, facts in cases:
         settings: dict[str, Any] = {"base_layer": nn.Linear(2, 2), "rank": 1, "alpha": 1.0} | options
-        with pytest.raises(ConfigError, match=message):
+        with refuses(ConfigError, *facts):
             AdaptedLinear(**settings)
 
 
@@ -135,7 +136,7 @@ def test_mode_of_the_layer_follows_the_backbone() -> None:
 def test_adapting_twice_is_refused() -> None:
     net = bert()
     LoRA(net, Bernoulli())
-    with pytest.raises(ConfigError, match=r"already has adapters.*remove\(backbone\)"):
+    with refuses(ConfigError, "BertModel", "bayes_adapters.remove(backbone)"):
         LoRA(net, Bernoulli())
     remove(net)
     LoRA(net, Bernoulli())
@@ -143,7 +144,7 @@ def test_adapting_twice_is_refused() -> None:
 
 def test_a_random_core_needs_its_model() -> None:
     model = core_model()
-    with pytest.raises(ConfigError, match="random core, which only exists inside a model"):
+    with refuses(ConfigError, "'encoder.layer.0.attention.self.query'", "core", "model.adapters_disabled()"):
         model.backbone(**token_batch().inputs)
 
 
@@ -199,13 +200,13 @@ def test_model_options_are_checked() -> None:
         StochasticCore(bert(), Bernoulli(), granularity="global")
     with refuses(ConfigError, "num_data=", "'core.encoder.layer.0.attention.self.query'", "3 more"):
         StochasticCore(bert(), Bernoulli(), granularity="global", grouped=False)
-    with pytest.raises(ConfigError, match=r"Unknown granularity 'tokens'.*Did you mean 'token'"):
+    with refuses(ConfigError, "granularity", "'tokens'", "'token'"):
         StochasticCore(bert(), Bernoulli(), granularity="tokens")
-    with pytest.raises(ConfigError, match="Unknown pooling"):
+    with refuses(ConfigError, "pooling", "'max'", "mean"):
         LoRA(bert(), Bernoulli(), pooling="max")
     net = bert()
     net.config = type("Config", (), {})()
-    with pytest.raises(ConfigError, match="no hidden_size"):
+    with refuses(ConfigError, "BertModel", "hidden_size"):
         LoRA(net, Bernoulli())
 
 
@@ -221,13 +222,13 @@ def test_non_finite_inputs_are_named() -> None:
     model = core_model()
     guide, batch = Contextual(model), token_batch()
     batch.context["audio"].values[3, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"context\['audio'\] holds NaN or infinite values in rows \[3\]"):
+    with refuses(NonFiniteError, "context['audio']", [3]):
         guide(batch)
 
 
 def test_wrong_targets_are_named() -> None:
     model = core_model(likelihood=Categorical(2))
-    with pytest.raises(DataError, match="int64"):
+    with refuses(DataError, "int64", "torch.float32"):
         model(token_batch())
 
 
@@ -253,7 +254,7 @@ def _albert() -> nn.Module:
 
 def test_a_layer_applied_twice_has_a_global_core_or_none() -> None:
     model = StochasticCore(_albert(), Bernoulli(), rank=2)
-    with pytest.raises(ConfigError, match=r"more than once in a pass \(as ALBERT.*granularity='global'"):
+    with refuses(ConfigError, "granularity='global'", "ALBERT"):
         Contextual(model)(token_batch())
     shared = StochasticCore(_albert(), Bernoulli(), rank=2, granularity="global", num_data=50)
     assert bool(ELBO(shared, MeanField(shared))(token_batch()).isfinite())
@@ -266,7 +267,7 @@ def test_gradient_checkpointing_says_what_to_do() -> None:
     model = StochasticCore(backbone.train(), Bernoulli(), rank=2)
     guide = Contextual(model)
     model.train()
-    with pytest.raises(ConfigError, match="gradient checkpointing, which runs layers again"):
+    with refuses(ConfigError, "core", "gradient checkpointing"):
         ELBO(model, guide)(token_batch()).backward()
 
 
@@ -295,7 +296,7 @@ def test_t5_which_asks_a_layer_for_its_dtype_can_be_adapted_everywhere() -> None
         lambda w: w + 1,
         lambda w: torch.cat([w, w]),  # WavLM does so with its biases; the message named no layer
     ):
-        with pytest.raises(ConfigError, match=r"adapted layer '.*its adapter would have no effect"):
+        with refuses(ConfigError, "its adapter"):
             compute(layer.weight)
 
 
@@ -313,5 +314,5 @@ class _Attention(nn.Module):
 
 def test_a_backbone_that_goes_past_the_adapter_is_refused() -> None:
     model = LoRA(_Attention(), Bernoulli(), targets="all-linear", rank=2)
-    with pytest.raises(ConfigError, match=r"layer 'attention.out_proj' .*its adapter would have no effect .*exclude="):
+    with refuses(ConfigError, "'attention.out_proj'", "exclude=[...]"):
         model(Batch({"x": torch.randn(2, 3, 8)}))

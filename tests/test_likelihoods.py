@@ -13,6 +13,7 @@ from torch import distributions as td
 from bayes_adapters import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Prediction
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import MultiGaussian, MultiLabel, Ordinal, StudentT
+from tests.refusals import refuses
 
 S, B = 6, 4
 
@@ -148,27 +149,27 @@ def test_half_precision_outputs_are_scored_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "targets", "message"),
+    ("likelihood", "targets", "facts"),
     [
-        (Categorical(3), torch.tensor([0, 3]), r"0 … 2; got \[3\] at rows \[1\]"),
-        (Categorical(3), torch.tensor([-1, 0]), r"got \[-1\]"),
-        (Categorical(3), torch.tensor([0.0, 1.0]), "must be int64"),
-        (Categorical(3), torch.tensor([[0], [1]]), r"of shape \(B,\)"),
-        (Bernoulli(), torch.tensor([0, 1]), "floating point"),
-        (Bernoulli(), torch.tensor([-1.0, 1.0]), r"in \[0, 1\]; got \[-1\.0\]"),
-        (Bernoulli(), torch.tensor([float("nan"), 1.0]), r"rows \[0\] are NaN"),
-        (Gaussian(), torch.tensor([float("inf"), 1.0]), "NaN or infinite"),
-        (HeteroscedasticGaussian(), torch.tensor([[1.0]]), r"of shape \(B,\)"),
+        (Categorical(3), torch.tensor([0, 3]), ("0 … 2", [3], "rows [1]")),
+        (Categorical(3), torch.tensor([-1, 0]), ("0 … 2", [-1], "rows [0]")),
+        (Categorical(3), torch.tensor([0.0, 1.0]), ("int64", "torch.float32")),
+        (Categorical(3), torch.tensor([[0], [1]]), ("(B,)", "(2, 1)")),
+        (Bernoulli(), torch.tensor([0, 1]), ("torch.int64", "targets.float()")),
+        (Bernoulli(), torch.tensor([-1.0, 1.0]), ([0, 1], [-1.0])),
+        (Bernoulli(), torch.tensor([float("nan"), 1.0]), ("rows [0]", "NaN")),
+        (Gaussian(), torch.tensor([float("inf"), 1.0]), ("rows [0]", "infinite")),
+        (HeteroscedasticGaussian(), torch.tensor([[1.0]]), ("(B,)", "(1, 1)")),
     ],
     ids=str,
 )
-def test_targets_outside_the_support(likelihood: Any, targets: Tensor, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_targets_outside_the_support(likelihood: Any, targets: Tensor, facts: tuple[object, ...]) -> None:
+    with refuses(DataError, *facts):
         likelihood.check(targets)
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"num_classes must be .* at least 2; got 1"):
+    with refuses(ConfigError, "num_classes", 2, 1):
         Categorical(1)
 
 
@@ -182,9 +183,9 @@ def test_concatenate_refuses_parts_that_do_not_fit() -> None:
         return Prediction(*(torch.ones(2) for _ in range(4)), samples, log_density=density)
 
     for parts in ([part(3, torch.ones(2)), part(3, None)], [part(3, None), part(3, torch.ones(2))]):
-        with pytest.raises(DataError, match="1 of 2 predictions to join have log_density"):
+        with refuses(DataError, "1 of 2", "log_density"):
             Prediction.concatenate(parts)
-    with pytest.raises(DataError, match=r"same number of draws; got \[3, 4\]"):
+    with refuses(DataError, [3, 4]):
         Prediction.concatenate([part(3, None), part(4, None)])
 
 

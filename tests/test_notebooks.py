@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples.notebooks import run
+from tests.refusals import refuses
 
 FOLDER = Path(run.FOLDER)
 
@@ -33,5 +34,5 @@ def test_an_error_in_a_cell_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "1_wrong.py").write_text("# %%\n1 / 0\n")
     monkeypatch.setattr(run, "FOLDER", tmp_path)
     assert run.names() == ["1_wrong"]
-    with pytest.raises(exceptions.CellExecutionError, match="ZeroDivisionError"):
+    with refuses(exceptions.CellExecutionError, "1 / 0"):
         run.run("1_wrong")

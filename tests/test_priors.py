@@ -13,6 +13,7 @@ import torch
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.priors import Prior, from_json, identity_normal, zero_normal
 from bayes_adapters.sites import Granularity, Part, Site
+from tests.refusals import refuses
 
 A = Site("core.a.query", Part.CORE, ("a.query",), (3, 3), Granularity.TOKEN)
 B = Site("core.b.value", Part.CORE, ("b.value",), (3, 3), Granularity.SEQUENCE)
@@ -103,34 +104,32 @@ def test_priors_are_buffers_that_never_train_and_are_not_saved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "facts"),
     [
         (
             {"core.a.qery": zero_normal(), "*": zero_normal()},
-            r"'core.a.qery' matches no site. Did you mean 'core.a.query'",
+            ("'core.a.qery'", "'core.a.query'"),
         ),
-        ({"core.a.*": zero_normal()}, r"No key of the prior matches the site 'core.b.value'"),
-        (dist.Normal(torch.zeros(4, 4), 1.0), r"does not fit the site's shape \(3, 3\)"),
-        (dist.MultivariateNormal(torch.zeros(9), torch.eye(9)), r"does not fit the site's shape"),
+        ({"core.a.*": zero_normal()}, ("'core.b.value'", "'*'")),
+        (dist.Normal(torch.zeros(4, 4), 1.0), ((4, 4), (3, 3))),
+        (dist.MultivariateNormal(torch.zeros(9), torch.eye(9)), ((9,), (3, 3))),
     ],
     ids=["pattern", "uncovered", "shape", "mvn"],
 )
-def test_errors(spec: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_errors(spec: Any, facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         Prior(spec, [A, B])
 
 
 def test_a_prior_is_not_trained() -> None:
-    with pytest.raises(ConfigError, match=r"The scale of the prior Normal of 'core\.a\.query' requires a gradient"):
+    with refuses(ConfigError, "scale", "Normal", "'core.a.query'", "scale.detach()"):
         Prior(dist.Normal(0.0, torch.nn.Parameter(torch.tensor(0.2))), [A])
-    with pytest.raises(ConfigError, match=r"requires a gradient, and a prior is never trained: pass loc\.detach\(\)"):
+    with refuses(ConfigError, "Normal", "'core.a.query'", "loc.detach()"):
         Prior(dist.Normal(torch.zeros(3, 3, requires_grad=True), 0.2).to_event(2), [A])
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "pyro.param", "'core.a.query'"):
         Prior(lambda name, shape: dist.Normal(0.0, pyro.param("tau", torch.tensor(1.0))), [A])
-    assert "pyro.param" in str(caught.value)
-    assert "core.a.query" in str(caught.value)
 
 
 def test_values_that_are_no_distribution() -> None:
-    with pytest.raises(ConfigError, match=r"is a builtins.float, not a Pyro distribution"):
+    with refuses(ConfigError, "builtins.float"):
         Prior(lambda name, shape: 0.2, [A])

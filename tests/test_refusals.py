@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,23 @@ def test_warnings_of_another_class_go_on() -> None:
             warnings.warn("old", DeprecationWarning, stacklevel=1)
             _warn("1")
     assert [w.category for w in others] == [DeprecationWarning]
+
+
+def _prose(source: str) -> Iterator[int]:
+    """Lines that call ``pytest.raises`` or ``pytest.warns`` with a pattern of the text, however they are imported."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("raises", "warns", "RaisesExc") and any(k.arg == "match" for k in node.keywords):
+                yield node.lineno
+
+
+def test_the_walk_finds_patterns() -> None:
+    source = "with pytest.raises(E, match='x'), pytest.raises(E):\n    warns(W, match=x)\n    f(match=x)\n"
+    assert list(_prose(source)) == [1, 2]
+
+
+def test_no_test_matches_the_prose_of_an_error() -> None:
+    folder = Path(__file__).parent
+    found = [f"{path.relative_to(folder)}:{line}" for path in folder.rglob("*.py") for line in _prose(path.read_text())]
+    assert not found, f"assert the class and the values it names, with tests/refusals.py: {sorted(found)}"

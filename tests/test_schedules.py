@@ -8,6 +8,7 @@ import pytest
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.schedules import Blundell, Constant, Cyclic, LinearWarmup, as_schedule
+from tests.refusals import refuses
 
 
 def test_blundell_oracle() -> None:
@@ -46,19 +47,19 @@ def test_as_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "facts"),
     [
-        lambda: Constant(-0.1),
-        lambda: Constant(float("nan")),
-        lambda: LinearWarmup(0),
-        lambda: LinearWarmup(3, -1.0),
-        lambda: Cyclic(0),
-        lambda: Cyclic(3, ramp=0.0),
-        lambda: Cyclic(3, ramp=1.5),
-        lambda: Blundell(0),
-        lambda: Constant(float("inf")),
+        (lambda: Constant(-0.1), (0, -0.1)),
+        (lambda: Constant(float("nan")), (0, "nan")),
+        (lambda: LinearWarmup(0), ("steps", 1, 0)),
+        (lambda: LinearWarmup(3, -1.0), (0, -1.0)),
+        (lambda: Cyclic(0), ("period", 1, 0)),
+        (lambda: Cyclic(3, ramp=0.0), ("ramp", 1, 0.0)),
+        (lambda: Cyclic(3, ramp=1.5), ("ramp", 1, 1.5)),
+        (lambda: Blundell(0), ("window", 1, 0)),
+        (lambda: Constant(float("inf")), (0, "inf")),
     ],
 )
-def test_errors(build: object) -> None:
-    with pytest.raises(ConfigError, match="got"):
+def test_errors(build: object, facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         build()  # type: ignore[operator]

@@ -10,6 +10,7 @@ from torch import nn
 from bayes_adapters import Targets, select
 from bayes_adapters.errors import TargetError
 from tests.helpers import bert, gpt2, llama, vit, whisper
+from tests.refusals import refuses
 
 SELF = "encoder.layer.{}.attention.self.{}"
 TWO = [SELF.format(i, n) for i in range(2) for n in ("query", "value")]
@@ -66,28 +67,28 @@ def test_a_suffix_is_a_whole_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "message"),
+    ("targets", "facts"),
     [
         (
             ["qery"],
-            r"matches 'qery'\. Did you mean 'query'.*\? .*end in: dense, key, query, value\. Pass some of these",
+            ("'qery'", "'query'", "dense, key, query, value"),
         ),
-        (["query", "vale"], r"matches 'vale'\. Did you mean 'value'"),
-        (["LayerNorm"], r"'LayerNorm' matches '.*LayerNorm', a LayerNorm; only"),
-        ("query", r"'query' matches no linear layer of BertModel.*For a suffix pass a list: \['query'\]"),
-        ("quer(y", r"not a regular expression.*pass a list: \['quer\(y'\]"),
-        (Targets(["query"], layers=[7]), r"block \[7\]; matched blocks: \[0, 1\]"),
-        (Targets(["query"], layers=[0, 7]), r"block \[7\]"),
-        (Targets(["query"], exclude=["query"]), "no layer is left"),
-        (Targets(["query"], exclude=".*query"), "no layer is left"),
-        (Targets("all-linear", exclude=["poolr"]), r"exclude='poolr' matches no linear layer. Did you mean 'pooler'\?"),
-        (Targets("all-linear", exclude=["pooler"]), r"'pooler' matches no.*as '\.\*pooler\.\*'"),
-        (Targets("all-linear", exclude="pooler"), "'pooler' matches no linear layer"),
+        (["query", "vale"], ("'vale'", "'value'")),
+        (["LayerNorm"], ("'LayerNorm'", "a LayerNorm")),
+        ("query", ("'query'", "BertModel", ["query"])),
+        ("quer(y", ("'quer(y'", ["quer(y"])),
+        (Targets(["query"], layers=[7]), ([7], [0, 1])),
+        (Targets(["query"], layers=[0, 7]), ([7], [0, 1])),
+        (Targets(["query"], exclude=["query"]), (["query"],)),
+        (Targets(["query"], exclude=".*query"), (["query"], "'.*query'")),
+        (Targets("all-linear", exclude=["poolr"]), ("exclude='poolr'", "'pooler'")),
+        (Targets("all-linear", exclude=["pooler"]), ("exclude='pooler'", "'.*pooler.*'")),
+        (Targets("all-linear", exclude="pooler"), ("exclude='pooler'", "'.*pooler.*'")),
     ],
     ids=str,
 )
-def test_errors_name_the_cause(targets: Any, message: str) -> None:
-    with pytest.raises(TargetError, match=message):
+def test_errors_name_the_cause(targets: Any, facts: tuple[object, ...]) -> None:
+    with refuses(TargetError, *facts):
         select(bert(), targets)
 
 
@@ -96,9 +97,9 @@ def test_what_a_backbone_does_not_have_is_excluded_from_it() -> None:
 
 
 def test_a_net_without_linear_layers() -> None:
-    with pytest.raises(TargetError, match=r"no torch\.nn\.Linear or transformers Conv1D"):
+    with refuses(TargetError, "Sequential", "torch.nn.Linear"):
         select(nn.Sequential(nn.ReLU()), "all-linear")
-    with pytest.raises(TargetError, match=r"no torch\.nn\.Linear"):
+    with refuses(TargetError, "Linear", "torch.nn.Linear"):
         select(nn.Linear(2, 2), "all-linear")
 
 

@@ -14,6 +14,7 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Contextual, MCDropout
 from bayes_adapters.models import AdapterDropout, StochasticCore
 from tests.helpers import fill_B
+from tests.refusals import refuses
 
 STRIDE = 6
 """Samples a hidden state."""
@@ -94,7 +95,5 @@ def test_a_mask_of_the_waveform_is_refused_with_the_fix() -> None:
     deaf = Batch({k: v for k, v in padded.inputs.items() if k != "token_mask"}, padded.targets)
     for kind in ("contextual", "dropout"):
         model, guide = pair(kind, "mean")
-        with pytest.raises(
-            DataError, match=r"the adapted layer .* sees .* mask of the new length as inputs\['token_mask'\]"
-        ):
+        with refuses(DataError, "inputs['token_mask']"):
             predict(model, guide, deaf)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from bayes_adapters.errors import ConfigError, DataError, FoldError, whole_number
 
@@ -25,6 +26,21 @@ def outside_model(layer: str, parts: Iterable[str]) -> ConfigError:
         "loss.backward() the cause is gradient checkpointing, which runs layers again on their own: switch it off on "
         "the backbone."
     )
+
+
+def merged_meanwhile(layer: str, what: str) -> ConfigError:
+    """A layer whose update is in its base weight for the time being, and which is to be ``what`` meanwhile."""
+    return ConfigError(
+        f"The update of the adapted layer {layer!r} is merged into its base weight, so it cannot be {what}: leave "
+        "`with merged(model)` first. Inside it predict, or call the model under torch.no_grad() in eval mode."
+    )
+
+
+def require_unmerged(layers: Mapping[str, Any], what: str) -> None:
+    """Raise :class:`ConfigError` if one of ``layers`` (path → adapted layer), which are to be ``what``, is merged."""
+    for path, layer in layers.items():
+        if layer.merged:
+            raise merged_meanwhile(path, what)
 
 
 def returns_several(layer: str, kind: str, found: str) -> ConfigError:

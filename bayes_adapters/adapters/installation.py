@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from bayes_adapters.adapters._checks import check_options
+from bayes_adapters.adapters._checks import check_options, require_unmerged
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites import Site
@@ -156,7 +156,11 @@ def adapters_disabled(backbone: nn.Module) -> Iterator[nn.Module]:
     False
     >>> torch.equal(plain, remove(model.backbone)(ids).last_hidden_state)
     True
+
+    Raises:
+        ConfigError: the adapters are merged into the weights.
     """
+    require_unmerged(adapted_layers(backbone), "disabled")
     before = {layer: layer.enabled for layer in adapted_layers(backbone).values()}
     for layer in before:
         layer.enabled = False

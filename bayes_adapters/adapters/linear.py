@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.adapters._base_weight import BaseWeight
-from bayes_adapters.adapters._checks import check_options, outside_model, returns_several
+from bayes_adapters.adapters._checks import check_options, merged_meanwhile, outside_model, returns_several
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.sites import Granularity, Part, Site
@@ -85,6 +85,7 @@ class AdaptedLinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.inter = nn.ModuleDict()
         self.enabled = True
+        self.merged = False
 
     def initial(self, part: Part, shape: tuple[int, ...]) -> Tensor:
         """Return where a parameter starts: A Kaiming-uniform, everything else at zero."""
@@ -108,6 +109,8 @@ class AdaptedLinear(nn.Module):
         """
         out = self.base_layer(x)
         if not self.enabled:
+            if self.merged and (self.training or (torch.is_grad_enabled() and current_pass() is not None)):
+                raise merged_meanwhile(self.path, "trained")
             return out
         if not isinstance(out, Tensor):
             raise returns_several(self.path, type(self.base_layer).__name__, type(out).__name__)

@@ -19,6 +19,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from bayes_adapters import priors, registry
+from bayes_adapters.adapters._checks import require_unmerged
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
@@ -82,6 +83,7 @@ def save(
 
 
 def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[str, Any] | None) -> None:
+    require_unmerged(adapted_layers(model.backbone), "saved")
     require_frozen(base_parameters(model.backbone))
     for part in model.likelihood.modules():
         if isinstance(part, Likelihood):  # the tasks of a likelihood of several are looked up again too

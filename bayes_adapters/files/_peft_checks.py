@@ -186,11 +186,15 @@ def require_own_head(
         )
 
 
-def no_head(folder: Path, shape: Sequence[int], per_token: bool, has: str) -> ConfigError:
-    """Build the error for ``head=True`` where no linear head of ``shape`` (K, d) was found; ``has`` says what was."""
+def no_head(folder: Path, shape: Sequence[int], per_token: bool, has: str, lacking: str) -> ConfigError:
+    """Build the error for ``head=True`` where no head was found, linear of ``shape`` (K, d) or whole.
+
+    ``has`` says what was found, and ``lacking`` what is not there of a head of transformers.
+    """
     return ConfigError(
         f"head=True, but {str(folder)!r} has no single linear head of shape {shape} for one target per "
         f"{'token' if per_token else 'example'}: it has {has}. Take another likelihood, or head=None."
+        f"{lacking}"
     )
 
 

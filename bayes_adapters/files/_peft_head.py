@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.files._file_checks import unreadable
 from bayes_adapters.files._peft_checks import LINEAR, no_head, require_own_head
 from bayes_adapters.files._peft_write import HEAD
 from bayes_adapters.files._tensor_file import TensorFile
+from bayes_adapters.heads import TransformersHead
 from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.heads.transformers_head import TASKS, task_model
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood
 
 _ON_POOLER = {"bert", "albert", "ernie", "swin", "swinv2"}
 """Hugging Face's types of models whose ``classifier`` is one linear layer on ``pooler_output``."""
@@ -59,7 +63,7 @@ def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: s
     """Return the head among PEFT's tensors if it is one linear layer, with what it reads where that is known.
 
     ``score`` without a bias is transformers' head of decoders on the last real token; a ``classifier`` reads what its
-    type of model says; with the task TOKEN_CLS either reads every token.
+    type of model says; with the task TOKEN_CLS either reads every token, unless the type of model has more layers.
     """
     modules = {name.rpartition(".")[0] for name in others}
     tensors = {name.rpartition(".")[2]: value for name, value in others.items()}
@@ -67,7 +71,9 @@ def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: s
         return None
     module, kind = modules.pop(), getattr(getattr(backbone, "config", None), "model_type", "")
     if task_type == "TOKEN_CLS":
-        return Head(tensors, Pooling.NONE if module in {"score", "classifier"} else None)
+        whole, _ = _layout("TOKEN_CLS", backbone, 1)
+        alone = module in {"score", "classifier"} and set(whole or others) == set(others)
+        return Head(tensors, Pooling.NONE if alone else None)
     if module == "score" and "bias" not in tensors:
         return Head(tensors, Pooling.LAST)
     if module == "classifier" and kind in _ON_POOLER and getattr(backbone, "pooler", None) is not None:
@@ -75,6 +81,45 @@ def foreign_head(others: Mapping[str, Tensor], backbone: nn.Module, task_type: s
     if module == "classifier" and kind in _ON_FIRST:
         return Head(tensors, Pooling.CLS)
     return Head(tensors, None)
+
+
+def task_head(
+    others: Mapping[str, Tensor], prefix: str, backbone: nn.Module, likelihood: Likelihood, task_type: str | None
+) -> TransformersHead | None:
+    """Return a fresh head of transformers' own for the task, if ``others`` are all of its tensors and no more.
+
+    Args:
+        others: tensors that are no adapter's, by their names in the model that was trained.
+        prefix: what stands before the backbone's paths there.
+        backbone: the plain one.
+        likelihood: says how many outputs there are, and whether for each token.
+        task_type: PEFT's name of the task, or None.
+    """
+    task = _task(likelihood, task_type)
+    layout, own_prefix = _layout(task, backbone, likelihood.num_outputs)
+    if not layout or {name: tuple(v.shape) for name, v in others.items()} != layout or prefix != own_prefix:
+        return None
+    return TransformersHead(task, backbone.config)
+
+
+def _task(likelihood: Likelihood, task_type: str | None) -> str:
+    own = "TOKEN_CLS" if likelihood.per_token else "SEQ_CLS"
+    return own if task_type in (None, own) else ""
+
+
+def _layout(task: str, backbone: nn.Module, num_outputs: int) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Return name → shape of the tensors of transformers' head for the task, and the prefix of the backbone's paths.
+
+    There are none where transformers has no such head, or puts it on another class of backbone.
+    """
+    if task not in TASKS or not hasattr(backbone, "config"):
+        return {}, ""
+    try:
+        net, base, kind = task_model(task, backbone.config, num_outputs)
+    except ConfigError:
+        return {}, ""
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    return (shapes, f"{base}.") if kind is type(backbone) else ({}, "")
 
 
 @torch.no_grad()
@@ -104,13 +149,14 @@ def take_head(
     fits = fits and (found.pooling is None or (found.pooling is Pooling.NONE) == per_token)  # type: ignore[union-attr]
     has = _shapes(others if found is None else found.tensors)
     if wanted and not fits:
-        raise no_head(folder, shape, per_token, has)
+        raise no_head(folder, shape, per_token, has, _lacking(model, others))
     if found is None or not fits or (found.pooling is None and not wanted):
         left = f"The head in {str(folder)!r} ({has}) was not taken over"
         what = f"{str(folder)!r} brings no head" if has == "none" else left
         warnings.warn(
             f"{what}: it must be known to be one linear layer of shape {shape} on what this backbone returns. The "
-            "model has a fresh head, which answers at random until it is trained. head=False says that this is meant.",
+            "model has a fresh head, which answers at random until it is trained. head=False says that this is meant."
+            f"{_lacking(model, others)}",
             stacklevel=4,
         )
         return False
@@ -119,6 +165,33 @@ def take_head(
     if found.pooling is not None and not own:
         model.head.pooling = found.pooling
     return True
+
+
+def _lacking(model: AdapterModel, others: Mapping[str, Tensor]) -> str:
+    """Say which parts of transformers' head a folder does not hold that holds others of them."""
+    layout, _ = _layout(_task(model.likelihood, None), model.backbone, model.likelihood.num_outputs)
+    missing = {name.partition(".")[0] for name in set(layout) - set(others)}
+    if not missing or not set(others) & set(layout):
+        return ""
+    return (
+        f" PEFT has not saved {', '.join(sorted(missing))} of transformers' head: train with modules_to_save="
+        f"{list(dict.fromkeys(name.partition('.')[0] for name in layout))}."
+    )
+
+
+def whole_head(head: TransformersHead) -> dict[str, Any]:
+    """Return the entries of PEFT's configuration that say which modules a head is made of."""
+    parts = [name for name, part in head.net.named_children() if next(part.parameters(), None) is not None]
+    return {"task_type": head.task, "modules_to_save": parts}
+
+
+def warn_of_head(head: nn.Module, prefix: str) -> None:
+    """Warn that ``to_peft`` did not write this head."""
+    other = isinstance(head, TransformersHead)
+    what = f"for adapters under {head.prefix!r}, not {prefix!r}" if other else "not one linear layer"
+    warnings.warn(
+        f"The head is a {type(head).__name__}, {what}, and was not written; bayes_adapters.save keeps it.", stacklevel=3
+    )
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:

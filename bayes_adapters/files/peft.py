@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from bayes_adapters.files._peft_checks import (
     require_prefix,
 )
 from bayes_adapters.files._peft_config import CONFIG, Settings, read_config
-from bayes_adapters.files._peft_head import Head, foreign_head, own_head, take_head
+from bayes_adapters.files._peft_head import Head, foreign_head, own_head, take_head, task_head, warn_of_head, whole_head
 from bayes_adapters.files._peft_tensors import (
     ROOT,
     WEIGHTS,
@@ -52,7 +51,7 @@ from bayes_adapters.files._peft_write import STATE, replace_folder, require_free
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks
-from bayes_adapters.heads import LinearHead
+from bayes_adapters.heads import LinearHead, TransformersHead
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
@@ -78,16 +77,17 @@ def from_peft(
     A head that was trained along (``modules_to_save``) is taken over if it is one linear layer of the right shape that
     computes the same on a plain backbone: the one written by :func:`to_peft`; transformers' bias-free ``score``, which
     reads the last real token; the ``classifier`` of BERT, ALBERT, ERNIE and Swin, which reads the backbone's pooler, of
-    ViT, which reads the first token, and of token classification, which reads all. Other heads have layers of their
-    own (RoBERTa, DistilBERT), or there is none (a language model). A warning says so; the model's head is then a fresh
-    one to be trained, and :func:`~bayes_adapters.surgery.training_free.bayesianise` refuses it until it was.
+    ViT, which reads the first token, and of token classification, which reads all. A head with layers of its own
+    (RoBERTa, DistilBERT, DeBERTa, BART) becomes a :class:`~bayes_adapters.heads.TransformersHead` if the folder holds
+    all of it. Otherwise, and where there is none (a language model), a warning says so; the model's head is then a
+    fresh one to be trained, and :func:`~bayes_adapters.surgery.training_free.bayesianise` refuses it until it was.
 
     Args:
         directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         backbone: the plain model the adapters were trained on, such as ``AutoModel.from_pretrained(...)``, without
             adapters. If reading fails it is left as it was given. Wrappers (``torch.compile``, DDP) are looked through.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        head: None as above; True takes over any single linear layer of the right shape; False none.
+        head: None as above; True takes over any single linear layer of the right shape too; False none.
         leave_out: the half of an encoder–decoder that ``backbone`` is not, such as ``"decoder"`` where it is
             ``T5EncoderModel`` or ``BartModel.get_encoder()``: layers below that name are dropped.
         **options: ``pooling``, ``num_data`` or ``dropout`` of :class:`~bayes_adapters.AdapterModel`. Without
@@ -114,13 +114,18 @@ def from_peft(
             ranks = found.ranks
             options["targets"] = Targets("|".join(re.escape(path) for path in found.factors))
             options |= {"rank": max(ranks.values()), "alpha": found.scaling * max(ranks.values()), "ranks": ranks}
+            own = "pooling" in options
+            whole = None if own or head is False or found.known_head else found.task_head(plain, likelihood)
+            options |= {} if whole is None else {"head": whole}
             model = LoRA(plain, likelihood, **{"dropout": found.settings.dropout, **options})
             with torch.no_grad():
                 for path, layer in adapted_layers(plain).items():
                     for name, value in zip(("lora_A", "lora_B"), found.factors[path], strict=True):
                         getattr(layer, name).copy_(value)
-            trained = head is not False and take_head(
-                model, folder, found.head, found.others, wanted=bool(head), own="pooling" in options
+            if whole is not None:
+                whole.net.load_state_dict(found.others)
+            trained = whole is not None or (
+                head is not False and take_head(model, folder, found.head, found.others, wanted=bool(head), own=own)
             )
             Marks(None if trained else (), found.prefix, found.settings.task_type).put_on(model)
         if plain is not backbone:
@@ -139,6 +144,15 @@ class _Found:
     scaling: float
     others: dict[str, Tensor]
     head: Head | None
+
+    @property
+    def known_head(self) -> bool:
+        """Whether the head is one linear layer and what it reads is known."""
+        return self.head is not None and self.head.pooling is not None
+
+    def task_head(self, backbone: nn.Module, likelihood: Likelihood) -> TransformersHead | None:
+        """Return transformers' own head for the task, still without its weights, if the folder has all of them."""
+        return task_head(self.others, self.prefix, backbone, likelihood, self.settings.task_type)
 
 
 def _read(folder: Path, backbone: nn.Module, leave_out: str | None) -> _Found:
@@ -168,7 +182,8 @@ def _read(folder: Path, backbone: nn.Module, leave_out: str | None) -> _Found:
 def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = None) -> None:
     """Write a model's adapters as a PEFT folder: ``PeftModel.from_pretrained(plain_backbone, directory)`` loads it.
 
-    A linear head goes into a third file (:data:`HEAD`), which PEFT ignores and :func:`from_peft` reads. After a crash
+    A linear head goes into a third file (:data:`HEAD`), which PEFT ignores and :func:`from_peft` reads; a
+    :class:`~bayes_adapters.heads.TransformersHead` goes where PEFT reads it, into ``modules_to_save``. After a crash
     the folder holds the old adapter or the new one for :func:`from_peft`; PEFT itself may find no configuration where
     the new one differs, and then the next call completes it.
 
@@ -178,8 +193,8 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
         prefix: what stands before the backbone's paths in the model that PEFT is to load the adapters into: ``""`` for
             the plain backbone (``AutoModel``), ``"model."`` inside ``LlamaForCausalLM``, ``"bert."`` inside
             ``BertForSequenceClassification``, in general ``f"{backbone.base_model_prefix}."``. None means the one that
-            :func:`from_peft` found, and ``""`` for a model from elsewhere. PEFT loads nothing, with a warning only,
-            into a model with other paths.
+            :func:`from_peft` found, and for a model from elsewhere that of its TransformersHead, or ``""``. PEFT loads
+            nothing, with a warning only, into a model with other paths.
 
     Raises:
         ConfigError: part of the adapters is random (export its mean as a LoRA first), every layer has rank 0, the
@@ -188,13 +203,14 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
         AdapterFileError: the folder holds other things or cannot be written.
 
     Warns:
-        UserWarning: the model's head is no single linear layer and was not written.
+        UserWarning: the model's head was not written: it is of another kind, or for a model with another prefix.
     """
     folder = as_folder(directory)
     require_prefix(prefix)
-    marks = Marks.of(model)
-    prefix = marks.prefix if prefix is None else prefix
     with unwrapped(model):
+        marks, whole = Marks.of(model), model.head if isinstance(model.head, TransformersHead) else None
+        prefix = (marks.prefix or (whole.prefix if whole else "")) if prefix is None else prefix
+        whole = whole if whole is not None and whole.prefix == prefix else None
         layers = _written_layers(model)
         with readable(folder):
             require_free(folder)
@@ -204,7 +220,9 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
             for name, factor in zip(_FACTORS, as_lora(layer), strict=True)
         }
         require_finite(own | {f"head.{name}": p for name, p in model.head.named_parameters()})
-        config = _config(model, layers, prefix, marks.task_type)
+        if whole is not None:
+            own |= {f"{ROOT}{name}": value for name, value in whole.net.state_dict().items()}
+        config = _config(model, layers, prefix, marks.task_type) | ({} if whole is None else whole_head(whole))
         text = (json.dumps(config, indent=2) + "\n").encode()
         numbers = Settings(
             config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"], False, model.dropout
@@ -214,12 +232,8 @@ def to_peft(directory: str | Path, model: AdapterModel, *, prefix: str | None = 
         if type(model.head) is LinearHead:
             about = {"pooling": model.pooling.value, "weights": hashlib.sha256(weights).hexdigest()}
             files[HEAD] = tensors_to_bytes(_copies(model.head.state_dict()), metadata=about)
-        else:
-            warnings.warn(
-                f"The head is a {type(model.head).__name__}, not one linear layer, and was not written; "
-                "bayes_adapters.save keeps it.",
-                stacklevel=2,
-            )
+        elif whole is None:
+            warn_of_head(model.head, prefix)
         replace_folder(folder, files)
 
 

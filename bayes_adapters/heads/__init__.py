@@ -4,4 +4,5 @@ from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling
+from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead

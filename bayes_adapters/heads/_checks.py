@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from bayes_adapters.errors import ConfigError, described
+from torch import nn
+
+from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.likelihoods import Likelihood
 
 
@@ -41,4 +45,82 @@ def require_tokens(model: str, lost: bool, likelihood: object) -> None:
         raise ConfigError(
             f"{model} joins several streams into one vector per example, so there is no token that "
             f"{type(likelihood).__name__} could label. Take a likelihood with one target per example."
+        )
+
+
+def require_task(task: str, tasks: Collection[str]) -> None:
+    """Raise :class:`ConfigError` unless ``task`` is one of PEFT's names in ``tasks``."""
+    if task not in tasks:
+        raise unknown_name("task", str(task), list(tasks))
+
+
+def checked_config(config: Any, task: str) -> Any:
+    """Return a configuration of transformers as its object; it may be given as a dictionary.
+
+    Raises:
+        ConfigError: it is none, or of an unknown type of model.
+    """
+    if isinstance(config, dict):
+        from transformers import AutoConfig
+
+        with task_model_builds(task, config):
+            return AutoConfig.for_model(**config)
+    if not callable(getattr(config, "to_dict", None)) or not getattr(config, "model_type", ""):
+        raise ConfigError(
+            f"The head for {task} needs the config of a Hugging Face model, such as backbone.config; got "
+            f"{described(config)}."
+        )
+    return config
+
+
+@contextmanager
+def task_model_builds(kind: str, config: Any) -> Iterator[None]:
+    """Turn transformers' errors about a model of ``kind`` that it does not have into :class:`ConfigError`."""
+    model = config.get("model_type") if isinstance(config, dict) else config.model_type
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            f"transformers builds no {kind} for model_type={model!r}: {str(error).splitlines()[0][:300]} Take another "
+            "head, such as LinearHead(pooling='cls'), and train it."
+        ) from error
+
+
+def require_initial_values(net: nn.Module) -> None:
+    """Raise :class:`ConfigError` where a head has tensors that no layer of torch says the initial values of."""
+    for path, module in net.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        if not callable(getattr(module, "reset_parameters", None)):
+            own += [name for name, _ in module.named_buffers(recurse=False)]
+        else:
+            own = []
+        if own:
+            name = f"{path}.{own[0]}".removeprefix(".")
+            raise ConfigError(
+                f"The head of {type(net).__name__} has {name!r}, of a {type(module).__name__}, whose initial values "
+                "transformers sets in its own way. Take another head, such as LinearHead(pooling='cls'), or write this "
+                "one as a subclass of bayes_adapters.heads.Head."
+            )
+
+
+def require_own_width(head: str, width: int, config: Any) -> None:
+    """Raise :class:`ConfigError` unless features are as wide as the hidden states of the model that ``config`` is of.
+
+    Structures that fuse modalities after the backbone are wider.
+    """
+    own = getattr(config, "hidden_size", width)
+    if own != width:
+        raise ConfigError(
+            f"{head} reads the hidden states of a {config.model_type!r}, {own} wide; this model gives its head {width} "
+            "numbers. Take the backbone that the config is of, and a structure that leaves its output as it is."
+        )
+
+
+def require_logits(net: str, logits: Any, per_token: bool, rows: int) -> None:
+    """Raise :class:`ConfigError` unless a task model has returned one vector of logits per example, or per token."""
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 + per_token or shape[0] != rows:
+        raise ConfigError(
+            f"The head of {net} returned logits of shape {shape} for {rows} rows; one vector per "
+            f"{'token' if per_token else 'example'} is needed. Take another head, such as LinearHead(pooling='cls')."
         )

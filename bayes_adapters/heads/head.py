@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
@@ -26,11 +27,13 @@ class BackboneOutput:
             their scaling and bias) reads it from here rather than copying rows of the output layer.
         backbone: the module that returned it.
         mask: shape (rows, T), True where a token is real; None where all are.
+        inputs: what the backbone was called with: name → tensor (rows, …).
     """
 
     value: Any
     backbone: nn.Module
     mask: Bool[Tensor, "rows T"] | None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def hidden(self) -> Float[Tensor, "rows T d"]:

@@ -129,9 +129,9 @@ class AdapterModel(AdaptedBackbone):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""
-        output = self.backbone(**{k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK})
+        inputs = {k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK}
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
-        return self.head.read(BackboneOutput(output, self.backbone, mask))
+        return self.head.read(BackboneOutput(self.backbone(**inputs), self.backbone, mask, inputs))
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.files import fingerprint
-from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Site
 
@@ -170,17 +169,16 @@ def require_plain_model(model: AdapterModel) -> None:
     for name, what in _OF_THE_MODEL.items():
         if getattr(type(model), name) is not getattr(AdapterModel, name):
             raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
-    if type(model.head) is not LinearHead:
-        kind = type(model.head).__name__
-        raise ConfigError(f"{type(model).__name__} has a head of its own kind, {kind}, which a plain LoRA cannot hold.")
+    if model.random_head:
+        raise ConfigError(f"The head of this {type(model).__name__} is random, and a plain LoRA holds weights only.")
 
 
 def require_copy(backbone: nn.Module, trained: nn.Module) -> None:
     """Raise :class:`ConfigError` unless ``backbone`` holds the weights of the one that was ``trained`` on."""
     if fingerprint(backbone) != fingerprint(trained):
         raise ConfigError(
-            "The backbone given is not a copy of the one the adapter was trained on: names, shapes or values of its "
-            "weights differ. Load the same checkpoint, in the same dtype."
+            f"The {type(backbone).__name__} given is not a copy of the backbone the adapter was trained on: names, "
+            "shapes or values of its weights differ. Load the same checkpoint, in the same dtype."
         )
 
 

@@ -16,6 +16,7 @@ from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.files.marks import Marks
+from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -41,7 +42,7 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
         likelihood. Its guide is ``Delta(lora)``.
 
     Raises:
-        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is no plain one; a layer
+        ConfigError: the mean depends on the input (local sites) or is a mask; the model's head is random; a layer
             reads other modalities, or has a formula of its own and does not say which LoRA it equals (``as_lora``); the
             backbone is another one or has adapters; no rank is left in any layer.
 
@@ -76,16 +77,13 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
             alpha=model.alpha,
             ranks={path: len(pair[0]) for path, pair in factors.items()},
             dropout=model.dropout,
-            pooling=model.pooling,
+            **({"pooling": model.pooling} if type(model.head) is LinearHead else {"head": model.head.fresh()}),
         )
     for path, layer in adapted_layers(backbone).items():
         for parameter, value in zip((layer.lora_A, layer.lora_B), factors[path], strict=True):
             if parameter is not None:
                 parameter.data = value.detach().to(parameter.device, copy=True).contiguous()
-    for name, parameter in lora.head.named_parameters():
-        own = model.head.get_parameter(name)
-        parameter.data = own.detach().to(parameter.device, copy=True)
-        parameter.requires_grad_(own.requires_grad)
+    lora.head = copy.deepcopy(model.head).to(next(lora.head.parameters()).device)
     Marks.of(model).put_on(lora)
     return lora.eval()
 

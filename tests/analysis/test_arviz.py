@@ -99,5 +99,5 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with refuses(DataError, "to_arviz()", "Tagging", "return_samples=True"):
         to_arviz(*pair(Tagging(2)), batch(None))
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with refuses(MissingResourceError, "to_arviz()", "pip install arviz"):
+    with refuses(MissingResourceError, "to_arviz()", "pip install '.[arviz]'"):
         to_arviz(model, guide, batch(None))

@@ -207,12 +207,21 @@ def test_a_random_head_has_one_kl_per_data_set_and_its_own_draws(tmp_path: Path)
 
 
 def test_what_a_plain_lora_cannot_hold() -> None:
-    two = LoRA(bert(), Categorical(3), head=TwoLayerHead(4))
-    with refuses(ConfigError, "LoRA", "TwoLayerHead"):
-        to_lora(two, Delta(two), bert())
     random = fill_B(LoRA(bert(), Categorical(3), head=RandomLinear(), num_data=9))
+    with refuses(ConfigError, "head", "LoRA", "random"):
+        to_lora(random, MeanField(random), bert())
     with refuses(ConfigError, "bayesianise()", "StochasticDown", ["head.weight"]):
         bayesianise(random, MeanField(random), token_batch(targets=torch.tensor([0, 1, 2, 1, 0])))
+
+
+def test_exporting_keeps_another_head() -> None:
+    model = fill_B(LoRA(bert(), Categorical(3), head=TwoLayerHead(4, pooling="cls")))
+    model.head.get_parameter("0.bias").requires_grad_(False)
+    lora = to_lora(model, Delta(model), bert())
+    assert lora.head.config() == model.head.config()
+    assert [p.requires_grad for p in lora.head.parameters()] == [True, False, True, True]
+    found, expected = (predict(m, Delta(m), token_batch().without_targets()).probs for m in (lora, model))
+    assert torch.equal(found, expected)
 
 
 def test_training_free_keeps_another_head() -> None:
@@ -262,7 +271,7 @@ def test_an_altered_list_of_frozen_tensors_is_refused(tmp_path: Path) -> None:
     [
         ({"head": LinearHead("none")}, ("Bernoulli", "LinearHead", "pooling='none'", "Tagging")),
         ({"head": LinearHead(), "pooling": "cls"}, ("pooling='cls'", "LinearHead(pooling='cls')")),
-        ({"head": RandomLinear()}, ("RandomLinear", "num_data=")),
+        ({"head": RandomLinear()}, ("'head.weight'", "num_data=")),
     ],
     ids=str,
 )
@@ -307,9 +316,9 @@ def test_structures_that_pool_by_themselves_take_no_head_that_reads() -> None:
     assert predict(model, Delta(model), token_batch()).mean.shape == (5,)
 
 
-def test_a_structure_that_does_not_know_the_datas_size_takes_no_random_head() -> None:
-    with refuses(ConfigError, "RandomLinear", "num_data="):
-        AdapterDropout(bert(), Categorical(3), head=RandomLinear())
+def test_a_structure_whose_prior_is_of_masks_takes_no_random_head() -> None:
+    with refuses(ConfigError, "RandomLinear"):
+        AdapterDropout(bert(), Categorical(3), head=RandomLinear(), num_data=9)
 
 
 def test_tagging_through_another_head() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bayes_adapters.models import StochasticDown, StochasticFactors
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
 from tests.helpers import Linear, bert, core_model, fill_B, token_batch
+from tests.third_party import installed
 
 SOURCE = """
 from typing import ClassVar
@@ -72,18 +73,9 @@ ENTRY_POINTS = "[bayes_adapters.guides]\nfull = outside_guides:Full\nflow = outs
 
 
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    folder = tmp_path / "site"
-    info = folder / "outside_guides-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-guides\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (folder / "outside_guides.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(folder)
-    import outside_guides  # type: ignore[import-not-found]
-
-    yield outside_guides
-    sys.modules.pop("outside_guides", None)
+def outside(tmp_path: Path) -> Iterator[Any]:
+    with installed(tmp_path / "site", "outside_guides", SOURCE, ENTRY_POINTS):
+        yield importlib.import_module("outside_guides")
 
 
 def factors(**options: Any) -> StochasticFactors:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
 from tests.helpers import bert, core_model, token_batch
+from tests.third_party import installed
 
 SOURCE = """
 from typing import ClassVar
@@ -85,18 +86,9 @@ random_scale = outside_priors:random_scale
 
 
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    folder = tmp_path / "site"
-    info = folder / "outside_priors-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-priors\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (folder / "outside_priors.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(folder)
-    import outside_priors  # type: ignore[import-not-found]
-
-    yield outside_priors
-    sys.modules.pop("outside_priors", None)
+def outside(tmp_path: Path) -> Iterator[Any]:
+    with installed(tmp_path / "site", "outside_priors", SOURCE, ENTRY_POINTS):
+        yield importlib.import_module("outside_priors")
 
 
 def mixture(*scales: float) -> Any:

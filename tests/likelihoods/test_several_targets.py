@@ -272,7 +272,7 @@ def test_likelihoods_that_cannot_be(build: Any, facts: tuple[object, ...]) -> No
         (tasks(), {"length": torch.tensor([0, 3])}, ("'length'", "torch.int64", "(2,)")),
         (Categorical(3), {"sentiment": torch.tensor([0, 3])}, ("Categorical", ["sentiment"])),
         (MultiLabel(3), torch.zeros(5, 2), ("(B, 3)", "torch.float32", "(5, 2)")),
-        (MultiLabel(2), torch.tensor([[0.0, 2.0]]), ([2.0],)),
+        (MultiLabel(2), torch.tensor([[0.0, 2.0]]), ([0, 1], [2.0])),
         (MultiLabel(2), torch.tensor([[0.0, 1.0], [NAN, NAN]]), ("rows [1]",)),
         (MultiGaussian(2), torch.tensor([[0.0, float("inf")]]), ("rows [0]",)),
         (MultiGaussian(2), torch.zeros(3, 2, dtype=torch.long), ("(B, 2)", "torch.int64", "(3, 2)")),

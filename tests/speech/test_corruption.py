@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.corruption import Condition, add_noise, babble, clip, corrupt, reverb, white_noise
+from tests.refusals import refuses
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -94,24 +95,24 @@ def test_unknown_conditions(name: str) -> None:
 
 
 def test_near_matches_are_named() -> None:
-    with pytest.raises(ConfigError, match="'white'"):
+    with refuses(ConfigError, "'withe@5'", "'white'"):
         Condition.parse("withe@5")
 
 
 def test_unusable_recordings() -> None:
-    with pytest.raises(DataError, match="recording has power 0"):
+    with refuses(DataError, "recording", "power 0", "5 dB"):
         corrupt(torch.zeros(100), "white@5", seeded())
-    with pytest.raises(DataError, match="noise has power 0"):
+    with refuses(DataError, "noise", "power 0", "5 dB"):
         add_noise(speech(100), torch.zeros(100), 5.0)
-    with pytest.raises(DataError, match=r"\(100,\) and \(99,\)"):
+    with refuses(DataError, (100,), (99,)):
         add_noise(speech(100), torch.ones(99), 5.0)
-    with pytest.raises(DataError, match="at least one other"):
+    with refuses(DataError, "others=[...]", "none"):
         corrupt(speech(), "babble@5", seeded())
-    with pytest.raises(DataError, match="Recording 1"):
+    with refuses(DataError, "Recording 1", "power 0"):
         babble([speech(), torch.zeros(5)], 10, seeded())
-    with pytest.raises(ConfigError, match="rt60"):
+    with refuses(ConfigError, "rt60", 0.0):
         reverb(speech(), seeded(), rt60=0.0)
-    with pytest.raises(ConfigError, match="gain_db"):
+    with refuses(ConfigError, "gain_db", 0, -1.0):
         clip(speech(), gain_db=-1.0)
-    with pytest.raises(ConfigError, match="snr_db"):
+    with refuses(ConfigError, "'white'", "snr_db"):
         corrupt(speech(), Condition("white"), seeded())

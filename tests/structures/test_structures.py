@@ -24,6 +24,7 @@ from bayes_adapters.surgery.merging import merge, merge_intra
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import fit
 from tests.helpers import bert, fill_B, token_batch
+from tests.refusals import refuses
 from tests.structures.dora import MAGNITUDE, DoRA, DoRALayer
 from tests.structures.vera import B, D, VeRA, VeRALayer
 
@@ -123,10 +124,10 @@ def test_at_its_start_a_structure_without_anything_random_is_the_frozen_net(stru
 def test_what_a_part_says_of_itself() -> None:
     assert {D, B, MAGNITUDE} <= {part for part in (D, B, MAGNITUDE) if part in REAL}
     assert (D.rank_axis, B.rank_axis) == (0, None)
-    with pytest.raises(ConfigError, match="the axis 'rank'"):
+    with refuses(ConfigError, "'rank'"):
         Part("odd", ("rank",)).event(1, 2, 3)
     for guide in (RankWise, MCDropout):
-        with pytest.raises(ConfigError, match="which is a d"):
+        with refuses(ConfigError, guide.__name__, "'d.global'", "d"):
             guide(build(VeRA))
 
 
@@ -220,14 +221,14 @@ def test_another_formula_is_never_written_as_a_lora(make: Callable[[], Any], tmp
     if type(model) is LoRA:
         uses.append(lambda: bayesianise(model, guide, batch))
     for use in uses:
-        with pytest.raises(ConfigError, match=r"'encoder\.layer\.0\.attention\.self\.query' is a \w+"):
+        with refuses(ConfigError, "'encoder.layer.0.attention.self.query'"):
             use()
     assert not (tmp_path / "peft").exists()
 
 
 def test_random_parts_of_another_structure_are_refused_too() -> None:
     model = fill(build(DoRA))
-    with pytest.raises(ConfigError, match=r"is a DoRALayer whose update is its own"):
+    with refuses(ConfigError, "'encoder.layer.0.attention.self.query'", "DoRALayer"):
         to_lora(model, MeanField(model), bert())
 
 
@@ -247,5 +248,5 @@ class _Scaled(StochasticDown):
 
 def test_a_model_with_a_way_of_its_own_through_the_backbone_is_refused() -> None:
     model = _Scaled(bert(), Bernoulli(), rank=3, num_data=5)
-    with pytest.raises(ConfigError, match="_Scaled has a way through the backbone of its own kind"):
+    with refuses(ConfigError, "_Scaled", "backbone"):
         to_lora(model, MeanField(model), bert())

@@ -21,6 +21,7 @@ from examples.studies import matrix, matrix_cells
 from examples.studies.matrix import FILE, REASONS, WORKS, attempt, parse, render
 from examples.studies.matrix_cells import Cell, cells
 from examples.studies.tiny import make
+from tests.refusals import refuses
 
 TEXT = FILE.read_text()
 WRITTEN = parse(TEXT)
@@ -123,13 +124,13 @@ def test_an_unlisted_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
     found = matrix.trial(cells()[0])
     monkeypatch.setattr(matrix, "trial", lambda _: matrix_cells.Trial(found.backbone, found.targets, refuse))
-    with pytest.raises(ConfigError, match="something new"):
+    with refuses(ConfigError, "something new"):
         attempt(cells()[0])
 
 
 def test_training_that_does_not_help_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "_train", lambda *_: (1.0, 1.0))
-    with pytest.raises(RuntimeError, match=r"took the loss from 1\.0000 to 1\.0000"):
+    with refuses(RuntimeError, str(cells()[0]), "1.0000"):
         attempt(cells()[0])
 
 
@@ -141,5 +142,5 @@ def test_a_loaded_adapter_that_predicts_otherwise_is_an_error(monkeypatch: pytes
 
     matrix_load = matrix.load
     monkeypatch.setattr(matrix, "load", spoiled)
-    with pytest.raises(RuntimeError, match="does not predict the same"):
+    with refuses(RuntimeError, str(cells()[0])):
         attempt(cells()[0])

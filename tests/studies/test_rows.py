@@ -10,6 +10,7 @@ import pytest
 
 from bayes_adapters.errors import DataError
 from examples.studies.rows import read_rows, write_rows
+from tests.refusals import refuses
 
 
 class Row(NamedTuple):
@@ -46,10 +47,10 @@ def test_no_rows_are_no_rows(tmp_path: Path) -> None:
 
 def test_another_header_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.csv", Row, ROWS)
-    with pytest.raises(DataError, match=r"first line of .* must be name,value,seed"):
+    with refuses(DataError, tmp_path / "rows.csv", "name,value,seed"):
         list(read_rows(tmp_path / "rows.csv", Other))
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(DataError, match=r"first line of .* must be name,seed,value"):
+    with refuses(DataError, tmp_path / "empty.csv", "name,seed,value"):
         list(read_rows(tmp_path / "empty.csv", Row))
 
 
@@ -59,5 +60,5 @@ def test_a_line_of_another_kind_is_named(tmp_path: Path, line: str) -> None:
     path.write_text(f"name,seed,value\nz,1,2.0\n{line}\n")
     rows = read_rows(path, Row)
     assert next(rows) == Row("z", 1, 2.0)
-    with pytest.raises(DataError, match=r"Line 3 of .* is not a row of name,seed,value.*Was the file cut short"):
+    with refuses(DataError, path, "Line 3", "name,seed,value"):
         next(rows)

@@ -19,6 +19,7 @@ from bayes_adapters.systems.recipes import Rate, Recipe, Unit, window
 from bayes_adapters.training import fit
 from bayes_adapters.training._optimizer import trainable
 from examples.studies.matrix_cells import SIZE
+from tests.refusals import refuses
 from tests.systems.parts import NAMES, small
 
 
@@ -153,24 +154,24 @@ def test_colas_rate_falls_by_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ({"num_data": 0}, "num_data must be at least 1"),
-        ({"num_data": 9, "batch_size": 0}, "batch_size must be at least 1"),
-        ({"num_data": 9, "batch_size": 10}, "There are 9 examples and 10 in a batch"),
-        ({"num_data": 9, "max_steps": 0}, "max_steps must be at least 1"),
+        ({"num_data": 0}, ("num_data", 1, 0)),
+        ({"num_data": 9, "batch_size": 0}, ("batch_size", 1, 0)),
+        ({"num_data": 9, "batch_size": 10}, (9, 10, "num_data", "batch_size")),
+        ({"num_data": 9, "max_steps": 0}, ("max_steps", 1, 0)),
     ],
 )
-def test_wrong_sizes_of_a_recipe(options: dict[str, Any], message: str) -> None:
+def test_wrong_sizes_of_a_recipe(options: dict[str, Any], facts: tuple[object, ...]) -> None:
     model, guide, _ = small("lora")
-    with pytest.raises(ConfigError, match=message):
+    with refuses(ConfigError, *facts):
         SYSTEMS["lora"].training.fit_options(model, guide, **options)
 
 
 def test_a_recipe_with_nothing_to_train() -> None:
     model, guide, _ = small("lora")
     model.requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with refuses(ConfigError, "requires_grad=True"):
         Recipe(lr=1e-3, steps=1, rates={"model.head.*": Rate(1.0)}, kl_unit=Unit.WHOLE).fit_options(
             model, guide, num_data=9
         )
@@ -212,7 +213,7 @@ def test_a_recipes_schedules_last_as_long_as_the_run() -> None:
 
 def test_what_is_no_recipe_or_no_size_is_refused() -> None:
     model, guide, data = small("lora")
-    with pytest.raises(ConfigError, match="fit_options=3"):
+    with refuses(ConfigError, "fit_options=3"):
         fit(model, guide, data, recipe=SimpleNamespace(fit_options=3), epochs=1)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="generator"):
+    with refuses(ConfigError, "generator"):
         fit(model, guide, (data for _ in range(1)), recipe=SYSTEMS["lora"].training, epochs=1)

@@ -13,6 +13,7 @@ from bayes_adapters.errors import ConfigError, TargetError
 from bayes_adapters.systems import SYSTEMS, build
 from examples.studies.matrix_cells import SIZE
 from examples.studies.tiny import BACKBONES, WIDTH, make
+from tests.refusals import refuses
 from tests.systems.parts import NAMES, backbone_of, required
 
 
@@ -47,27 +48,27 @@ def test_overrides_reach_model_and_guide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "facts"),
     [
-        ("caliberx", {}, r"Unknown system 'caliberx'. Did you mean 'caliber-x' or 'caliber-g'"),
-        ("tfb", {}, r"'tfb' is no pair of a model and a guide: .*training_free\.bayesianise"),
-        ("c-lora", {"rnak": 4}, "Unknown option of c-lora 'rnak'. Did you mean 'rank'"),
-        ("c-lora", {"context_dim": 4}, "Unknown option of c-lora 'context_dim'"),
-        ("caliber-x", {"context_dim": 4, "context": "none"}, "Unknown option of caliber-x 'context'.*'context_dim'"),
-        ("lora", {"granularity": "token"}, "Unknown option of lora 'granularity'"),
-        ("caliber-x", {}, r"caliber-x needs context_dim= \(context_dim: the width of the frames"),
-        ("lora-fusion", {}, "lora-fusion needs context_dim="),
-        ("blob", {}, r"blob needs num_data= \(num_data: the size of the training set"),
-        ("wander", {}, "wander needs lengths=, num_data="),
-        ("caliber-x", {"context_dim": 4, "heads": 3}, "heads must divide dim"),
-        ("c-lora", {"granularity": "global", "num_data": 9}, "cannot infer 'core.global', which is global"),
-        ("c-lora", {"rank": 0}, "rank must be a whole number"),
+        ("caliberx", {}, ("'caliberx'", "'caliber-x'", "'caliber-g'")),
+        ("tfb", {}, ("'tfb'", "training_free.bayesianise")),
+        ("c-lora", {"rnak": 4}, ("c-lora", "'rnak'", "'rank'")),
+        ("c-lora", {"context_dim": 4}, ("c-lora", "'context_dim'", "rank")),
+        ("caliber-x", {"context_dim": 4, "context": "none"}, ("caliber-x", "'context'", "'context_dim'")),
+        ("lora", {"granularity": "token"}, ("lora", "'granularity'", "rank")),
+        ("caliber-x", {}, ("caliber-x", "context_dim=")),
+        ("lora-fusion", {}, ("lora-fusion", "context_dim=")),
+        ("blob", {}, ("blob", "num_data=")),
+        ("wander", {}, ("wander", "lengths=, num_data=")),
+        ("caliber-x", {"context_dim": 4, "heads": 3}, ("heads=3", "dim=64")),
+        ("c-lora", {"granularity": "global", "num_data": 9}, ("'core.global'", "global", "sequence, token")),
+        ("c-lora", {"rank": 0}, ("rank", 1, 0)),
     ],
 )
-def test_mistakes_leave_the_backbone_as_it_was(name: str, options: dict[str, Any], message: str) -> None:
+def test_mistakes_leave_the_backbone_as_it_was(name: str, options: dict[str, Any], facts: tuple[object, ...]) -> None:
     backbone = make("BERT")
     before = {n: p.requires_grad for n, p in backbone.named_parameters()}
-    with pytest.raises(ConfigError, match=message):
+    with refuses(ConfigError, *facts):
         build(name, backbone, Bernoulli(), **options)
     assert not adapted_layers(backbone)
     assert {n: p.requires_grad for n, p in backbone.named_parameters()} == before
@@ -85,5 +86,5 @@ def test_query_and_value_of_every_backbone(name: str, expected: list[str]) -> No
 
 def test_a_backbone_with_other_names_is_refused() -> None:
     odd = nn.ModuleDict({"left": nn.Linear(WIDTH, WIDTH), "right": nn.Linear(WIDTH, WIDTH)})
-    with pytest.raises(TargetError, match=r"no query and value projections of a known name; .*a list of left, right"):
+    with refuses(TargetError, "ModuleDict", "targets=", "left, right", "'all-linear'"):
         systems.query_value(odd)

@@ -89,11 +89,11 @@ def test_nothing_to_watch_keeps_the_last_weights() -> None:
 
 
 def test_an_unknown_metric_lists_what_exists() -> None:
-    with pytest.raises(ConfigError, match=r"The log has: loss, nll, .*val_nll needs validation="):
+    with refuses(ConfigError, "monitor='val_acc'", "loss, nll", "validation=…"):
         run(*pair(), monitor="val_acc")
-    with pytest.raises(ConfigError, match=r"monitor='val_nll' is not in the log.*score"):
+    with refuses(ConfigError, "monitor='val_nll'", "score"):
         run(*pair(), evaluate=Script(1.0), monitor="val_nll")
-    with pytest.raises(ConfigError, match="val_nll needs validation="):
+    with refuses(ConfigError, "monitor='val_nll'", "validation=…"):
         run(*pair(), monitor="val_nll")
 
 
@@ -101,23 +101,24 @@ def test_evaluate_alone_is_logged_and_watches_nothing() -> None:
     result = run(*pair(), evaluate=Script(1.0, 2.0))
     assert [log["score"] for log in result.history] == [1.0, 2.0]
     assert result.best_epoch is None
-    with pytest.raises(ConfigError, match="patience has no metric to watch"):
+    with refuses(ConfigError, "patience", "validation=…", "monitor='loss'"):
         run(*pair(), evaluate=Script(1.0), patience=1)
 
 
 @pytest.mark.parametrize("monitor", ["auto", None])
 def test_the_highest_value_is_that_of_a_named_metric(monitor: str | None) -> None:
-    with pytest.raises(ConfigError, match=r"mode='max' .* names no metric"):
+    with refuses(ConfigError, "mode='max'", "monitor="):
         run(*pair(), evaluate=Script(1.0, 2.0), validation=[WHOLE[:6]], monitor=monitor, mode="max")
 
 
 def test_what_evaluate_may_return() -> None:
-    for value, message in [
-        ({"nll": 1.0}, "already has"),
-        (3.0, "got float"),
-        ({"x": "high"}, "not a number"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
+    cases: list[tuple[Any, tuple[object, ...]]] = [
+        ({"nll": 1.0}, ("'nll'", "'my_nll'")),
+        (3.0, ("float",)),
+        ({"x": "high"}, ("'x'", "high")),
+    ]
+    for value, facts in cases:
+        with refuses(ConfigError, *facts):
             run(*pair(), evaluate=lambda *_, value=value: value, monitor=None)
     result = run(*pair(), evaluate=lambda *_: {"x": torch.tensor(2.0)}, monitor="x")
     assert result.best_value == 2.0

@@ -26,9 +26,9 @@ def test_other_runs_are_refused_with_their_differences(tmp_path: Path) -> None:
     before = file_in(tmp_path).read_bytes()
 
     def refused(*parts: Any, **options: Any) -> str:
-        with pytest.raises(ConfigError, match="another run") as caught:
+        with refuses(ConfigError, file_in(tmp_path), "resume=False") as caught:
             run(*parts, **({"checkpoint": tmp_path, "epochs": 2} | options))
-        return str(caught.value)
+        return str(caught[0])
 
     text = refused(*pair(rank=3), seed=4, kl_weight=0.5)
     for line in (
@@ -108,9 +108,9 @@ def test_schedules_are_compared_by_what_they_say(tmp_path: Path) -> None:
     run(*pair(), **options, epochs=1)
     same_values = {"kl_weight": lambda step: 1.0 + 0 * step}
     assert run(*pair(), **options | same_values, epochs=2).steps == 12
-    with pytest.raises(ConfigError, match=r"at step 10: the checkpoint has 1.0, this run 0.0"):
+    with refuses(ConfigError, "step 10", 1.0, 0.0):
         run(*pair(), **options | {"kl_weight": lambda step: float(step < 10)}, epochs=3)
-    with pytest.raises(ConfigError, match=r"scheduler.gamma: the checkpoint has 0.5, this run 0.1"):
+    with refuses(ConfigError, "scheduler.gamma", 0.5, 0.1):
         run(*pair(), **options | {"scheduler": step_lr(0.1)}, epochs=3)
 
 
@@ -143,14 +143,14 @@ def _batches(name: str) -> Any:
 def test_data_that_say_what_they_are_are_recognised(make: Any, where: str, tmp_path: Path) -> None:
     run(*pair(), make("old"), checkpoint=tmp_path, epochs=1)
     assert run(*pair(), make("old"), checkpoint=tmp_path, epochs=2).history[-1]["epoch"] == 1
-    with pytest.raises(ConfigError, match=f"{where}: the checkpoint has 'old', this run 'new'"):
+    with refuses(ConfigError, where, "'old'", "'new'"):
         run(*pair(), make("new"), checkpoint=tmp_path, epochs=3)
 
 
 def test_a_best_epoch_is_not_compared_across_validation_data(tmp_path: Path) -> None:
     run(*pair(), checkpoint=tmp_path, epochs=1, validation=_batches("old"))
     assert run(*pair(), checkpoint=tmp_path, epochs=2, validation=_batches("old")).steps == 12
-    with pytest.raises(ConfigError, match=r"validation.dataset.name: the checkpoint has 'old', this run 'new'"):
+    with refuses(ConfigError, "validation.dataset.name", "'old'", "'new'"):
         run(*pair(), checkpoint=tmp_path, epochs=3, validation=_batches("new"))
 
 
@@ -161,7 +161,7 @@ def test_a_best_epoch_is_not_compared_across_validation_data(tmp_path: Path) -> 
 def test_an_identity_that_is_no_json_is_refused_at_the_start(identity: Any, says: str, tmp_path: Path) -> None:
     model, guide = pair()
     before = weights(model, guide)
-    with pytest.raises(ConfigError, match=rf"_Known\.identity\(\) .*{says}"):
+    with refuses(ConfigError, "_Known.identity()", says):
         run(model, guide, _Known(identity), checkpoint=tmp_path)
     assert same(weights(model, guide), before)
     assert run(model, guide, _Known(identity), epochs=1).steps == 2, "without a checkpoint nobody asks"

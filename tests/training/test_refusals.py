@@ -15,6 +15,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import LoRA
 from tests.helpers import bert, token_batch
+from tests.refusals import refuses
 from tests.training.parts import Items, join, pair, run, same, weights
 
 
@@ -48,7 +49,7 @@ OUT = "encoder.layer.1.attention.output.dense"
 def test_a_frozen_layer_that_hands_on_no_gradient_is_named(guide: Any) -> None:
     model, guide = pair(guide, granularity="global", num_data=22, backbone=cut(bert(), OUT, at_once=True))
     before = weights(model, guide)
-    with pytest.raises(ConfigError, match=rf"'{OUT}', a Cutting"):
+    with refuses(ConfigError, repr(OUT), "a Cutting"):
         run(model, guide)
     assert same(weights(model, guide), before)
 
@@ -57,7 +58,7 @@ def test_also_where_it_stops_after_the_first_evaluation() -> None:
     """The first epoch trains; validation at its end runs without gradients, and the second epoch is refused."""
     model, guide = pair(backbone=cut(bert(), OUT, at_once=False))
     steps: list[int] = []
-    with pytest.raises(ConfigError, match="Cutting"):
+    with refuses(ConfigError, repr(OUT), "a Cutting"):
         run(model, guide, validation=[token_batch()], on_step=lambda step, *_: steps.append(step))
     assert steps == [1, 2, 3, 4, 5, 6]
 
@@ -75,7 +76,7 @@ def test_gradient_checkpointing_of_the_backbone_is_none_of_that(reentrant: bool)
 
 def test_adapters_that_nobody_reads_are_refused() -> None:
     model = LoRA(bert(), Bernoulli(), targets=["pooler.dense"], rank=2)
-    with pytest.raises(ConfigError, match=r"'pooler\.dense'"):
+    with refuses(ConfigError, "'pooler.dense'"):
         run(model, Delta(model))
 
 
@@ -89,7 +90,7 @@ def test_some_of_them_may_be_unread() -> None:
 def test_parameters_of_half_precision_are_refused(which: str) -> None:
     model, guide = pair(MeanField)
     {"model": model.head, "guide": guide}[which].to(torch.bfloat16)
-    with pytest.raises(ConfigError, match=rf"'{which}\..*torch\.bfloat16"):
+    with refuses(ConfigError, "torch.bfloat16", "float32", which):
         run(model, guide)
 
 
@@ -103,18 +104,18 @@ def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "1")
     run(*pair(), epochs=1)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"one of 4 processes.*DistributedDataParallel\(ELBO"):
+    with refuses(ConfigError, 4, "WORLD_SIZE=4", "torch.nn.parallel.DistributedDataParallel(ELBO(model, guide))"):
         run(*pair(), epochs=1)
 
 
 def test_a_group_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="one of 2 processes"):
+    with refuses(ConfigError, 2, "torch.nn.parallel.DistributedDataParallel(ELBO(model, guide))"):
         run(*pair(), epochs=1)
 
 
 def test_workers_that_live_on_cannot_be_continued(tmp_path: Any) -> None:
     loader = DataLoader(Items(), batch_size=4, collate_fn=join, num_workers=1, persistent_workers=True)
-    with pytest.raises(ConfigError, match="persistent_workers=True"):
+    with refuses(ConfigError, "persistent_workers=True", "persistent_workers=False"):
         run(*pair(), loader, checkpoint=tmp_path)

@@ -16,6 +16,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.models import LoRA
 from bayes_adapters.schedules import LinearWarmup
 from tests.helpers import bert, fill_B
+from tests.refusals import refuses
 from tests.training.parts import WHOLE, broken, data, history, pair, run, same, weights
 
 
@@ -118,7 +119,7 @@ def test_what_must_stay_as_it_was(fails: bool) -> None:
         return {"one": 1.0}
 
     if fails:
-        with pytest.raises(RuntimeError, match="stop"):
+        with refuses(RuntimeError, "stop"):
             run(model, guide, evaluate=evaluate, monitor=None)
     else:
         run(model, guide, evaluate=evaluate, monitor="one")
@@ -172,11 +173,9 @@ def test_a_non_finite_loss_changes_nothing(accumulate: int) -> None:
     run(model, guide, epochs=1, optimizer=optimizer)
     before = weights(model, guide)
     moments = [{k: v.clone() for k, v in s.items()} for s in optimizer.state.values()]
-    with pytest.raises(
-        NonFiniteError, match=r"Step 0: .*nll = inf.*non-finite gradient is '(model|guide)\..*Likely causes"
-    ) as caught:
+    with refuses(NonFiniteError, "Step 0", "nll = inf") as caught:
         run(model, guide, [broken(WHOLE)], epochs=1, accumulate=accumulate, optimizer=optimizer)
-    assert "kl =" not in str(caught.value)
+    assert "kl =" not in str(caught[0])
     assert same(weights(model, guide), before)
     for old, new in zip(moments, optimizer.state.values(), strict=True):
         assert all(torch.equal(old[k], new[k]) for k in old)
@@ -187,11 +186,11 @@ def test_the_bad_step_and_an_infinite_kl_are_named() -> None:
     with torch.no_grad():
         next(iter(guide.rho.values())).fill_(200.0)
     before = weights(model, guide)
-    with pytest.raises(NonFiniteError, match=r"Step 0: .*kl = (inf|nan)"):
+    with refuses(NonFiniteError, "Step 0", "kl"):
         run(model, guide)
     assert same(weights(model, guide), before)
     model, guide = pair(likelihood=Gaussian())
-    with pytest.raises(NonFiniteError, match="Step 2:"):
+    with refuses(NonFiniteError, "Step 2", "nll"):
         run(model, guide, [WHOLE, WHOLE, broken(WHOLE)])
 
 
@@ -200,7 +199,7 @@ def test_nan_that_a_distribution_refuses_is_non_finite_too() -> None:
     parts = [type(WHOLE)(WHOLE.inputs, WHOLE.targets.long(), WHOLE.context)]
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"Step 0: nll = nan.*logits"):
+    with refuses(NonFiniteError, "Step 0", "nll = nan", "logits"):
         run(model, guide, parts)
 
 
@@ -250,41 +249,41 @@ def test_parameter_groups() -> None:
 def test_optimizers_that_would_train_the_wrong_tensors_are_refused() -> None:
     model, guide = pair()
     own = [*model.trainable_parameters().values(), *guide.parameters()]
-    with pytest.raises(ConfigError, match=r"lacks \d+ trainable parameters: guide\."):
+    with refuses(ConfigError, len(list(guide.parameters())), "guide." + next(iter(dict(guide.named_parameters())))):
         run(model, guide, optimizer=torch.optim.SGD(list(model.trainable_parameters().values()), lr=0.1))
-    with pytest.raises(ConfigError, match="holds 1 tensors"):
+    with refuses(ConfigError, 1, "guide.parameters()"):
         run(model, guide, optimizer=torch.optim.SGD([*own, nn.Parameter(torch.zeros(1))], lr=0.1))
-    with pytest.raises(ConfigError, match="ReduceLROnPlateau"):
+    with refuses(ConfigError, "ReduceLROnPlateau"):
         run(model, guide, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
-    with pytest.raises(ConfigError, match=r"LBFGS computes the loss several times a step"):
+    with refuses(ConfigError, "LBFGS", "AdamW"):
         run(model, guide, optimizer=torch.optim.LBFGS)
     other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(own, lr=0.1), 2)
-    with pytest.raises(ConfigError, match="StepLR belongs to another optimizer"):
+    with refuses(ConfigError, "StepLR", "scheduler=lambda optimizer: StepLR(optimizer, 100)"):
         run(model, guide, scheduler=lambda _: other)
     for p in own:
         p.requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with refuses(ConfigError, "requires_grad=True"):
         run(model, guide)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ({"epochs": None}, "Say when to stop"),
-        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
-        ({"epochs": True}, "got True"),
-        ({"accumulate": 0}, "accumulate"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"autocast": torch.float16}, "bfloat16"),
-        ({"mode": "least"}, "Allowed: max, min"),
-        ({"patience": 1}, "no metric to watch"),
-        ({"monitor": "nl"}, "Did you mean 'nll'"),
+        ({"epochs": None}, ("epochs=…", "max_steps=…")),
+        ({"epochs": 0}, ("epochs", 1, 0)),
+        ({"epochs": True}, ("epochs", 1, True)),
+        ({"accumulate": 0}, ("accumulate", 1, 0)),
+        ({"clip_norm": 0.0}, ("clip_norm", 0.0)),
+        ({"autocast": torch.float16}, ("torch.float16", "torch.bfloat16")),
+        ({"mode": "least"}, ("'least'", "max, min")),
+        ({"patience": 1}, ("patience", "validation=…", "monitor='loss'")),
+        ({"monitor": "nl"}, ("'nl'", "'nll'")),
     ],
 )
-def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_work(options: dict[str, Any], facts: tuple[object, ...]) -> None:
     model, guide = pair()
     before = weights(model, guide)
-    with pytest.raises(ConfigError, match=message):
+    with refuses(ConfigError, *facts):
         run(model, guide, **options)
     assert same(weights(model, guide), before)
 
@@ -317,5 +316,5 @@ def test_training_works_where_gradients_are_off() -> None:
     model, guide = pair()
     with torch.no_grad():
         assert run(model, guide, data(), epochs=1).steps == 6
-    with torch.inference_mode(), pytest.raises(ConfigError, match=r"outside torch.inference_mode\(\)"):
+    with torch.inference_mode(), refuses(ConfigError, "torch.inference_mode()"):
         run(model, guide, data(), epochs=1)

@@ -12,6 +12,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, Delta, MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA, StochasticCore
 from tests.helpers import bert, fill_B, token_batch
+from tests.refusals import refuses
 from tests.weight_sites.parts import down
 
 CASES = {
@@ -38,14 +39,14 @@ def test_draws_do_not_depend_on_how_the_data_is_cut(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "guide", "says"),
+    ("model", "guide", "facts"),
     [
-        (lambda: AdapterDropout(bert(), Bernoulli()), MeanField, "MeanField cannot infer 'mask.*MCDropout"),
-        (lambda: StochasticCore(bert(), Bernoulli()), MCDropout, "MCDropout cannot infer 'core.*it serves mask"),
-        (down, Contextual, "Contextual cannot infer 'A.global', which is global"),
-        (lambda: LoRA(bert(), Bernoulli()), MCDropout, "nothing in this LoRA is random"),
+        (lambda: AdapterDropout(bert(), Bernoulli()), MeanField, ("MeanField", "MCDropout")),
+        (lambda: StochasticCore(bert(), Bernoulli()), MCDropout, ("MCDropout", "core", "mask")),
+        (down, Contextual, ("Contextual", "'A.global'", "global", "sequence, token")),
+        (lambda: LoRA(bert(), Bernoulli()), MCDropout, ("MCDropout", "LoRA", "StochasticCore")),
     ],
 )
-def test_pairs_that_cannot_work_are_refused(model: Any, guide: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_pairs_that_cannot_work_are_refused(model: Any, guide: Any, facts: tuple[object, ...]) -> None:
+    with refuses(ConfigError, *facts):
         guide(model())

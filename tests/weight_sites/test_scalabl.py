@@ -12,6 +12,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.models import DiagonalCore, LoRA
 from tests.helpers import bert, token_batch
+from tests.refusals import refuses
 from tests.weight_sites.parts import down
 
 
@@ -40,5 +41,5 @@ def test_kl_of_scalabl_is_from_q_to_p() -> None:
 
 
 def test_a_positive_mean_needs_a_positive_start() -> None:
-    with pytest.raises(ConfigError, match=r"positive_mean=True trains log μ.*DiagonalCore"):
+    with refuses(ConfigError, "positive_mean=True", "'A.global'", "DiagonalCore"):
         MeanField(down(), positive_mean=True)

@@ -14,12 +14,10 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2ForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
     ViTForImageClassification,
 )
 
-from bayes_adapters import Batch, Bernoulli, Categorical, Tagging, adapted_layers, load, predict, save
+from bayes_adapters import Batch, Bernoulli, Categorical, Tagging, load, predict, save
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files.peft import HEAD, from_peft, to_peft
 from bayes_adapters.guides import Delta
@@ -113,23 +111,6 @@ def test_a_head_of_token_classification_comes_along(tmp_path: Path) -> None:
     found = predict(model, Delta(model), batch).probs
     real = batch.token_mask
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-6)
-
-
-def test_a_head_with_layers_of_its_own_is_left_behind_and_said_so(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    config = RobertaConfig(vocab_size=40, max_position_embeddings=40, num_labels=3, **sizes)
-    theirs = trained(
-        RobertaForSequenceClassification(config), settings("bert", task_type="SEQ_CLS", target_modules=["query"])
-    )
-    theirs.save_pretrained(tmp_path)
-    with warns(UserWarning, str(tmp_path), "classifier.out_proj.weight (3, 16)", "head=False"):
-        model = from_peft(tmp_path, inner_backbone(theirs, "roberta"), Categorical(3))
-    refuses_to_calibrate(model)
-    backbone = inner_backbone(theirs, "roberta")
-    with refuses(ConfigError, "head=True", str(tmp_path), (3, 16), "classifier.out_proj.weight (3, 16)"):
-        from_peft(tmp_path, backbone, Categorical(3), head=True)
-    assert not adapted_layers(backbone)
 
 
 def test_a_language_models_adapter_has_no_head_for_labels(tmp_path: Path) -> None:

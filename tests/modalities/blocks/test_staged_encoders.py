@@ -148,5 +148,6 @@ def test_stages_are_told_from_encoders_side_by_side() -> None:
     ],
 )
 def test_other_lists_side_by_side_are_refused(build: Callable[[], nn.Module]) -> None:
-    with refuses(ConfigError, "model.get_encoder()"):
-        describe_blocks(build())
+    encoder = build()
+    with refuses(ConfigError, type(encoder).__name__, "model.get_encoder()"):
+        describe_blocks(encoder)

@@ -13,6 +13,7 @@ from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
 from examples.studies.body_signals.data import MODALITIES, Signals
 from examples.studies.body_signals.encoders import SignalEncoder, build_encoder, encode
+from tests.refusals import refuses
 from tests.studies.body_signals.parts import SMALL
 
 
@@ -42,13 +43,13 @@ def test_masked_samples_change_nothing_but_their_own_second() -> None:
 @pytest.mark.parametrize("shape", [(2, 120, 3), (2, 118, 1), (2, 124, 1), (2, 0, 1)])
 def test_another_signal_is_refused(shape: tuple[int, ...]) -> None:
     encoder = build_encoder("EDA", SMALL, 0)
-    with pytest.raises(DataError, match=r"must be \(B, S, 1\) with S a multiple of 4"):
+    with refuses(DataError, "(B, S, 1)", 4, shape):
         encoder.encode(Frames(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("sizes", [{"width": 15}, {"layers": 0}])
 def test_sizes_that_do_not_fit(sizes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="multiple of the heads"):
+    with refuses(ConfigError, SMALL.__class__.__name__):
         SignalEncoder(MODALITIES["HR"], replace(SMALL, **sizes))
 
 

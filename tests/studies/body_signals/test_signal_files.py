@@ -11,6 +11,7 @@ import torch
 
 from bayes_adapters.errors import DataError, MissingResourceError
 from examples.studies.body_signals.data import Signals, load
+from tests.refusals import refuses
 from tests.studies.body_signals.parts import PEOPLE, WINDOWS, arrays
 
 
@@ -36,29 +37,31 @@ def _infinite(a: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        (lambda a: a.pop("HR"), "lacks HR; it holds y, subject, BVP"),
-        (lambda a: a.pop("subject"), "lacks subject"),
+        (lambda a: a.pop("HR"), ("HR", "y, subject, BVP")),
+        (lambda a: a.pop("subject"), ("subject",)),
         (
             lambda a: a.update(BVP=a["BVP"][:, :1000]),
-            r"'BVP' .* of shape \(108, 1920, 1\).*is float32 of shape \(108, 1",
+            ("'BVP'", "(108, 1920, 1)", "(108, 1000, 1)"),
         ),
-        (lambda a: a.update(HR=a["HR"].astype(int)), "'HR' .* must be floating point"),
-        (lambda a: a.update(TEMP=a["TEMP"][:-1]), "'TEMP' .*107"),
-        (_nan, r"'EDA' .* NaN or infinite in 1 windows, the first of them \[5\]"),
-        (_infinite, r"'ACC' .* NaN or infinite in 1 windows, the first of them \[3\]"),
-        (lambda a: a.update(y=a["y"] * 2), r"0 \(rest\) or 1 \(stress\); it also holds \[2\]"),
-        (lambda a: a.update(y=a["y"].astype(float)), r"'y' .* must be integers of shape \(N,\); it is float64"),
-        (lambda a: a.update(subject=a["subject"][:-1]), "108 labels and 107 person numbers"),
-        (lambda a: a.update({k: v[:0] for k, v in a.items()}), "has 0 labels"),
+        (lambda a: a.update(HR=a["HR"].astype(int)), ("'HR'", "int64")),
+        (lambda a: a.update(TEMP=a["TEMP"][:-1]), ("'TEMP'", 107, 108)),
+        (_nan, ("'EDA'", 1, [5])),
+        (_infinite, ("'ACC'", 1, [3])),
+        (lambda a: a.update(y=a["y"] * 2), (0, 1, [2])),
+        (lambda a: a.update(y=a["y"].astype(float)), ("'y'", "(N,)", "float64")),
+        (lambda a: a.update(subject=a["subject"][:-1]), (108, 107)),
+        (lambda a: a.update({k: v[:0] for k, v in a.items()}), ("0 labels",)),
     ],
 )
-def test_a_file_that_cannot_be_used(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used(
+    change: Callable[[dict], object], facts: tuple[object, ...], tmp_path: Path
+) -> None:
     content = arrays()
     change(content)
     np.savez(tmp_path / "bad.npz", **content)
-    with pytest.raises(DataError, match=message):
+    with refuses(DataError, *facts):
         load(tmp_path / "bad.npz")
 
 
@@ -72,13 +75,12 @@ def test_what_is_no_such_file(kind: str, tmp_path: Path) -> None:
         np.savez(path, y=np.array([{}], dtype=object))
     else:
         path.write_bytes(b"" if kind == "empty" else b"not an archive")
-    with pytest.raises(DataError, match=r"cannot be read as a NumPy \.npz file"):
+    with refuses(DataError, path, ".npz"):
         load(path)
 
 
 def test_a_missing_file_says_where_data_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BAYES_ADAPTERS_CACHE", str(tmp_path))
-    with pytest.raises(MissingResourceError, match="italha-d/Stress-Predict-Dataset") as caught:
+    path, command = tmp_path / "body_signals" / "windows.npz", "examples.studies.body_signals.windows"
+    with refuses(MissingResourceError, "italha-d/Stress-Predict-Dataset", path, "--data", command):
         load()
-    for part in (str(tmp_path / "body_signals" / "windows.npz"), "--data", "examples.studies.body_signals.windows"):
-        assert part in str(caught.value)

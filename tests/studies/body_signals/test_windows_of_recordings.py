@@ -12,6 +12,7 @@ import pytest
 from bayes_adapters.errors import DataError, MissingResourceError
 from examples.studies.body_signals import windows
 from examples.studies.body_signals.data import MODALITIES, load
+from tests.refusals import refuses
 
 START = 1_600_000_000
 LABELS = [0] * 65 + [1] * 60 + [0] * 10
@@ -73,23 +74,23 @@ def test_a_sensor_that_starts_late_covers_no_early_window(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "kind", "message"),
+    ("file", "old", "new", "kind", "facts"),
     [
-        ("Raw_data/S02/BVP.csv", "64.000000\n", "32.000000\n", DataError, "BVP's 64 samples a second: 32"),
-        ("Raw_data/S02/ACC.csv", ",", ";", DataError, r"ACC\.csv is no table of numbers"),
-        ("Raw_data/S02/EDA.csv", "\n", ",1\n", DataError, r"EDA\.csv must have 1 columns; it has 2"),
-        ("Raw_data/S02/TEMP.csv", None, None, MissingResourceError, "Was the whole repository cloned"),
+        ("Raw_data/S02/BVP.csv", "64.000000\n", "32.000000\n", DataError, ("BVP", 64, 32)),
+        ("Raw_data/S02/ACC.csv", ",", ";", DataError, ("ACC.csv",)),
+        ("Raw_data/S02/EDA.csv", "\n", ",1\n", DataError, ("EDA.csv", 1, 2)),
+        ("Raw_data/S02/TEMP.csv", None, None, MissingResourceError, ("TEMP.csv",)),
         (
             "Processed_data/heartrate_timestamps_labels/P2_comb_binary.csv",
             f"{START + 7}.0",
             f"{START + 8}.0",
             DataError,
-            "go up by one second a line; they do not after line 8",
+            ("line 8",),
         ),
     ],
 )
 def test_files_that_are_not_what_they_should_be(
-    file: str, old: str | None, new: str, kind: type[Exception], message: str, tmp_path: Path
+    file: str, old: str | None, new: str, kind: type[Exception], facts: tuple[object, ...], tmp_path: Path
 ) -> None:
     path = clone(tmp_path, people=(2,)) / file
     if old is None:
@@ -98,7 +99,7 @@ def test_files_that_are_not_what_they_should_be(
         text = path.read_text(encoding="utf-8")
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(kind, match=message):
+    with refuses(kind, *facts):
         windows.cut(tmp_path)
 
 

@@ -18,6 +18,7 @@ from examples.studies.meld.experiment import CLEAN, FROZEN, OOD, Task, run
 from examples.studies.meld.methods import KL_WEIGHTS, METHODS, PRUNED
 from examples.studies.meld.records import Result, Row
 from examples.studies.rows import read_rows, write_rows
+from tests.refusals import refuses
 from tests.studies.meld.parts import PROMPTS, SETTINGS, write
 
 
@@ -71,12 +72,16 @@ def test_what_is_written_is_read_again(finished: Any, tmp_path: Path) -> None:
     found = list(read_rows(tmp_path / "a.csv", Row))
     assert [r[:6] for r in found] == [r[:6] for r in rows]
     assert [v for r in found for v in r[6:]] == pytest.approx([v for r in rows for v in r[6:]])
-    for text, message in (("[", "is not JSON"), ('[{"method": 1}]', "lacks seed, split, .*ranks_kept, train_seconds")):
+    broken: list[tuple[str, tuple[object, ...]]] = [
+        ("[", ("JSON", "line 1")),
+        ('[{"method": 1}]', ("Record 0", "seed", "split", "ranks_kept", "train_seconds")),
+    ]
+    for text, facts in broken:
         (tmp_path / "b.json").write_text(text)
-        with pytest.raises(DataError, match=message):
+        with refuses(DataError, tmp_path / "b.json", *facts):
             read_records(tmp_path / "b.json", Result)
     (tmp_path / "b.csv").write_text("x\n")
-    with pytest.raises(DataError, match="first line"):
+    with refuses(DataError, tmp_path / "b.csv", ",".join(Row._fields)):
         list(read_rows(tmp_path / "b.csv", Row))
 
 

@@ -14,6 +14,7 @@ from bayes_adapters.errors import ConfigError
 from examples.studies.meld.data import Utterances
 from examples.studies.meld.experiment import Task, draws, run, train
 from examples.studies.meld.methods import METHODS, method
+from tests.refusals import refuses
 from tests.studies.meld.parts import SETTINGS, Tokenizer, backbone
 
 
@@ -62,5 +63,5 @@ def test_after_training_a_method_may_change_what_predicts(task: Task, monkeypatc
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown method 'c-lorra'.*Did you mean 'c-lora'"):
+    with refuses(ConfigError, "method", "'c-lorra'", "'c-lora'"):
         method("c-lorra")

@@ -12,6 +12,7 @@ from bayes_adapters.errors import DataError
 from examples.studies.speaking_time.intervals import resampled, spearman, variance_ratio
 from examples.studies.speaking_time.records import TEST, Row
 from examples.studies.speaking_time.tables import differences, tables, variances
+from tests.refusals import refuses
 
 
 def test_spearman_with_ties() -> None:
@@ -44,7 +45,7 @@ def test_the_interval_draws_whole_scripts() -> None:
 
 def test_variance_ratio() -> None:
     assert variance_ratio(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5, 1.5])) == 3.0
-    with pytest.raises(DataError, match="only one draw"):
+    with refuses(DataError, 0):
         variance_ratio(torch.ones(2), torch.zeros(3))
 
 

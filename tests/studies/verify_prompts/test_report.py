@@ -26,6 +26,7 @@ from examples.studies.verify_prompts.figures import _groups
 from examples.studies.verify_prompts.methods import METHODS
 from examples.studies.verify_prompts.predictions import Prediction
 from examples.studies.verify_prompts.report import COLUMNS, CONDITIONS, write_report
+from tests.refusals import refuses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,11 +214,11 @@ def test_seeds_are_averaged_and_methods_keep_their_order(tmp_path: Path) -> None
 
 def test_wrong_splits_and_doubled_records_are_refused(tmp_path: Path) -> None:
     record = _record("c-lora", "clean")
-    with pytest.raises(DataError, match="Two records"):
+    with refuses(DataError, "c-lora", "clean"):
         write_report(tmp_path, [record, record], [], setup={})
-    with pytest.raises(DataError, match="present: a, b"):
+    with refuses(DataError, "a, b"):
         write_report(tmp_path, [replace(record, split="a"), replace(record, split="b")], [], setup={})
-    with pytest.raises(DataError, match="present: none"):
+    with refuses(DataError, "none"):
         write_report(tmp_path, [], [], setup={})
     both = [record, replace(record, split="valid", auc=0.123)]
     assert "0.123" in write_report(tmp_path, both, [], setup={}, split="valid").read_text(encoding="utf-8")
@@ -240,7 +241,7 @@ def test_a_foreign_csv_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "p.csv", Prediction, [])
     assert list(read_rows(tmp_path / "p.csv", Prediction)) == []
     (tmp_path / "p.csv").write_text("method,probability\n")
-    with pytest.raises(DataError, match="first line"):
+    with refuses(DataError, tmp_path / "p.csv", ",".join(Prediction._fields)):
         list(read_rows(tmp_path / "p.csv", Prediction))
 
 

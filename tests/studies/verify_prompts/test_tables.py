@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
-
 from bayes_adapters.analysis.records import Record
 from bayes_adapters.errors import ConfigError, DataError
 from examples.studies.comparison import rewrite
 from examples.studies.grid import claim_folder
 from examples.studies.verify_prompts.experiment import Settings
 from examples.studies.verify_prompts.tables import COLUMNS, table
+from tests.refusals import refuses
 
 
 def record(method: str, seed: int, condition: str, auc: float, ood: float = math.nan) -> Record:
@@ -37,12 +36,12 @@ def test_one_is_not_shortened_to_nothing() -> None:
 def test_rewrite_touches_only_what_is_between_the_markers() -> None:
     text = "before\n<!-- t -->\nold\n<!-- /t -->\nafter"
     assert rewrite(text, "t", ["new"]) == "before\n<!-- t -->\nnew\n<!-- /t -->\nafter"
-    with pytest.raises(DataError, match="0 pairs"):
+    with refuses(DataError, 0, "<!-- u -->"):
         rewrite(text, "u", ["new"])
 
 
 def test_runs_of_other_settings_are_not_reused(tmp_path) -> None:
     claim_folder(tmp_path / "runs", Settings())
     claim_folder(tmp_path / "runs", Settings(device="cuda"))  # where it ran makes no difference
-    with pytest.raises(ConfigError, match="epochs: 20 there, 3 now"):
+    with refuses(ConfigError, "epochs: 20 there", "3 now"):
         claim_folder(tmp_path / "runs", Settings(epochs=3))

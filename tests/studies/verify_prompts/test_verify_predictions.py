@@ -23,6 +23,7 @@ from examples.studies.verify_prompts.experiment import (
     validation_batches,
 )
 from examples.studies.verify_prompts.predictions import Prediction as Row
+from tests.refusals import refuses
 from tests.studies.verify_prompts.parts import SETTINGS, SIZES
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -60,7 +61,7 @@ def test_methods_that_hear_are_measured_on_the_same_pairs(corpus: Corpus) -> Non
         assert [row.probability for row in own] == pytest.approx(singly.probs.tolist(), rel=1e-4)
     assert len({len(batch.inputs) for batch in validation_batches(heard, SETTINGS)}) == 2, "one kind has no audio"
     assert sum(batch.size for batch in validation_batches(heard, SETTINGS)) == 2 * SIZES["validation"]
-    with pytest.raises(ConfigError, match="verify reads frozen frames, and cola adapts the speech encoder"):
+    with refuses(ConfigError, "bayes-adapters verify", "cola"):
         task_description(corpus, result, SETTINGS)
 
 

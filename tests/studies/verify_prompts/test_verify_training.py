@@ -16,6 +16,7 @@ from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
 from examples.studies.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build, find
+from tests.refusals import refuses
 from tests.studies.verify_prompts.parts import SETTINGS, SIZES
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -47,7 +48,7 @@ def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
 def test_a_posterior_over_weights_knows_how_many_pairs_there_are(corpus: Corpus) -> None:
     result = train(corpus, "blob", 0, SETTINGS)
     assert result.model.num_data == 24
-    with pytest.raises(ConfigError, match="num_data"):
+    with refuses(ConfigError, "blob", "num_data="):
         build("blob", Build(corpus.backbone(), corpus.frame_width))
 
 
@@ -84,7 +85,7 @@ def test_only_guides_that_read_frames_weigh_them(corpus: Corpus, trained: Traine
     parts = Build(corpus.backbone(), corpus.frame_width)
     _, guide = build("caliber-g", parts)
     assert guide.reliability is None
-    with pytest.raises(ConfigError, match=r"Unknown method 'caliber-y'.*Did you mean 'caliber-x'"):
+    with refuses(ConfigError, "method", "'caliber-y'", "'caliber-x'"):
         build("caliber-y", parts)
 
 
@@ -92,5 +93,5 @@ def test_a_run_is_not_continued_on_other_data(corpus: Corpus, tmp_path: Path) ->
     train(corpus, "lora-text", 0, SETTINGS, tmp_path)
     assert len(train(corpus, "lora-text", 0, SETTINGS, tmp_path).history) == 1
     changed = replace(SETTINGS, mix={"clean": 0.6, "white@0": 0.2, MISSING: 0.2})
-    with pytest.raises(ConfigError, match=r"data\.identity\.dataset\.conditions\.clean: the checkpoint has 0\.5"):
+    with refuses(ConfigError, "data.identity.dataset.conditions.clean", 0.5, 0.6):
         train(corpus, "lora-text", 0, changed, tmp_path)

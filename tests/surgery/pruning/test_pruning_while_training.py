@@ -19,6 +19,7 @@ from bayes_adapters.training import FitResult, batches, fit
 from tests.helpers import Linear, bert, token_batch
 from tests.rank_wise.parts import LAYERS
 from tests.rank_wise.parts import pair as fresh
+from tests.refusals import refuses
 from tests.surgery.pruning.parts import key, pair
 from tests.training.parts import same, weights
 
@@ -46,23 +47,23 @@ def test_the_schedule_looks_when_it_should() -> None:
     assert plan.records[-1].after == model.ranks
 
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "start 0": ({"start": 0}, "start must be a whole number of at least 1; got 0"),
-    "min_rank": ({"min_rank": -1}, "min_rank must be a whole number of at least 0; got -1"),
-    "threshold": ({"threshold": float("nan")}, r"threshold is the score.*got nan"),
+BAD: dict[str, tuple[dict[str, Any], tuple[object, ...]]] = {
+    "start 0": ({"start": 0}, ("start", 1, 0)),
+    "min_rank": ({"min_rank": -1}, ("min_rank", 0, -1)),
+    "threshold": ({"threshold": float("nan")}, ("threshold", "nan")),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_schedule_that_could_never_prune_is_refused_before_the_warm_up(case: str) -> None:
-    options, says = BAD[case]
-    with pytest.raises(ConfigError, match=says):
+    options, facts = BAD[case]
+    with refuses(ConfigError, *facts):
         schedule(**options)
 
 
 def test_without_a_warm_up_a_run_stops_rather_than_lose_its_adapter() -> None:
     model, guide = fresh(num_data=22, scale=1e-3, init_log_variance=-4.0)
-    with pytest.raises(ConfigError, match="would take out all 12 ranks"):
+    with refuses(ConfigError, "threshold=2", 12, "PruneSchedule(start=…)", "allow_empty=True"):
         run(model, guide, on_step=PruneSchedule(threshold=2.0, start=1))
     assert set(model.ranks.values()) == {3}
 
@@ -116,10 +117,10 @@ def test_a_checkpoint_is_refused_by_another_schedule_or_a_model_pruned_already(t
     model, guide = pair()
     with pytest.raises(KeyboardInterrupt):
         interrupted(model, guide, 9, tmp_path, on_step=schedule())
-    with pytest.raises(ConfigError, match=r"(?s)model.ranks: the checkpoint has None, this run .*parameters.guide.loc"):
+    with refuses(ConfigError, "model.ranks", "None", "parameters.guide.loc"):
         run(model, guide, on_step=schedule(), checkpoint=tmp_path)
     for other in (schedule(threshold=1.5), None):
-        with pytest.raises(ConfigError, match=r"on_step: the checkpoint has 'PruneSchedule\(threshold=1.0"):
+        with refuses(ConfigError, "on_step", "'PruneSchedule(threshold=1.0"):
             run(*pair(), on_step=other, checkpoint=tmp_path)
 
 
@@ -176,6 +177,6 @@ def test_training_leaves_the_one_rank_that_the_data_need() -> None:
 
 
 def test_a_schedule_that_would_never_prune_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"until=500, none before start=1000"):
+    with refuses(ConfigError, "until=500", "start=1000"):
         PruneSchedule(threshold=3.0, until=500)
     PruneSchedule(threshold=3.0, start=500, until=500)

@@ -16,6 +16,7 @@ from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import FusionLoRA, LoRA, StochasticDown
 from bayes_adapters.surgery.training_free import bayesianise
 from tests.helpers import CONTEXT, bert, fill_B, token_batch
+from tests.refusals import refuses
 from tests.surgery.training_free.parts import RANK, batch, draws, lora, make, products
 
 
@@ -77,7 +78,7 @@ def test_an_error_leaves_the_model_as_it_was(copy: bool) -> None:
     layers = adapted_layers(model.backbone)
     flags = {k: p.requires_grad for k, p in model.named_parameters()}
     modes = [m.training for m in model.modules()]
-    with pytest.raises(ConfigError, match="No σ_q tried is feasible"):
+    with refuses(ConfigError, "low=", "tolerance=", "1e-12"):
         bayesianise(model, guide, data, tolerance=1e-12, widen=0, copy=copy, num_samples=2)
     assert adapted_layers(model.backbone) == layers
     assert {k: p.requires_grad for k, p in model.named_parameters()} == flags
@@ -127,7 +128,7 @@ def test_a_lora_of_peft(tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(bert(), tmp_path)
     theirs.save_pretrained(tmp_path / "theirs")
     model = from_peft(tmp_path / "theirs", bert(), Bernoulli(), head=False)
-    with pytest.raises(ConfigError, match="head was never trained"):
+    with refuses(ConfigError, "fit", "model.head"):
         make(model)
     with torch.no_grad():
         model.head.weight.add_(0.1)  # as training does
@@ -151,20 +152,20 @@ def test_refusals() -> None:
     def nothing() -> Iterator[Batch]:
         return iter(())
 
-    cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
-        ((empty, Delta(empty), data), {}, ConfigError, "B is 0 in every layer"),
-        ((regression, Delta(regression), data), {}, ConfigError, "the likelihood is Gaussian"),
-        ((fusion, Delta(fusion), data), {}, ConfigError, "not a FusionLoRA"),
-        ((model, Delta(lora()), data), {}, ConfigError, "built for another model"),
-        ((model, guide, nothing()), {}, DataError, "There are no anchors"),
-        ((model, guide, data.without_targets()), {"labels": "targets"}, DataError, "needs targets in every batch"),
-        ((model, guide, data), {"low": 0.1, "high": 0.1}, ConfigError, "0 < low < high"),
-        ((model, guide, data), {"tolerance": 0.0}, ConfigError, "tolerance is a relative change"),
-        ((model, guide, data), {"iterations": -1}, ConfigError, "iterations must be a whole number of at least 0"),
-        ((model, guide, data), {"num_samples": 0}, ConfigError, "num_samples"),
-        ((model, guide, data), {"criterion": "auc"}, ConfigError, "Unknown criterion 'auc'"),
-        ((model, guide, data), {"labels": "truth"}, ConfigError, "Unknown labels 'truth'"),
+    cases: list[tuple[tuple[Any, ...], dict[str, Any], type[BaseException], tuple[object, ...]]] = [
+        ((empty, Delta(empty), data), {}, ConfigError, ("B is 0",)),
+        ((regression, Delta(regression), data), {}, ConfigError, ("Gaussian",)),
+        ((fusion, Delta(fusion), data), {}, ConfigError, ("LoRA", "StochasticDown", "FusionLoRA")),
+        ((model, Delta(lora()), data), {}, ConfigError, ("LoRA", "Delta(model)")),
+        ((model, guide, nothing()), {}, DataError, ("anchors",)),
+        ((model, guide, data.without_targets()), {"labels": "targets"}, DataError, ("labels='targets'",)),
+        ((model, guide, data), {"low": 0.1, "high": 0.1}, ConfigError, ("low", "high", 0.1)),
+        ((model, guide, data), {"tolerance": 0.0}, ConfigError, ("tolerance", 0.0)),
+        ((model, guide, data), {"iterations": -1}, ConfigError, ("iterations", 0, -1)),
+        ((model, guide, data), {"num_samples": 0}, ConfigError, ("num_samples", 1, 0)),
+        ((model, guide, data), {"criterion": "auc"}, ConfigError, ("criterion", "'auc'", "accuracy")),
+        ((model, guide, data), {"labels": "truth"}, ConfigError, ("labels", "'truth'", "targets")),
     ]
-    for arguments, options, error, message in cases:
-        with pytest.raises(error, match=message):
+    for arguments, options, error, facts in cases:
+        with refuses(error, *facts):
             bayesianise(*arguments, **options)

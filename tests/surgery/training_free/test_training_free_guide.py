@@ -16,6 +16,7 @@ from bayes_adapters.models import LoRA, StochasticCore, StochasticDown
 from bayes_adapters.surgery.training_free import rotate
 from bayes_adapters.training import fit
 from tests.helpers import WIDTH, bert, fill_B, token_batch
+from tests.refusals import refuses
 from tests.surgery.training_free.parts import RANK, batch, draws, lora, make, products
 
 
@@ -131,7 +132,7 @@ def test_nothing_of_the_guide_is_trained_and_fit_trains_the_head_alone() -> None
     assert all(torch.equal(la.lora_B, ups[p]) for p, la in adapted_layers(new.backbone).items())
     assert result.history[0]["kl"] == pytest.approx(result.history[1]["kl"]), "the KL is a constant"
     new.head.requires_grad_(False)
-    with pytest.raises(ConfigError, match="there is nothing to train"):
+    with refuses(ConfigError, "requires_grad=True"):
         fit(new, guide, [batch()], epochs=1, progress=False)
 
 
@@ -159,12 +160,12 @@ def test_the_guide_by_hand() -> None:
         guide(token_batch())
     torch.testing.assert_close(_scales(guide), torch.full((4, RANK, WIDTH), 0.3 / 2.000001), rtol=1e-5, atol=0)
     fill_B(model)
-    with pytest.raises(ConfigError, match=r"columns of B in the layer 'encoder.* are not orthogonal"):
+    with refuses(ConfigError, "'encoder.layer.0.attention.self.query'", "bayes_adapters.surgery.training_free.rotate"):
         guide.place(means)
     for bad in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match="scale is σ_q"):
+        with refuses(ConfigError, "scale", bad):
             TrainingFree(model, scale=bad)
-    with pytest.raises(ConfigError, match="which is a core; it serves A"):
+    with refuses(ConfigError, "TrainingFree", "'core.global'", "A"):
         TrainingFree(StochasticCore(bert(), Bernoulli(), granularity="global", num_data=5))
-    with pytest.raises(ConfigError, match="nothing to infer"):
+    with refuses(ConfigError, "TrainingFree", "LoRA", "StochasticCore"):
         TrainingFree(LoRA(bert(), Bernoulli()))
