@@ -27,10 +27,9 @@ def description(
     data: Any,
     validation: Any,
     settings: Settings,
-    on_step: OnStep | None,
 ) -> dict[str, Any]:
     """Describe a run that has not begun."""
-    model, guide = elbo.model, elbo.guide
+    model, guide, on_step = elbo.model, elbo.guide, settings.on_step
     return {
         "model": {"class": type(model).__qualname__} | model.config(),
         "prior": model.prior.to_json(),

@@ -9,15 +9,10 @@ from torch import nn
 
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.training._optimizer_checks import (
-    require_exactly,
-    require_optimizer,
-    require_optimizer_or_function,
-    require_some,
-)
+from bayes_adapters.training import _checks
 
 _FUSED = ("cpu", "cuda")
-"""Types of devices with a fused AdamW."""
+"""Types of devices with a fused AdamW: one kernel for all tensors, four times as fast for a thousand of them."""
 OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -34,17 +29,11 @@ def build(spec: OptimizerLike | None, parameters: Mapping[str, nn.Parameter]) ->
     Raises:
         ConfigError: nothing is trainable, or the optimiser holds foreign or frozen parameters, or lacks some.
     """
-    require_some(parameters)
+    _checks.check_parameters(parameters)
+    own = list(parameters.values())
     if spec is None:
-        return _adamw(list(parameters.values()))
-    require_optimizer_or_function(spec)
-    optimizer = spec if isinstance(spec, torch.optim.Optimizer) else spec(list(parameters.values()))
-    require_optimizer(optimizer)
-    require_exactly(optimizer, parameters)
+        fused = all(p.device.type in _FUSED for p in own)
+        return torch.optim.AdamW(own, lr=1e-3, fused=True if fused else None)
+    optimizer = spec(own) if callable(spec) and not isinstance(spec, torch.optim.Optimizer) else spec
+    _checks.check_optimizer(optimizer, parameters)
     return optimizer
-
-
-def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW: one kernel for all tensors where torch has had one for long, four times as fast for a thousand of them."""
-    fused = all(p.device.type in _FUSED for p in parameters)
-    return torch.optim.AdamW(parameters, lr=1e-3, fused=True if fused else None)

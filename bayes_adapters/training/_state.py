@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +42,17 @@ class RunState:
     generators: list[Tensor] = field(default_factory=list)
     host: dict[str, Any] = field(default_factory=dict)
 
+    def watch(self, value: float, maximise: bool, tensors: Mapping[str, Tensor]) -> None:
+        """Take ``tensors`` for the best ones so far if the running epoch's ``value`` is better; NaN never is."""
+        if self.best is not None and any(self.best[name].shape != tensor.shape for name, tensor in tensors.items()):
+            self.best, self.best_epoch, self.best_value, self.stale = None, None, None, 0  # ranks were taken out
+        sign = -1.0 if maximise else 1.0
+        if sign * value < (math.inf if self.best_value is None else sign * self.best_value):
+            self.best_epoch, self.best_value, self.stale = self.epoch, value, 0
+            self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        else:
+            self.stale += 1
+
     def next_epoch(self, log: dict[str, float]) -> None:
         """Close the running epoch with its log."""
         self.history.append(log)
@@ -47,7 +60,7 @@ class RunState:
         self.generators, self.host = [], {}
 
 
-def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy ``values`` into ``targets``, name by name; both have the same names."""
     with torch.no_grad():
         for name, target in targets.items():
