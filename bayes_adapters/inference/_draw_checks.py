@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, near_matches
+from bayes_adapters.errors import ConfigError, DataError, described, near_matches
 from bayes_adapters.sites import Granularity, Site
 
 
@@ -114,7 +114,10 @@ def require_ready(guide: object) -> None:
 def require_wrapped(data: object) -> None:
     """Raise :class:`DataError` for what a tokenizer returns, as it is."""
     if isinstance(data, Mapping):
-        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
+        raise DataError(
+            f"predict() takes a Batch or an iterable of them; got {described(data)}. Wrap what a tokenizer returns: "
+            "Batch(tokens)."
+        )
 
 
 def require_predictable(batch: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters._options import require_known
 from bayes_adapters.adapters._checks import check_options
 from bayes_adapters.adapters.installation import (
     adapted_layers,
@@ -59,7 +60,9 @@ class AdaptedBackbone(nn.Module):
         num_data: int | None = None,
         grouped: bool = True,
         flipout: bool = False,
+        **unknown: Any,
     ) -> None:
+        require_known(type(self), unknown)
         super().__init__()
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data

@@ -24,7 +24,7 @@ from torch import Tensor
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
-from bayes_adapters.data.rows import fold
+from bayes_adapters.data.rows import Folded, fold
 from bayes_adapters.heads import BackboneOutput, Head
 from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
@@ -129,9 +129,10 @@ class AdapterModel(AdaptedBackbone):
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""
-        inputs = {k: fold(v, folds) for k, v in batch.inputs.items() if k != TOKEN_MASK}
+        inputs = {k: v for k, v in batch.inputs.items() if k != TOKEN_MASK}
+        output = self._traits.run(self.backbone, inputs, folds)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
-        return self.head.read(BackboneOutput(self.backbone(**inputs), self.backbone, mask, inputs))
+        return self.head.read(BackboneOutput(output, self.backbone, mask, Folded(inputs, folds)))
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""

@@ -70,7 +70,9 @@ def predict(
 
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
     epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
-    sums are kept. Where nothing is random (a point estimate) one pass stands for all draws.
+    sums are kept. What comes before the first adapted layer runs once for all draws of a pass, in the types of models
+    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing
+    random (a point estimate) one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.
@@ -88,6 +90,7 @@ def predict(
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
+            ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -174,10 +177,11 @@ def _predict_batch(
     kept: list[Tensor] = []
     densities: list[Tensor] = []
     unseen = batch.without_targets()
-    runs = samples if source.is_random(unseen) else 1
-    for start in range(0, runs, chunk):
+    start, runs = 0, samples if source.is_random(unseen) else 1
+    while start < runs:
         numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-        fn = source.outcome(unseen, numbers, ids)
+        fn, random = source.outcome(unseen, numbers, ids)
+        start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from bayes_adapters._options import unknown_option
 from bayes_adapters.adapters.installation import restored_on_error
 from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.inference.guide import AdapterGuide
@@ -54,7 +55,7 @@ def build(
     allowed = system.options()
     for option in overrides:
         if option not in allowed["model"] and option not in allowed["guide"]:
-            raise unknown_name(f"option of {name}", option, {*allowed["model"], *allowed["guide"]})
+            raise unknown_option(name, option, {*allowed["model"], *allowed["guide"]})
     chosen = [
         {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
         for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
