@@ -36,7 +36,8 @@ def start(
     (BLoB's A). A core starts at E = I, its diagonal at 1: a network that gives its mean (C-LoRA, CALIBER) has a last
     layer of zero weights and the bias ``vec(I − E_p[E])`` for it. Standard deviations start as in :func:`build`. Head
     and likelihood are copies. Under the usual prior N(0, 0.2²) a core at I has a KL of 12.5 r nats more than one at 0,
-    so a small ``kl_weight``, as the systems' recipes have, or a prior around I is wanted.
+    so a small ``kl_weight``, as the systems' recipes have, or the prior
+    ``bayes_adapters.priors.identity_normal`` is wanted.
 
     Args:
         name: of a system with one backbone, such as ``"blob"``, ``"c-lora"``, ``"scalabl"`` or ``"caliber-x"``.
