@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import ConfigError, integer, whole_number
 from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Site
@@ -164,6 +164,15 @@ def require_separable(path: str, layer: AdaptedLinear) -> None:
             f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
             "needs share='none'."
         )
+
+
+def require_draw(draw: int | None, seed: int) -> None:
+    """Raise :class:`ConfigError` unless a draw is a number from 0, and a seed that of a draw."""
+    integer("seed", seed)
+    if draw is not None:
+        whole_number("draw", draw, least=0)
+    elif seed:
+        raise ConfigError(f"seed={seed} has no effect without draw=s: the posterior's mean is no draw.")
 
 
 def require_weights(sites: Iterable[Site]) -> None:
