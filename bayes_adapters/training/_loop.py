@@ -16,7 +16,7 @@ from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.scales import warn_of_scales
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import BayesAdaptersError
+from bayes_adapters.errors import NonFiniteError
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -209,11 +209,12 @@ class Loop:
         try:
             with self._autocast():
                 return self.elbo.terms(batch.to(self.device), self.state.step, with_scales=with_scales)
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
-            if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            said = error.__cause__ if isinstance(error, NonFiniteError) else error
+            if not isinstance(said, ValueError) or "invalid values" not in str(said):
                 raise
-            raise _checks.failed_forward(self.state.step, error) from error
+            raise _checks.failed_forward(self.state.step, said) from error
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.autocast
