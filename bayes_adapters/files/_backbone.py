@@ -63,12 +63,19 @@ def _joined(tensors: str, fields: Mapping[str, Any], options: str) -> str:
 
 
 @torch.no_grad()
-def content(backbone: nn.Module) -> str:
-    """Return the hash of names, dtypes, shapes and bytes of all parameters and persistent buffers."""
+def content(backbone: nn.Module, trained: bool = True) -> str:
+    """Return the hash of names, dtypes, shapes and bytes of all parameters and persistent buffers.
+
+    Args:
+        backbone: the module, or a ``ModuleDict`` of several.
+        trained: whether parameters that require a gradient count.
+    """
     digest = hashlib.sha256()
     known: dict[int, bytes] = {}  # tied weights have several names and are read once
     with unwrapped(backbone) as plain:
         for name, tensor in sorted(_base_tensors(plain).items()):
+            if tensor.requires_grad and not trained:
+                continue
             if id(tensor) not in known:
                 known[id(tensor)] = _digest(name, tensor)
             digest.update(f"{name}\0".encode() + known[id(tensor)])
@@ -129,9 +136,9 @@ def describe_base(backbone: nn.Module) -> dict[str, Any]:
 def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) -> None:
     """Raise :class:`AdapterFileError` unless ``backbone`` computes what the adapter's own one did.
 
-    Entries of the configuration that only one of the two has are those of another version of transformers, and are not
-    compared, and options of layers are if torch and transformers are those it was saved with. An older file has no
-    "tensors"; its sampled fingerprint is compared.
+    An entry of the configuration that only one of the two has comes from another version of transformers: it is not
+    compared. Options of layers are compared where torch and transformers have the versions of the saved file. An older
+    file has no "tensors"; its sampled fingerprint is compared.
     """
     saved, given = about["base"], describe_base(backbone)
     if "tensors" not in saved:
