@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from bayes_adapters import Prediction
+from bayes_adapters.likelihoods import Likelihood
+
 
 class Parts(NamedTuple):
     """Total, aleatoric and epistemic, in nats, the draws' axis gone."""
@@ -49,3 +52,9 @@ def of_draws(fn: td.Distribution) -> Parts:
     if isinstance(fn, td.Bernoulli):
         return of_labels(fn.probs)
     return of_classes(fn.probs) if isinstance(fn, td.Categorical) else of_reals(fn)
+
+
+@torch.no_grad()
+def averaged(likelihood: Likelihood, outputs: Tensor) -> Prediction:
+    """What ``likelihood`` makes of all draws of its ``outputs`` (S, B, K) at once."""
+    return likelihood.predict(likelihood.summarise(likelihood.distribution(outputs)), len(outputs))
