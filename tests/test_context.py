@@ -105,7 +105,7 @@ def test_context_errors() -> None:
     strict(batch[:2])
     with refuses(DataError, "'audio'", 6, "context_dim=7"):
         CrossAttention(core_model(), context_dim=7, dim=4)(batch)
-    with refuses(ConfigError, "'audoi'", "'audio'"):
+    with refuses(ConfigError, "'audoi'", "modality='audio'"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
 
 

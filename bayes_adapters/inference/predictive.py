@@ -71,8 +71,8 @@ def predict(
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
     epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
     sums are kept. What comes before the first adapted layer runs once for all draws of a pass, in the types of models
-    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing
-    random (a point estimate) one pass stands for all draws.
+    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing random (a point estimate)
+    one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters._options import unknown_option
-from bayes_adapters.adapters.installation import restored_on_error
+from bayes_adapters.adapters.installation import require_unadapted, restored_on_error
 from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -67,6 +67,7 @@ def build(
         meanings = "; ".join(f"{o}: {MEANINGS.get(o, 'see the docstring')}" for o in sorted(missing))
         raise ConfigError(f"{name} needs {', '.join(f'{o}=' for o in sorted(missing))} ({meanings}).")
     with restored_on_error(backbone):
+        require_unadapted(backbone)
         if chosen[0].get("targets") == QUERY_VALUE:
             chosen[0]["targets"] = query_value(backbone)
         model = system.model(backbone, likelihood, **chosen[0])

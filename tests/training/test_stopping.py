@@ -23,8 +23,8 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
 from bayes_adapters.training import _checkpoint
+from bayes_adapters.training._checkpoint import decode, encode
 from bayes_adapters.training._random import Generators
-from bayes_adapters.training._state import decode, encode
 from tests.refusals import refuses
 from tests.test_token_mask import wav2vec
 from tests.training.parts import SETTINGS, WHOLE, data, file_in, history, pair, run, same, weights
