@@ -56,7 +56,7 @@ class AdapterModel(AdaptedBackbone):
             per example; None is the mean, or none at all where the likelihood has one target per token.
         head: another head than the structure's own, see :mod:`bayes_adapters.heads`; its parameters are made here.
         num_data: N, the size of the data set; needed by global parts and by priors with hyper-parameters.
-        grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
+        grouped: one sample site for all layers where a global part has one shape, rather than one per layer.
         flipout: see :class:`~bayes_adapters.adapters.reparametrisation.Flipout`; for a random A.
 
     Raises:

@@ -210,7 +210,7 @@ class Loop:
             # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
             said = error.__cause__ if isinstance(error, NonFiniteError) else error
             where, nan, _ = str(said).partition("invalid values")
-            if not isinstance(said, ValueError) or isinstance(said, BayesAdaptersError) or not nan:
+            if isinstance(said, BayesAdaptersError) or not nan:
                 raise
             where = f"The forward pass already failed: {where.removesuffix(', but found ')}."
             raise _step_checks.non_finite(self.state.step, "nll = nan", where) from error

@@ -110,7 +110,7 @@ class FrameStore:
         return self._part(language, condition, draw).length(self._find(language, key).key)
 
     def get(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, "S d"]:
-        """Return one recording's frames, 25 a second.
+        """Return one recording's frames, 25 per second.
 
         Args:
             language: one of the languages of ``prompts``.
