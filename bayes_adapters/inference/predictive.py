@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import BayesAdaptersError, FoldError, integer, whole_number
 from bayes_adapters.inference._checks import non_finite, require_finite
@@ -125,7 +126,8 @@ def predict(
             require_predictable(batch)
             batch = batch.to(device)
             if batch.targets is not None:
-                model.likelihood.accept(batch.targets)
+                with read_together():
+                    model.likelihood.accept(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
@@ -176,17 +178,19 @@ def _predict_batch(
     densities: list[Tensor] = []
     unseen = batch.without_targets()
     runs = samples if source.is_random(unseen) else 1
-    for start in range(0, runs, chunk):
-        numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-        fn = source.outcome(unseen, numbers, ids)
-        for name, value in model.likelihood.summarise(fn).items():
-            sums[name] = sums[name] + value if name in sums else value
-        if keep:
-            kept.append(model.likelihood.draw_mean(fn))
-        if batch.targets is not None:
-            densities.append(model.likelihood.log_density(fn, batch.targets))
-    for name, value in sums.items():
-        require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
+    with unchanged(unseen):
+        for start in range(0, runs, chunk):
+            numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
+            fn = source.outcome(unseen, numbers, ids)
+            for name, value in model.likelihood.summarise(fn).items():
+                sums[name] = sums[name] + value if name in sums else value
+            if keep:
+                kept.append(model.likelihood.draw_mean(fn))
+            if batch.targets is not None:
+                densities.append(model.likelihood.log_density(fn, batch.targets))
+    with read_together():
+        for name, value in sums.items():
+            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
     # The sums are elsewhere where the model's device has no float64.
     result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
     extra: dict[str, Any] = {}
