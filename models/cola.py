@@ -139,7 +139,7 @@ class CoLA(ConcatLoRA):
         require_greenlet(type(self).__name__)
         encoders = require_encoders(backbone, self.least, type(self).__name__)
         self.schedule, self.share = choice(Schedule, "schedule", schedule), choice(Sharing, "share", share)
-        self.depths, self.gain = choice(DepthMap, "depth map", depths), gain
+        self.depths, self.gain = choice(DepthMap, "depths", depths), gain
         self.cross_rank = rank if cross_rank is None else cross_rank
         whole_number("cross_rank", self.cross_rank)
         check_gain(gain)

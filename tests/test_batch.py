@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError, config
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
@@ -15,6 +15,7 @@ from bayes_adapters.guides import CrossAttention
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.models import FusionLoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 
@@ -151,12 +152,8 @@ def _frames(size: int) -> Frames:
 @pytest.mark.parametrize("index", [torch.arange(5.0), torch.arange(5).int(), torch.arange(5)[:, None]])
 def test_an_index_counts(index: Tensor) -> None:
     batch = token_batch()
-    config.update("jaxtyping_disable", True)  # the annotations would object first
-    try:
-        with refuses(DataError, "index", "int64", (5,), index.dtype, tuple(index.shape)):
-            Batch(batch.inputs, None, batch.context, index)
-    finally:
-        config.update("jaxtyping_disable", False)
+    with unchecked(), refuses(DataError, "index", "int64", (5,), index.dtype, tuple(index.shape)):
+        Batch(batch.inputs, None, batch.context, index)
 
 
 @pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.CLS, Pooling.LAST])

@@ -227,7 +227,8 @@ def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, 
         if context:
             given = sorted(context)
             raise ConfigError(
-                f"The {reader} reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)}"
+                f"The {reader} reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)} "
+                f"Rename the context, or build the {reader} with modality={given[0]!r}."
             )
         return None
     if frames.values.shape[-1] != context_dim:

@@ -63,12 +63,19 @@ def _joined(tensors: str, fields: Mapping[str, Any], options: str) -> str:
 
 
 @torch.no_grad()
-def content(backbone: nn.Module) -> str:
-    """Return the hash of names, dtypes, shapes and bytes of all parameters and persistent buffers."""
+def content(backbone: nn.Module, trained: bool = True) -> str:
+    """Return the hash of names, dtypes, shapes and bytes of all parameters and persistent buffers.
+
+    Args:
+        backbone: the module, or a ``ModuleDict`` of several.
+        trained: whether parameters that require a gradient count.
+    """
     digest = hashlib.sha256()
     known: dict[int, bytes] = {}  # tied weights have several names and are read once
     with unwrapped(backbone) as plain:
         for name, tensor in sorted(_base_tensors(plain).items()):
+            if tensor.requires_grad and not trained:
+                continue
             if id(tensor) not in known:
                 known[id(tensor)] = _digest(name, tensor)
             digest.update(f"{name}\0".encode() + known[id(tensor)])

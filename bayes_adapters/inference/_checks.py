@@ -44,7 +44,7 @@ def require_layers(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None
         if backbone.get_submodule(path) is not layer:
             raise ConfigError(
                 f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it out, or "
-                "another model has put its own there. Build or load this model again on a backbone of its own."
+                "another model has put its own there. bayes_adapters.surgery.switching.activate(model) puts it back."
             )
 
 

@@ -55,6 +55,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@exclusive()  # of the checks too: whose adapters are in the backbone may change between them and the first pass
 def predict(
     model: AdapterModel,
     guide: AnyGuide,
@@ -71,8 +72,8 @@ def predict(
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
     epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
     sums are kept. What comes before the first adapted layer runs once for all draws of a pass, in the types of models
-    that :mod:`bayes_adapters.backbones.prefix` knows. Where nothing is random (a point estimate) one pass stands for
-    all draws.
+    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing random (a point estimate)
+    one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.
@@ -90,6 +91,7 @@ def predict(
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
+            ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -121,7 +123,7 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
@@ -177,11 +179,12 @@ def _predict_batch(
     kept: list[Tensor] = []
     densities: list[Tensor] = []
     unseen = batch.without_targets()
-    runs = samples if source.is_random(unseen) else 1
+    start, runs = 0, samples if source.is_random(unseen) else 1
     with unchanged(unseen):
-        for start in range(0, runs, chunk):
+        while start < runs:
             numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-            fn = source.outcome(unseen, numbers, ids)
+            fn, random = source.outcome(unseen, numbers, ids)
+            start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
             for name, value in model.likelihood.summarise(fn).items():
                 sums[name] = sums[name] + value if name in sums else value
             if keep:

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from bayes_adapters.devices import float64
 
 
-class _StudentT(dist.StudentT):
+class _StudentT(dist.StudentT):  # type: ignore[misc]
     """Student-t whose moments are computed without a look at ν: torch indexes by masks, for which the host waits."""
 
     @property
@@ -28,7 +28,7 @@ class _StudentT(dist.StudentT):
         return torch.where(self.df > 2, finite, torch.where(self.df > 1, math.inf, math.nan))
 
 
-class WideStudentT(_StudentT):  # type: ignore[misc]
+class WideStudentT(_StudentT):
     """Student-t whose log density and entropy are computed in float64 and returned in the parameters' dtype."""
 
     def log_prob(self, value: Tensor) -> Tensor:

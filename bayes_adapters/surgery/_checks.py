@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import ConfigError, integer, whole_number
 from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Site
@@ -141,6 +141,18 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
         )
 
 
+def require_own_bases(backbone: nn.Module, layers: Mapping[str, AdaptedLinear]) -> None:
+    """Raise :class:`ConfigError` unless ``backbone`` has at each path the base of that adapted layer."""
+    modules = dict(backbone.named_modules(remove_duplicate=False))
+    for path, layer in layers.items():
+        found = modules.get(path)
+        if (found.base_layer if isinstance(found, AdaptedLinear) else found) is not layer.base_layer:
+            raise ConfigError(
+                f"The backbone's layer {path!r} is not the one that was adapted: it has been replaced since, or this "
+                "is another backbone. Build the model again, or load what was saved of it."
+            )
+
+
 def require_separable(path: str, layer: AdaptedLinear) -> None:
     """Raise :class:`ConfigError` unless the layer's intra-modal path can be taken out alone."""
     if type(layer).as_lora is not AdaptedLinear.as_lora:
@@ -152,6 +164,15 @@ def require_separable(path: str, layer: AdaptedLinear) -> None:
             f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
             "needs share='none'."
         )
+
+
+def require_draw(draw: int | None, seed: int) -> None:
+    """Raise :class:`ConfigError` unless a draw is a number from 0, and a seed that of a draw."""
+    integer("seed", seed)
+    if draw is not None:
+        whole_number("draw", draw, least=0)
+    elif seed:
+        raise ConfigError(f"seed={seed} has no effect without draw=s: the posterior's mean is no draw.")
 
 
 def require_weights(sites: Iterable[Site]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
+from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._whole_file import remove_leftovers, replace_file
-from bayes_adapters.training import _checkpoint_checks
-from bayes_adapters.training._state import decode, encode
 
 FORMAT = 1
 """Version of the file's layout."""
 FILE = "checkpoint.safetensors"
 """Name of the file in the checkpoint directory."""
+_LATER = ("backbone_sha256",)
+"""Parts of the description that older files lack."""
 
 
 def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> None:
@@ -36,6 +39,7 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
 
     Raises:
         AdapterFileError: it cannot be written.
+        ConfigError: the content holds something else.
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(content, tensors)
@@ -45,7 +49,10 @@ def save(directory: Path, config: dict[str, Any], content: dict[str, Any]) -> No
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / FILE, data)
     except OSError as error:
-        raise _checkpoint_checks.unwritable(directory, len(data), error) from error
+        raise AdapterFileError(
+            f"The checkpoint cannot be written into {directory} ({error}). Is that a folder you may write to, with "
+            f"{len(data) / 2**20:.0f} MiB free? Pass another checkpoint=."
+        ) from error
 
 
 def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -66,55 +73,93 @@ def load(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     try:
         data = path.read_bytes()  # Ctrl-C while safetensors reads a file itself would look like a damaged one
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        tensors = from_bytes(data)
-        text = header["state"]
-        found = json.loads(text)
-        stated, digest = header["sha256"], _digest(text, tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise _checkpoint_checks.unreadable(path, error) from error
-    _checkpoint_checks.require_intact(path, stated, digest)
-    _checkpoint_checks.require_format(path, found["format"], FORMAT)
-    _checkpoint_checks.require_same_run(path, differences(found["config"], json.loads(json.dumps(config))))
-    content: dict[str, Any] = decode(found["content"], tensors)
+        tensors, found = from_bytes(data), json.loads(header["state"])
+        if header["sha256"] != _digest(header["state"], tensors):
+            raise ValueError("its checksum does not match its content")
+        if found["format"] != FORMAT:
+            raise ValueError(f"it has format {found['format']}, and this version reads {FORMAT}")
+        old, content = found["config"], decode(found["content"], tensors)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise AdapterFileError(
+            f"{path} is not a readable checkpoint ({error}). Was it cut short, or written by another version? Delete "
+            "it, or pass resume=False, to start anew."
+        ) from error
+    new = json.loads(json.dumps(config))
+    if lines := differences({name: new.get(name) for name in _LATER} | old, new):
+        listed = "\n".join(lines)
+        raise ConfigError(
+            f"{path} was written by another run, so this one cannot continue it:\n{listed}\n"
+            "Give this run its own directory, restore the old settings, or pass resume=False to start anew."
+        )
     return content
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """List where two JSON values differ, one line a leaf.
+    """List where two descriptions differ, one line a leaf.
 
     >>> differences({"seed": 0, "model": {"rank": 8}}, {"seed": 0, "model": {"rank": 4}})
-    ['model.rank: the checkpoint has 8, this run 4']
+    ['  model.rank: the checkpoint has 8, this run 4']
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in dict.fromkeys([*old, *new]):
-            lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return lines
-    return [] if old == new else [f"{path}: the checkpoint has {_short(old)}, this run {_short(new)}"]
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    short = [text if len(text) <= 80 else text[:77] + "…" for text in (repr(old), repr(new))]
+    return [] if old == new else [f"  {path}: the checkpoint has {short[0]}, this run {short[1]}"]
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Return a hash of the frozen tensors: names, shapes and up to 64 entries of each; the same on all devices."""
-    hasher = hashlib.sha256()
-    for name, p in module.named_parameters():
-        if not p.requires_grad:
-            flat = p.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)][:64].cpu().contiguous()
-            hasher.update(f"{name}:{tuple(p.shape)}:{p.dtype}".encode() + _raw(sample))
-    return hasher.hexdigest()[:16]
+def encode(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Turn a nested state into JSON; tensors go to ``tensors``, copied to the CPU, under their path.
+
+    Raises:
+        ConfigError: a value is neither a number, string, tensor, list, tuple nor dictionary of such.
+
+    >>> tensors = {}
+    >>> tree = {"step": torch.tensor(3.), 0: (1, float("inf")), "name": None}
+    >>> decode(encode(tree, tensors), tensors) == tree
+    True
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": path}
+    if isinstance(value, list | tuple):
+        parts = [encode(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    if isinstance(value, dict):
+        kind = "counter" if isinstance(value, Counter) else "dict"
+        return {kind: [[encode(k, tensors), encode(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
+    raise ConfigError(
+        f"The state {path!r} is a {type(value).__name__}, which a checkpoint without pickle cannot hold. Use an "
+        "optimizer and scheduler whose state is numbers and tensors, or pass checkpoint=None."
+    )
+
+
+def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """Invert :func:`encode`; a tree that it does not make raises what reading it raises."""
+    if isinstance(tree, list):
+        return [decode(v, tensors) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, value),) = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "float":
+        return float(value)
+    if kind == "tuple":
+        return tuple(decode(value, tensors))
+    return {"dict": dict, "counter": Counter}[kind]({decode(k, tensors): decode(v, tensors) for k, v in value})
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     hasher = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        hasher.update(name.encode() + _raw(tensors[name]))
+        hasher.update(name.encode() + raw(tensors[name]))
     return hasher.hexdigest()
 
 
-def _raw(value: Tensor) -> bytes:
+def raw(value: Tensor) -> bytes:
+    """Return the bytes of a tensor on the CPU."""
     return value.reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"

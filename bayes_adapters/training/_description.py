@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import torch
+from torch import nn
 
+from bayes_adapters.files._backbone import content
 from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training import _checkpoint, _data, _optimizer
+from bayes_adapters.training import _data, _optimizer
+from bayes_adapters.training._checkpoint import raw
 from bayes_adapters.training._settings import OnStep, Settings
+
+_SAME = ("clip_norm", "accumulate", "num_samples", "monitor", "maximise", "seed")
+"""Settings that a continued run must share; the others say how long it is, and where and how it is shown."""
 
 
 def description(
@@ -20,21 +27,18 @@ def description(
     data: Any,
     validation: Any,
     settings: Settings,
-    on_step: OnStep | None,
 ) -> dict[str, Any]:
-    """What must be the same for a run to be continued."""
-    model, guide = elbo.model, elbo.guide
-    shapes = {name: [str(p.dtype), list(p.shape)] for name, p in _optimizer.trainable(model, guide).items()}
-    likelihood = {"class": type(model.likelihood).__qualname__} | model.likelihood.config()
-    free = {"epochs", "max_steps", "patience", "directory", "checkpoint_every", "autocast", "log_every"}
+    """Describe a run that has not begun."""
+    model, guide, on_step = elbo.model, elbo.guide, settings.on_step
     return {
         "model": {"class": type(model).__qualname__} | model.config(),
         "prior": model.prior.to_json(),
-        "likelihood": likelihood,
+        "likelihood": {"class": type(model.likelihood).__qualname__} | model.likelihood.config(),
         "guide": {"class": type(guide).__qualname__} | guide.config(),
-        "parameters": shapes,
-        "backbone": _checkpoint.fingerprint(model.backbone),
-        "optimizer": _optimizer.describe(optimizer),
+        "parameters": {n: [str(p.dtype), list(p.shape)] for n, p in _optimizer.trainable(model, guide).items()},
+        "backbone": _sampled(model.backbone),
+        "backbone_sha256": content(model.backbone, trained=False),
+        "optimizer": _optimizer_options(optimizer),
         "scheduler": None if scheduler is None else _scheduler(scheduler),
         "kl_weight": _schedule(elbo.kl_weight),
         "on_step": None if on_step is None else _name(on_step),
@@ -43,14 +47,37 @@ def description(
         "data": _data.describe(data),
         "validation": None if validation is None else _data.describe(validation),
         "autocast": str(settings.autocast),
-        "settings": {name: value for name, value in vars(settings).items() if name not in free},
+        "settings": {name: getattr(settings, name) for name in _SAME},
     }
 
 
-def _name(value: KLSchedule | OnStep) -> str:
-    if dataclasses.is_dataclass(value):
-        return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+def _sampled(module: nn.Module) -> str:
+    """A hash of up to 64 entries of each frozen tensor: all that older checkpoints know of their backbone."""
+    hasher = hashlib.sha256()
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            flat = p.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].cpu().contiguous()
+            hasher.update(f"{name}:{tuple(p.shape)}:{p.dtype}".encode() + raw(sample))
+    return hasher.hexdigest()[:16]
+
+
+def _optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    groups = optimizer.param_groups
+    fixed = [name for name in optimizer.defaults if name != "lr"]
+    return {
+        "class": type(optimizer).__qualname__,
+        "defaults": {name: repr(value) for name, value in optimizer.defaults.items()},
+        "groups": [len(group["params"]) for group in groups],
+        "options": {str(i): {name: repr(group.get(name)) for name in fixed} for i, group in enumerate(groups)},
+        "lr": [float(group.get("initial_lr", group["lr"])) for group in groups],
+    }
+
+
+def _scheduler(scheduler: Any) -> dict[str, Any]:
+    """The class of a learning-rate scheduler and what of its fresh state is plain numbers, such as its gamma."""
+    state = {k: v for k, v in scheduler.state_dict().items() if isinstance(v, bool | int | float | str)}
+    return {"class": type(scheduler).__qualname__} | state
 
 
 def _schedule(weight: KLSchedule) -> str | dict[str, float]:
@@ -61,8 +88,5 @@ def _schedule(weight: KLSchedule) -> str | dict[str, float]:
     return {f"{name} at step {step}": float(weight(step)) for step in (0, 1, 10, 100, 1_000, 10_000)}
 
 
-def _scheduler(scheduler: Any) -> dict[str, Any]:
-    """The class of a learning-rate scheduler and what of its fresh state is plain numbers, such as its gamma."""
-    plain = (bool, int, float, str)
-    state = {k: v for k, v in scheduler.state_dict().items() if isinstance(v, plain)}
-    return {"class": type(scheduler).__qualname__} | state
+def _name(value: KLSchedule | OnStep) -> str:
+    return repr(value) if dataclasses.is_dataclass(value) else getattr(value, "__qualname__", type(value).__qualname__)

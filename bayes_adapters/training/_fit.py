@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import choice, integer
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_one_device
 from bayes_adapters.inference.elbo import ELBO
@@ -21,24 +19,13 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
-from bayes_adapters.training import _checks, _data, _optimizer, _recipe
-from bayes_adapters.training._description import description
+from bayes_adapters.training import _data
+from bayes_adapters.training._checks import require_alone
 from bayes_adapters.training._loop import Loop
-from bayes_adapters.training._monitor_checks import require_named
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import Report
-from bayes_adapters.training._recipe import RecipeLike
-from bayes_adapters.training._settings import OnStep, Settings, monitored
+from bayes_adapters.training._settings import Mode, OnStep, RecipeLike, resolve
 from bayes_adapters.training._state import copy_into
-
-
-class Mode(StrEnum):
-    """Which values of the monitored metric are better."""
-
-    MIN = "min"
-    """Lower ones."""
-    MAX = "max"
-    """Higher ones."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,8 @@ class FitResult:
     """What a run did.
 
     Args:
-        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0, nll and kl are nats per datum.
+        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0. nll and kl are nats per datum, and
+            kl has its weight in it: ``loss = nll + kl``.
         best_epoch: position in ``history`` of the monitored metric's best value; None where nothing was monitored.
         best_value: that value.
         steps: optimiser steps taken, those before a resume included.
@@ -153,9 +141,10 @@ def fit(
             continued by the model and guide it began with.
 
     Returns:
-        A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),
-        grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean, scale_min,
-        scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it attends.
+        A :class:`FitResult`. Its history has loss, nll, kl (weighted), kl_over_nll, kl_weight, lr (lr_1 … for further
+        groups), grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean,
+        scale_min, scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it
+        attends.
 
     Raises:
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).
@@ -178,72 +167,25 @@ def fit(
     >>> result.steps, [round(log["epoch"]) for log in result.history]
     (6, [0, 1, 2])
     """
-    chosen: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
-    if recipe is not None:
-        chosen |= _recipe.options(recipe, model, guide, data, epochs, max_steps, accumulate)
-    optimizer = chosen.get("optimizer") if optimizer is None else optimizer
-    scheduler = chosen.get("scheduler") if scheduler is None else scheduler
-    kl_weight = chosen["kl_weight"] if kl_weight is None else kl_weight
-    kl_mode = chosen["kl_mode"] if kl_mode is None else kl_mode
-    clip_norm = chosen.get("clip_norm") if clip_norm is None else clip_norm
-    num_samples = chosen["num_samples"] if num_samples is None else num_samples
-    max_steps = chosen.get("max_steps") if max_steps is None else max_steps
-    on_step = chosen.get("on_step") if on_step is None else on_step
-    _checks.check_options(
-        {
-            "epochs": epochs,
-            "max_steps": max_steps,
-            "accumulate": accumulate,
-            "num_samples": num_samples,
-            "patience": patience,
-            "log_every": log_every,
-            "checkpoint_every": checkpoint_every,
-        },
-        {"scheduler": scheduler, "evaluate": evaluate, "on_step": on_step},
-        clip_norm,
-        autocast,
+    settings = resolve(dict(locals()))
+    require_alone()
+    elbo = ELBO(
+        model, guide, kl_weight=settings.kl_weight, kl_mode=settings.kl_mode, num_particles=settings.num_particles
     )
-    _checks.check_checkpoint(checkpoint, checkpoint_every, data, validation)
-    _checks.require_alone()
-    elbo = ELBO(model, guide, kl_weight=kl_weight, kl_mode=kl_mode, num_particles=num_particles)
     require_one_device(model, guide)
     _data.check_size(data, model)
-    passes = epochs if max_steps is None else None
+    passes = settings.epochs if settings.max_steps is None else None
     data = _data.as_data(data, "data", passes)
     validation = None if validation is None else _data.as_data(validation, "validation", passes)
-    trained = _optimizer.trainable(model, guide)
-    _checks.require_wide(trained)
-    optimizer = _optimizer.build(optimizer, trained)
-    schedule = None if scheduler is None else scheduler(optimizer)
-    _checks.require_usable(optimizer, schedule)
-    maximise = choice(Mode, "mode", mode) is Mode.MAX
-    require_named(monitor, maximise)
-    settings = Settings(
-        epochs=epochs,
-        max_steps=max_steps,
-        clip_norm=None if clip_norm is None else float(clip_norm),
-        accumulate=accumulate,
-        num_samples=num_samples,
-        monitor=monitored(monitor, patience, validation is not None, evaluate is not None, len(optimizer.param_groups)),
-        maximise=maximise,
-        patience=patience,
-        directory=None if checkpoint is None else Path(checkpoint),
-        checkpoint_every=checkpoint_every,
-        seed=integer("seed", seed),
-        autocast=autocast,
-        log_every=log_every,
-    )
-    config = {} if checkpoint is None else description(elbo, optimizer, schedule, data, validation, settings, on_step)
-    loop = Loop(elbo, optimizer, schedule, data, validation, evaluate, on_step, settings, config)
+    loop = Loop(elbo, settings, data, validation)
     with exclusive():
         if resume:
             loop.resume()
-        folder = None if tensorboard is None else Path(tensorboard)
-        with closing(Report(progress, epochs, _data.count(data), folder, loop.state.step)) as report:
-            if loop.state.step == 0:
+        state, folder = loop.state, None if tensorboard is None else Path(tensorboard)
+        with closing(Report(progress, epochs, _data.count(data), folder, state.step)) as report:
+            if state.step == 0:
                 loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
             loop.run(report)
-        state = loop.state
         if restore_best and state.best is not None:
             copy_into(loop.tensors, state.best)
     stopped: Literal["completed", "early_stopping"] = "completed" if loop.out_of_budget else "early_stopping"

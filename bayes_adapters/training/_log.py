@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
+
 STEP_METRICS = ("loss", "nll", "kl", "kl_over_nll", "kl_weight", "lr", "grad_norm", "examples_per_second")
 """In every epoch's log."""
 SOMETIMES = ("scale_mean", "scale_min", "scale_max", "attention_entropy")
@@ -41,6 +43,11 @@ def summarise(records: list[dict[str, float]], seconds: float) -> dict[str, floa
     out["kl_over_nll"] = ratio(out["kl"], out["nll"])
     out["examples_per_second"] = ratio(sum(record["examples"] for record in records), seconds)
     return out
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the learning rate of each parameter group as lr, lr_1 and so on."""
+    return {"lr" if i == 0 else f"lr_{i}": float(group["lr"]) for i, group in enumerate(optimizer.param_groups)}
 
 
 def ratio(a: float, b: float) -> float:

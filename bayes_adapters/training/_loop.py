@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -22,41 +22,45 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
-from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer
+from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer, _step_checks
 from bayes_adapters.training._data_checks import too_few
+from bayes_adapters.training._description import description
 from bayes_adapters.training._interrupt import terminable, uninterrupted
-from bayes_adapters.training._monitor_checks import check_monitor, checked_metrics
 from bayes_adapters.training._progress import Report
 from bayes_adapters.training._random import Generators
-from bayes_adapters.training._settings import OnStep, Settings
+from bayes_adapters.training._settings import Settings
 from bayes_adapters.training._state import RunState, copy_into
 
 
 class Loop:
-    """One run; see :func:`bayes_adapters.training.fit` for what the parts are."""
+    """One run.
+
+    Args:
+        elbo: of the model and its guide.
+        settings: what :func:`bayes_adapters.training.fit` was asked for.
+        data, validation: batches.
+    """
 
     def __init__(
-        self,
-        elbo: ELBO,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        data: Iterable[Batch],
-        validation: Iterable[Batch] | None,
-        evaluate: Callable[[Any, Any], Mapping[str, float]] | None,
-        on_step: OnStep | None,
-        settings: Settings,
-        config: dict[str, Any],
+        self, elbo: ELBO, settings: Settings, data: Iterable[Batch], validation: Iterable[Batch] | None
     ) -> None:
-        self.elbo, self.optimizer, self.scheduler = elbo, optimizer, scheduler
-        self.data, self.validation, self.evaluate = data, validation, evaluate
-        self.on_step, self.settings, self.config = on_step, settings, config
+        self.elbo, self.settings, self.data, self.validation = elbo, settings, data, validation
         self.model: AdapterModel = elbo.model
         self.guide: AdapterGuide = elbo.guide
+        self.reads = self.model.reads | self.guide.reads
         self.parameters = _optimizer.trainable(self.model, self.guide)
+        self.optimizer = _optimizer.build(settings.optimizer, self.parameters)
+        self.scheduler = None if settings.scheduler is None else settings.scheduler(self.optimizer)
+        _checks.check_scheduler(self.scheduler, self.optimizer)
+        if settings.monitor is not None and settings.evaluate is None:
+            known = [*_log.STEP_METRICS, *_log.rates(self.optimizer), *_log.SOMETIMES]
+            _checks.check_monitor(settings.monitor, known if validation is None else [*known, "val_nll"])
         self.device = next(self.model.parameters()).device
-        devices = {p.device for module in (self.model, self.guide) for p in module.parameters()}
-        self.generators = Generators(devices, _data.own_generators(data))
+        self.generators = Generators({p.device for p in elbo.parameters()}, _data.own_generators(data))
         self.state = RunState()
+        self.config: dict[str, Any] = {}
+        if settings.checkpoint is not None:
+            self.config = description(elbo, self.optimizer, self.scheduler, data, validation, settings)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -64,46 +68,55 @@ class Loop:
 
         With ``on_step`` also the prior's tensors, which shrink with the ranks.
         """
-        frozen = ("backbone.",) if self.on_step is not None else ("backbone.", "prior.")
+        frozen = ("backbone.",) if self.settings.on_step is not None else ("backbone.", "prior.")
         tensors: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
         tensors |= {f"model.{name}": b for name, b in self.model.named_buffers() if not name.startswith(frozen)}
         return tensors | {f"guide.{name}": b for name, b in self.guide.named_buffers()}
 
     def resume(self) -> None:
         """Take over the checkpoint's state, if there is one."""
-        if self.settings.directory is None:
+        on_step, directory = self.settings.on_step, self.settings.checkpoint
+        content = None if directory is None else _checkpoint.load(directory, self.config)
+        if content is None:
             return
-        content = _checkpoint.load(self.settings.directory, self.config)
-        if content is not None:
-            if self.on_step is not None:
-                shrink(self.model, self.guide, content["ranks"])
-                if hasattr(self.on_step, "load_state_dict"):
-                    self.on_step.load_state_dict(content["on_step"])
-            copy_into(self.tensors, content["weights"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(content["scheduler"])
-            self.state = RunState(**content["run"])
+        if on_step is not None:
+            shrink(self.model, self.guide, content["ranks"])
+            if hasattr(on_step, "load_state_dict"):
+                on_step.load_state_dict(content["on_step"])
+        copy_into(self.tensors, content["weights"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        self.state = RunState(**content["run"])
 
     def save(self) -> None:
         """Write the state after the last complete step."""
-        if self.settings.directory is not None:
-            content = {
-                "weights": self.tensors,
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                "run": vars(self.state),
-            }
-            if self.on_step is not None:
-                state: Any = getattr(self.on_step, "state_dict", dict)()
-                content |= {"ranks": self.model.ranks, "on_step": state}
-            _checkpoint.save(self.settings.directory, self.config, content)
+        on_step, directory = self.settings.on_step, self.settings.checkpoint
+        if directory is None:
+            return
+        content = {
+            "weights": self.tensors,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "run": vars(self.state),
+        }
+        if on_step is not None:
+            content |= {"ranks": self.model.ranks, "on_step": getattr(on_step, "state_dict", dict)()}
+        _checkpoint.save(directory, self.config, content)
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether the epochs or steps asked for are done."""
+        settings, state = self.settings, self.state
+        return state.epoch >= (settings.epochs or math.inf) or state.step >= (settings.max_steps or math.inf)
 
     def run(self, report: Report) -> None:
         """Train to the end; on Ctrl-C or SIGTERM write a checkpoint and raise it again."""
-        with terminable(), self.generators.borrowed(), _training(self.model, self.guide), torch.enable_grad():
+        # evaluating() gives every module its own mode back at the end
+        with terminable(), self.generators.borrowed(), evaluating(self.elbo), torch.enable_grad():
+            self.elbo.train()
             try:
-                while not self.out_of_budget and not self.out_of_patience:
+                while not self.out_of_budget and self.state.stale < (self.settings.patience or math.inf):
                     self._epoch(report)
             except KeyboardInterrupt:
                 self.save()
@@ -111,52 +124,37 @@ class Loop:
             finally:
                 self.optimizer.zero_grad(set_to_none=True)
 
-    @property
-    def out_of_budget(self) -> bool:
-        """Whether the epochs or steps asked for are done."""
-        counts = (self.settings.epochs, self.state.epoch), (self.settings.max_steps, self.state.step)
-        return any(self._reached(limit, count) for limit, count in counts)
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the monitored metric has not improved for ``patience`` epochs."""
-        return self._reached(self.settings.patience, self.state.stale)
-
-    @staticmethod
-    def _reached(limit: int | None, count: int) -> bool:
-        return limit is not None and count >= limit
-
     def _epoch(self, report: Report) -> None:
-        state = self.state
-        self.generators.seed(self.settings.seed, state.epoch)
+        state, settings = self.state, self.settings
+        self.generators.seed(settings.seed, state.epoch)
         _data.set_epoch(self.data, state.epoch)
-        stream = _data.read(self.data, "data", state.epoch, self.model.reads | self.guide.reads)
-        self._skip(stream)
-        while not self._reached(self.settings.max_steps, state.step):
-            group = list(islice(stream, self.settings.accumulate))
-            if not group:
-                break
-            due = len(state.records) % self.settings.log_every == 0
+        stream = _data.read(self.data, "data", state.epoch, self.reads)
+        for used in range(state.batches):  # by a run that was interrupted; its noise goes on after them
+            if next(stream, None) is None:
+                raise too_few(state.epoch, state.batches, used)
+        if state.generators:
+            self.generators.set(state.generators, state.host)
+        for group in iter(lambda: list(islice(stream, settings.accumulate)), []):
+            due = len(state.records) % settings.log_every == 0
             record = self._step(group, due)
             report.step(state, record, due)
-            if self.settings.checkpoint_every and state.step % self.settings.checkpoint_every == 0:
+            if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 self.save()
-        log = self._epoch_log()
+            if self.out_of_budget:
+                break
+        log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
+        log |= self._evaluate(log)
+        if settings.monitor is not None:
+            _checks.check_monitor(settings.monitor, log)
         with uninterrupted():
-            self._watch(log)
+            if settings.monitor is not None:
+                state.watch(log[settings.monitor], settings.maximise, self.tensors)
             state.next_epoch(log)
         self.save()
         report.epoch(log)
 
-    def _skip(self, stream: Iterator[Batch]) -> None:
-        """Pass over the batches an interrupted epoch has used, and take up the noise where it stopped."""
-        for used in range(self.state.batches):
-            if next(stream, None) is None:
-                raise too_few(self.state.epoch, self.state.batches, used)
-        if self.state.generators:
-            self.generators.set(self.state.generators, self.state.host)
-
     def _step(self, group: list[Batch], due: bool) -> dict[str, float]:
+        """Take the gradient of Σ_i (B_i / Σ_j B_j) · loss_i over the micro-batches of ``group``, and a step by it."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,11 +162,11 @@ class Loop:
         sums: list[Any] = [0, 0, 0]
         scales: list[tuple[float, dict[str, float]]] = []
         seen: dict[str, dict[str, float]] = {}
-        for batch in group:
+        for i, batch in enumerate(group):
             share = batch.size / total
             with ExitStack() as first:
-                if not state.records and batch is group[0]:
-                    first.enter_context(_checks.gradients_flow(self.model.backbone))
+                if not state.records and i == 0:
+                    first.enter_context(_step_checks.gradients_flow(self.model.backbone))
                     seen = first.enter_context(collecting())
                 terms = self._terms(batch, due)
                 (terms.loss * share).backward()
@@ -176,16 +174,15 @@ class Loop:
             sums = [whole + share * part for whole, part in zip(sums, now, strict=True)]
             if due:
                 scales.append((share, {name: value for name, value in terms.log().items() if name in _log.SOMETIMES}))
-        norm = _checks.gradient_norm(self.parameters)
+        norm = _step_checks.gradient_norm(self.parameters)
         # One wait for the device: what must be finite and what is logged come over together.
         loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
-        _checks.check_finite(state.step, {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}, self.parameters)
+        finite = {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}
+        _step_checks.check_finite(state.step, finite, self.parameters)
         if state.step == 0:
-            advice = self.model.likelihood.advice(group[0].targets)
-            warn_of_scales(group[0], advice, self.model.reads | self.guide.reads)
+            warn_of_scales(group[0], self.model.likelihood.advice(group[0].targets), self.reads)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
-        record |= {"kl_weight": float(terms.kl_weight), "grad_norm": size}
-        record |= {"lr" if i == 0 else f"lr_{i}": float(g["lr"]) for i, g in enumerate(self.optimizer.param_groups)}
+        record |= {"kl_weight": float(terms.kl_weight), "grad_norm": size} | _log.rates(self.optimizer)
         record |= _log.merged(scales)
         record |= {name: sum(sites.values()) / len(sites) for name, sites in seen.items()}
         with uninterrupted():
@@ -200,8 +197,8 @@ class Loop:
             state.records.append(record)
             state.seconds += time.perf_counter() - started
             state.generators, state.host = self.generators.get()
-            if self.on_step is not None:
-                self.on_step(state.step, self.model, self.guide, self.optimizer)
+            if settings.on_step is not None:
+                settings.on_step(state.step, self.model, self.guide, self.optimizer)
                 state.generators, state.host = self.generators.get()
         return record
 
@@ -211,57 +208,29 @@ class Loop:
                 return self.elbo.terms(batch.to(self.device), self.state.step, with_scales=with_scales)
         except ValueError as error:
             # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
-            if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            where, nan, _ = str(error).partition("invalid values")
+            if isinstance(error, BayesAdaptersError) or not nan:
                 raise
-            raise _checks.failed_forward(self.state.step, error) from error
+            where = f"The forward pass already failed: {where.removesuffix(', but found ')}."
+            raise _step_checks.non_finite(self.state.step, "nll = nan", where) from error
+
+    def _evaluate(self, log: dict[str, float]) -> dict[str, float]:
+        """Return what validation and ``evaluate`` add to an epoch's log."""
+        found: dict[str, float] = {}
+        settings = self.settings
+        if self.validation is not None:
+            stream = _data.read(self.validation, "validation", self.state.epoch)
+            with self._autocast():
+                prediction = predict(
+                    self.model, self.guide, stream, num_samples=settings.num_samples, seed=settings.seed
+                )
+            if prediction.log_density is not None:  # read() lets only batches with targets pass
+                found["val_nll"] = -float(float64(prediction.log_density).mean())
+        if settings.evaluate is not None:
+            with evaluating(self.elbo), torch.no_grad():
+                found |= _checks.checked_metrics(settings.evaluate(self.model, self.guide), log | found)
+        return found
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.autocast
         return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-    def _epoch_log(self) -> dict[str, float]:
-        state = self.state
-        log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
-        if self.validation is not None:
-            stream = _data.read(self.validation, "validation", state.epoch)
-            with self._autocast():
-                samples, seed = self.settings.num_samples, self.settings.seed
-                density = predict(self.model, self.guide, stream, num_samples=samples, seed=seed).log_density
-            if density is not None:  # read() lets only batches with targets pass
-                log["val_nll"] = -float(float64(density).mean())
-        if self.evaluate is not None:
-            with evaluating(self.model, self.guide), torch.no_grad():
-                log |= checked_metrics(self.evaluate(self.model, self.guide), log)
-        return log
-
-    def _watch(self, log: dict[str, float]) -> None:
-        state, monitor = self.state, self.settings.monitor
-        if monitor is None:
-            return
-        if state.best is not None and _shapes(state.best) != _shapes(self.tensors):
-            state.best, state.best_epoch, state.best_value, state.stale = None, None, None, 0  # ranks were taken out
-        check_monitor(monitor, log)
-        sign = -1.0 if self.settings.maximise else 1.0
-        value = log[monitor]
-        if sign * value < (math.inf if state.best_value is None else sign * state.best_value):  # False for NaN
-            state.best_epoch, state.best_value, state.stale = state.epoch, value, 0
-            state.best = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
-        else:
-            state.stale += 1
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-@contextmanager
-def _training(model: AdapterModel, guide: AdapterGuide) -> Iterator[None]:
-    """Train mode within, each module's own mode after."""
-    before = [(m, m.training) for module in (model, guide) for m in module.modules()]
-    try:
-        model.train()
-        guide.train()
-        yield
-    finally:
-        for m, training in before:
-            m.training = training

@@ -35,34 +35,30 @@ class Generators:
     """
 
     def __init__(self, devices: Iterable[torch.device], others: Sequence[torch.Generator] = ()) -> None:
-        self._all: list[torch.Generator] = [torch.default_generator]
-        indices = {d.index or 0 for d in devices if d.type == "cuda"}
-        self._all += [torch.cuda.default_generators[i] for i in sorted(indices)]
-        self._all += [g for i, g in enumerate(others) if all(g is not other for other in others[:i])]
+        cuda = sorted({d.index or 0 for d in devices if d.type == "cuda"})
+        found = [torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda), *others]
+        self._torch = list({id(generator): generator for generator in found}.values())
 
     def seed(self, seed: int, epoch: int) -> None:
         """Seed every generator for ``epoch``."""
-        for generator in self._all:
+        for generator in self._torch:
             generator.manual_seed(epoch_seed(seed, epoch))
         random.seed(epoch_seed(seed, epoch, "python"))
         np.random.seed(epoch_seed(seed, epoch, "numpy") % 2**32)  # noqa: NPY002 (the one that others draw from)
 
     def get(self) -> tuple[list[Tensor], dict[str, Any]]:
         """Return the states of torch's generators, uint8 on the CPU, and those of Python's and numpy's."""
-        host = {"python": random.getstate(), "numpy": np.random.get_state()}  # noqa: NPY002
-        name, keys, *rest = host["numpy"]
-        return [g.get_state() for g in self._all], host | {
-            "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest)
-        }
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002
+        numpy = (name, torch.from_numpy(np.asarray(keys, "int64")), *rest)
+        return [g.get_state() for g in self._torch], {"python": random.getstate(), "numpy": numpy}
 
     def set(self, states: Sequence[Tensor], host: Mapping[str, Any]) -> None:
         """Set the states :meth:`get` returned; on another set of devices as many as fit, the CPU's first."""
-        for generator, state in zip(self._all, states, strict=False):
+        for generator, state in zip(self._torch, states, strict=False):
             if generator.get_state().shape == state.shape:
                 generator.set_state(state)
-        if "python" in host:
+        if host:
             random.setstate(host["python"])
-        if "numpy" in host:
             name, keys, *rest = host["numpy"]
             np.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
 

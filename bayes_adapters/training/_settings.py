@@ -1,58 +1,100 @@
-"""The options of ``fit`` that are plain values, resolved."""
+"""The options of ``fit``: completed by a recipe, checked, and what None of them stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from bayes_adapters.training import _log
-from bayes_adapters.training._monitor_checks import check_monitor, require_watched
+from bayes_adapters.errors import choice, integer
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.handlers import KLMode
+from bayes_adapters.schedules import KLSchedule
+from bayes_adapters.training import _checks, _data
+from bayes_adapters.training._optimizer import OptimizerLike
 
 OnStep = Callable[[int, Any, Any, torch.optim.Optimizer], None]
 """(step, model, guide, optimizer) → None"""
 
 
+class Mode(StrEnum):
+    """Which values of the monitored metric are better."""
+
+    MIN = "min"
+    """Lower ones."""
+    MAX = "max"
+    """Higher ones."""
+
+
+@runtime_checkable
+class RecipeLike(Protocol):
+    """What :class:`bayes_adapters.systems.Recipe` is."""
+
+    @property
+    def fit_options(self) -> Callable[..., dict[str, Any]]:
+        """(model, guide, *, num_data, batch_size, max_steps) → options of :func:`fit` that follow from them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The options of :func:`bayes_adapters.training.fit` that are plain values."""
+    """The options of :func:`bayes_adapters.training.fit` that a run goes by; monitor and mode are resolved."""
 
     epochs: int | None
     max_steps: int | None
+    optimizer: OptimizerLike | None
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None
+    kl_weight: float | KLSchedule
+    kl_mode: KLMode | str
+    num_particles: int
     clip_norm: float | None
     accumulate: int
     num_samples: int
+    evaluate: Callable[[Any, Any], Mapping[str, float]] | None
     monitor: str | None
     maximise: bool
     patience: int | None
-    directory: Path | None
+    checkpoint: Path | None
     checkpoint_every: int | None
     seed: int
     autocast: torch.dtype | None
     log_every: int
+    on_step: OnStep | None
 
 
-def monitored(monitor: str | None, patience: int | None, validation: bool, evaluate: bool, groups: int) -> str | None:
-    """Return the metric to watch, ``"auto"`` resolved.
-
-    Args:
-        monitor: what the caller asked for.
-        patience: epochs without progress, which need a metric.
-        validation: whether there is any.
-        evaluate: whether there are metrics of the caller's own.
-        groups: the optimiser's parameter groups, each with a rate in the log.
+def resolve(given: dict[str, Any]) -> Settings:
+    """Return the settings that the arguments of ``fit``, by name, stand for.
 
     Raises:
-        ConfigError: a metric that no log will have, or patience without one.
+        ConfigError: they do not fit together.
     """
-    if monitor == "auto":
-        monitor = "val_nll" if validation else None
-    require_watched(monitor, patience)
-    if monitor is not None and not evaluate:
-        rates = [f"lr_{i}" for i in range(1, groups)]
-        known = [*_log.STEP_METRICS, *rates, *_log.SOMETIMES, *(["val_nll"] if validation else [])]
-        check_monitor(monitor, known)
-    return monitor
+    _checks.check_options(given)
+    options: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
+    if given["recipe"] is not None:
+        options |= _recipe_options(given)
+        _checks.check_options(options)
+    chosen = given | {name: value for name, value in options.items() if name in given and given[name] is None}
+    chosen["maximise"] = choice(Mode, "mode", chosen["mode"]) is Mode.MAX
+    _checks.check_together(chosen, chosen["maximise"])
+    if chosen["monitor"] == "auto":
+        chosen["monitor"] = None if chosen["validation"] is None else "val_nll"
+    chosen["seed"] = integer("seed", chosen["seed"])
+    chosen["checkpoint"] = None if chosen["checkpoint"] is None else Path(chosen["checkpoint"])
+    chosen["clip_norm"] = None if chosen["clip_norm"] is None else float(chosen["clip_norm"])
+    return Settings(**{field.name: chosen[field.name] for field in fields(Settings)})
+
+
+def _recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
+    model, guide, epochs = given["model"], given["guide"], given["epochs"]
+    require_pair(model, guide)
+    examples, size = _data.sizes(given["data"], model)
+    size = min(size * given["accumulate"], examples)
+    lengths = [] if epochs is None else [epochs * -(-examples // size)]
+    lengths += [] if given["max_steps"] is None else [given["max_steps"]]
+    recipe: RecipeLike = given["recipe"]
+    return recipe.fit_options(model, guide, num_data=examples, batch_size=size, max_steps=min(lengths, default=None))

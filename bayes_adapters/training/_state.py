@@ -1,16 +1,14 @@
-"""Where a run stands, and nested state dictionaries as JSON plus tensors."""
+"""Where a run stands."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from bayes_adapters.training._checkpoint_checks import damaged, not_kept
 
 
 @dataclass
@@ -44,6 +42,17 @@ class RunState:
     generators: list[Tensor] = field(default_factory=list)
     host: dict[str, Any] = field(default_factory=dict)
 
+    def watch(self, value: float, maximise: bool, tensors: Mapping[str, Tensor]) -> None:
+        """Take ``tensors`` for the best ones so far if the running epoch's ``value`` is better; NaN never is."""
+        if self.best is not None and any(self.best[name].shape != tensor.shape for name, tensor in tensors.items()):
+            self.best, self.best_epoch, self.best_value, self.stale = None, None, None, 0  # ranks were taken out
+        sign = -1.0 if maximise else 1.0
+        if sign * value < (math.inf if self.best_value is None else sign * self.best_value):
+            self.best_epoch, self.best_value, self.stale = self.epoch, value, 0
+            self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        else:
+            self.stale += 1
+
     def next_epoch(self, log: dict[str, float]) -> None:
         """Close the running epoch with its log."""
         self.history.append(log)
@@ -51,58 +60,7 @@ class RunState:
         self.generators, self.host = [], {}
 
 
-def encode(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Turn a nested state into JSON; tensors go to ``tensors``, copied to the CPU, under their path.
-
-    Raises:
-        ConfigError: a value is neither a number, string, tensor, list, tuple nor dictionary of such.
-
-    >>> tensors = {}
-    >>> tree = {"step": torch.tensor(3.), 0: (1, float("inf")), "name": None}
-    >>> decode(encode(tree, tensors), tensors) == tree
-    True
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": path}
-    if isinstance(value, list | tuple):
-        parts = [encode(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
-        return parts if isinstance(value, list) else {"tuple": parts}
-    if isinstance(value, dict):
-        kind = "counter" if isinstance(value, Counter) else "dict"
-        return {kind: [[encode(k, tensors), encode(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
-    raise not_kept(path, value)
-
-
-def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """Invert :func:`encode`.
-
-    Raises:
-        AdapterFileError: the tree is not one that :func:`encode` makes.
-    """
-    if isinstance(tree, list):
-        return [decode(v, tensors) for v in tree]
-    if not isinstance(tree, dict):
-        return tree
-    try:
-        ((kind, value),) = tree.items()
-        if kind == "tensor":
-            return tensors[value]
-        if kind == "float":
-            return float(value)
-        if kind == "tuple":
-            return tuple(decode(v, tensors) for v in value)
-        pairs = {decode(k, tensors): decode(v, tensors) for k, v in value}
-        return {"dict": dict, "counter": Counter}[kind](pairs)
-    except (KeyError, ValueError, TypeError) as error:
-        raise damaged(tree, error) from error
-
-
-def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy ``values`` into ``targets``, name by name; both have the same names."""
     with torch.no_grad():
         for name, target in targets.items():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch.utils.data import DataLoader
 
 from bayes_adapters import Gaussian
@@ -14,7 +17,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.training import batches
 from tests.refusals import refuses
-from tests.training.parts import WHOLE, Items, data, file_in, join, pair, run, same, weights
+from tests.training.parts import WHOLE, Items, data, file_in, history, join, pair, run, same, weights
 
 
 def test_other_runs_are_refused_with_their_differences(tmp_path: Path) -> None:
@@ -52,6 +55,38 @@ def test_other_runs_are_refused_with_their_differences(tmp_path: Path) -> None:
     fewer = data()
     fewer.drop_last = True
     assert "data.batches: the checkpoint has 6, this run 5" in refused(*pair(), fewer)
+
+
+def _altered() -> Any:
+    """A pair whose backbone differs in one entry that is none of 64 evenly spaced ones."""
+    model, guide = pair()
+    with torch.no_grad():
+        model.backbone.embeddings.word_embeddings.weight.view(-1)[-1] += 1e-3
+    return model, guide
+
+
+def test_one_entry_of_the_backbone_makes_another_run(tmp_path: Path) -> None:
+    run(*pair(), checkpoint=tmp_path, epochs=1)
+    with refuses(ConfigError, "backbone_sha256", file_in(tmp_path)) as caught:
+        run(*_altered(), checkpoint=tmp_path, epochs=2)
+    assert "backbone:" not in str(caught[0]), "the sample does not see it"
+
+
+def test_an_older_checkpoint_that_knows_a_sample_only_is_continued(tmp_path: Path) -> None:
+    expected = pair()
+    log = history(run(*expected))
+    run(*pair(), checkpoint=tmp_path, epochs=1)
+    whole = file_in(tmp_path).read_bytes()
+    state = json.loads(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["state"])
+    del state["config"]["backbone_sha256"]
+    text, tensors = json.dumps(state), load(whole)
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    file_in(tmp_path).write_bytes(save(tensors, {"state": text, "sha256": digest.hexdigest()}))
+    model, guide = pair()
+    assert history(run(model, guide, checkpoint=tmp_path)) == log
+    assert same(weights(model, guide), weights(*expected))
 
 
 class _Known(list):  # type: ignore[type-arg]
