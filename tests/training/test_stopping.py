@@ -282,7 +282,7 @@ def test_masks_that_wav2vec_draws_with_numpy_follow_the_seed() -> None:
     for noise, seed in ((1, 0), (2, 0), (2, 5)):
         backbone = Wav2Vec2Model(config)
         backbone.load_state_dict(wav2vec().state_dict(), strict=False)
-        backbone.masked_spec_embed.data.fill_(0.5)
+        backbone.masked_spec_embed.data.copy_(torch.linspace(-2.0, 2.0, config.hidden_size))
         model = LoRA(backbone, Bernoulli(), targets=["q_proj", "v_proj"], rank=2)
         torch.nn.init.ones_(model.head.weight)
         np.random.seed(noise)  # noqa: NPY002
