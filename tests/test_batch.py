@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError, config
+from jaxtyping import TypeCheckError
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
@@ -15,6 +18,7 @@ from bayes_adapters.guides import CrossAttention
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.models import FusionLoRA
 from tests.helpers import CONTEXT, bert, core_model, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 
@@ -151,12 +155,8 @@ def _frames(size: int) -> Frames:
 @pytest.mark.parametrize("index", [torch.arange(5.0), torch.arange(5).int(), torch.arange(5)[:, None]])
 def test_an_index_counts(index: Tensor) -> None:
     batch = token_batch()
-    config.update("jaxtyping_disable", True)  # the annotations would object first
-    try:
-        with refuses(DataError, "index", "int64", (5,), index.dtype, tuple(index.shape)):
-            Batch(batch.inputs, None, batch.context, index)
-    finally:
-        config.update("jaxtyping_disable", False)
+    with unchecked(), refuses(DataError, "index", "int64", (5,), index.dtype, tuple(index.shape)):
+        Batch(batch.inputs, None, batch.context, index)
 
 
 @pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.CLS, Pooling.LAST])
@@ -165,3 +165,55 @@ def test_pooling_sees_no_padding_on_either_side(pooling: Pooling) -> None:
     around = torch.cat([torch.full((3, 2, 2), 9.0), hidden, torch.full((3, 1, 2), 9.0)], 1)
     mask = torch.tensor([[False] * 2 + [True] * 4 + [False]]).expand(3, 7)
     torch.testing.assert_close(pooling(around, mask), pooling(hidden, None))
+
+
+class Pinnable(Tensor):
+    """A tensor that says whether it was pinned, on a machine that has nothing to pin for."""
+
+    pinned = False
+
+    def pin_memory(self, device: Any = None) -> Tensor:
+        found = self.clone().as_subclass(Pinnable)
+        found.pinned = True
+        return found
+
+
+def test_every_tensor_of_a_batch_is_pinned() -> None:
+    whole = replace(token_batch(targets=torch.zeros(5)), index=torch.arange(5))._moved(_pinnable)
+    several = replace(whole, targets={"a": torch.zeros(5), "b": torch.ones(5)})._moved(_pinnable)
+    for batch, count in ((whole, 6), (several, 7)):
+        parts = _tensors(batch.pin_memory())
+        assert len(parts) == count
+        assert all(part.pinned for part in parts)  # type: ignore[attr-defined]
+        assert all(torch.equal(pinned, part) for pinned, part in zip(parts, _tensors(batch), strict=True))
+
+
+def _pinnable(part: Any) -> Any:
+    if isinstance(part, Frames):
+        return Frames(_pinnable(part.values), _pinnable(part.mask))
+    return part.as_subclass(Pinnable)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    targets = batch.targets if isinstance(batch.targets, dict) else {"": batch.targets}
+    frames = [part for each in batch.context.values() for part in (each.values, each.mask)]
+    return [*batch.inputs.values(), *targets.values(), batch.index, *frames]  # type: ignore[list-item]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for an accelerator")
+def test_a_loader_pins_all_of_a_batch() -> None:
+    """``DataLoader(pin_memory=True)`` pinned nothing: it asks an object of a class of one's own for pin_memory()."""
+    whole = replace(token_batch(), index=torch.arange(5))
+    loader: Any = DataLoader([whole], batch_size=None, pin_memory=True)
+    found = next(iter(loader))
+    assert all(part.is_pinned() for part in _tensors(found))
+    moved = found.to("cuda", non_blocking=True)
+    torch.cuda.synchronize()
+    assert torch.equal(moved.to("cpu").inputs["input_ids"], whole.inputs["input_ids"])
+
+
+def test_a_loader_that_pins_makes_batches_where_there_is_nothing_to_pin_for() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it pins nothing without an accelerator
+        loader: Any = DataLoader([token_batch()], batch_size=None, pin_memory=True)
+        assert isinstance(next(iter(loader)), Batch)

@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Frames
@@ -29,6 +28,7 @@ from tests.helpers import (
     pad,
     token_batch,
 )
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 CONTEXT_GUIDES = ["cross_attention", "shared_kv", "pooled_context"]
@@ -105,7 +105,7 @@ def test_context_errors() -> None:
     strict(batch[:2])
     with refuses(DataError, "'audio'", 6, "context_dim=7"):
         CrossAttention(core_model(), context_dim=7, dim=4)(batch)
-    with refuses(ConfigError, "'audoi'", "'audio'"):
+    with refuses(ConfigError, "'audoi'", "modality='audio'"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
 
 
@@ -193,9 +193,8 @@ def test_shared_kv_projects_once_and_equals_per_layer_with_tied_weights() -> Non
 
 @pytest.mark.parametrize("modality", [["image", "audio"], 3, "", None])
 def test_a_modality_is_one_name(modality: Any) -> None:
-    with pytest.raises((ConfigError, TypeCheckError)) as caught:
-        PooledContext(core_model(), context_dim=CONTEXT, modality=modality)
-    assert repr(modality) in str(caught.value)
-    with pytest.raises((ConfigError, TypeCheckError)) as caught:
-        FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT, modality=modality)
-    assert repr(modality) in str(caught.value)
+    with unchecked():
+        with refuses(ConfigError, "modality", repr(modality)):
+            PooledContext(core_model(), context_dim=CONTEXT, modality=modality)
+        with refuses(ConfigError, "modality", repr(modality)):
+            FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT, modality=modality)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
 from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
+from bayes_adapters.backbones.placement import in_dtype_of
+from bayes_adapters.backbones.prefix import FrozenPrefix, frozen_prefix
 from bayes_adapters.backbones.token_ids import Longest, check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
+from bayes_adapters.data.rows import Folded
 
 _BOTH_LAYOUTS = ("longformer", "led", "xlnet")
 """Hugging Face's types of models in which some linear layers see (tokens, examples) and some (examples, tokens)."""
@@ -28,6 +31,7 @@ class Traits:
         statistics: modules whose buffers move while they run, such as batch norms.
         calls: what calls of the backbone lack and are given, such as positions of tokens behind padding.
         both_layouts: whether some layers see (tokens, examples) and some (examples, tokens).
+        prefix: what runs once for all draws, if it is known.
     """
 
     windows: Mapping[str, str]
@@ -35,6 +39,7 @@ class Traits:
     statistics: Any
     calls: Any
     both_layouts: bool
+    prefix: FrozenPrefix | None
 
     @classmethod
     def of(cls, backbone: nn.Module, layers: Sequence[str]) -> Traits:
@@ -46,6 +51,7 @@ class Traits:
             with_statistics(backbone),
             call_rules(backbone),
             not types.isdisjoint(_BOTH_LAYOUTS),
+            frozen_prefix(backbone, layers),
         )
 
     def check(self, backbone: nn.Module, inputs: Mapping[str, Tensor]) -> None:
@@ -66,3 +72,14 @@ class Traits:
             stack.enter_context(completed_calls(backbone, self.calls))
             stack.enter_context(frozen_buffers(self.statistics))
             yield
+
+    def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
+        """Return what ``backbone`` returns for ``inputs``, every example ``folds`` times, S·B rows in the order [S, B].
+
+        Numbers, such as pixels, come in the dtype of the backbone's weights. What comes before the first adapted layer
+        sees B rows, where it is known and computes the same for each draw.
+        """
+        inputs = in_dtype_of(backbone, inputs)
+        if folds > 1 and self.prefix is not None and self.prefix.is_still(backbone):
+            return self.prefix.run(backbone, inputs, folds)
+        return backbone(**Folded(inputs, folds))

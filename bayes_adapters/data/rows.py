@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from torch import Tensor
 
 from bayes_adapters.data.batch import TOKEN_MASK
@@ -16,6 +18,32 @@ def fold(value: Tensor, samples: int) -> Tensor:
     tensor([1, 2, 1, 2, 1, 2])
     """
     return value if samples == 1 else value.repeat(samples, *[1] * (value.dim() - 1))
+
+
+class Folded(Mapping[str, Tensor]):
+    """Inputs whose rows are repeated for every sample, each only when it is asked for: images by 16 are many bytes.
+
+    Args:
+        inputs: name → tensor (B, …).
+        samples: S.
+
+    >>> import torch
+    >>> folded = Folded({"ids": torch.tensor([[1], [2]])}, 2)
+    >>> list(folded), folded["ids"].flatten().tolist()
+    (['ids'], [1, 2, 1, 2])
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor], samples: int) -> None:
+        self.inputs, self.samples = inputs, samples
+
+    def __getitem__(self, name: str) -> Tensor:
+        return fold(self.inputs[name], self.samples)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 def require_length(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,10 +16,20 @@ from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, near_matches, whole_number
+from bayes_adapters.errors import (
+    BayesAdaptersError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    described,
+    near_matches,
+    whole_number,
+)
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import REAL, Granularity, Part, Site
+
+_HUGE = 1e15
 
 
 def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
@@ -42,7 +53,7 @@ def require_layers(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None
         if backbone.get_submodule(path) is not layer:
             raise ConfigError(
                 f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it out, or "
-                "another model has put its own there. Build or load this model again on a backbone of its own."
+                "another model has put its own there. bayes_adapters.surgery.switching.activate(model) puts it back."
             )
 
 
@@ -118,15 +129,20 @@ def require_finite(model: nn.Module, what: str, values: Tensor, examples: int) -
 
 def non_finite(what: str, *modules: nn.Module) -> NonFiniteError:
     """Build the error for numbers that are not finite, naming the first tensor of ``modules`` that is not."""
-    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()]]
-    broken = next((name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()]
+    broken = next((name for name, t in tensors if not bool(t.isfinite().all())), None)
+    trained = [(name, t.detach()) for name, t in tensors if t.requires_grad and t.numel()]
+    huge = next((name for name, t in trained if float(t.abs().max()) > _HUGE), None)
+    again = "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     cause = (
         "The model's own tensors are finite: look at the guide's, at these examples' inputs for values far outside "
         "those of training, and at the backbone's precision, as float16 overflows above 65504."
-        if broken is None
-        else f"The tensor {broken!r} holds NaN or infinity: training diverged, or the file it comes from is damaged. "
-        "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     )
+    if broken is not None:
+        what_broke = "training diverged, or the file it comes from is damaged"
+        cause = f"The tensor {broken!r} holds NaN or infinity: {what_broke}. {again}"
+    elif huge is not None:
+        cause = f"The tensor {huge!r} has entries above {_HUGE:g}, whose products overflow: training diverged. {again}"
     return NonFiniteError(f"{what}. {cause}")
 
 
@@ -270,3 +286,15 @@ def require_posterior(guide: object, site: Site, posterior: Any, shape: tuple[in
             f"{site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
             f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
         )
+
+
+@contextmanager
+def named_non_finite(*modules: nn.Module) -> Iterator[None]:
+    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            raise
+        where = str(error).partition(", but found invalid values")[0]
+        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, near_matches
-from bayes_adapters.sites import Site
+from bayes_adapters.errors import ConfigError, DataError, described, near_matches
+from bayes_adapters.sites import Granularity, Site
 
 
 def unsampled(name: str, draws: Mapping[str, Tensor]) -> ConfigError:
@@ -47,6 +47,16 @@ def require_plates(name: str, found: tuple[int, ...], expected: tuple[int, int])
             f"Draws of {name!r} have batch shape {found}; expected samples × examples = "
             f"{expected}. Run the guide inside pyro.plate(name, S, dim=-2)."
         )
+
+
+def require_global(sites: Sequence[Site]) -> None:
+    """Raise :class:`ConfigError` unless every one of ``sites`` has one draw for the whole data set."""
+    for site in sites:
+        if site.granularity is not Granularity.GLOBAL:
+            raise ConfigError(
+                f"{site.name!r} has a draw for each {site.granularity.value}, so no single draw of weights stands for "
+                "the adapter: only a global posterior is drawn without a batch."
+            )
 
 
 def require_points(guide: object, sites: Sequence[Site], nodes: Mapping[str, Any]) -> None:
@@ -104,7 +114,10 @@ def require_ready(guide: object) -> None:
 def require_wrapped(data: object) -> None:
     """Raise :class:`DataError` for what a tokenizer returns, as it is."""
     if isinstance(data, Mapping):
-        raise DataError("predict() takes a Batch or an iterable of them; wrap what a tokenizer returns: Batch(tokens).")
+        raise DataError(
+            f"predict() takes a Batch or an iterable of them; got {described(data)}. Wrap what a tokenizer returns: "
+            "Batch(tokens)."
+        )
 
 
 def require_predictable(batch: object) -> None:

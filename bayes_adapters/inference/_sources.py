@@ -16,7 +16,14 @@ from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.inference._draw_checks import require_median, require_points
 from bayes_adapters.inference.guide import AdapterGuide
-from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean, SubstitutedDraws, UnreadOutcome
+from bayes_adapters.inference.handlers import (
+    KeyedDraws,
+    OwnSites,
+    PosteriorMean,
+    SubstitutedDraws,
+    UnreadOutcome,
+    is_own,
+)
 from bayes_adapters.inference.model import AdapterModel
 
 AnyGuide = AdapterGuide | Callable[..., Any] | Mapping[str, Tensor]
@@ -26,9 +33,10 @@ AnyGuide = AdapterGuide | Callable[..., Any] | Mapping[str, Tensor]
 class OwnGuide:
     """A guide of this library: model and guide share the pass.
 
-    As every source it has ``is_random(batch)``, whether draws differ; where they do not, one pass tells all. And
-    ``outcome(batch, numbers, ids)``, which runs one pass and returns p(y | draw) with batch shape (n, B): ``numbers``,
-    shape (n,), int64, says which draws, ``ids``, shape (B,), int64, which examples of the data set.
+    As every source it has ``is_random(batch)``, whether draws of the adapters' sites are known to differ. And
+    ``outcome(batch, numbers, ids)``, which runs one pass and returns p(y | draw) with batch shape (n, B), and whether
+    anything in the pass was random: ``numbers``, shape (n,), int64, says which draws, ``ids``, shape (B,), int64, which
+    examples of the data set. Where nothing was, one pass tells all.
 
     Args:
         model: the model.
@@ -43,9 +51,10 @@ class OwnGuide:
     def is_random(self, batch: Batch) -> bool:
         return bool(self.model.sites) and not self.mean_only and not self.guide.deterministic
 
-    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> Any:
+    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
         with ExitStack() as stack:
             stack.enter_context(UnreadOutcome())
+            stack.enter_context(OwnSites(self.seed, numbers, ids, self.mean_only))
             if self.mean_only:
                 stack.enter_context(PosteriorMean())
             elif self.seed is not None:
@@ -56,7 +65,7 @@ class OwnGuide:
         self.guide.trace = type(self.guide.trace)()
         if self.guide.deterministic:
             require_points(self.guide, self.model.sites, nodes)
-        return nodes["obs"]["fn"]
+        return nodes["obs"]["fn"], any(is_own(node) and not _is_point(node) for node in nodes.values())
 
 
 class Replayed:
@@ -77,13 +86,15 @@ class Replayed:
         if self.mean_only or isinstance(self.guide, Mapping):
             return not self.mean_only
         nodes = self._traced(batch, 0)
-        return not all(isinstance(base_distribution(node["fn"]), Delta) for node in nodes.values())
+        return not all(_is_point(node) for node in nodes.values())
 
-    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> Any:
+    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
         draws = {name: value.to(self.device) for name, value in self._draws(batch, numbers).items()}
-        with self._forked(0), UnreadOutcome(), SubstitutedDraws(draws), pyro.plate("samples", len(numbers), dim=-2):
+        own, plate = OwnSites(self.seed, numbers, ids, self.mean_only), pyro.plate("samples", len(numbers), dim=-2)
+        with self._forked(0), UnreadOutcome(), own, SubstitutedDraws(draws), plate:
             trace: Any = poutine.trace(self.model).get_trace(batch)
-        return trace.nodes["obs"]["fn"]
+        left = [node for name, node in trace.nodes.items() if name not in draws and is_own(node)]
+        return trace.nodes["obs"]["fn"], any(not _is_point(node) for node in left)
 
     def _draws(self, batch: Batch, numbers: Tensor) -> dict[str, Tensor]:
         """Site → values, shape (n, *shape of the site)."""
@@ -114,6 +125,10 @@ class Replayed:
     def _forked(self, number: int) -> Any:
         """A context with torch's generators at the seed of one draw; after it they are as they were."""
         return _Forked(self.device, self.seed * 1_000_003 + number)
+
+
+def _is_point(node: Mapping[str, Any]) -> bool:
+    return isinstance(base_distribution(node["fn"]), Delta)
 
 
 class _Forked:

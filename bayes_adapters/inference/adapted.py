@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters._options import require_known
 from bayes_adapters.adapters._checks import check_options
 from bayes_adapters.adapters.installation import (
     adapted_layers,
@@ -59,7 +60,9 @@ class AdaptedBackbone(nn.Module):
         num_data: int | None = None,
         grouped: bool = True,
         flipout: bool = False,
+        **unknown: Any,
     ) -> None:
+        require_known(type(self), unknown)
         super().__init__()
         self.granularity = None if granularity is None else choice(Granularity, "granularity", granularity)
         self.rank, self.alpha, self.dropout, self.num_data = rank, alpha, dropout, num_data
@@ -114,9 +117,14 @@ class AdaptedBackbone(nn.Module):
         """Return d, the width of what :meth:`encode` returns."""
         return hidden_width(backbone)
 
+    @property
+    def installed(self) -> dict[str, AdaptedLinear]:
+        """Path → adapted layer of this model, whether it is in the backbone or taken out."""
+        return dict(zip(self.layers, self._installed, strict=True))
+
     def require_installed(self) -> None:
         """Raise :class:`ConfigError` unless this model's own adapters are the ones in its backbone."""
-        _checks.require_layers(self.backbone, dict(zip(self.layers, self._installed, strict=True)))
+        _checks.require_layers(self.backbone, self.installed)
 
     def start(self, site: Site) -> Tensor:
         """Return where a guide's location for ``site`` starts, shape ``site.shape``, from torch's generator.

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from bayes_adapters.distributions import base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
@@ -112,8 +113,57 @@ class UnreadOutcome(Messenger):
             msg["value"] = torch.zeros(msg["fn"].shape(), device=device_of(msg["fn"]))
 
 
+class OwnSites(Messenger):
+    """Draw what a model samples besides its adapters' sites, so that this noise, too, can be repeated.
+
+    These are the ``pyro.sample`` statements of a subclass's own code. Noise is a function of (seed, site, sample,
+    entry) and, within the plate ``data``, of the example's number.
+
+    Args:
+        seed: any integer; None leaves these sites to torch's generator.
+        samples: shape (S,), int64: the numbers of the samples in the plate around the model.
+        examples: shape (B,), int64: the examples' numbers in their data set.
+        mean_only: take the mean of each instead.
+
+    Raises:
+        ConfigError: a distribution has no inverse CDF, or, with ``mean_only``, no mean; or a plate of the model stands
+            to the left of samples and examples.
+    """
+
+    def __init__(
+        self, seed: int | None, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"], mean_only: bool
+    ) -> None:
+        super().__init__()
+        self.seed, self.samples, self.examples, self.mean_only = seed, samples, examples, mean_only
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_own(msg) or msg["value"] is not None:
+            return
+        name, fn = msg["name"], msg["fn"]
+        if self.mean_only:
+            msg["value"] = _centre(fn, name)
+        elif self.seed is not None:
+            local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+            examples = self.examples if local else self.examples.new_zeros(1)
+            msg["value"] = _keyed(fn, name, self.seed, self.samples, examples)
+
+
+def is_own(site: Any) -> bool:
+    """Whether a sample statement is of a model's own code: no adapter's site, no hyper-parameter, not the outcome."""
+    if site["type"] != "sample" or site["is_observed"] or site["name"] == "obs" or site_is_subsample(site):
+        return False
+    return SITE not in site["infer"] and HYPER not in site["infer"]
+
+
+def _keyed(fn: Any, name: str, seed: int, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"]) -> Tensor:
+    """Draw ``fn``, of batch shape (S, B), B being 1 where all examples share a draw, from keyed uniforms."""
+    require_plates(name, tuple(fn.shape()[:2]), (len(samples), len(examples)))
+    device = device_of(fn)
+    return from_uniforms(fn, lambda count: keyed_uniform(seed, name, samples, examples, count, device))
+
+
 class SubstitutedDraws(Messenger):
-    """Set every latent site of a model to draws that are given.
+    """Set latent sites of a model to draws that are given.
 
     Args:
         draws: site → values, shape (S, *shape of the site), S being the size of the sample plate around the model.
@@ -128,12 +178,12 @@ class SubstitutedDraws(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name, infer = msg["name"], msg["infer"]
-        if msg["is_observed"] or msg["value"] is not None or not (SITE in infer or HYPER in infer):
+        if msg["is_observed"] or msg["value"] is not None or not (SITE in infer or HYPER in infer or is_own(msg)):
             return
         if name not in self.draws:
-            if HYPER in infer:
-                return  # no output depends on it once the adapters' sites are known
-            raise unsampled(name, self.draws)
+            if SITE in infer:
+                raise unsampled(name, self.draws)
+            return  # no output depends on a hyper-parameter once the adapters' sites are known
         value, shape = self.draws[name], msg["fn"].shape()
         value = value if value.dim() == len(shape) else value.unsqueeze(1)  # the data plate's dimension
         require_shape(name, self.draws[name], value, shape)
@@ -168,15 +218,12 @@ class KeyedDraws(Messenger):
         shape = msg["fn"].shape()
         local = call is not None and call.site.granularity is not Granularity.GLOBAL
         examples = self.examples if local else self.examples.new_zeros(1)
-        require_plates(msg["name"], tuple(shape[:2]), (len(self.samples), len(examples)))
-        device = device_of(msg["fn"])
         if call is None:
-            msg["value"] = from_uniforms(
-                msg["fn"], lambda n: keyed_uniform(self.seed, msg["name"], self.samples, examples, n, device)
-            )
+            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, self.samples, examples)
             return
-        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, shape[2:].numel(), device)
-        uniform = uniform.reshape(shape)
+        require_plates(msg["name"], tuple(shape[:2]), (len(self.samples), len(examples)))
+        count, device = shape[2:].numel(), device_of(msg["fn"])
+        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, count, device).reshape(shape)
         if call.token_mask is not None:
             # Tokens are numbered among the real ones: left padding, too, must not move the noise.
             number = (call.token_mask.cumsum(-1) - 1).clamp_min(0)

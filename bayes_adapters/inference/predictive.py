@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import BayesAdaptersError, FoldError, integer, whole_number
-from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.errors import FoldError, integer, whole_number
+from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
     require_enough,
@@ -54,6 +54,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@exclusive()  # of the checks too: whose adapters are in the backbone may change between them and the first pass
 def predict(
     model: AdapterModel,
     guide: AnyGuide,
@@ -69,7 +70,9 @@ def predict(
 
     Formula: ``p̄(y | x) = (1/S) Σ_s p(y | x, E_s)``, E_s ~ q; total = H[p̄], aleatoric = (1/S) Σ_s H[p(· | E_s)],
     epistemic = total − aleatoric, in nats. Draws are folded into the batch, several of them at a time, and only running
-    sums are kept. Where nothing is random (a point estimate) one pass stands for all draws.
+    sums are kept. What comes before the first adapted layer runs once for all draws of a pass, in the types of models
+    that :mod:`bayes_adapters.backbones.prefix` knows. Where the trace of a pass holds nothing random (a point estimate)
+    one pass stands for all draws.
 
     Args:
         model: the model; its modes, parameters and adapters are left as they are.
@@ -87,6 +90,7 @@ def predict(
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
+            ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -118,7 +122,7 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with exclusive(), torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
@@ -160,8 +164,12 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
 
 
 def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
-    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input."""
+    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input.
+
+    Where every token has an answer, a vocabulary of answers may be wider than the features.
+    """
     width = model.feature_width(model.backbone)
+    width = max(width, model.likelihood.num_outputs) if model.likelihood.per_token else width
     sizes = [v.numel() if v.is_floating_point() else v.numel() * width for v in batch.inputs.values()]
     return max(1, _BUDGET // max(sizes))
 
@@ -173,10 +181,11 @@ def _predict_batch(
     kept: list[Tensor] = []
     densities: list[Tensor] = []
     unseen = batch.without_targets()
-    runs = samples if source.is_random(unseen) else 1
-    for start in range(0, runs, chunk):
+    start, runs = 0, samples if source.is_random(unseen) else 1
+    while start < runs:
         numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-        fn = source.outcome(unseen, numbers, ids)
+        fn, random = source.outcome(unseen, numbers, ids)
+        start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
         for name, value in model.likelihood.summarise(fn).items():
             sums[name] = sums[name] + value if name in sums else value
         if keep:
@@ -194,15 +203,3 @@ def _predict_batch(
     if densities:
         extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(runs)
     return replace(result, **extra)
-
-
-@contextmanager
-def _named_non_finite(*modules: nn.Module) -> Iterator[None]:
-    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
-            raise
-        where = str(error).partition(", but found invalid values")[0]
-        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

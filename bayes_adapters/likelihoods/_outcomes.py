@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from bayes_adapters.distributions import IGNORED
+from bayes_adapters.likelihoods._task_checks import require_columns
 
 
 def labelled(targets: Tensor) -> Bool[Tensor, " B"]:
@@ -51,6 +52,7 @@ class TaskOutcomes(TorchDistribution):
             if name not in targets:
                 columns.append(torch.full((size, width), math.nan, device=self.weights.device))
                 continue
+            require_columns(name, targets[name], width)
             values = targets[name].reshape(size, width)
             if not values.is_floating_point():  # float32 is exact up to 2^24
                 values = values.float().masked_fill(values == IGNORED, math.nan)
@@ -81,4 +83,13 @@ def _scored(part: Any, columns: Tensor) -> Tensor:
     # A known label stands in for the unknown: it is in the support, and its score is dropped.
     stand_in = columns.reshape(-1, columns.shape[-1])[known.reshape(-1).int().argmax()]
     filled = torch.where(known[..., None], columns, stand_in).reshape(*columns.shape[:-1], *part.event_shape)
+    if part.event_shape and _is_discrete(part):  # classes of tokens, of which some have no label
+        filled = filled.nan_to_num(nan=float(IGNORED)).long()
     return torch.where(known, part.log_prob(filled), 0.0)
+
+
+def _is_discrete(part: Any) -> bool:
+    try:
+        return bool(part.support.is_discrete)
+    except NotImplementedError:  # a distribution that does not say what its support is
+        return False

@@ -12,7 +12,7 @@ from bayes_adapters.errors import ConfigError, DataError, described, near_matche
 
 
 def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> None:
-    """Raise :class:`ConfigError` unless ``tasks`` maps names to likelihoods per example, and weights are positive."""
+    """Raise :class:`ConfigError` unless ``tasks`` maps names to likelihoods, and weights are positive."""
     if not isinstance(tasks, Mapping) or not tasks:
         raise ConfigError(f"Tasks takes a dictionary, name → likelihood, with at least one task; got {tasks!r}.")
     for name, task in tasks.items():
@@ -27,11 +27,6 @@ def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> 
             )
         if getattr(task, "tasks", None) is not None:
             raise ConfigError(f"The task {name!r} is itself a likelihood of several tasks. Name all in one Tasks.")
-        if task.per_token:
-            raise ConfigError(
-                f"The task {name!r} has one target per token ({type(task).__name__}); the head gives all tasks one "
-                "vector per example. Take a likelihood with targets per example, or a model of its own."
-            )
     for name, weight in weights.items():
         if name not in tasks:
             raise unknown_name("task", str(name), tasks)
@@ -51,6 +46,15 @@ def require_names(targets: object, tasks: Iterable[str]) -> Mapping[str, Tensor]
         if name not in names:
             raise DataError(f"There is no task {name!r}.{near_matches(str(name), names)} The tasks are {names}.")
     return targets
+
+
+def require_columns(name: str, values: Tensor, width: int) -> None:
+    """Raise :class:`DataError` unless targets (B, …) of the task ``name`` have ``width`` entries per example."""
+    if values[0].numel() != width:
+        raise DataError(
+            f"Targets of the task {name!r} have shape {tuple(values.shape)}; the model gives {width} answers per "
+            "example. One target per token needs one per token of the backbone; a token without a label has -100."
+        )
 
 
 def require_saved_name(task: type) -> None:

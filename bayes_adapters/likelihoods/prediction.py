@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,8 +127,17 @@ class Prediction:
                     "targets? Give all of them targets, or none."
                 )
             joined[name] = _join(values, 1 if name == "samples" else 0) if values else None
-        tasks = {task: Prediction.concatenate([part.tasks[task] for part in parts]) for task in parts[0].tasks}
-        return replace(parts[0], **joined, tasks=tasks)
+        tasks = {task: Prediction.concatenate([part[task] for part in parts]) for task in parts[0].tasks}
+        if tasks:  # where their tokens differ in number, so do the columns of a task
+            joined["mean"] = side_by_side([task.mean for task in tasks.values()], 1)
+            draws = [task.samples for task in tasks.values() if task.samples is not None]
+            joined["samples"] = side_by_side(draws, 2) if draws else None
+        return replace(parts[0], **joined, tasks={name: replace(task, samples=None) for name, task in tasks.items()})
+
+
+def side_by_side(values: Sequence[Tensor], dims: int) -> Tensor:
+    """Join tensors of the tasks, each with ``dims`` leading dimensions, as columns of one: shape (…, M)."""
+    return torch.cat([value.flatten(dims) if value.dim() > dims else value[..., None] for value in values], -1)
 
 
 def _join(values: list[Tensor], dim: int) -> Tensor:

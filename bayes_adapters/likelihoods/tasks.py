@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.likelihoods._outcomes import TaskOutcomes, labelled
 from bayes_adapters.likelihoods._task_checks import require_names, require_saved_name, require_tasks
 from bayes_adapters.likelihoods.base import Likelihood
-from bayes_adapters.likelihoods.prediction import Prediction
+from bayes_adapters.likelihoods.prediction import Prediction, side_by_side
 
 
 class Tasks(Likelihood):
@@ -27,11 +27,15 @@ class Tasks(Likelihood):
     with the targets of this task only gives.
 
     A prediction of tasks holds one for each, ``prediction["sentiment"]``. Its own ``mean`` has the tasks' means side by
-    side, shape (B, M), and its total, aleatoric and epistemic, shape (B,), are sums over tasks (and a task's labels):
-    exact for aleatoric, since tasks are independent given a draw, and upper bounds for the other two.
+    side, shape (B, M), and its total, aleatoric and epistemic, shape (B,), are sums over tasks (and a task's labels or
+    tokens): exact for aleatoric, since tasks are independent given a draw, and upper bounds for the other two.
+
+    Tasks with one target per token (:class:`Tagging`) and tasks with one per example may stand side by side. The head
+    then gives every token all K outputs, and a task of the whole example reads the mean of its columns over real
+    tokens: ``f = (1/n) Σ_t f_t``, which with a linear head is that head on mean-pooled hidden states.
 
     Args:
-        tasks: name → likelihood with one target per example, or several, but none per token.
+        tasks: name → likelihood.
         weights: name → w_t > 0; a task that is left out has weight 1.
 
     >>> from bayes_adapters.likelihoods import Categorical, Gaussian
@@ -59,9 +63,25 @@ class Tasks(Likelihood):
         """Task → its likelihood."""
         return {name: task for name, task in self.tasks.items() if isinstance(task, Likelihood)}
 
-    def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
+    @property
+    def per_token(self) -> bool:  # type: ignore[override]
+        """Whether one of the tasks has one target per token."""
+        return any(task.per_token for task in self.each.values())
+
+    def distribution(self, outputs: Float[Tensor, "*S B *T K"]) -> TorchDistributionMixin:
+        if self.per_token:
+            return self.of_tokens(outputs, None)
+        return self._outcomes(outputs, lambda task, f: task.distribution(f))
+
+    def of_tokens(self, outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> TorchDistributionMixin:
+        return self._outcomes(
+            outputs,
+            lambda task, f: task.of_tokens(f, real) if task.per_token else task.distribution(_mean(f, real)),
+        )
+
+    def _outcomes(self, outputs: Tensor, of: Callable[[Likelihood, Tensor], Any]) -> TaskOutcomes:
         columns = outputs.split([task.num_outputs for task in self.each.values()], -1)
-        parts = {name: task.distribution(f) for (name, task), f in zip(self.each.items(), columns, strict=True)}
+        parts = {name: of(task, f) for (name, task), f in zip(self.each.items(), columns, strict=True)}
         return TaskOutcomes(parts, torch.tensor([*self.weights.values()], device=outputs.device))
 
     def check(self, targets: Any) -> None:
@@ -87,8 +107,7 @@ class Tasks(Likelihood):
         return fn.pack(targets)
 
     def draw_mean(self, fn: Any) -> Float[Tensor, "S B M"]:
-        means = [task.draw_mean(fn.parts[name]) for name, task in self.each.items()]
-        return torch.cat([mean.flatten(2) if mean.dim() > 2 else mean[..., None] for mean in means], -1)
+        return side_by_side([task.draw_mean(fn.parts[name]) for name, task in self.each.items()], 2)
 
     def log_density(self, fn: Any, targets: Mapping[str, Tensor]) -> Float[Tensor, "S B"]:
         return torch.stack([*fn.log_probs(fn.pack(targets)).values()]).sum(0)
@@ -109,7 +128,7 @@ class Tasks(Likelihood):
         total, aleatoric, epistemic = (
             torch.stack([getattr(part, name) for part in summed]).sum(0) for name in ("total", "aleatoric", "epistemic")
         )
-        mean = torch.cat([p.mean.flatten(1) if p.mean.dim() > 1 else p.mean[:, None] for p in found.values()], -1)
+        mean = side_by_side([part.mean for part in found.values()], 1)
         return Prediction(mean, total, aleatoric, epistemic, num_samples, tasks=found)
 
     def config(self) -> dict[str, Any]:
@@ -123,3 +142,10 @@ class Tasks(Likelihood):
     def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:
         tasks = {name: find(task["name"]).from_config(task["config"], find) for name, task in config["tasks"].items()}
         return cls(tasks, config["weights"])
+
+
+def _mean(outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> Float[Tensor, "*S B K"]:
+    """Return the mean of the outputs over real tokens."""
+    if real is None:
+        return outputs.mean(-2)
+    return outputs.masked_fill(~real[..., None], 0.0).sum(-2) / real.sum(-1, keepdim=True)

@@ -145,8 +145,8 @@ def require_same_depth(n: int, m: int) -> None:
     """Raise :class:`ConfigError` unless the depths are equal."""
     if n != m:
         raise ConfigError(
-            f"depth map 'same' needs equal depths; got {n} and {m}. Use "
-            f"{'every-k' if max(n, m) % min(n, m) == 0 else 'spread'!r}, or encoders of one depth."
+            f"depths='same' needs encoders of one depth; got {n} and {m} blocks. Pass "
+            f"depths={'every-k' if max(n, m) % min(n, m) == 0 else 'spread'!r}."
         )
 
 
@@ -154,5 +154,6 @@ def require_multiple(n: int, m: int) -> None:
     """Raise :class:`ConfigError` unless one depth is a multiple of the other."""
     if max(n, m) % min(n, m):
         raise ConfigError(
-            f"depth map 'every-k' needs one depth to be a multiple of the other; got {n} and {m}. Use 'spread'."
+            f"depths='every-k' needs one depth to be a multiple of the other; got {n} and {m} blocks. Pass "
+            "depths='spread'."
         )

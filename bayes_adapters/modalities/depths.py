@@ -42,7 +42,7 @@ def depth_map(n: int, m: int, kind: DepthMap | str = DepthMap.SAME) -> list[tupl
     >>> depth_map(4, 2, "every-k"), depth_map(6, 4, "spread")
     ([(1, 0), (3, 1)], [(0, 0), (2, 1), (3, 2), (5, 3)])
     """
-    kind = choice(DepthMap, "depth map", kind)
+    kind = choice(DepthMap, "depths", kind)
     require_depths(n, m)
     deep, shallow = max(n, m), min(n, m)
     if kind is DepthMap.SAME:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import ConfigError, integer, whole_number
 from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Site
@@ -20,7 +20,7 @@ _OF_THE_MODEL = {
     "encode": "a way through the backbone",
     "forward": "a generative process",
 }
-"""Members of a model that make its function beside the layers → what they are."""
+"""Members of a model that make its function besides the layers → what they are."""
 
 
 def require_threshold(threshold: float, min_rank: int) -> None:
@@ -76,7 +76,7 @@ def required_normal(site: Site, posterior: object) -> torch.distributions.Normal
 def no_factors(model: AdapterModel) -> ConfigError:
     """Return the error for a model in which A or B is not random, or layers share a site."""
     return ConfigError(
-        f"Ranks are taken out where A and B are random, one site a layer; {type(model).__name__} has "
+        f"Ranks are taken out where A and B are random, one site per layer; {type(model).__name__} has "
         f"{', '.join(site.name for site in model.sites[:3]) or 'nothing random'}. Take StochasticFactors."
     )
 
@@ -141,6 +141,18 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
         )
 
 
+def require_own_bases(backbone: nn.Module, layers: Mapping[str, AdaptedLinear]) -> None:
+    """Raise :class:`ConfigError` unless ``backbone`` has at each path the base of that adapted layer."""
+    modules = dict(backbone.named_modules(remove_duplicate=False))
+    for path, layer in layers.items():
+        found = modules.get(path)
+        if (found.base_layer if isinstance(found, AdaptedLinear) else found) is not layer.base_layer:
+            raise ConfigError(
+                f"The backbone's layer {path!r} is not the one that was adapted: it has been replaced since, or this "
+                "is another backbone. Build the model again, or load what was saved of it."
+            )
+
+
 def require_separable(path: str, layer: AdaptedLinear) -> None:
     """Raise :class:`ConfigError` unless the layer's intra-modal path can be taken out alone."""
     if type(layer).as_lora is not AdaptedLinear.as_lora:
@@ -152,6 +164,15 @@ def require_separable(path: str, layer: AdaptedLinear) -> None:
             f"The two paths of {path!r} share a matrix, so the intra-modal one cannot be taken out alone. Merging "
             "needs share='none'."
         )
+
+
+def require_draw(draw: int | None, seed: int) -> None:
+    """Raise :class:`ConfigError` unless a draw is a number from 0, and a seed that of a draw."""
+    integer("seed", seed)
+    if draw is not None:
+        whole_number("draw", draw, least=0)
+    elif seed:
+        raise ConfigError(f"seed={seed} has no effect without draw=s: the posterior's mean is no draw.")
 
 
 def require_weights(sites: Iterable[Site]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +19,42 @@ from bayes_adapters.distributions import mean_of
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.draws import weight_draw
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Part, SiteCall
-from bayes_adapters.surgery._checks import require_any_rank, require_copy, require_plain_model, require_weights
+from bayes_adapters.surgery._checks import (
+    require_any_rank,
+    require_copy,
+    require_draw,
+    require_plain_model,
+    require_weights,
+)
 
 
 @torch.no_grad()
-def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, drop_zero: bool = False) -> AdapterModel:
-    """Build the plain LoRA ``h = W₀ x + (α/r) B' A' x`` whose output is the model's at its posterior mean.
+def to_lora(
+    model: AdapterModel,
+    guide: AdapterGuide,
+    backbone: nn.Module,
+    *,
+    drop_zero: bool = False,
+    draw: int | None = None,
+    seed: int = 0,
+) -> AdapterModel:
+    """Build the plain LoRA ``h = W₀ x + (α/r) B' A' x`` whose output is the model's at its mean, or at one draw.
 
-    B' = E_q[B] and A' = E_q[E] E_q[A]; what is not random is copied. The scale stays α/r with the model's first r, also
-    where pruning left fewer ranks; layers without any are left out.
+    B' = E_q[B] and A' = E_q[E] E_q[A]; what is not random is copied. With ``draw=s`` the drawn weights stand in the
+    place of the means, bit for bit those of draw s of ``predict(…, return_samples=True, seed=seed)``; the predictions
+    are that draw's up to rounding. The scale stays α/r with the model's first r, also where pruning left fewer ranks;
+    layers without any are left out.
 
     Args:
         model: its random parts, if any, are weights: A, B, the core or its diagonal, one draw for the whole data set.
         guide: made for it.
         backbone: a second copy of the same frozen backbone, without adapters; the new model is built on it.
+        draw: s, the number of a draw, from 0; None takes the means.
+        seed: of the draw, as in :func:`bayes_adapters.predict`.
         drop_zero: take out ranks whose row of A' or column of B' is exactly zero, which changes no output.
 
     Returns:
@@ -58,12 +78,14 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
     []
     """
     require_pair(model, guide)
+    require_draw(draw, seed)
     require_weights(model.sites)
     require_plain_model(model)
     for layer in adapted_layers(model.backbone).values():
         require_lora(layer)
     require_copy(backbone, model.backbone)
-    factors = _factors(model, guide)
+    values = _means(model, guide) if draw is None else weight_draw(model, guide, draw, seed=seed)
+    factors = _factors(model, values)
     if drop_zero:
         factors = {path: _without_zeros(*pair) for path, pair in factors.items()}
     factors = {path: pair for path, pair in factors.items() if len(pair[0])}
@@ -88,15 +110,22 @@ def to_lora(model: AdapterModel, guide: AdapterGuide, backbone: nn.Module, *, dr
     return lora.eval()
 
 
-def _factors(model: AdapterModel, guide: AdapterGuide) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer path → A' (r, d_in) and B' (d_out, r)."""
-    means: dict[str, dict[Part, Tensor]] = {path: {} for path in model.layers}
+def _means(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
+    """Site → E_q of its value, shape ``site.shape``."""
+    means: dict[str, Tensor] = {}
     for site in model.sites:
         call = SiteCall(site, num_sites=len(model.sites))
-        mean = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
-        for value, path in zip(mean, site.layers, strict=True):
-            means[path][site.part] = value
-    return {path: as_lora(layer, means[path]) for path, layer in adapted_layers(model.backbone).items()}
+        means[site.name] = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
+    return means
+
+
+def _factors(model: AdapterModel, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer path → A' (r, d_in) and B' (d_out, r), from site → value."""
+    parts: dict[str, dict[Part, Tensor]] = {path: {} for path in model.layers}
+    for site in model.sites:
+        for value, path in zip(values[site.name], site.layers, strict=True):
+            parts[path][site.part] = value
+    return {path: as_lora(layer, parts[path]) for path, layer in adapted_layers(model.backbone).items()}
 
 
 def _without_zeros(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

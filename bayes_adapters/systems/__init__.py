@@ -2,6 +2,7 @@
 
 from bayes_adapters.systems._build import build as build
 from bayes_adapters.systems._build import names as names
+from bayes_adapters.systems._start import start as start
 from bayes_adapters.systems.recipes import Decay as Decay
 from bayes_adapters.systems.recipes import Rate as Rate
 from bayes_adapters.systems.recipes import Recipe as Recipe

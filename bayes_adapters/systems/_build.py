@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from bayes_adapters.adapters.installation import restored_on_error
+from bayes_adapters._options import unknown_option
+from bayes_adapters.adapters.installation import require_unadapted, restored_on_error
 from bayes_adapters.errors import ConfigError, described, unknown_name
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -54,7 +55,7 @@ def build(
     allowed = system.options()
     for option in overrides:
         if option not in allowed["model"] and option not in allowed["guide"]:
-            raise unknown_name(f"option of {name}", option, {*allowed["model"], *allowed["guide"]})
+            raise unknown_option(name, option, {*allowed["model"], *allowed["guide"]})
     chosen = [
         {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
         for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
@@ -66,6 +67,7 @@ def build(
         meanings = "; ".join(f"{o}: {MEANINGS.get(o, 'see the docstring')}" for o in sorted(missing))
         raise ConfigError(f"{name} needs {', '.join(f'{o}=' for o in sorted(missing))} ({meanings}).")
     with restored_on_error(backbone):
+        require_unadapted(backbone)
         if chosen[0].get("targets") == QUERY_VALUE:
             chosen[0]["targets"] = query_value(backbone)
         model = system.model(backbone, likelihood, **chosen[0])

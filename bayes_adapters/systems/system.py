@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters import guides, models
+from bayes_adapters._options import parameters_of
 from bayes_adapters.adapters.targets import Targets, select
 from bayes_adapters.errors import TargetError
 from bayes_adapters.inference.guide import AdapterGuide
@@ -83,25 +83,12 @@ def query_value(backbone: nn.Module) -> list[str]:
 
 
 def _accepted(cls: type) -> set[str]:
-    return {name for name in _parameters(cls) if name not in _FIXED.get(cls, ())}
+    return {name for name in parameters_of(cls) if name not in _FIXED.get(cls, ())}
 
 
 def required(cls: type) -> set[str]:
     """Return the names of the options without which a model or guide cannot be built."""
-    return {name for name, p in _parameters(cls).items() if p.default is p.empty}
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Keyword-only parameters of the constructor, and of those that it passes its ``**options`` on to."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        found = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY} | found
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
+    return {name for name, p in parameters_of(cls).items() if p.default is p.empty}
 
 
 _RANDOM = ("parts", "granularity", "prior", "num_data", "grouped", "flipout")

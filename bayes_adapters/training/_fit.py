@@ -33,7 +33,8 @@ class FitResult:
     """What a run did.
 
     Args:
-        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0, nll and kl are nats per datum.
+        history: one dictionary per epoch, metric → number; ``epoch`` counts from 0. nll and kl are nats per datum, and
+            kl has its weight in it: ``loss = nll + kl``.
         best_epoch: position in ``history`` of the monitored metric's best value; None where nothing was monitored.
         best_value: that value.
         steps: optimiser steps taken, those before a resume included.
@@ -92,7 +93,7 @@ def fit(
     Args:
         model: the model.
         guide: the guide made for it, on the same device.
-        data: what can be read once an epoch: a list of :class:`Batch`, :func:`bayes_adapters.training.batches`, a
+        data: what can be read once per epoch: a list of :class:`Batch`, :func:`bayes_adapters.training.batches`, a
             DataLoader that yields Batch. ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
@@ -128,7 +129,7 @@ def fit(
             some steps, a scheduler by its ``state_dict()``, and what functions do inside cannot be. False starts anew
             and overwrites it.
         seed: any integer.
-        progress: a bar on a terminal, one line an epoch on stderr elsewhere. False is silent.
+        progress: a bar on a terminal, one line per epoch on stderr elsewhere. False is silent.
         tensorboard: a directory for event files.
         autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
         log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the
@@ -140,9 +141,10 @@ def fit(
             continued by the model and guide it began with.
 
     Returns:
-        A :class:`FitResult`. Its history has loss, nll, kl, kl_over_nll, kl_weight, lr (lr_1 … for further groups),
-        grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean, scale_min,
-        scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it attends.
+        A :class:`FitResult`. Its history has loss, nll, kl (weighted), kl_over_nll, kl_weight, lr (lr_1 … for further
+        groups), grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean,
+        scale_min, scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it
+        attends.
 
     Raises:
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).

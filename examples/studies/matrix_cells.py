@@ -30,11 +30,11 @@ from bayes_adapters import (
     registry,
     systems,
 )
+from bayes_adapters._options import parameters_of
 from bayes_adapters.distributions import LogUniform
 from bayes_adapters.likelihoods import Likelihood, Tasks
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.sites import Part
-from bayes_adapters.systems.system import _parameters as accepted
 from bayes_adapters.systems.system import required
 from examples.studies.tiny import BACKBONES, CONTEXT, SIZE, TOKENS, length
 
@@ -133,7 +133,7 @@ MODELS: dict[str, tuple[type[AdapterModel], dict[str, Any]]] = {
     "Wander": (models.Wander, {"lengths": {"first": 2, "second": 2}, "fusion_rank": 2, "terms": 2, **_N}),
 }
 for _cls in _unlisted("model", AdapterModel, [cls for cls, _ in MODELS.values()]):
-    MODELS[_cls.__name__] = (_cls, _needed(_cls) | (_N if "num_data" in accepted(_cls) else {}))
+    MODELS[_cls.__name__] = (_cls, _needed(_cls) | (_N if "num_data" in parameters_of(_cls) else {}))
 _READS: dict[str, Any] = {"context_dim": CONTEXT, "dim": 2}
 GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "Delta": (guides.Delta, {}),

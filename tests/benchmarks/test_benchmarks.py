@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bayes_adapters import ELBO, Granularity
-from examples.benchmarks import agreement, gpu_check, speed, variants
+from examples.benchmarks import agreement, frozen_prefix, gpu_check, speed, variants
 from examples.benchmarks.agreement import Check, check_bfloat16, check_device
 from examples.benchmarks.handwritten import disagreement
 from examples.benchmarks.learning import check_learning, synthetic_pairs
@@ -177,3 +177,10 @@ def test_without_a_gpu_the_check_is_skipped(tmp_path: Path, capsys: pytest.Captu
     assert gpu_check.main(["--out", str(tmp_path / "none")]) == 0
     assert capsys.readouterr().out == "no CUDA GPU: skipped\n"
     assert not (tmp_path / "none").exists()
+
+
+def test_the_benchmark_of_the_frozen_prefix_reports_every_depth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frozen_prefix.main(["--quick", "--draws", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert [f"top {depth} adapted" in shown for depth in (1, 2)] == [True, True]
+    assert " 0.625 |" in shown, "(1 + 1/4) of 2 blocks"

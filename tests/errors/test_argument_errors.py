@@ -10,12 +10,11 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from jaxtyping import config
 from torch import nn
 from torch.utils.data import DataLoader
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save, systems
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, TargetError
 from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, CoLA, DiagonalCore, FusionLoRA, LoRA, StochasticCore, Wander
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
@@ -24,6 +23,7 @@ from bayes_adapters.systems import build
 from bayes_adapters.training import batches, fit
 from tests.errors.parts import check
 from tests.helpers import CONTEXT, bert, core_model, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 from tests.text_and_audio import encoders
 from tests.training.parts import Items, join
@@ -31,10 +31,8 @@ from tests.training.parts import Items, join
 
 @pytest.fixture(autouse=True)
 def _as_a_user() -> Iterator[None]:
-    """Switch off the tests' own checks of annotations, which would speak first."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield
 
 
 def pair() -> tuple[Any, Any]:
@@ -44,37 +42,37 @@ def pair() -> tuple[Any, Any]:
 
 def test_model_and_guide_in_the_wrong_order(tmp_path: Path) -> None:
     model, guide = pair()
-    says = ["in this order", "got a MeanField and a StochasticCore"]
+    facts = ["a MeanField", "a StochasticCore"]
     for call in (
         lambda: ELBO(guide, model),
         lambda: predict(guide, model, token_batch()),
         lambda: fit(guide, model, [token_batch()], epochs=1),
         lambda: save(tmp_path / "a", guide, model),
     ):
-        check(call, ConfigError, says, model, guide)
+        check(call, ConfigError, facts, model, guide)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_class_in_the_place_of_an_object() -> None:
     model: Any = core_model()
-    says = ["got a StochasticCore and the class Contextual"]
-    check(lambda: fit(model, Contextual, [token_batch()], epochs=1), ConfigError, says, model)  # type: ignore[arg-type]
-    check(lambda: LoRA(bert(), Bernoulli), ConfigError, ["got the class Bernoulli"])  # type: ignore[arg-type]
-    check(lambda: MeanField(StochasticCore), ConfigError, ["got the class StochasticCore"])  # type: ignore[arg-type]
+    facts = ["a StochasticCore", "the class Contextual"]
+    check(lambda: fit(model, Contextual, [token_batch()], epochs=1), ConfigError, facts, model)  # type: ignore[arg-type]
+    check(lambda: LoRA(bert(), Bernoulli), ConfigError, ["the class Bernoulli"])  # type: ignore[arg-type]
+    check(lambda: MeanField(StochasticCore), ConfigError, ["the class StochasticCore"])  # type: ignore[arg-type]
 
 
 def test_the_name_of_a_system_comes_first() -> None:
     net: Any = bert()
     check(lambda: build(net, "c-lora", Bernoulli()), ConfigError, ["(name, backbone, likelihood)", "a BertModel"], net)
-    check(lambda: build("C-LoRA", net, Bernoulli()), ConfigError, ["Did you mean 'c-lora'"], net)
+    check(lambda: build("C-LoRA", net, Bernoulli()), ConfigError, ["'C-LoRA'", "'c-lora'"], net)
 
 
 def test_a_guide_on_another_device() -> None:
     model = core_model()
     guide = Contextual(model).to("meta")
-    says = ["model is on cpu", "on meta", "guide.to('cpu')"]
-    check(lambda: predict(model, guide, token_batch()), ConfigError, says, model)
-    check(lambda: fit(model, guide, [token_batch()], epochs=1), ConfigError, says, model)
+    facts = ["cpu", "meta", "guide.to('cpu')"]
+    check(lambda: predict(model, guide, token_batch()), ConfigError, facts, model)
+    check(lambda: fit(model, guide, [token_batch()], epochs=1), ConfigError, facts, model)
 
 
 @pytest.mark.parametrize("part", ["inputs['input_ids']", "context['audio']", "targets"])
@@ -88,11 +86,11 @@ def test_a_batch_on_another_device(part: str) -> None:
         targets.to("meta") if part == "targets" else targets,
         {"audio": audio.to("meta") if part.startswith("context") else audio},
     )
-    check(lambda: ELBO(model, guide)(batch), DataError, [f"{part} is on meta and the model on cpu", "batch.to('cpu')"])
+    check(lambda: ELBO(model, guide)(batch), DataError, [part, "meta", "cpu", "batch.to('cpu')"])
 
 
 def test_a_guide_needs_a_model() -> None:
-    check(lambda: Contextual(bert()), ConfigError, ["built for a model such as StochasticCore", "got a BertModel"])
+    check(lambda: Contextual(bert()), ConfigError, ["StochasticCore", "a BertModel"])
 
 
 def test_likelihood_and_backbone_in_the_wrong_order() -> None:
@@ -100,23 +98,23 @@ def test_likelihood_and_backbone_in_the_wrong_order() -> None:
     check(
         lambda: StochasticCore(Bernoulli(), backbone),
         ConfigError,
-        ["got a BertModel", "(backbone, likelihood)"],
+        ["a BertModel", "(backbone, likelihood)"],
         backbone,
     )
 
 
 def test_directory_and_backbone_in_the_wrong_order(tmp_path: Path) -> None:
     backbone: Any = bert()
-    check(lambda: load(backbone, str(tmp_path)), ConfigError, ["load() takes (directory, backbone)", "got a BertModel"])
+    check(lambda: load(backbone, str(tmp_path)), ConfigError, ["load()", "(directory, backbone)", "a BertModel"])
     model, guide = pair()
-    check(lambda: save(model, guide, tmp_path), ConfigError, ["save() takes (directory, model, guide)"])
+    check(lambda: save(model, guide, tmp_path), ConfigError, ["save()", "(directory, model, guide)"])
 
 
 def test_a_tokenizers_output_is_no_batch() -> None:
     model, guide = pair()
     inputs: Any = dict(token_batch().inputs)
-    check(lambda: model(inputs), DataError, ["got a dict", "Batch(inputs, targets)"])
-    check(lambda: predict(model, guide, inputs), DataError, ["wrap what a tokenizer returns: Batch(tokens)"])
+    check(lambda: model(inputs), DataError, ["a dict", "Batch(inputs, targets)"])
+    check(lambda: predict(model, guide, inputs), DataError, ["a dict", "Batch(tokens)"])
 
 
 @pytest.mark.parametrize(
@@ -155,32 +153,32 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(other: float) -> No
         Batch({"input_ids": ids, "attention_mask": torch.where(mask == 1, 1.0, other)})
 
 
-COLA: dict[str, tuple[dict[str, Any], str]] = {
-    "cross_rank": ({"cross_rank": 2.5}, "cross_rank must be a whole number of at least 1; got 2.5"),
-    "gain": ({"gain": "0.5"}, "gain is the first value of λ and must be a finite number"),
-    "head_width": ({"head_width": 2.5}, "head_width must be a whole number"),
+COLA: dict[str, tuple[dict[str, Any], list[object]]] = {
+    "cross_rank": ({"cross_rank": 2.5}, ["cross_rank", 1, 2.5]),
+    "gain": ({"gain": "0.5"}, ["gain", "0.5"]),
+    "head_width": ({"head_width": 2.5}, ["head_width", 1, 2.5]),
 }
-WANDER: dict[str, tuple[dict[str, Any], str]] = {
-    "fusion_rank": ({"fusion_rank": 2.5}, "fusion_rank must be a whole number of at least 1; got 2.5"),
-    "num_data": ({"num_data": 2.5}, "num_data must be a whole number"),
-    "width": ({"width": -1}, "width must be a whole number of at least 1; got -1"),
-    "lengths": ({"lengths": 3}, "lengths must map every encoder"),
-    "one length": ({"lengths": {"text": 3.5, "audio": 2}}, "lengths['text'] must be a whole number"),
+WANDER: dict[str, tuple[dict[str, Any], list[object]]] = {
+    "fusion_rank": ({"fusion_rank": 2.5}, ["fusion_rank", 1, 2.5]),
+    "num_data": ({"num_data": 2.5}, ["num_data", 1, 2.5]),
+    "width": ({"width": -1}, ["width", 1, -1]),
+    "lengths": ({"lengths": 3}, ["lengths", 3]),
+    "one length": ({"lengths": {"text": 3.5, "audio": 2}}, ["lengths['text']", 1, 3.5]),
 }
 
 
 @pytest.mark.parametrize("case", COLA)
 def test_sizes_of_cola(case: str) -> None:
-    options, says = COLA[case]
+    options, facts = COLA[case]
     net = encoders()
-    check(lambda: CoLA(net, Bernoulli(), **options), ConfigError, [says], net)
+    check(lambda: CoLA(net, Bernoulli(), **options), ConfigError, facts, net)
 
 
 @pytest.mark.parametrize("case", WANDER)
 def test_sizes_of_wander(case: str) -> None:
-    options, says = WANDER[case]
+    options, facts = WANDER[case]
     net, sizes = encoders(), {"num_data": 4, "lengths": {"text": 3, "audio": 3}}
-    check(lambda: Wander(net, Bernoulli(), **(sizes | options)), ConfigError, [says], net)
+    check(lambda: Wander(net, Bernoulli(), **(sizes | options)), ConfigError, facts, net)
 
 
 def test_the_size_of_a_hypernetwork() -> None:
@@ -192,25 +190,25 @@ def test_the_size_of_a_hypernetwork() -> None:
 @pytest.mark.parametrize("layers", [0, "0", [0.5]])
 def test_blocks_that_are_no_list(layers: Any) -> None:
     net = bert()
-    says = ["layers must be a list of block numbers", repr(layers)]
-    check(lambda: LoRA(net, Bernoulli(), targets=Targets(["query"], layers=layers)), ConfigError, says, net)
+    facts = ["layers", repr(layers)]
+    check(lambda: LoRA(net, Bernoulli(), targets=Targets(["query"], layers=layers)), TargetError, facts, net)
 
 
 @pytest.mark.parametrize("option", ["optimizer", "scheduler", "evaluate", "on_step"])
 def test_fit_takes_functions_and_no_names(option: str) -> None:
     model, guide = pair()
     options: dict[str, Any] = {option: "adam"}
-    says = [f"{option} must be", "got 'adam'"]
-    check(lambda: fit(model, guide, [token_batch()], epochs=1, **options), ConfigError, says, model, guide)
+    facts = [option, "'adam'"]
+    check(lambda: fit(model, guide, [token_batch()], epochs=1, **options), ConfigError, facts, model, guide)
 
 
 @pytest.mark.parametrize("seed", [1.5, "a"])
 def test_a_seed_is_an_integer(seed: Any) -> None:
     model, guide = pair()
-    says = ["seed must be an integer", f"got {seed!r}"]
-    check(lambda: predict(model, guide, token_batch(), seed=seed), ConfigError, says, model, guide)
-    check(lambda: fit(model, guide, [token_batch()], epochs=1, seed=seed), ConfigError, says, model, guide)
-    check(lambda: batches(token_batch(), 2, seed=seed), ConfigError, says)
+    facts = ["seed", repr(seed)]
+    check(lambda: predict(model, guide, token_batch(), seed=seed), ConfigError, facts, model, guide)
+    check(lambda: fit(model, guide, [token_batch()], epochs=1, seed=seed), ConfigError, facts, model, guide)
+    check(lambda: batches(token_batch(), 2, seed=seed), ConfigError, facts)
 
 
 def test_integers_and_numbers_of_numpy(tmp_path: Path) -> None:
@@ -234,7 +232,7 @@ PLANS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 @pytest.mark.parametrize("name", PLANS)
 def test_schedules_count_whole_steps(name: str) -> None:
     build, value = PLANS[name]
-    check(lambda: build(value), ConfigError, [f"{name} must be a whole number of at least 1; got {value!r}"])
+    check(lambda: build(value), ConfigError, [name, 1, repr(value)])
 
 
 def test_a_backbone_with_a_task_head() -> None:
@@ -260,13 +258,13 @@ def test_a_backbone_that_is_no_module(given: Any) -> None:
         lambda: systems.build("lora", given, Bernoulli()),
     ]
     for attempt in builds:
-        check(attempt, ConfigError, ["backbone must be a torch module", type(given).__name__])
+        check(attempt, ConfigError, ["backbone", type(given).__name__])
 
 
 def test_models_of_inference_mode() -> None:
     backbone: Any = bert()
     with torch.inference_mode():
-        check(lambda: StochasticCore(backbone, Bernoulli()), ConfigError, ["outside torch.inference_mode()"], backbone)
+        check(lambda: StochasticCore(backbone, Bernoulli()), ConfigError, ["torch.inference_mode()"], backbone)
 
 
 def test_a_distribution_class_is_no_prior() -> None:
@@ -282,10 +280,16 @@ def test_a_data_set_of_another_size_than_num_data() -> None:
     model = core_model("global", num_data=50)
     guide = MeanField(model)
     source = batches(token_batch(12), 4)
-    says = ["num_data=50", "the data have 12 examples", "Build it with num_data=12"]
-    check(lambda: fit(model, guide, source, epochs=1), ConfigError, says, model, guide)
+    facts = ["num_data=50", "12 examples", "num_data=12"]
+    check(lambda: fit(model, guide, source, epochs=1), ConfigError, facts, model, guide)
     loader: Any = DataLoader(Items(), batch_size=4, collate_fn=join)
-    check(lambda: fit(model, guide, loader, epochs=1), ConfigError, ["Build it with num_data=22"], model, guide)
+    check(
+        lambda: fit(model, guide, loader, epochs=1),
+        ConfigError,
+        ["num_data=50", "22 examples", "num_data=22"],
+        model,
+        guide,
+    )
     masked = AdapterDropout(bert(), Bernoulli(), granularity="global")  # has no KL
     fit(masked, MCDropout(masked), source, max_steps=1, progress=False)
     fit(model, guide, [token_batch(12)], epochs=1, progress=False)  # a list does not say how large the data set is
@@ -298,7 +302,13 @@ def test_factors_of_a_fusion_have_one_kl_a_data_set_too() -> None:
     model = Wander(nets, Bernoulli(), num_data=50, lengths={"a": 2, "b": 2}, fusion_rank=2, terms=2)
     guide, ids = MeanField(model), token_batch(12).inputs["input_ids"]
     source = batches(Batch({"a.input_ids": ids, "b.input_ids": ids}, torch.zeros(12)), 4)
-    check(lambda: fit(model, guide, source, epochs=1), ConfigError, ["Build it with num_data=12"], model, guide)
+    check(
+        lambda: fit(model, guide, source, epochs=1),
+        ConfigError,
+        ["num_data=50", "12 examples", "num_data=12"],
+        model,
+        guide,
+    )
 
 
 def test_amortised_guides_are_float32_under_any_backbone() -> None:
@@ -327,4 +337,4 @@ SIZES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("value", [2.0, "2", None])
 def test_sizes_are_whole_numbers(name: str, value: Any) -> None:
-    check(lambda: SIZES[name](value), ConfigError, [f"{name} must be a whole number of at least 1; got {value!r}"])
+    check(lambda: SIZES[name](value), ConfigError, [name, 1, repr(value)])

@@ -16,57 +16,59 @@ from bayes_adapters.likelihoods import Likelihood
 from tests.errors.parts import INF, NAN, check, runs
 from tests.helpers import core_model, token_batch
 
-LABELS: dict[str, tuple[Callable[[], Likelihood], Tensor, list[str]]] = {
-    "class too high": (lambda: Categorical(3), torch.tensor([0, 1, 3, 0, 2]), ["0 … 2", "[3]", "rows [2]", "from 1"]),
-    "class too low": (lambda: Categorical(3), torch.tensor([0, -100, 2, 0, -1]), ["[-100, -1]", "rows [1, 4]"]),
+LABELS: dict[str, tuple[Callable[[], Likelihood], Tensor, list[object]]] = {
+    "class too high": (lambda: Categorical(3), torch.tensor([0, 1, 3, 0, 2]), ["0 … 2", [3], "rows [2]"]),
+    "class too low": (lambda: Categorical(3), torch.tensor([0, -100, 2, 0, -1]), ["0 … 2", [-100, -1], "rows [1, 4]"]),
     "classes as floats": (
         lambda: Categorical(3),
         torch.zeros(5),
-        ["int64 of shape (B,)", "torch.float32", "targets.long()"],
+        ["int64", "(B,)", "torch.float32", "targets.long()"],
     ),
-    "classes in a column": (lambda: Categorical(3), torch.zeros(5, 1).long(), ["shape (B,)", "(5, 1)", "squeeze(1)"]),
-    "classes one-hot": (lambda: Categorical(3), torch.eye(5, 3).long(), ["(5, 3)", "targets.argmax(1)"]),
-    "labels 1 and 2": (Bernoulli, torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), ["[0, 1]", "[2.0, 2.0]", "1/2"]),
-    "labels -1 and 1": (Bernoulli, torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0]), ["[0, 1]", "[-1.0]", "-1/1"]),
+    "classes in a column": (lambda: Categorical(3), torch.zeros(5, 1).long(), ["(B,)", (5, 1), "targets.squeeze(1)"]),
+    "classes one-hot": (lambda: Categorical(3), torch.eye(5, 3).long(), ["(B,)", (5, 3), "targets.argmax(1)"]),
+    "labels 1 and 2": (Bernoulli, torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), [[0, 1], [2.0, 2.0], "1/2"]),
+    "labels -1 and 1": (Bernoulli, torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0]), [[0, 1], [-1.0], "-1/1"]),
     "labels as integers": (
         Bernoulli,
         torch.tensor([0, 1, 0, 1, 1]),
-        ["floating point", "torch.int64", "targets.float()"],
+        ["torch.int64", "targets.float()"],
     ),
-    "labels nan": (Bernoulli, torch.tensor([0.0, NAN, 0.0, 1.0, 1.0]), ["rows [1]", "NaN", "repair"]),
+    "labels nan": (Bernoulli, torch.tensor([0.0, NAN, 0.0, 1.0, 1.0]), ["rows [1]", "NaN"]),
     "gaussian inf": (Gaussian, torch.tensor([0.0, 1.0, INF, 1.0, 1.0]), ["rows [2]", "infinite"]),
-    "gaussian in a column": (Gaussian, torch.zeros(5, 1), ["shape (B,)", "(5, 1)", "squeeze(1)"]),
+    "gaussian in a column": (Gaussian, torch.zeros(5, 1), ["(B,)", (5, 1), "targets.squeeze(1)"]),
     "heteroscedastic nan": (HeteroscedasticGaussian, torch.tensor([NAN, 1.0, 1.0, 1.0, 1.0]), ["rows [0]", "NaN"]),
-    "heteroscedastic integers": (HeteroscedasticGaussian, torch.arange(5), ["floating point", "torch.int64"]),
+    "heteroscedastic integers": (HeteroscedasticGaussian, torch.arange(5), ["torch.int64", "targets.float()"]),
 }
 
 
 @pytest.mark.parametrize("case", LABELS)
 def test_targets_out_of_range_in_training_and_prediction(case: str) -> None:
-    likelihood, targets, says = LABELS[case]
+    likelihood, targets, facts = LABELS[case]
     model = core_model(likelihood=likelihood())
     guide = MeanField(model)
     batch = Batch(token_batch().inputs, targets)
     for run in runs(model, guide, batch):
-        check(run, DataError, says, model, guide)
+        check(run, DataError, facts, model, guide)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "facts"),
     [
-        (lambda: Categorical(1), ["num_classes", "at least 2", "got 1"]),
-        (lambda: Gaussian(NAN), ["init_log_scale", "finite", "nan"]),
-        (lambda: HeteroscedasticGaussian(-1.0), ["min_scale", "not negative", "-1.0"]),
+        (lambda: Categorical(1), ["num_classes", 2, 1]),
+        (lambda: Gaussian(NAN), ["init_log_scale", "nan"]),
+        (lambda: HeteroscedasticGaussian(-1.0), ["min_scale", -1.0]),
     ],
 )
-def test_a_likelihoods_options(make: Callable[[], Any], says: list[str]) -> None:
-    check(make, ConfigError, says)
+def test_a_likelihoods_options(make: Callable[[], Any], facts: list[object]) -> None:
+    check(make, ConfigError, facts)
 
 
 def test_the_elbo_without_targets_and_with_anothers_guide() -> None:
     model, other = core_model(), core_model()
     guide = MeanField(model)
     check(lambda: ELBO(model, guide)(token_batch().without_targets()), ConfigError, ["batch.targets", "predict"], model)
-    check(lambda: ELBO(other, guide), ConfigError, ["another model", "Guide(model)"], model, other)
-    check(lambda: predict(other, guide, token_batch()), ConfigError, ["another model"], model, other)
-    check(lambda: predict(model, guide, token_batch(), num_samples=0), ConfigError, ["at least 1", "got 0"], model)
+    check(lambda: ELBO(other, guide), ConfigError, ["MeanField(model)", "StochasticCore"], model, other)
+    check(
+        lambda: predict(other, guide, token_batch()), ConfigError, ["MeanField(model)", "StochasticCore"], model, other
+    )
+    check(lambda: predict(model, guide, token_batch(), num_samples=0), ConfigError, ["num_samples", 1, 0], model)

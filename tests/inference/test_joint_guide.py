@@ -23,6 +23,7 @@ from bayes_adapters.models import StochasticDown, StochasticFactors
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
 from tests.helpers import Linear, bert, core_model, fill_B, token_batch
+from tests.refusals import refuses
 from tests.third_party import installed
 
 SOURCE = """
@@ -265,22 +266,19 @@ def test_flipout_stays_off_so_that_examples_share_the_draw() -> None:
 
 
 def test_what_it_does_not_serve() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "LowRank", "token"):
         LowRank(core_model("token"))
-    assert "token" in str(caught.value)
     for options in ({"covariance_rank": 0}, {"init_scale": 0.0}, {"init_scale": float("nan")}):
-        with pytest.raises(ConfigError) as caught:
+        with refuses(ConfigError, next(iter(options))):
             LowRank(core_model("global"), **options)  # type: ignore[arg-type]
-        assert next(iter(options)) in str(caught.value)
 
     class Short(LowRank):
         def joint(self) -> Any:
             return dist.Normal(self.loc[1:], 1.0).to_event(1)
 
     model = core_model("global")
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "(36,)"):
         Short(model)(token_batch())
-    assert "(36,)" in str(caught.value)
 
 
 def test_hyper_parameters_beside_joint_weights() -> None:

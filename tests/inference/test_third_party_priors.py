@@ -23,6 +23,7 @@ from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
 from tests.helpers import bert, core_model, token_batch
+from tests.refusals import refuses
 from tests.third_party import installed
 
 SOURCE = """
@@ -303,19 +304,16 @@ def test_predictive_draws_of_hyper_parameters_are_shared_by_sites(outside: Any) 
     ids=["discrete", "batch", "observed"],
 )
 def test_hyper_parameters_that_cannot_be(build: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "core.global"):
         core_model("global", prior=build)
-    assert "core.global" in str(caught.value)
 
 
 def test_guides_and_models_that_cannot_take_hyper_parameters(outside: Any) -> None:
     model = core_model("global", prior=outside.random_scale)
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "'scale'"):
         Delta(model)
-    assert "'scale'" in str(caught.value)
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, "num_data"):
         core_model("token", prior=outside.random_scale, num_data=None)
-    assert "num_data" in str(caught.value)
     assert Contextual(core_model("token", prior=outside.random_scale)).hyper is not None
     assert AdapterDropout.structure
 
@@ -330,9 +328,8 @@ def test_what_cannot_be_written_is_refused_by_save_only(tmp_path: Path, outside:
         guide = MeanField(model)
         fit(model, guide, [token_batch()], epochs=1, progress=False)
         predict(model, guide, token_batch(), num_samples=2)
-        with pytest.raises(ConfigError) as caught:
+        with refuses(ConfigError, "core.global"):
             save(tmp_path / "x", model, guide)
-        assert "core.global" in str(caught.value)
         assert not (tmp_path / "x" / "adapter.json").exists()
     one, other = (Prior(Unnamed(0.0, s), core_model().sites).to_json() for s in (0.2, 0.3))
     assert one != other
@@ -343,9 +340,8 @@ def test_only_distributions_are_looked_up(family: str) -> None:
     """A file that names a function of pyro.distributions must not call it."""
     before = torch.distributions.Distribution._validate_args
     entry = {"family": family, "parameters": {"is_validate": 0.0}}
-    with pytest.raises(ConfigError) as caught:
+    with refuses(ConfigError, repr(family)):
         from_json({"core": entry})
-    assert repr(family) in str(caught.value)
     nested = {"family": "MaskedDistribution", "parameters": {"base_dist": entry, "mask": {"number": True}}}
     with pytest.raises(ConfigError):
         from_json({"core": nested})

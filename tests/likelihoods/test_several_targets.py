@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch import distributions as td
 
-from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, Prediction, Tagging, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, Prediction, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Likelihood, MultiGaussian, MultiLabel, Tasks
@@ -249,7 +249,6 @@ def test_a_batch_slices_and_moves_the_targets_of_every_task() -> None:
         (lambda: Tasks({}), ("Tasks", "{}")),
         (lambda: Tasks({"a b": Bernoulli()}), ("'a b'",)),
         (lambda: Tasks({"items": Bernoulli()}), ("'items'",)),
-        (lambda: Tasks({"tags": Tagging(2)}), ("'tags'", "Tagging")),
         (lambda: Tasks({"all": tasks()}), ("'all'", "Tasks")),
         (lambda: Tasks({"a": Bernoulli()}, {"b": 1.0}), ("'b'", "a")),
         (lambda: Tasks({"a": Bernoulli()}, {"a": 0.0}), ("'a'", 0.0)),

@@ -40,11 +40,11 @@ def test_spread_is_even_and_agrees_with_the_other_kinds(n: int, m: int) -> None:
 @pytest.mark.parametrize(
     ("n", "m", "kind", "facts"),
     [
-        (12, 6, "same", ("'same'", 12, 6, "'every-k'")),
-        (6, 4, "same", ("'same'", 6, 4, "'spread'")),
-        (6, 4, "every-k", ("'every-k'", 6, 4, "'spread'")),
+        (12, 6, "same", ("depths='same'", 12, 6, "depths='every-k'")),
+        (6, 4, "same", ("depths='same'", 6, 4, "depths='spread'")),
+        (6, 4, "every-k", ("depths='every-k'", 6, 4, "depths='spread'")),
         (0, 4, "spread", (0, 4)),
-        (4, 4, "sprad", ("'sprad'", "'spread'", "every-k")),
+        (4, 4, "sprad", ("depths", "'sprad'", "'spread'", "every-k")),
     ],
 )
 def test_depths_that_do_not_fit(n: int, m: int, kind: str, facts: tuple[object, ...]) -> None:

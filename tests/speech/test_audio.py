@@ -71,10 +71,8 @@ def test_a_flac_that_misstates_its_length(tmp_path: Path, promised: int) -> None
     data[22:26] = (promised & 0xFFFFFFFF).to_bytes(4, "big")
     path.write_bytes(data)
     for longest in (None, 5.0):
-        with pytest.raises(DataError) as caught:
+        with refuses(DataError, path, *([promised] if promised else [])):
             read_audio(path, max_seconds=longest)
-        assert str(path) in str(caught.value)
-        assert str(promised or "does not say how long") in str(caught.value)
 
 
 def test_a_coprime_rate_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -31,7 +30,7 @@ print("running", method, seed)
 if method == "crash":
     raise SystemExit(3)
 if method == "both":  # both runs of the pair must be there at the same time
-    for _ in range(400):
+    for _ in range(6000):
         if (runs / f"begun-both-{1 - seed}").exists():
             break
         time.sleep(0.05)
@@ -86,10 +85,8 @@ def test_jobs_run_side_by_side(module: str, tmp_path: Path) -> None:
 
 def test_runs_left_behind_are_ended(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    started = time.monotonic()
     _stop([process], patience=0.2)
-    assert process.returncode is not None
-    assert time.monotonic() - started < 30
+    assert process.returncode not in (None, 0), "it was ended, not waited for"
 
 
 def test_gather_keeps_the_order_of_methods_and_skips_what_is_missing(module: str, tmp_path: Path) -> None:

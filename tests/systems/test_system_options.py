@@ -84,6 +84,15 @@ def test_query_and_value_of_every_backbone(name: str, expected: list[str]) -> No
     assert systems.query_value(make(name)) == expected
 
 
+@pytest.mark.parametrize("name", ["lora", "c-lora"])
+def test_a_backbone_that_is_adapted_already_is_named_as_such(name: str) -> None:
+    backbone = make("BERT")
+    build("blob", backbone, Bernoulli(), num_data=9)
+    with refuses(ConfigError, "BertModel", "bayes_adapters.remove(backbone)"):
+        build(name, backbone, Bernoulli())
+    assert len(adapted_layers(backbone)) == 2
+
+
 def test_a_backbone_with_other_names_is_refused() -> None:
     odd = nn.ModuleDict({"left": nn.Linear(WIDTH, WIDTH), "right": nn.Linear(WIDTH, WIDTH)})
     with refuses(TargetError, "ModuleDict", "targets=", "left, right", "'all-linear'"):

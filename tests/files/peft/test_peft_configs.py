@@ -36,9 +36,8 @@ def test_patterns_that_would_take_years(pattern: str, key: str, tmp_path: Path) 
 def test_patterns_that_are_none(pattern: str, tmp_path: Path) -> None:
     edit(adapters(tmp_path), rank_pattern={pattern: 3})
     backbone = bert()
-    with pytest.raises(AdapterFileError) as caught:
+    with refuses(AdapterFileError, repr(pattern)):
         from_peft(tmp_path, backbone, Bernoulli())
-    assert repr(pattern) in str(caught.value)
     assert not adapted_layers(backbone)
 
 
