@@ -229,8 +229,8 @@ class CoLA(ConcatLoRA):
                     descriptor = inputs.or_null(source, pooled, null)
                 for name in self.blocks:
                     if name != source:
-                        kept = inputs.present.get(name)
-                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, kept)
+                        present = inputs.present.get(name)
+                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, present)
             return {}
 
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
 from bayes_adapters.adapters.rows import Rows
+from bayes_adapters.conditions import first_look, read_together
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import Folded, fold
 from bayes_adapters.heads import BackboneOutput, Head
@@ -101,10 +102,12 @@ class AdapterModel(AdaptedBackbone):
         _checks.require_batch(batch)
         self.require_installed()
         require_head(self.head, Head, None)
-        _checks.check_batch(batch, next(self.parameters()).device)
-        self._traits.check(self.backbone, batch.inputs)
-        if batch.targets is not None:
-            self.likelihood.accept(batch.targets)
+        if first_look(batch):
+            with read_together():
+                _checks.check_batch(batch, next(self.parameters()).device)
+                self._traits.check(self.backbone, batch.inputs)
+                if batch.targets is not None:
+                    self.likelihood.accept(batch.targets)
         register_if_captured("model", self)
         outer = outer_shape()
         rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts)
@@ -118,10 +121,11 @@ class AdapterModel(AdaptedBackbone):
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
                     outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
-                if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                    _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
-                outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
-                fn, targets = self._likelihood_of(outputs, batch), batch.targets
+                with read_together():
+                    if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
+                        _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
+                    outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
+                    fn, targets = self._likelihood_of(outputs, batch), batch.targets
                 pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
         return outputs
 

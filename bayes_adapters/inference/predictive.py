@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import FoldError, integer, whole_number
 from bayes_adapters.inference._checks import named_non_finite, require_finite
@@ -127,7 +128,8 @@ def predict(
             require_predictable(batch)
             batch = batch.to(device)
             if batch.targets is not None:
-                model.likelihood.accept(batch.targets)
+                with read_together():
+                    model.likelihood.accept(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
@@ -182,18 +184,20 @@ def _predict_batch(
     densities: list[Tensor] = []
     unseen = batch.without_targets()
     start, runs = 0, samples if source.is_random(unseen) else 1
-    while start < runs:
-        numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-        fn, random = source.outcome(unseen, numbers, ids)
-        start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
-        for name, value in model.likelihood.summarise(fn).items():
-            sums[name] = sums[name] + value if name in sums else value
-        if keep:
-            kept.append(model.likelihood.draw_mean(fn))
-        if batch.targets is not None:
-            densities.append(model.likelihood.log_density(fn, batch.targets))
-    for name, value in sums.items():
-        require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
+    with unchanged(unseen):
+        while start < runs:
+            numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
+            fn, random = source.outcome(unseen, numbers, ids)
+            start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
+            for name, value in model.likelihood.summarise(fn).items():
+                sums[name] = sums[name] + value if name in sums else value
+            if keep:
+                kept.append(model.likelihood.draw_mean(fn))
+            if batch.targets is not None:
+                densities.append(model.likelihood.log_density(fn, batch.targets))
+    with read_together():
+        for name, value in sums.items():
+            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
     # The sums are elsewhere where the model's device has no float64.
     result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
     extra: dict[str, Any] = {}
