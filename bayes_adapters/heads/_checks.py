@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bayes_adapters.errors import ConfigError, described, unknown_name
+from bayes_adapters.errors import ConfigError, DataError, described, unknown_name
 from bayes_adapters.likelihoods import Likelihood
 
 
@@ -83,6 +83,20 @@ def task_model_builds(kind: str, config: Any) -> Iterator[None]:
         raise ConfigError(
             f"transformers builds no {kind} for model_type={model!r}: {str(error).splitlines()[0][:300]} Take another "
             "head, such as LinearHead(pooling='cls'), and train it."
+        ) from error
+
+
+@contextmanager
+def task_model_reads(net: nn.Module) -> Iterator[None]:
+    """Turn what a task model of transformers says of inputs that its head cannot read into :class:`DataError`."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        parts = ", ".join(name for name, part in net.named_children() if next(part.parameters(), None) is not None)
+        raise DataError(
+            f"The head of {type(net).__name__} ({parts}) cannot read this batch: {str(error).splitlines()[0][:300]} "
+            "Give the input_ids that the tokenizer makes, with its end-of-sentence and padding tokens, and set "
+            "config.pad_token_id where it is None; or take another head, such as LinearHead(pooling='last')."
         ) from error
 
 

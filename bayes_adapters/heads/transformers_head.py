@@ -17,6 +17,7 @@ from bayes_adapters.heads._checks import (
     require_own_width,
     require_task,
     task_model_builds,
+    task_model_reads,
 )
 from bayes_adapters.heads.head import BackboneOutput, Head
 from bayes_adapters.heads.pooling import Pooling
@@ -42,6 +43,7 @@ class TransformersHead(Head):
 
     Raises:
         ConfigError: the task or the architecture is none that transformers has a head for.
+        DataError: in a pass, the head reads tokens, such as that of the end of a sentence, and the batch has none.
 
     >>> from transformers import RobertaConfig, RobertaModel
     >>> from bayes_adapters import Batch, Categorical
@@ -83,7 +85,8 @@ class TransformersHead(Head):
         # A copy that shares all parameters: nothing of a pass stays on the head.
         net = copy.copy(self.net)
         net._modules = {**self.net._modules, self.base: _Returns(_cast(output.value, next(self.parameters()).dtype))}
-        logits = net(**output.inputs).logits
+        with task_model_reads(net):
+            logits = net(**output.inputs).logits
         require_logits(type(self.net).__name__, logits, self.per_token, len(output.hidden))
         return logits
 

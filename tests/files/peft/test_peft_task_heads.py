@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayes_adapters import Batch, Categorical, Tagging, adapted_layers, load, predict, save
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Delta
 from bayes_adapters.heads import TransformersHead
@@ -182,6 +182,15 @@ def test_draws_share_a_pass(tmp_path: Path) -> None:
     random, guide, _ = around(model)
     together, alone = (predict(random, guide, texts(), num_samples=4, chunk_size=n).probs for n in (4, 1))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+def test_a_batch_that_the_head_cannot_read() -> None:
+    net = plain("Bart")
+    model = LoRA(net, Categorical(3), targets=["q_proj"], head=TransformersHead("SEQ_CLS", net.config))
+    batch = texts()
+    batch.inputs["input_ids"][0] = 5
+    with refuses(DataError, "BartForSequenceClassification", "classification_head", "input_ids"):
+        predict(model, Delta(model), batch)
 
 
 def test_a_fresh_one_trains_and_goes_to_peft_under_its_own_prefix(tmp_path: Path) -> None:
