@@ -21,7 +21,8 @@ def frames_of(call: SiteCall, modality: str, context_dim: int, null_context: boo
             context to stand in for it.
     """
     frames = find_frames(call.context, modality, context_dim, "guide")
-    require_frames(frames, modality, null_context)
+    seen = ("frames", modality, null_context)  # once a pass: it waits for the device
+    call.memo.once(seen, "required", lambda: require_frames(frames, modality, null_context))
     return frames
 
 

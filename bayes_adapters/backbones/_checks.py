@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bayes_adapters.conditions import refuse_where
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 
 _TASK = re.compile(r"(For[A-Z]\w*|LMHeadModel|WithLMHeadModel|DoubleHeadsModel)$")
@@ -77,15 +77,18 @@ def require_known_ids(key: str, ids: Int[Tensor, "*B T"], encoder: nn.Module | N
         encoder: what embeds them.
         known: how many ids it embeds.
     """
-    low, high = torch.stack(ids.aminmax()).tolist()
-    if low < 0 or high >= known:
+    low, high = ids.aminmax()
+
+    def explain() -> DataError:
         rows = ((ids < 0) | (ids >= known)).any(-1).nonzero().flatten().tolist()
-        raise DataError(
-            f"inputs[{key!r}] holds the token id {low if low < 0 else high} (wrong ids are in rows "
+        return DataError(
+            f"inputs[{key!r}] holds the token id {int(low if low < 0 else high)} (wrong ids are in rows "
             f"{rows[:8]}), and {type(encoder).__name__} embeds the ids 0 … {known - 1}. The usual cause is the "
             "tokenizer of another model: load it by the backbone's own name. After adding tokens, call "
             "backbone.resize_token_embeddings(len(tokenizer)) before building the model."
         )
+
+    refuse_where((low < 0) | (high >= known), explain)
 
 
 def require_positions(key: str, count: int, encoder: nn.Module | None, limit: int) -> None:

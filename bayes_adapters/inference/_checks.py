@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +14,24 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.installation import require_unadapted
 from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.backbones.placement import require_loaded
+from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, near_matches, whole_number
+from bayes_adapters.errors import (
+    BayesAdaptersError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    described,
+    near_matches,
+    whole_number,
+)
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior
 from bayes_adapters.sites import REAL, Granularity, Part, Site
+
+_HUGE = 1e15
 
 
 def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
@@ -87,14 +100,19 @@ def check_batch(batch: Batch, device: torch.device) -> None:
                 "predict do that themselves."
             )
     for name, value in tensors.items():
-        # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
-        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
-            raise NonFiniteError(
-                f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a "
-                "silent or corrupt recording, or a division by zero in normalisation, is the usual cause. No weight "
-                "was changed."
-            )
+        if value.is_floating_point():
+            # One sum is 20 times cheaper than looking at every element; only a sum that is not finite needs that look.
+            refuse_where(~value.sum().isfinite(), partial(_not_finite, name, value))
+
+
+def _not_finite(name: str, value: Tensor) -> NonFiniteError | None:
+    rows = (~torch.isfinite(value)).reshape(len(value), -1).any(-1).nonzero().flatten().tolist()
+    if not rows:
+        return None
+    return NonFiniteError(
+        f"{name} holds NaN or infinite values in rows {rows[:8]}. Look at these examples' features; a silent or "
+        "corrupt recording, or a division by zero in normalisation, is the usual cause. No weight was changed."
+    )
 
 
 def require_finite(model: nn.Module, what: str, values: Tensor, examples: int) -> None:
@@ -109,24 +127,32 @@ def require_finite(model: nn.Module, what: str, values: Tensor, examples: int) -
         values: shape (S·B, …) in the order [S, B].
         examples: B.
     """
+
+    def explain() -> NonFiniteError | None:
+        bad = (~values.isfinite()).reshape(values.shape[0], -1).any(-1).reshape(-1, examples).any(0)
+        rows = bad.nonzero().flatten().tolist()[:8]
+        return non_finite(f"{what} NaN or infinite in rows {rows} of the batch", model) if rows else None
+
     # One sum is cheaper than looking at every element; only a sum that is not finite needs that look.
-    if bool(values.sum().isfinite()) or bool(values.isfinite().all()):
-        return
-    bad = (~values.isfinite()).reshape(values.shape[0], -1).any(-1).reshape(-1, examples).any(0)
-    raise non_finite(f"{what} NaN or infinite in rows {bad.nonzero().flatten().tolist()[:8]} of the batch", model)
+    refuse_where(~values.sum().isfinite(), explain)
 
 
 def non_finite(what: str, *modules: nn.Module) -> NonFiniteError:
     """Build the error for numbers that are not finite, naming the first tensor of ``modules`` that is not."""
-    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()]]
-    broken = next((name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()]
+    broken = next((name for name, t in tensors if not bool(t.isfinite().all())), None)
+    trained = [(name, t.detach()) for name, t in tensors if t.requires_grad and t.numel()]
+    huge = next((name for name, t in trained if float(t.abs().max()) > _HUGE), None)
+    again = "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     cause = (
         "The model's own tensors are finite: look at the guide's, at these examples' inputs for values far outside "
         "those of training, and at the backbone's precision, as float16 overflows above 65504."
-        if broken is None
-        else f"The tensor {broken!r} holds NaN or infinity: training diverged, or the file it comes from is damaged. "
-        "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     )
+    if broken is not None:
+        what_broke = "training diverged, or the file it comes from is damaged"
+        cause = f"The tensor {broken!r} holds NaN or infinity: {what_broke}. {again}"
+    elif huge is not None:
+        cause = f"The tensor {huge!r} has entries above {_HUGE:g}, whose products overflow: training diverged. {again}"
     return NonFiniteError(f"{what}. {cause}")
 
 
@@ -270,3 +296,15 @@ def require_posterior(guide: object, site: Site, posterior: Any, shape: tuple[in
             f"{site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
             f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
         )
+
+
+@contextmanager
+def named_non_finite(*modules: nn.Module) -> Iterator[None]:
+    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            raise
+        where = str(error).partition(", but found invalid values")[0]
+        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

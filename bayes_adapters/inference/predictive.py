@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import BayesAdaptersError, FoldError, integer, whole_number
-from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.errors import FoldError, integer, whole_number
+from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
     require_enough,
@@ -122,12 +123,13 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
             if batch.targets is not None:
-                model.likelihood.accept(batch.targets)
+                with read_together():
+                    model.likelihood.accept(batch.targets)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
@@ -164,8 +166,12 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
 
 
 def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
-    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input."""
+    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input.
+
+    Where every token has an answer, a vocabulary of answers may be wider than the features.
+    """
     width = model.feature_width(model.backbone)
+    width = max(width, model.likelihood.num_outputs) if model.likelihood.per_token else width
     sizes = [v.numel() if v.is_floating_point() else v.numel() * width for v in batch.inputs.values()]
     return max(1, _BUDGET // max(sizes))
 
@@ -178,18 +184,20 @@ def _predict_batch(
     densities: list[Tensor] = []
     unseen = batch.without_targets()
     start, runs = 0, samples if source.is_random(unseen) else 1
-    while start < runs:
-        numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-        fn, random = source.outcome(unseen, numbers, ids)
-        start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
-        for name, value in model.likelihood.summarise(fn).items():
-            sums[name] = sums[name] + value if name in sums else value
-        if keep:
-            kept.append(model.likelihood.draw_mean(fn))
-        if batch.targets is not None:
-            densities.append(model.likelihood.log_density(fn, batch.targets))
-    for name, value in sums.items():
-        require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
+    with unchanged(unseen):
+        while start < runs:
+            numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
+            fn, random = source.outcome(unseen, numbers, ids)
+            start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
+            for name, value in model.likelihood.summarise(fn).items():
+                sums[name] = sums[name] + value if name in sums else value
+            if keep:
+                kept.append(model.likelihood.draw_mean(fn))
+            if batch.targets is not None:
+                densities.append(model.likelihood.log_density(fn, batch.targets))
+    with read_together():
+        for name, value in sums.items():
+            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
     # The sums are elsewhere where the model's device has no float64.
     result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
     extra: dict[str, Any] = {}
@@ -199,15 +207,3 @@ def _predict_batch(
     if densities:
         extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(runs)
     return replace(result, **extra)
-
-
-@contextmanager
-def _named_non_finite(*modules: nn.Module) -> Iterator[None]:
-    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
-            raise
-        where = str(error).partition(", but found invalid values")[0]
-        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayes_adapters.conditions import refuse_where
 from bayes_adapters.distributions import IGNORED
 from bayes_adapters.errors import DataError
 
@@ -24,12 +25,15 @@ def require_support(likelihood: str, fn: Any, targets: Tensor) -> None:
         fits = fits & fn.support.check(targets).reshape(
             *targets.shape[: len(fn.batch_shape)], *[1] * len(fn.event_shape)
         )
-    if not bool(fits.all()):
+
+    def explain() -> DataError:
         rows = (~fits).reshape(len(targets), -1).any(1).nonzero().flatten()[:5]
-        raise DataError(
+        return DataError(
             f"Targets lie outside the support of {likelihood}, {type(fn).__name__}: rows {rows.tolist()} hold "
             f"{targets[rows].tolist()}. Is it the likelihood for this kind of target?"
         )
+
+    refuse_where(~fits, explain)
 
 
 def _column(targets: Tensor) -> str:
@@ -46,11 +50,13 @@ def require_class_numbers(targets: Tensor, classes: int) -> None:
             f"{_column(targets) or fix}"
         )
     bad = (targets < 0) | (targets >= classes)
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Targets must be class numbers 0 … {classes - 1}; got {targets[bad][:5].tolist()} at rows "
             f"{bad.nonzero().flatten()[:5].tolist()}. Is num_classes too small, or are labels counted from 1?"
-        )
+        ),
+    )
 
 
 def require_reals(targets: Tensor) -> None:
@@ -61,11 +67,13 @@ def require_reals(targets: Tensor) -> None:
             f"{_column(targets) or fix}"
         )
     bad = ~torch.isfinite(targets)
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are NaN or infinite. Drop or repair these "
             "examples."
-        )
+        ),
+    )
 
 
 def require_probabilities(targets: Tensor) -> None:
@@ -81,10 +89,12 @@ def require_labels(targets: Tensor, labels: int) -> None:
 
 
 def _require_in_unit(targets: Tensor, bad: Tensor) -> None:
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Bernoulli targets must lie in [0, 1]; got {targets[bad][:5].tolist()}. Are labels coded -1/1 or 1/2?"
-        )
+        ),
+    )
 
 
 def require_rows_of_reals(targets: Tensor, width: int) -> None:
@@ -95,11 +105,13 @@ def require_rows_of_reals(targets: Tensor, width: int) -> None:
             f"{targets.dtype} of shape {tuple(targets.shape)}. Take targets.float(), one column for each output."
         )
     bad = targets.isinf().any(1) | targets.isnan().all(1)
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Targets at rows {bad.nonzero().flatten()[:5].tolist()} are infinite, or no number of them is known. Drop "
             "or repair these examples."
-        )
+        ),
+    )
 
 
 def require_tagged(targets: Tensor, classes: int) -> None:
@@ -110,12 +122,14 @@ def require_tagged(targets: Tensor, classes: int) -> None:
             f"{tuple(targets.shape)}. For one class per example take Categorical."
         )
     bad = (targets != IGNORED) & ((targets < 0) | (targets >= classes))
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Targets must be class numbers 0 … {classes - 1}, or {IGNORED} where a token has no label; got "
             f"{targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is num_classes too small, or "
             "are labels counted from 1?"
-        )
+        ),
+    )
 
 
 def require_counts(targets: Tensor) -> None:
@@ -126,8 +140,11 @@ def require_counts(targets: Tensor) -> None:
             f"{_column(targets)}"
         )
     bad = ~((targets >= 0) & (targets == targets.floor()) & torch.isfinite(targets))
-    if bool(bad.any()):
-        raise DataError(
+    refuse_where(
+        bad,
+        lambda: DataError(
             f"Counts must be whole numbers from 0 on; got {targets[bad][:5].tolist()} at rows "
-            f"{bad.nonzero().flatten()[:5].tolist()}. Rates and durations are real numbers: take Gaussian or StudentT."
-        )
+            f"{bad.nonzero().flatten()[:5].tolist()}. Rates and durations are real numbers: take Gaussian or "
+            "StudentT."
+        ),
+    )

@@ -67,7 +67,12 @@ class TaskOutcomes(TorchDistribution):
     def log_probs(self, value: Float[Tensor, "... M"]) -> dict[str, Float[Tensor, "..."]]:
         """Return task → log density, not weighted, 0 where an example has no label of it."""
         columns = value.split(self.widths, -1)
-        return {name: _scored(part, own) for (name, part), own in zip(self.parts.items(), columns, strict=True)}
+        known = [~own.isnan().all(-1) for own in columns]
+        some = torch.stack([labels.any() for labels in known]).tolist()  # one wait for all tasks
+        return {
+            name: _scored(part, own, labels) if any_label else torch.zeros(part.batch_shape, device=value.device)
+            for (name, part), own, labels, any_label in zip(self.parts.items(), columns, known, some, strict=True)
+        }
 
     def sample(self, sample_shape: Any = None) -> Float[Tensor, "... M"]:
         """Draw every task's outcome."""
@@ -76,12 +81,9 @@ class TaskOutcomes(TorchDistribution):
         return torch.cat(drawn, -1)
 
 
-def _scored(part: Any, columns: Tensor) -> Tensor:
-    known = ~columns.isnan().all(-1)
-    if not bool(known.any()):
-        return torch.zeros(part.batch_shape, device=columns.device)
+def _scored(part: Any, columns: Float[Tensor, "... m"], known: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
     # A known label stands in for the unknown: it is in the support, and its score is dropped.
-    stand_in = columns.reshape(-1, columns.shape[-1])[known.reshape(-1).int().argmax()]
+    stand_in = columns.reshape(-1, columns.shape[-1]).index_select(0, known.reshape(-1).int().argmax().reshape(1))[0]
     filled = torch.where(known[..., None], columns, stand_in).reshape(*columns.shape[:-1], *part.event_shape)
     if part.event_shape and _is_discrete(part):  # classes of tokens, of which some have no label
         filled = filled.nan_to_num(nan=float(IGNORED)).long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +13,22 @@ from torch.nn.functional import logsigmoid
 from bayes_adapters.devices import float64
 
 
-class WideStudentT(dist.StudentT):  # type: ignore[misc]
+class _StudentT(dist.StudentT):  # type: ignore[misc]
+    """Student-t whose moments are computed without a look at ν: torch indexes by masks, for which the host waits."""
+
+    @property
+    def mean(self) -> Tensor:
+        """m, or NaN where ν ≤ 1."""
+        return torch.where(self.df > 1, self.loc, math.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """s² ν / (ν − 2); infinite where ν ≤ 2, NaN where ν ≤ 1."""
+        finite = self.scale.pow(2) * self.df / (self.df - 2)
+        return torch.where(self.df > 2, finite, torch.where(self.df > 1, math.inf, math.nan))
+
+
+class WideStudentT(_StudentT):
     """Student-t whose log density and entropy are computed in float64 and returned in the parameters' dtype."""
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -25,7 +41,7 @@ class WideStudentT(dist.StudentT):  # type: ignore[misc]
 
     def wide(self) -> Any:
         """Return the same distribution in float64."""
-        return dist.StudentT(float64(self.df), float64(self.loc), float64(self.scale))
+        return _StudentT(float64(self.df), float64(self.loc), float64(self.scale), validate_args=False)
 
 
 class WideNegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_class_numbers, require_probabilities
@@ -57,7 +58,7 @@ class Categorical(ClassLikelihood):
     name: ClassVar[str] = "categorical"
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
-        return dist.Categorical(logits=outputs.float())
+        return checked(dist.Categorical, logits=outputs.float())
 
     def check(self, targets: Tensor) -> None:
         require_class_numbers(targets, self.num_outputs)

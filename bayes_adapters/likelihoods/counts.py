@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_counts
@@ -81,10 +82,10 @@ class Poisson(CountLikelihood):
     name: ClassVar[str] = "poisson"
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
-        return dist.Poisson(outputs[..., 0].float().exp())
+        return checked(dist.Poisson, rate=outputs[..., 0].float().exp())
 
     def wide(self, fn: Any) -> Any:
-        return dist.Poisson(float64(fn.rate))
+        return dist.Poisson(float64(fn.rate), validate_args=False)
 
 
 class NegativeBinomial(CountLikelihood):
@@ -112,10 +113,11 @@ class NegativeBinomial(CountLikelihood):
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         log_mean = outputs[..., 0].float()
-        return WideNegativeBinomial(self.log_r.exp().expand_as(log_mean), logits=log_mean - self.log_r)
+        count = self.log_r.exp().expand_as(log_mean)
+        return checked(WideNegativeBinomial, total_count=count, logits=log_mean - self.log_r)
 
     def wide(self, fn: Any) -> Any:
-        return WideNegativeBinomial(float64(fn.total_count), logits=float64(fn.logits))
+        return WideNegativeBinomial(float64(fn.total_count), logits=float64(fn.logits), validate_args=False)
 
     def config(self) -> dict[str, Any]:
         return {"init_log_r": self.init_log_r}

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.likelihoods._checks import require_rows_of_reals
 from bayes_adapters.likelihoods._known import KnownEntries
@@ -78,7 +79,7 @@ class MultiGaussian(Likelihood):
         outputs = outputs.float()
         unit, centre = outputs.new_tensor(self.target_scale), outputs.new_tensor(self.target_mean)
         loc = centre + unit * outputs
-        normal = dist.Normal(loc, (unit * self.log_scale.exp()).expand_as(loc))
+        normal = checked(dist.Normal, loc=loc, scale=(unit * self.log_scale.exp()).expand_as(loc))
         return KnownEntries(normal, validate_args=False)
 
     def check(self, targets: Tensor) -> None:

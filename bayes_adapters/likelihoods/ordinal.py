@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_class_numbers
 from bayes_adapters.likelihoods.base import Likelihood
@@ -61,7 +62,7 @@ class Ordinal(Likelihood):
         # log(1 − exp(−gap)); of the first and the last class the outer cut point is at infinity
         gaps = torch.log(-torch.expm1(-self.log_gaps.exp())).expand(*above.shape[:-1], -1)
         log_probs = torch.cat([below, nothing], -1) + torch.cat([nothing, inside], -1)
-        return dist.Categorical(logits=log_probs + torch.cat([nothing, gaps, nothing], -1))
+        return checked(dist.Categorical, logits=log_probs + torch.cat([nothing, gaps, nothing], -1))
 
     def check(self, targets: Tensor) -> None:
         require_class_numbers(targets, self.num_classes)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._real import RealLikelihood, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
@@ -55,7 +56,7 @@ class Gaussian(_NormalLikelihood):
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         loc = self.target_mean + self.target_scale * outputs[..., 0].float()
-        return dist.Normal(loc, (self.target_scale * self.log_scale.exp()).expand_as(loc))
+        return checked(dist.Normal, loc=loc, scale=(self.target_scale * self.log_scale.exp()).expand_as(loc))
 
     def config(self) -> dict[str, Any]:
         return {"init_log_scale": self.init_log_scale} | self.unit()
@@ -91,7 +92,7 @@ class HeteroscedasticGaussian(_NormalLikelihood):
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         outputs = outputs.float()
         scale = self.target_scale * nn.functional.softplus(outputs[..., 1] + math.log(math.e - 1)) + self.min_scale
-        return dist.Normal(self.target_mean + self.target_scale * outputs[..., 0], scale)
+        return checked(dist.Normal, loc=self.target_mean + self.target_scale * outputs[..., 0], scale=scale)
 
     def config(self) -> dict[str, Any]:
         return {"min_scale": self.min_scale} | self.unit()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._real import RealLikelihood, finite_log_scale
 from bayes_adapters.likelihoods._wide import WideStudentT
@@ -68,7 +69,8 @@ class StudentT(RealLikelihood):
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         loc = self.target_mean + self.target_scale * outputs[..., 0].float()
         df = 2.0 + self.log_excess.exp() if self.learn_df else loc.new_tensor(self.df)
-        return WideStudentT(df.expand_as(loc), loc, (self.target_scale * self.log_scale.exp()).expand_as(loc))
+        scale = (self.target_scale * self.log_scale.exp()).expand_as(loc)
+        return checked(WideStudentT, df=df.expand_as(loc), loc=loc, scale=scale)
 
     def config(self) -> dict[str, Any]:
         return {"df": self.df, "learn_df": self.learn_df, "init_log_scale": self.init_log_scale} | self.unit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.conditions import reworded
 from bayes_adapters.errors import DataError
 from bayes_adapters.likelihoods._outcomes import TaskOutcomes, labelled
 from bayes_adapters.likelihoods._task_checks import require_names, require_saved_name, require_tasks
@@ -88,16 +90,13 @@ class Tasks(Likelihood):
         self.accept(targets)
 
     def accept(self, targets: Tensor | Mapping[str, Tensor]) -> None:
-        for name, values in require_names(targets, self.each).items():
-            task = self.each[name]
-            known = labelled(values)
-            if bool(known.any()):
-                try:
-                    task.accept(values[known])
-                except DataError as error:
-                    raise DataError(
-                        f"Targets of the task {name!r}, its unlabelled examples left out: {error}"
-                    ) from error
+        targets = require_names(targets, self.each)
+        known = torch.stack([labelled(v) for v in targets.values()]).tolist() if targets else []  # one wait for all
+        for (name, values), flags in zip(targets.items(), known, strict=True):
+            rows = [row for row, has_label in enumerate(flags) if has_label]
+            with reworded(DataError, partial(_of_task, name)):
+                if rows:
+                    self.each[name].accept(values[torch.tensor(rows, device=values.device)])
 
     def advice(self, targets: Mapping[str, Tensor]) -> list[str]:
         known = {name: values[labelled(values)] for name, values in targets.items()}
@@ -142,6 +141,10 @@ class Tasks(Likelihood):
     def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:
         tasks = {name: find(task["name"]).from_config(task["config"], find) for name, task in config["tasks"].items()}
         return cls(tasks, config["weights"])
+
+
+def _of_task(name: str, error: Exception) -> DataError:
+    return DataError(f"Targets of the task {name!r}, its unlabelled examples left out: {error}")
 
 
 def _mean(outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> Float[Tensor, "*S B K"]:
