@@ -1,8 +1,6 @@
-"""Captions with pictures: a posterior that looks. Which answers become unsure when the picture is noisy, or not there?
+"""Does a caption name the digit in a picture? And is the answer unsure where the picture is noisy, or not there?
 
-    python -m examples.image_and_text
-
-Does a caption name the digit in a picture? The digits are in typefaces that come with matplotlib; a third is held out.
+python -m examples.image_and_text
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+from torch.optim import AdamW
 from transformers import ViTConfig, ViTModel
 
 from bayes_adapters import Batch, Bernoulli, Frames, Targets, predict
@@ -41,7 +40,7 @@ def vision_encoder(examples: list[tuple[int, Tensor, int]], steps: int) -> ViTMo
     """Train a small ViT to name digits; for pictures of your own take a pretrained one, or CLIP's."""
     sizes = {"image_size": SIZE, "patch_size": 8, "num_channels": 1, "hidden_size": WIDTH, "intermediate_size": 256}
     vit, head = ViTModel(ViTConfig(num_hidden_layers=2, num_attention_heads=4, **sizes)), nn.Linear(WIDTH, len(WORDS))
-    optimizer = torch.optim.AdamW([*vit.parameters(), *head.parameters()], lr=1e-3)
+    optimizer = AdamW([*vit.parameters(), *head.parameters()], lr=1e-3)
     pixels, digits = torch.stack([p for _, p, _ in examples])[:, None], torch.tensor([seen for *_, seen in examples])
     for _ in range(steps):
         some = torch.randint(len(digits), (64,))
@@ -68,12 +67,12 @@ def main(epochs: int = 3, count: int = 1600) -> None:
         return Batch(dict(tokens), fits, {"image": Frames(frames, there)})
 
     model, guide = build("caliber-x", backbone, Bernoulli(), context_dim=WIDTH, modality="image", targets=UPPER)
-    fit(model, guide, batches(train, 32, collate), epochs=epochs, kl_weight=1e-4)
+    fit(model, guide, batches(train, 32, collate), epochs=epochs, kl_weight=1e-4, optimizer=lambda p: AdamW(p, lr=3e-3))
     for noise in levels:
         batch = collate([draw(i % 2 == 0, FILES[::3], noise, rng) for i in range(min(count, 100))])
         answer = predict(model, guide, batch, num_samples=16)
-        right, total = torch.as_tensor(answer.probs.round() == batch.targets).float().mean(), answer.total.mean()
-        print(f"noise {noise}:  right {right:.2f}, total uncertainty {total:.2f} nats")
+        right = torch.as_tensor(answer.probs.round() == batch.targets).float().mean()
+        print(f"noise {noise}:  right {right:.2f}, total uncertainty {answer.total.mean():.2f} nats")
 
 
 if __name__ == "__main__":
