@@ -12,7 +12,14 @@ import torch
 from bayes_adapters import load
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.guides import TrainingFree
-from examples import peft_to_bayesian, pyro_svi, swap_prior_and_guide, text_and_audio, text_classification
+from examples import (
+    image_and_text,
+    peft_to_bayesian,
+    pyro_svi,
+    swap_prior_and_guide,
+    text_and_audio,
+    text_classification,
+)
 from examples.studies.training_free import docstrings
 from examples.studies.verify_prompts.prompts import load_prompts
 
@@ -117,3 +124,10 @@ def test_peft_to_bayesian_keeps_the_adapter(texts: Path, tmp_path: Path, monkeyp
     ours = model.backbone.get_submodule(path).lora_B.detach() @ mean
     product = theirs.lora_B["default"].weight @ theirs.lora_A["default"].weight
     torch.testing.assert_close(ours, product.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_image_and_text_asks_about_every_noise(capsys) -> None:
+    image_and_text.main(epochs=1, count=32)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ")]
+    assert [line.split(":")[0] for line in lines] == ["noise 0.0", "noise 0.2", "noise 0.5", "noise 1.0", "noise None"]
+    assert all(0.0 <= float(line.split()[-2]) <= 0.7 for line in lines)
