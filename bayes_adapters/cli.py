@@ -1,7 +1,7 @@
 """The command ``bayes-adapters``: what would be adapted, what is in a saved adapter, and one verified recording.
 
 Exit code 0: done. 2: the command, a file or an option cannot be used; one line on the standard error stream says why.
-130: interrupted (Ctrl-C). 141: whoever read the output stopped reading it, as `head` does.
+130: interrupted (Ctrl-C). 141: the program that read the output stopped reading, as `head` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Guides: one posterior family a file.
+"""Guides: one posterior family per file.
 
 Each has ``name``, ``serves``, ``parts``, ``__init__``, ``posterior``, ``config``, in that order.
 """

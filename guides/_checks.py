@@ -35,7 +35,7 @@ def check_context(context: str, context_dim: int | None, shared: bool, unread: M
     """Raise :class:`ConfigError` for an option of an amortised guide that its context does not read.
 
     Args:
-        context: what the posterior is conditioned on beside the layer's feature.
+        context: what the posterior is conditioned on besides the layer's feature.
         context_dim: d_a, or None.
         shared: whether layers share key and value projections.
         unread: option that has no effect with this context → whether it was given.

@@ -18,10 +18,10 @@ SHARED = "shared"
 
 
 class PooledReader(nn.Module):
-    """``c = W_v mean_s a_s``, one vector an example; W_v one a layer or one for the whole network.
+    """``c = W_v mean_s a_s``, one vector per example; W_v one per layer or one for the whole network.
 
     Args:
-        keys: one a layer.
+        keys: one per layer.
         context_dim: d_a.
         dim: d_c.
         shared: one W_v for all layers.
@@ -51,7 +51,7 @@ class ProjectedReader(nn.Module):
     """``g = W_g mean_s a_s + b_g`` once for the network, ``c^l = W^l g + b^l`` for layer l; a missing g is learned.
 
     Args:
-        keys: one a layer.
+        keys: one per layer.
         context_dim: d_a.
         dim: d_c.
         null_context: learn the g that stands in for missing context.

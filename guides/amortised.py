@@ -23,12 +23,12 @@ from bayes_adapters.sites import Granularity, SiteCall
 
 
 class Context(StrEnum):
-    """What the posterior is conditioned on beside the layer's own feature."""
+    """What the posterior is conditioned on besides the layer's own feature."""
 
     NONE = "none"
     """Nothing: C-LoRA."""
     GLOBAL_SHARED_HEADS = "global_shared_heads"
-    """The pooled context, projected once for the network and adapted by a linear map a layer: CoCo-LoRA."""
+    """The pooled context, projected once for the network and adapted by a linear map per layer: CoCo-LoRA."""
     GLOBAL = "global"
     """The pooled context, projected in each layer: CALIBER-G."""
     CROSS_ATTENTION = "cross_attention"
@@ -45,7 +45,7 @@ class KVSharing(StrEnum):
 
 
 class Amortised(AdapterGuide):
-    """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, one network (μ, g) a layer.
+    """``q(E_t | z_t, a) = N(E_p[E] + μ(u_t), f(g(u_t))²)``, ``u_t = [z_t ; c_t]``, one network (μ, g) per layer.
 
     c_t is what ``context`` says (see :class:`Context`). :class:`bayes_adapters.guides.Contextual`,
     :class:`bayes_adapters.guides.PooledContext` and :class:`bayes_adapters.guides.CrossAttention` are this guide with

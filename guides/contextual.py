@@ -10,7 +10,7 @@ from bayes_adapters.inference.model import AdapterModel
 
 
 class Contextual(Amortised):
-    """``q(E_t | z_t) = N(E_p[E] + μ(z_t), f(g(z_t))²)`` with ``z_t = A x_t`` and one two-layer network a layer.
+    """``q(E_t | z_t) = N(E_p[E] + μ(z_t), f(g(z_t))²)`` with ``z_t = A x_t`` and one two-layer network per layer.
 
     Source: C-LoRA, arXiv 2505.17773 and its released code (hidden width 64, σ = sigmoid(g)², one core per token).
 

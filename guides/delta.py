@@ -16,7 +16,7 @@ from bayes_adapters.sites import REAL, Granularity, Part, Site, SiteCall
 
 
 class Delta(AdapterGuide):
-    """``q(E_l) = δ(E_l − Ê_l)`` with one free matrix Ê_l a layer; "KL" is −log p(Ê_l), so the ELBO is the log-joint.
+    """``q(E_l) = δ(E_l − Ê_l)`` with one free matrix Ê_l per layer; "KL" is −log p(Ê_l), so the ELBO is the log-joint.
 
     For local sites every token shares Ê_l. Ê_l starts at a draw from the prior (torch's generator): E = 0 together with
     B = 0 would give exactly zero gradients. Under a prior on a part of the reals (HalfNormal, Uniform) the parameter is

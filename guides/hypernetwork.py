@@ -39,7 +39,7 @@ class Phi(StrEnum):
     KRON = "kron"
     """``Φ₁ ⊗ Φ₂``, Φ₁ (m, p) and Φ₂ (n, q) with m n = p q = r: m p + n q outputs in the place of r²."""
     STATIC = "static"
-    """One learned matrix a site, started at the identity."""
+    """One learned matrix per site, started at the identity."""
     IDENTITY = "identity"
     """I: nothing is learned, the two paths add up to one of a larger rank."""
 

@@ -20,7 +20,7 @@ from bayes_adapters.sites import REAL, Granularity, Part
 class LowRank(JointGuide):
     """``q(w) = N(μ, W Wᵀ + diag(σ²))`` over all D entries of all sites: draws correlate across layers and sites.
 
-    W has shape (D, k): k directions in which all weights move together, beside each entry's own σ. Parameters: D (k +
+    W has shape (D, k): k directions in which all weights move together, besides each entry's own σ. Parameters: D (k +
     2). The KL from a Gaussian prior with independent entries is closed, and costs O(D k²).
 
     Source: the covariance of Ong, Nott and Smith 2018, "Gaussian variational approximation with a factor covariance

@@ -39,7 +39,7 @@ class ScaleParameter(StrEnum):
 class MeanField(AdapterGuide):
     """``q(W) = Π_i N(μ_i, σ_i²)`` over every entry of every site, with free μ and σ.
 
-    Global sites: a posterior over weights, one draw a pass: BLoB where A is random, ScalaBL where the core's diagonal
+    Global sites: a posterior over weights, one draw per pass: BLoB where A is random, ScalaBL where the core's diagonal
     is. Local cores: the fixed-E ("FE") control of C-LoRA, table 4: each token draws its own core from the same q. Where
     μ starts is the model's to say (``AdapterModel.start``).
 

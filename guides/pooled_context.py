@@ -17,7 +17,7 @@ class PooledContext(Amortised):
         model: a model with token or sequence cores.
         context_dim: d_a, width of the context's frames.
         **options: ``dim``, ``kv_sharing``, ``modality``, ``width``, ``scale``, ``null_context`` and ``reliability`` of
-            :class:`Amortised`. Missing context is a learned vector (d_c) a layer.
+            :class:`Amortised`. Missing context is a learned vector (d_c) per layer.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel

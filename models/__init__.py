@@ -1,4 +1,4 @@
-"""Models: one published structure a file.
+"""Models: one published structure per file.
 
 A model says structure, prior and likelihood; a guide says how cores are inferred.
 """

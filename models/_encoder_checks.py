@@ -88,7 +88,7 @@ def require_order(name: str, windows: int, *, first: bool, masked: bool) -> None
     if windows > 1 and (first or masked):
         what = "cls pooling takes the first token" if first else "a mask follows the order"
         raise ConfigError(
-            f"The attention of {name!r} sees its tokens in {windows} windows an example, in another order than its "
+            f"The attention of {name!r} sees its tokens in {windows} windows per example, in another order than its "
             f"input's, and {what}. Take streams={{{name!r}: 'mean'}} and no mask for this encoder."
         )
 

@@ -25,8 +25,8 @@ class AdapterDropout(AdapterModel):
         backbone: see :class:`AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         drop: p, in (0, 1).
-        granularity: ``"token"``: independent masks, as the paper; ``"sequence"``: one mask an example; ``"global"``:
-            one mask a draw, so that a draw is one function of all inputs.
+        granularity: ``"token"``: independent masks, as the paper; ``"sequence"``: one mask per example; ``"global"``:
+            one mask per draw, so that a draw is one function of all inputs.
         prior: Bernoulli keep masks of other probabilities above 0, by site; None means ``drop`` everywhere.
         **options: further options of :class:`AdapterModel`.
 

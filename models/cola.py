@@ -73,7 +73,7 @@ _READ_BY = (Stage.INPUT, Stage.INPUT, Stage.INPUT, Stage.CONTEXT, Stage.FEED_FOR
 class CoLA(ConcatLoRA):
     """``h = W₀ x + (α/r) B_L A_L x + Σ_c λ_c B_C Φ(x̄_c) A_C x`` in all six linears of every paired block.
 
-    The sum runs over the other encoders c that have a block paired with this one; x̄_c is one vector an example, pooled
+    The sum runs over the other encoders c that have a block paired with this one; x̄_c is one vector per example, pooled
     from encoder c at the same stage (see :class:`Schedule`). Blocks without a partner get the first path only. Sites:
     ``cross.<layer path>`` (with more than two encoders ``cross.<layer path>.<partner>``), one Φ an example. Inputs,
     head and missing modalities are those of :class:`ConcatLoRA`; the descriptor of a missing modality is a learned null
@@ -229,8 +229,8 @@ class CoLA(ConcatLoRA):
                     descriptor = inputs.or_null(source, pooled, null)
                 for name in self.blocks:
                     if name != source:
-                        kept = inputs.present.get(name)
-                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, kept)
+                        present = inputs.present.get(name)
+                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, present)
             return {}
 
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
@@ -239,7 +239,7 @@ class CoLA(ConcatLoRA):
         return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
 
     def _pooled(self, name: str, stream: Tensor, inputs: EncoderInputs, tokens: int) -> Float[Tensor, "rows d"]:
-        """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens an example at its input."""
+        """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens per example at its input."""
         pooling, windows = self.streams[name], stream.shape[0] // inputs.rows
         stream = stream.reshape(inputs.rows, -1, stream.shape[-1])
         require_no_padding(name, stream.shape[1], tokens)

@@ -24,7 +24,7 @@ from bayes_adapters.models._encoder_checks import check_streams_head, require_ev
 
 
 class StreamPooling(StrEnum):
-    """How a stream of hidden states (rows, T, d) becomes one vector an example."""
+    """How a stream of hidden states (rows, T, d) becomes one vector per example."""
 
     CLS = "cls"
     """The first real position."""

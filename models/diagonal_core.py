@@ -16,7 +16,7 @@ from bayes_adapters.sites import Granularity, Part, Site
 
 
 class DiagonalCore(AdapterModel):
-    """``h = W₀ x + (α/r) B diag(s) A x``, ``s ~ prior``, r numbers a layer.
+    """``h = W₀ x + (α/r) B diag(s) A x``, ``s ~ prior``, r numbers per layer.
 
     Start: ``Z = U diag(s₀) V`` is the singular value decomposition of a fresh Kaiming-uniform A; A = V and the guide's
     location is s₀.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.errors import DataError
@@ -162,3 +165,55 @@ def test_pooling_sees_no_padding_on_either_side(pooling: Pooling) -> None:
     around = torch.cat([torch.full((3, 2, 2), 9.0), hidden, torch.full((3, 1, 2), 9.0)], 1)
     mask = torch.tensor([[False] * 2 + [True] * 4 + [False]]).expand(3, 7)
     torch.testing.assert_close(pooling(around, mask), pooling(hidden, None))
+
+
+class Pinnable(Tensor):
+    """A tensor that says whether it was pinned, on a machine that has nothing to pin for."""
+
+    pinned = False
+
+    def pin_memory(self, device: Any = None) -> Tensor:
+        found = self.clone().as_subclass(Pinnable)
+        found.pinned = True
+        return found
+
+
+def test_every_tensor_of_a_batch_is_pinned() -> None:
+    whole = replace(token_batch(targets=torch.zeros(5)), index=torch.arange(5))._moved(_pinnable)
+    several = replace(whole, targets={"a": torch.zeros(5), "b": torch.ones(5)})._moved(_pinnable)
+    for batch, count in ((whole, 6), (several, 7)):
+        parts = _tensors(batch.pin_memory())
+        assert len(parts) == count
+        assert all(part.pinned for part in parts)  # type: ignore[attr-defined]
+        assert all(torch.equal(pinned, part) for pinned, part in zip(parts, _tensors(batch), strict=True))
+
+
+def _pinnable(part: Any) -> Any:
+    if isinstance(part, Frames):
+        return Frames(_pinnable(part.values), _pinnable(part.mask))
+    return part.as_subclass(Pinnable)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    targets = batch.targets if isinstance(batch.targets, dict) else {"": batch.targets}
+    frames = [part for each in batch.context.values() for part in (each.values, each.mask)]
+    return [*batch.inputs.values(), *targets.values(), batch.index, *frames]  # type: ignore[list-item]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for an accelerator")
+def test_a_loader_pins_all_of_a_batch() -> None:
+    """``DataLoader(pin_memory=True)`` pinned nothing: it asks an object of a class of one's own for pin_memory()."""
+    whole = replace(token_batch(), index=torch.arange(5))
+    loader: Any = DataLoader([whole], batch_size=None, pin_memory=True)
+    found = next(iter(loader))
+    assert all(part.is_pinned() for part in _tensors(found))
+    moved = found.to("cuda", non_blocking=True)
+    torch.cuda.synchronize()
+    assert torch.equal(moved.to("cpu").inputs["input_ids"], whole.inputs["input_ids"])
+
+
+def test_a_loader_that_pins_makes_batches_where_there_is_nothing_to_pin_for() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it pins nothing without an accelerator
+        loader: Any = DataLoader([token_batch()], batch_size=None, pin_memory=True)
+        assert isinstance(next(iter(loader)), Batch)

@@ -12,6 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch.nn import functional as F
 
 from bayes_adapters import ELBO, Categorical, Gaussian, KLMode, KLWeight
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, Delta, MeanField
 from bayes_adapters.models import LoRA, StochasticCore
@@ -210,10 +211,16 @@ def test_plain_lora_is_maximum_likelihood() -> None:
 def test_scale_statistics_skip_padding() -> None:
     model = core_model()
     guide, batch = Contextual(model), token_batch()
+    torch.manual_seed(1)
     terms = ELBO(model, guide).terms(batch, with_scales=True)
+    torch.manual_seed(1)
+    guide(batch)
     assert set(terms.scales) == {site.name for site in model.sites}
-    for mean, low, high in terms.scales.values():
-        assert 0 < low <= mean <= high < 1
+    for name, (mean, low, high) in terms.scales.items():
+        scale = base_distribution(guide.trace.nodes[name]["fn"]).scale  # (B, T, r, r)
+        real = scale[batch.token_mask]
+        assert (mean, low, high) == pytest.approx((real.mean().item(), real.min().item(), real.max().item()))
+        assert abs(mean - scale.mean().item()) > 1e-4, "padding has another scale"
     with torch.no_grad():
         for head in guide.heads.values():
             for p in head.parameters():

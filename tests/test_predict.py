@@ -31,6 +31,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.inference.handlers import KeyedDraws
 from bayes_adapters.models import LoRA, StochasticCore
 from tests.helpers import CASES, CONTEXT, GUIDES, VOCAB, bert, core_model, fill_B, llama, pad, token_batch
+from tests.information import of_draws
 from tests.refusals import refuses
 
 
@@ -81,11 +82,19 @@ def test_left_padding_changes_nothing_where_positions_are_relative() -> None:
 @pytest.mark.parametrize(
     "likelihood", [Bernoulli(), Categorical(3), Gaussian(), HeteroscedasticGaussian()], ids=lambda x: type(x).__name__
 )
-def test_total_is_aleatoric_plus_epistemic_and_samples_average_to_the_mean(likelihood: torch.nn.Module) -> None:
+def test_the_split_is_that_of_the_draws_and_samples_average_to_the_mean(
+    likelihood: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = core_model(likelihood=likelihood)
     guide, batch = MeanField(model, init_scale=1.0), token_batch().without_targets()
     found = predict(model, guide, batch, num_samples=8, return_samples=True, chunk_size=3)
-    torch.testing.assert_close(found.total, found.aleatoric + found.epistemic)
+    drawn: list[Any] = []
+    summarise = likelihood.summarise
+    monkeypatch.setattr(likelihood, "summarise", lambda fn: (drawn.append(fn), summarise(fn))[1])
+    predict(model, guide, batch, num_samples=8, chunk_size=8)
+    (fn,) = drawn
+    for part, expected in of_draws(fn)._asdict().items():
+        torch.testing.assert_close(getattr(found, part).double(), expected, rtol=1e-4, atol=1e-6)
     assert found.samples is not None
     assert found.samples.shape[:2] == (8, 5)
     torch.testing.assert_close(found.samples.mean(0), found.mean, rtol=1e-5, atol=1e-6)

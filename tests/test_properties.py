@@ -18,6 +18,7 @@ from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.priors import identity_normal
 from tests.helpers import CONTEXT, VOCAB, bert, fill_B, pad
+from tests.information import of_labels
 
 BACKBONE = bert(layers=1)
 PROFILE = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -130,7 +131,7 @@ def test_predictions_do_not_depend_on_how_the_data_is_cut_or_padded(
     pair: dict[str, Any], data: dict[str, Any], samples: int, chunk: int, tokens: int, frames: int
 ) -> None:
     (model, guide), batch = build_pair(pair), build_batch(data)
-    whole = predict(model, guide, batch, num_samples=samples)
+    whole = predict(model, guide, batch, num_samples=samples, return_samples=True)
     single = predict(model, guide, [batch[i : i + 1] for i in range(batch.size)], num_samples=samples, chunk_size=chunk)
     padded = predict(model, guide, pad(batch, tokens, frames), num_samples=samples)
     order = torch.arange(batch.size).flip(0)
@@ -139,8 +140,9 @@ def test_predictions_do_not_depend_on_how_the_data_is_cut_or_padded(
         close(getattr(single, name), getattr(whole, name))
         close(getattr(padded, name), getattr(whole, name))
         close(getattr(turned, name), getattr(whole, name)[order])
-    assert (whole.epistemic >= 0).all()
-    close(whole.total, whole.aleatoric + whole.epistemic)
+    assert whole.samples is not None
+    for name, expected in of_labels(whole.samples)._asdict().items():
+        close(getattr(whole, name).double(), expected)
 
 
 @PROFILE

@@ -19,6 +19,7 @@ from bayes_adapters.guides import Contextual, Delta, MeanField
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.export import to_lora
 from tests.helpers import bert, core_model, token_batch
+from tests.internals import only_registered
 from tests.refusals import refuses
 from tests.third_party import install, installed
 
@@ -132,7 +133,7 @@ def third_party(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.Kind})
+    only_registered(monkeypatch)
 
 
 def test_built_ins() -> None:

@@ -31,6 +31,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, WIDTH, bert, fill_B, llama, pad, token_batch
+from tests.information import of_classes
 from tests.refusals import refuses, warns
 
 C = 3
@@ -189,8 +190,10 @@ def test_log_density_is_joint_and_probabilities_are_each_tokens_own() -> None:
     real = batch.inputs["attention_mask"].bool()
     torch.testing.assert_close(found.mean.sum(-1), real.float())
     torch.testing.assert_close(found.total, td.Categorical(found.mean + 1e-30).entropy() * real, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.total, found.aleatoric + found.epistemic)
-    assert (found.epistemic[real] > 0).all()
+    expected = of_classes(found.samples[:, real])
+    torch.testing.assert_close(found.aleatoric[real].double(), expected.aleatoric, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.epistemic[real].double(), expected.epistemic, rtol=1e-4, atol=1e-6)
+    assert not found.epistemic[~real].any()
 
 
 def test_batches_of_other_lengths_are_joined() -> None:

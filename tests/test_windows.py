@@ -16,6 +16,7 @@ from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, 
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA, StochasticCore, StochasticDown, Wander
 from tests.helpers import CONTEXT, Linear, bert, fill_B, swin, vit, whisper
+from tests.internals import hooks_of
 from tests.refusals import refuses
 
 NAMES = {1: ["q_proj", "v_proj", "o_proj"], 2: ["query", "value", "attention.output.dense"]}
@@ -135,7 +136,7 @@ def test_padding_up_to_whole_windows_has_no_draw(granularity: str, version: int)
     model = core(version, window=3, granularity=granularity)
     with refuses(DataError, 81, 64, "granularity='global'"):
         Contextual(model)(images())
-    assert not any(m._forward_pre_hooks for m in model.backbone.modules())
+    assert hooks_of(model.backbone) == 0
     whole = core(version, window=3, targets=["fc1"] if version == 1 else ["intermediate.dense"])
     Contextual(whole)(images())  # the feed-forward part sees no padding
 
@@ -214,7 +215,7 @@ def test_blocks_with_windows_are_found_and_their_tokens_counted(version: int) ->
     with torch.no_grad(), counted_tokens(net, blocks, counts):
         net(images().inputs["pixel_values"])
     assert counts == dict(zip(blocks, TOKENS, strict=True))
-    assert not any(m._forward_pre_hooks for m in net.modules())
+    assert hooks_of(net) == 0
 
 
 def test_fusion_after_every_layer_needs_one_width() -> None:

@@ -96,7 +96,7 @@ def foreign_rows(layer: str, found: int, rows: int, *, routed: bool, folded: boo
     )
     if folded:
         return FoldError(
-            f"{what}, so several draws of it cannot share a pass. Take one a pass: chunk_size=1 in predict, "
+            f"{what}, so several draws of it cannot share a pass. Take one draw per pass: chunk_size=1 in predict, "
             "num_particles=1 in the ELBO."
         )
     return ConfigError(

@@ -32,11 +32,11 @@ class Descriptor:
 
     Args:
         value: the other modality's pooled stream, shape (S·B, d_c).
-        kept: True where the example has the layer's own modality; of the others Φ has no effect, and no KL. None: all.
+        present: True where the example has the layer's own modality; elsewhere Φ has no effect, and no KL. None: all.
     """
 
     value: Float[Tensor, "rows d"]
-    kept: Bool[Tensor, " rows"] | None = None
+    present: Bool[Tensor, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ForwardPass:
         feature: Float[Tensor, "windows *T k"],
         *,
         tokens: bool = True,
-        kept: Bool[Tensor, " rows"] | None = None,
+        present: Bool[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows n *event"]:
         """Sample a local ``site``, one draw for each real token, or one per example (n = 1).
 
@@ -97,7 +97,7 @@ class ForwardPass:
             feature: what the draw acts on, or depends on, S·B rows in the order [S, B]; within windows (S·B · windows,
                 T, k), where an example's tokens are those of all its windows.
             tokens: whether the feature's second axis is that of the batch's tokens.
-            kept: of a sequence site, False where an example's draw has no effect, so that it has no KL.
+            present: of a sequence site, False where an example's draw has no effect, so that it has no KL.
 
         Returns:
             The draws; those of a keep mask divided by the prior's mean.
@@ -119,7 +119,7 @@ class ForwardPass:
         feature = feature.reshape(*self.rows.outer, batch.size, -1, feature.shape[-1]).float()
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
-            mask = None if kept is None else kept[: batch.size, None]
+            mask = None if present is None else present[: batch.size, None]
         call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo)
         single = self.prior.of(site)
         infer: Any = {SITE: call, SINGLE_PRIOR: single}

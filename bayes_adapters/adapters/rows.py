@@ -102,7 +102,7 @@ class Rows:
             return rows == self.count
         if _EXPERT.search(layer):
             return self.count == 1  # even S·B·T rows may be in another order
-        # One vector an example is pooled, which happens once, after the blocks; in a block it may be some S·B tokens.
+        # One vector per example is pooled, which happens once, after the blocks; in a block it may be some S·B tokens.
         if rows == self.count and (length in (None, 1) or not _NUMBERED.search(layer)):
             return True
         return length is not None and rows == self.count * length

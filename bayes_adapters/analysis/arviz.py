@@ -14,6 +14,7 @@ import torch
 from bayes_adapters.analysis._checks import require_all_or_none, require_one_target
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import DataError, missing_package, whole_number
+from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from arviz import InferenceData
 
 
+@exclusive()  # it sets the modes of the modules and runs Pyro's handlers, as predict does
 def to_arviz(
     model: AdapterModel,
     guide: AdapterGuide,

@@ -210,7 +210,7 @@ def ranks_by_layer(ranks: Mapping[str, int], rank: int) -> Figure:
 
 
 def attribution_bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, what: str = "the modality") -> Figure:
-    """Draw how much a modality removes (to the left) or adds (to the right): a row a label, a bar a part.
+    """Draw how much a modality removes (to the left) or adds (to the right): one row per label, one bar per part.
 
     Args:
         values: label (a modality, or a kind of example) → part ("total", "aleatoric", "epistemic") → (mean, low, high)

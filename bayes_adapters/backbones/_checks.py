@@ -131,7 +131,7 @@ def require_waves(waves: Sequence[Tensor], limit: int, seconds: float, sample_ra
 def require_pool(pool: int) -> None:
     """Raise :class:`ConfigError` unless at least one position is averaged."""
     if pool < 1:
-        raise ConfigError(f"pool must be at least 1; got {pool}. 2 gives 25 frames a second.")
+        raise ConfigError(f"pool must be at least 1; got {pool}. 2 gives 25 frames per second.")
 
 
 def require_pool_within(pool: int, positions: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -72,9 +72,9 @@ def recall(memory: Path, kind: str) -> dict[str, str | None]:
 def remember(memory: Path, kind: str, name: str, fact: str | None) -> None:
     """Remember a fact for later processes; where the folder cannot be written, nobody does."""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{kind}-", suffix=".tmp", dir=memory)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        temporary = memory / f".{kind}-{secrets.token_hex(8)}.tmp"  # not mkstemp's: others may read a shared cache
+        with temporary.open("x", encoding="utf-8") as file:
             json.dump(recall(memory, kind) | {name: fact}, file, indent=1)
-        Path(temporary).replace(memory / f"{kind}.json")
+        temporary.replace(memory / f"{kind}.json")
     except OSError:
         return

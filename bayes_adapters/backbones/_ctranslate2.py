@@ -57,7 +57,7 @@ def whisper_from_variables(variables: dict[str, np.ndarray], heads: int) -> Whis
 
     Args:
         variables: what :func:`read_variables` returned.
-        heads: attention heads a layer; the file does not say.
+        heads: attention heads per layer; the file does not say.
 
     Returns:
         The model in float32, in eval mode.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError
 
@@ -31,3 +33,23 @@ def place_beside(backbone: nn.Module, *modules: nn.Module) -> None:
     first = next(backbone.parameters(), torch.empty(0))
     for module in modules:
         module.to(first.device)
+
+
+def in_dtype_of(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return ``inputs`` with floating-point ones in the dtype of the backbone's weights, if these have one dtype.
+
+    A feature extractor makes float32 features, which the first layer of a bfloat16 backbone would refuse. Adapters have
+    a dtype of their own and are not asked.
+
+    >>> net = nn.Linear(2, 2).bfloat16()
+    >>> in_dtype_of(net, {"pixels": torch.ones(1, 2), "ids": torch.ones(1, 2).long()})["pixels"].dtype
+    torch.bfloat16
+    """
+    if not any(value.is_floating_point() for value in inputs.values()):
+        return inputs
+    named = ((name.rpartition(".")[2], p.dtype) for name, p in backbone.named_parameters() if p.is_floating_point())
+    dtypes = {dtype for name, dtype in named if not name.startswith("lora_")}
+    if len(dtypes) != 1:
+        return inputs
+    dtype = dtypes.pop()
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}

@@ -72,7 +72,7 @@ class FrozenPrefix:
                 handle = backbone.get_submodule(block).register_forward_pre_hook(multiply, with_kwargs=True)
                 stack.callback(handle.remove)
             output = backbone(**inputs)
-        return repeat(output)  # an encoder's states that are returned beside the decoder's, and what else has B rows
+        return repeat(output)  # an encoder's states that are returned besides the decoder's, and what else has B rows
 
 
 def frozen_prefix(backbone: nn.Module, layers: Sequence[str]) -> FrozenPrefix | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.backbones.call_arguments import call_rules, completed_calls
 from bayes_adapters.backbones.frozen_buffers import frozen_buffers, with_statistics
+from bayes_adapters.backbones.placement import in_dtype_of
 from bayes_adapters.backbones.prefix import FrozenPrefix, frozen_prefix
 from bayes_adapters.backbones.token_ids import Longest, check_token_ids, longest_texts
 from bayes_adapters.backbones.windows import counted_tokens, windowed_layers
@@ -75,8 +76,10 @@ class Traits:
     def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
         """Return what ``backbone`` returns for ``inputs``, every example ``folds`` times, S·B rows in the order [S, B].
 
-        What comes before the first adapted layer sees B rows, where it is known and computes the same for each draw.
+        Numbers, such as pixels, come in the dtype of the backbone's weights. What comes before the first adapted layer
+        sees B rows, where it is known and computes the same for each draw.
         """
+        inputs = in_dtype_of(backbone, inputs)
         if folds > 1 and self.prefix is not None and self.prefix.is_still(backbone):
             return self.prefix.run(backbone, inputs, folds)
         return backbone(**Folded(inputs, folds))

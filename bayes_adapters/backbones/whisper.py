@@ -75,7 +75,7 @@ class SpeechEncoder:
     """A frozen Whisper encoder with its log-mel features.
 
     Args:
-        encoder: ``WhisperEncoder`` that takes 2·P mel frames and returns P positions, 50 a second.
+        encoder: ``WhisperEncoder`` that takes 2·P mel frames and returns P positions, 50 per second.
         extractor: the ``WhisperFeatureExtractor`` that belongs to it.
     """
 
@@ -134,7 +134,7 @@ class SpeechEncoder:
 
         Args:
             waves: B waveforms of shape (N,), float32, 16 kHz, each at most :attr:`max_seconds` long.
-            pool: how many neighbouring positions are averaged; 1 gives 50 frames a second, 2 gives 25.
+            pool: how many neighbouring positions are averaged; 1 gives 50 frames per second, 2 gives 25.
 
         Returns:
             Values (B, S, d), float32, the last layer after its layer norm, zero where masked; S is that of the longest

@@ -32,7 +32,7 @@ def windowed_layers(backbone: nn.Module, layers: Iterable[str]) -> dict[str, str
 
 @contextmanager
 def counted_tokens(backbone: nn.Module, blocks: Iterable[str], counts: MutableMapping[str, int]) -> Iterator[None]:
-    """While the context lasts, note in ``counts`` how many tokens an example has at the input of each block.
+    """While the context lasts, note in ``counts`` how many tokens each example has at the input of each block.
 
     Args:
         backbone: holds the blocks; it has hooks as long as the context lasts.

@@ -78,9 +78,13 @@ class Frames:
         mean, scale = mean.to(self.values.device), scale.to(self.values.device)
         return Frames(((self.values.float() - mean) / scale).to(self.values.dtype), self.mask)
 
-    def to(self, device: torch.device | str) -> Frames:
-        """Return the same frames on ``device``."""
-        return Frames(self.values.to(device), self.mask.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Frames:
+        """Return the same frames on ``device``; ``non_blocking`` is for frames in pinned memory."""
+        return Frames(*(part.to(device, non_blocking=non_blocking) for part in (self.values, self.mask)))
+
+    def pin_memory(self) -> Frames:
+        """Return the same frames in page-locked memory of the host."""
+        return Frames(self.values.pin_memory(), self.mask.pin_memory())
 
     def __getitem__(self, rows: slice | Tensor) -> Frames:
         """Return the frames of the examples at ``rows``, a slice or a tensor of shape (n,)."""
@@ -153,13 +157,25 @@ class Batch:
         device = next(iter(self.inputs.values())).device
         return torch.arange(self.size, device=device) if self.index is None else self.index.to(device)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on ``device``."""
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the same batch on ``device``; ``non_blocking`` is for a batch in pinned memory."""
+        return self._moved(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in page-locked memory of the host; ``DataLoader(pin_memory=True)`` calls this.
+
+        Raises:
+            RuntimeError: torch finds no accelerator.
+        """
+        return self._moved(lambda part: part.pin_memory())
+
+    def _moved(self, move: Callable[[Any], Any]) -> Batch:
+        """Return the batch with every tensor, and every :class:`Frames`, moved."""
         return self._with(
-            inputs={k: v.to(device) for k, v in self.inputs.items()},
-            targets=_each(self.targets, lambda value: value.to(device)),
-            context={k: v.to(device) for k, v in self.context.items()},
-            index=None if self.index is None else self.index.to(device),
+            inputs={k: move(v) for k, v in self.inputs.items()},
+            targets=_each(self.targets, move),
+            context={k: move(v) for k, v in self.context.items()},
+            index=None if self.index is None else move(self.index),
         )
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:

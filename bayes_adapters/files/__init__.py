@@ -1,4 +1,7 @@
-"""Adapters as files: this library's folders (save, load) and PEFT's (:mod:`bayes_adapters.files.peft`)."""
+"""Adapters as files: this library's folders (save, load), PEFT's (:mod:`bayes_adapters.files.peft`), and the hub.
+
+The Hugging Face hub is in :mod:`bayes_adapters.files.hub`.
+"""
 
 from bayes_adapters.files._adapter import fingerprint as fingerprint
 from bayes_adapters.files._adapter import load as load

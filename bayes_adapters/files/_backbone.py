@@ -136,9 +136,9 @@ def describe_base(backbone: nn.Module) -> dict[str, Any]:
 def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) -> None:
     """Raise :class:`AdapterFileError` unless ``backbone`` computes what the adapter's own one did.
 
-    Entries of the configuration that only one of the two has are those of another version of transformers, and are not
-    compared, and options of layers are if torch and transformers are those it was saved with. An older file has no
-    "tensors"; its sampled fingerprint is compared.
+    An entry of the configuration that only one of the two has comes from another version of transformers: it is not
+    compared. Options of layers are compared where torch and transformers have the versions of the saved file. An older
+    file has no "tensors"; its sampled fingerprint is compared.
     """
     saved, given = about["base"], describe_base(backbone)
     if "tensors" not in saved:

@@ -47,7 +47,7 @@ def require_lora(path: Path, about: Any) -> dict[str, Any]:
     """Return the contents of a configuration of plain LoRA.
 
     Raises:
-        AdapterFileError: it describes another kind of adapter, or something beside s · B A x.
+        AdapterFileError: it describes another kind of adapter, or something besides s · B A x.
     """
     if not isinstance(about, dict) or about.get("peft_type") != "LORA":
         kind = about.get("peft_type") if isinstance(about, dict) else None

@@ -33,7 +33,7 @@ class TensorFile:
     Args:
         path: the file.
         tensors: name → a tensor without values (on the meta device) of the listed dtype and shape.
-        metadata: text entries beside the tensors.
+        metadata: text entries besides the tensors.
         size: of the file, bytes; it is what the list adds up to.
     """
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import require_unadapted
-from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
-from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, near_matches, whole_number
+from bayes_adapters.errors import (
+    BayesAdaptersError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    described,
+    near_matches,
+    whole_number,
+)
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior
-from bayes_adapters.sites import REAL, Granularity, Part, Site
+from bayes_adapters.sites import Granularity, Part, Site
+
+_HUGE = 1e15
 
 
 def checked_ranks(ranks: Mapping[str, int], paths: Sequence[str], rank: int) -> Mapping[str, int]:
@@ -128,15 +135,20 @@ def require_finite(model: nn.Module, what: str, values: Tensor, examples: int) -
 
 def non_finite(what: str, *modules: nn.Module) -> NonFiniteError:
     """Build the error for numbers that are not finite, naming the first tensor of ``modules`` that is not."""
-    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()]]
-    broken = next((name for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()] if t.is_floating_point()]
+    broken = next((name for name, t in tensors if not bool(t.isfinite().all())), None)
+    trained = [(name, t.detach()) for name, t in tensors if t.requires_grad and t.numel()]
+    huge = next((name for name, t in trained if float(t.abs().max()) > _HUGE), None)
+    again = "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     cause = (
         "The model's own tensors are finite: look at the guide's, at these examples' inputs for values far outside "
         "those of training, and at the backbone's precision, as float16 overflows above 65504."
-        if broken is None
-        else f"The tensor {broken!r} holds NaN or infinity: training diverged, or the file it comes from is damaged. "
-        "Train again with a lower learning rate or clip_norm, or load an earlier checkpoint."
     )
+    if broken is not None:
+        what_broke = "training diverged, or the file it comes from is damaged"
+        cause = f"The tensor {broken!r} holds NaN or infinity: {what_broke}. {again}"
+    elif huge is not None:
+        cause = f"The tensor {huge!r} has entries above {_HUGE:g}, whose products overflow: training diverged. {again}"
     return NonFiniteError(f"{what}. {cause}")
 
 
@@ -204,79 +216,13 @@ def require_tokens_kept(batch: Batch, length: int) -> None:
         )
 
 
-def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> None:
-    """Raise :class:`ConfigError` unless ``guide`` can infer ``site`` under ``prior``."""
-    kind = type(guide).__name__
-    if site.granularity not in guide.serves:
-        raise ConfigError(
-            f"{kind} cannot infer {site.name!r}, which is {site.granularity.value}; it serves "
-            f"{', '.join(sorted(g.value for g in guide.serves))}. Build the model with another granularity=, or "
-            "take a guide that serves it (MeanField and Delta serve all)."
-        )
-    if site.part not in guide.parts:
-        raise ConfigError(
-            f"{kind} cannot infer {site.name!r}, which is a {site.part.value}; it serves "
-            f"{', '.join(sorted(part.value for part in guide.parts))}. "
-            + (
-                "A keep mask is inferred by MCDropout."
-                if site.part == Part.MASK
-                else "MeanField and Delta serve every real-valued part."
-            )
-        )
-    if guide.all_reals and site.part in REAL and not _covers_reals(prior):
-        raise ConfigError(
-            f"The prior {type(base_distribution(prior)).__name__} of {site.name!r} does not allow all real numbers and "
-            f"the posterior of {kind} does, so that their KL is infinite. Take a prior on all reals, such as Normal, "
-            "Laplace or StudentT, or, where it is continuous, the guide Delta."
-        )
-
-
-def require_no_look_ahead(guide: Any, site: Site, model: Any) -> None:
-    """Refuse a posterior that would tell the tokens of a causal backbone what comes after them."""
-    looks = guide.reads_features and site.granularity is Granularity.SEQUENCE
-    if looks and model.likelihood.per_token and is_causal(model.backbone):
-        raise ConfigError(
-            f"{type(guide).__name__} would look ahead: the draw of {site.name!r} depends on the mean over all tokens"
-            f" of a sequence, later ones too, and the tokens of {type(model.backbone).__name__}, each with its own "
-            "target, see earlier ones only. Take granularity='token' or 'global', or the guide MeanField, "
-            "whose posterior does not depend on the input."
-        )
-
-
-def require_wide(guide: nn.Module) -> None:
-    """Raise :class:`ConfigError` if ``guide`` has half-precision parameters, as after a cast together with its model.
-
-    bfloat16 has 8 bits of mantissa: an update below 1/256 of an entry is rounded away, and so is nearly every one.
-    """
-    for name, p in guide.named_parameters():
-        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
-            raise ConfigError(
-                f"This {type(guide).__name__} is {p.dtype}; posteriors are float32 whatever the backbone is, for most "
-                f"updates of {name!r} would be rounded to nothing. Call guide.float(), and cast the model alone."
-            )
-
-
-def _covers_reals(prior: TorchDistributionMixin) -> bool:
-    base = base_distribution(prior)
-    far = torch.full(base.event_shape, 1e6)  # one number where entries are independent: it fits bounds on any device
-    support: Any = base.support
-    return all(bool(support.check(value).all()) for value in (far, -far))
-
-
-def require_posterior(guide: object, site: Site, posterior: Any, shape: tuple[int, ...]) -> None:
-    """Raise :class:`ConfigError` unless ``guide.posterior`` returned a Pyro distribution over one draw of ``site``."""
-    kind = type(guide).__name__
-    if not isinstance(posterior, TorchDistributionMixin):
-        raise ConfigError(
-            f"{kind}.posterior() must return a distribution from pyro.distributions; for {site.name!r} it returned a "
-            f"{type(posterior).__module__}.{type(posterior).__name__}. For a point estimate that is "
-            "pyro.distributions.Delta(value, event_dim=len(call.site.event))."
-        )
-    batch = tuple(posterior.batch_shape)
-    fits = len(batch) <= len(shape) and all(b in (1, s) for b, s in zip(batch[::-1], shape[::-1], strict=False))
-    if tuple(posterior.event_shape) != site.event or not fits:
-        raise ConfigError(
-            f"{kind}.posterior() must return a distribution of event shape {site.event}, for one draw of "
-            f"{site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
-            f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
-        )
+@contextmanager
+def named_non_finite(*modules: nn.Module) -> Iterator[None]:
+    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+            raise
+        where = str(error).partition(", but found invalid values")[0]
+        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -1,4 +1,4 @@
-"""What the library asks Pyro's handler stack; ``modalities._surroundings`` saves and restores it as a whole.
+"""What the library asks Pyro's handler stack; ``modalities._thread_state`` saves and restores it as a whole.
 
 ``pyro.infer.SVI`` learns which tensors to train from the ``pyro.param`` statements it records. Emitting them always
 would fill the global parameter store on every call; emitting them never would make SVI train nothing, silently. So

@@ -14,8 +14,15 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import mean_of
-from bayes_adapters.inference._checks import require_no_look_ahead, require_posterior, require_served, require_wide
-from bayes_adapters.inference._guide_checks import require_hyper_served, require_model, require_sites
+from bayes_adapters.inference._guide_checks import (
+    require_hyper_served,
+    require_model,
+    require_no_look_ahead,
+    require_posterior,
+    require_served,
+    require_sites,
+    require_wide,
+)
 from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
 from bayes_adapters.inference.model import AdapterModel

@@ -114,7 +114,7 @@ class UnreadOutcome(Messenger):
 
 
 class OwnSites(Messenger):
-    """Draw what a model samples beside its adapters' sites, so that this noise, too, can be repeated.
+    """Draw what a model samples besides its adapters' sites, so that this noise, too, can be repeated.
 
     These are the ``pyro.sample`` statements of a subclass's own code. Noise is a function of (seed, site, sample,
     entry) and, within the plate ``data``, of the example's number.

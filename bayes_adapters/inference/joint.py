@@ -33,7 +33,7 @@ class JointGuide(AdapterGuide):
 
         loss = E_q[nll] + (w / N) KL(q ‖ p),    p(w) = Π_sites p(w_site)
 
-    w is drawn once a pass by the auxiliary site ``joint``; the model's sites are its parts, points given w, so that
+    w is drawn once per pass by the auxiliary site ``joint``; the model's sites are its parts, points given w, so that
     log q counts once. The KL is closed where the priors are Gaussian and torch knows it for q's family, else
     ``log q(w) − log p(w)`` at the draw. Pyro's own ELBOs take the latter.
 

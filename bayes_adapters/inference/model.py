@@ -12,6 +12,7 @@ guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N:
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pyro
@@ -56,7 +57,7 @@ class AdapterModel(AdaptedBackbone):
             per example; None is the mean, or none at all where the likelihood has one target per token.
         head: another head than the structure's own, see :mod:`bayes_adapters.heads`; its parameters are made here.
         num_data: N, the size of the data set; needed by global parts and by priors with hyper-parameters.
-        grouped: one sample site for all layers where a global part has one shape, rather than one a layer.
+        grouped: one sample site for all layers where a global part has one shape, rather than one per layer.
         flipout: see :class:`~bayes_adapters.adapters.reparametrisation.Flipout`; for a random A.
 
     Raises:
@@ -95,7 +96,8 @@ class AdapterModel(AdaptedBackbone):
         Raises:
             DataError: targets outside the likelihood's support; another number of tokens in them, or in the mask, than
                 the backbone returns; token ids that it cannot embed; a part of the batch on another device.
-            NonFiniteError: NaN or infinity in the inputs or the context, or, without gradients, in the outputs.
+            NonFiniteError: NaN or infinity in the inputs or the context; with gradients in a distribution's parameters,
+                without in the outputs.
         """
         _checks.require_batch(batch)
         self.require_installed()
@@ -111,18 +113,20 @@ class AdapterModel(AdaptedBackbone):
         rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts)
         # Signs per example are noise of training: a layer in eval mode sees one draw.
         flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
-        prior = self.prior.sampled(outer, next(self.parameters()).device)
-        weights = draw_weights(self.sites, prior, rows, flipped)
-        forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
-        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-            with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
-                outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
-            with read_together():
-                if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                    _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
-                outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
-                fn, targets = self._likelihood_of(outputs, batch), batch.targets
-            pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
+        # A diverged loop of the caller's own ends here; prediction says itself what is wrong, of the guide too.
+        with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
+            prior = self.prior.sampled(outer, next(self.parameters()).device)
+            weights = draw_weights(self.sites, prior, rows, flipped)
+            forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
+            with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
+                with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
+                    outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
+                with read_together():
+                    if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
+                        _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
+                    outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
+                    fn, targets = self._likelihood_of(outputs, batch), batch.targets
+                pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
         return outputs
 
     def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import BayesAdaptersError, FoldError, integer, whole_number
-from bayes_adapters.inference._checks import non_finite, require_finite
+from bayes_adapters.errors import FoldError, integer, whole_number
+from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
     require_enough,
@@ -123,7 +123,7 @@ def predict(
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
-    with torch.no_grad(), evaluating(*modules), _named_non_finite(*modules):
+    with torch.no_grad(), evaluating(*modules), named_non_finite(*modules):
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
@@ -166,8 +166,12 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
 
 
 def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
-    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input."""
+    """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input.
+
+    Where every token has an answer, a vocabulary of answers may be wider than the features.
+    """
     width = model.feature_width(model.backbone)
+    width = max(width, model.likelihood.num_outputs) if model.likelihood.per_token else width
     sizes = [v.numel() if v.is_floating_point() else v.numel() * width for v in batch.inputs.values()]
     return max(1, _BUDGET // max(sizes))
 
@@ -203,15 +207,3 @@ def _predict_batch(
     if densities:
         extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(runs)
     return replace(result, **extra)
-
-
-@contextmanager
-def _named_non_finite(*modules: nn.Module) -> Iterator[None]:
-    """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
-            raise
-        where = str(error).partition(", but found invalid values")[0]
-        raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -15,10 +15,24 @@ HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 """The entropy of N(0, 1), nats."""
 
 
+_AT_ONCE = 2**24
+"""Numbers that are float64 at one time, 128 MB, beside what is returned: S·B·T·V of a vocabulary do not fit."""
+
+
 def class_sums(probs: Float[Tensor, "S *B C"]) -> dict[str, Float[Tensor, "..."]]:
     """Sum class probabilities and their entropies over the S draws, in float64."""
-    probs = float64(probs)
-    return {"mean": probs.sum(0), "entropy": entropy(probs).sum(0)}
+    rows = probs.reshape(len(probs), -1, probs.shape[-1])
+    at_once = max(1, _AT_ONCE // max(rows[:, :1].numel(), 1))
+    if rows.shape[1] <= at_once:
+        wide = float64(probs)
+        return {"mean": wide.sum(0), "entropy": entropy(wide).sum(0)}
+    mean = float64(rows[0, :0]).new_empty(rows.shape[1:])
+    entropies = mean.new_empty(rows.shape[1])
+    for start in range(0, rows.shape[1], at_once):
+        part = float64(rows[:, start : start + at_once])
+        mean[start : start + at_once] = part.sum(0)
+        entropies[start : start + at_once] = entropy(part).sum(0)
+    return {"mean": mean.reshape(probs.shape[1:]), "entropy": entropies.reshape(probs.shape[1:-1])}
 
 
 def class_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
@@ -98,4 +112,7 @@ def above_rounding(epistemic: Tensor) -> Tensor:
 
 def entropy(probs: Float[Tensor, "*B C"]) -> Float[Tensor, "*B"]:
     """Return ``−Σ p log p`` in nats over the last dimension."""
-    return torch.special.entr(probs).sum(-1)
+    rows = probs.reshape(-1, probs.shape[-1]).split(max(1, _AT_ONCE // probs.shape[-1]))
+    if len(rows) < 2:
+        return torch.special.entr(probs).sum(-1)
+    return torch.cat([torch.special.entr(part).sum(-1) for part in rows]).reshape(probs.shape[:-1])

@@ -23,7 +23,7 @@ def require_own(key: str, name: str, argument: str, names: Sequence[str]) -> Non
 def require_flags(key: str, value: Tensor) -> None:
     """Raise :class:`DataError` unless the marks of a modality's presence have shape (B,)."""
     if value.dim() != 1:
-        raise DataError(f"{key} must have shape (B,), one entry an example; got {tuple(value.shape)}.")
+        raise DataError(f"{key} must have shape (B,), one entry per example; got {tuple(value.shape)}.")
 
 
 def require_inputs(

@@ -147,7 +147,7 @@ def describe_blocks(module: nn.Module) -> Blocks:
 
     Blocks are the members of the list of modules that each hold one query, one key and one value layer. The first of
     them is run once, in eval mode and without gradients, on two examples of two random tokens (of one window, where it
-    attends within windows): the linear layers that run beside query, key and value on these examples are, in this
+    attends within windows): the linear layers that run besides query, key and value on these examples are, in this
     order, the output projection, fc1 and fc2. Where query sees the block's input itself, its tokens in whatever order,
     the encoder is post-norm; where it sees the output of a norm, pre-norm.
 

@@ -51,7 +51,7 @@ class InterPath(nn.Module):
             )
         forward_pass.rows.by_example(self.site.layers[0], x)  # or it refuses
         rows, condition = descriptor.value.shape[0], descriptor.value[:, None]
-        core = forward_pass.draw(self.site, condition, tokens=False, kept=descriptor.kept)[:, 0]
+        core = forward_pass.draw(self.site, condition, tokens=False, present=descriptor.present)[:, 0]
         z = F.linear(x.to(self.lora_A.dtype), self.lora_A)
         flat = z.reshape(rows, -1, z.shape[-1])  # the windows of an example share its Φ
         z = torch.matmul(flat, core.to(z.dtype).mT).reshape(z.shape)

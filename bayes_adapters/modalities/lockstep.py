@@ -26,7 +26,7 @@ from bayes_adapters.modalities._lockstep_checks import (
     require_greenlet,
     require_order,
 )
-from bayes_adapters.modalities._surroundings import Surroundings
+from bayes_adapters.modalities._thread_state import ThreadState
 from bayes_adapters.modalities.taps import Side as Side
 from bayes_adapters.modalities.taps import Tap as Tap
 
@@ -73,8 +73,8 @@ def run(
     {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
     """
     check_taps(modules, calls, taps)
-    surroundings = Surroundings()
-    tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), surroundings) for name, m in modules.items()}
+    thread_state = ThreadState()
+    tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), thread_state) for name, m in modules.items()}
     try:
         for task in tasks.values():
             task.attach()
@@ -104,9 +104,9 @@ class _Task:
     """One module's call: where it stands, and how to let it go on."""
 
     def __init__(
-        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], surroundings: Surroundings
+        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], thread_state: ThreadState
     ) -> None:
-        self.name, self.module, self.call, self.surroundings = name, module, call, surroundings
+        self.name, self.module, self.call, self.thread_state = name, module, call, thread_state
         self.taps = sorted(taps, key=lambda tap: tap.step)
         self.reached = 0
         self.tensor: Any = None
@@ -176,7 +176,7 @@ class _Task:
         self.reached += 1
         # With a run inside a run, the greenlet that is here may be one that this module's own code has started.
         self.tensor, self.paused = tensor, self.greenlets.getcurrent()
-        with self.surroundings.restored():
+        with self.thread_state.restored():
             self.driver.switch()
         if self.stopping:
             raise _Stop

@@ -48,7 +48,7 @@ class Memo:
 
 @dataclass(eq=False)
 class SiteCall:
-    """What a guide may use to infer one site in one forward pass, and what it says of the posterior beside its draw.
+    """What a guide may use to infer one site in one forward pass, and what it says of the posterior besides its draw.
 
     Args:
         site: the site.

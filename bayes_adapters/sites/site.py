@@ -23,7 +23,7 @@ class Granularity(StrEnum):
     """For what one draw is shared."""
 
     GLOBAL = "global"
-    """One draw a layer for the whole data set: a weight. Its KL counts once per data set."""
+    """One draw per layer for the whole data set: a weight. Its KL counts once per data set."""
     SEQUENCE = "sequence"
     """One draw per example and layer: a local latent. Its KL counts once per example."""
     TOKEN = "token"
@@ -94,7 +94,7 @@ def build_sites(
         parts: which tensors are random.
         granularity: for what one draw is shared.
         grouped: make one site for all layers in which a global part has the same shape (fewer sample statements); False
-            makes one a layer, so that layers may differ in rank later.
+            makes one per layer, so that layers may differ in rank later.
     """
     sites: list[Site] = []
     for part in parts:

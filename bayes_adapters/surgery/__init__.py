@@ -1,1 +1,1 @@
-"""What is done to an adapter beside training it: pruning, merging, folding, export, noise around a trained one."""
+"""What is done to an adapter besides training: pruning, merging, folding, export, noise around a trained one."""

@@ -20,7 +20,7 @@ _OF_THE_MODEL = {
     "encode": "a way through the backbone",
     "forward": "a generative process",
 }
-"""Members of a model that make its function beside the layers → what they are."""
+"""Members of a model that make its function besides the layers → what they are."""
 
 
 def require_threshold(threshold: float, min_rank: int) -> None:
@@ -76,7 +76,7 @@ def required_normal(site: Site, posterior: object) -> torch.distributions.Normal
 def no_factors(model: AdapterModel) -> ConfigError:
     """Return the error for a model in which A or B is not random, or layers share a site."""
     return ConfigError(
-        f"Ranks are taken out where A and B are random, one site a layer; {type(model).__name__} has "
+        f"Ranks are taken out where A and B are random, one site per layer; {type(model).__name__} has "
         f"{', '.join(site.name for site in model.sites[:3]) or 'nothing random'}. Take StochasticFactors."
     )
 

@@ -78,7 +78,7 @@ def scores(model: AdapterModel, guide: AdapterGuide, *, gauge_fix: bool = False)
     """Return layer path → score of each of its ranks, see the module's formula; the median of two is their mean.
 
     Args:
-        model: A and B random, one site a layer, as in StochasticFactors.
+        model: A and B random, one site per layer, as in StochasticFactors.
         guide: Gaussian over them, such as RankWise.
         gauge_fix: score the means ``c_i M_i`` and ``L_i / c_i``, ``c_i = sqrt(‖L_i‖ / ‖M_i‖)``, which have one norm and
             the same product; variances of single entries are rescaled with them, one that A and B share is not, as in
@@ -131,7 +131,7 @@ def prune(
     ``nn.Parameter`` objects stay, so an optimiser stays valid; pass it, and its state is cut in the same way.
 
     Args:
-        model: A and B random, one site a layer, as in StochasticFactors.
+        model: A and B random, one site per layer, as in StochasticFactors.
         guide: made for it, such as RankWise.
         optimizer: what trains the guide, if its training goes on.
         threshold: τ; the paper takes 2 to 5.

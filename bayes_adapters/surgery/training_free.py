@@ -1,7 +1,7 @@
 """Training-free Bayesianization (TFB): turn a trained LoRA into a distribution over LoRAs, without training.
 
-The adapter is rotated so that B's columns are orthogonal, Gaussian noise of one size σ_q is put around it, and σ_q is
-the largest that leaves the model's loss on a few anchor examples within a tolerance. Source: arXiv 2412.05723.
+The adapter is rotated so that B's columns are orthogonal. Gaussian noise of one size σ_q is put around it: the largest
+size that leaves the model's loss on a few anchor examples within a tolerance. Source: arXiv 2412.05723.
 """
 
 from __future__ import annotations

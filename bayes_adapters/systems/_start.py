@@ -35,9 +35,9 @@ def start(
     A and B are the LoRA's: as they are where they are parameters, as the posterior's location where they are random
     (BLoB's A). A core starts at E = I, its diagonal at 1: a network that gives its mean (C-LoRA, CALIBER) has a last
     layer of zero weights and the bias ``vec(I − E_p[E])`` for it. Standard deviations start as in :func:`build`. Head
-    and likelihood are copies. Under the usual prior N(0, 0.2²) a core at I has a KL of 12.5 r nats more than one at 0,
-    so a small ``kl_weight``, as the systems' recipes have, or the prior
-    ``bayes_adapters.priors.identity_normal`` is wanted.
+    and likelihood are copies. Under the usual prior N(0, 0.2²) the KL of a core at I is 12.5 r nats above that of a
+    core at 0. Take a small ``kl_weight``, as the systems' recipes do, or the prior
+    ``bayes_adapters.priors.identity_normal``.
 
     Args:
         name: of a system with one backbone, such as ``"blob"``, ``"c-lora"``, ``"scalabl"`` or ``"caliber-x"``.

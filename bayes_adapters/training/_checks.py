@@ -121,7 +121,7 @@ def check_optimizer(optimizer: object, parameters: Mapping[str, nn.Parameter]) -
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ConfigError(
-            f"{type(optimizer).__name__} computes the loss several times a step (a closure), and fit computes it once. "
+            f"{type(optimizer).__name__} computes the loss several times per step (a closure); fit computes it once. "
             "Take AdamW, SGD or another optimizer whose step() needs no argument."
         )
 

@@ -33,7 +33,7 @@ class FitResult:
     """What a run did.
 
     Args:
-        history: one dictionary an epoch, metric → number; ``epoch`` counts from 0. nll and kl are nats per datum, and
+        history: one dictionary per epoch, metric → number; ``epoch`` counts from 0. nll and kl are nats per datum, and
             kl has its weight in it: ``loss = nll + kl``.
         best_epoch: position in ``history`` of the monitored metric's best value; None where nothing was monitored.
         best_value: that value.
@@ -93,7 +93,7 @@ def fit(
     Args:
         model: the model.
         guide: the guide made for it, on the same device.
-        data: what can be read once an epoch: a list of :class:`Batch`, :func:`bayes_adapters.training.batches`, a
+        data: what can be read once per epoch: a list of :class:`Batch`, :func:`bayes_adapters.training.batches`, a
             DataLoader that yields Batch. ``set_epoch(epoch)`` of it, or its data set's or sampler's, is called with
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
@@ -129,7 +129,7 @@ def fit(
             some steps, a scheduler by its ``state_dict()``, and what functions do inside cannot be. False starts anew
             and overwrites it.
         seed: any integer.
-        progress: a bar on a terminal, one line an epoch on stderr elsewhere. False is silent.
+        progress: a bar on a terminal, one line per epoch on stderr elsewhere. False is silent.
         tensorboard: a directory for event files.
         autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
         log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the

@@ -32,13 +32,13 @@ class Report:
     ) -> None:
         self._epochs = epochs
         self._writer = None if tensorboard is None else _writer(tensorboard, step)
-        terminal = sys.stderr.isatty()
+        terminal = progress and sys.stderr.isatty()
         self._console = Console(stderr=True, quiet=not progress, force_terminal=terminal, force_jupyter=False)
         self._bar = Progress(
             *("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[numbers]}"),
             console=self._console,
             transient=True,
-            disable=not (progress and terminal),
+            disable=not terminal,
         )
         self._task = self._bar.add_task(self._title(0), total=total, numbers="")
         self._bar.start()

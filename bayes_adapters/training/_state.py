@@ -13,34 +13,20 @@ from torch import Tensor
 
 @dataclass
 class RunState:
-    """Everything about a run but weights, optimiser and scheduler, after its last complete optimiser step.
+    """Everything about a run but weights, optimiser and scheduler, after its last complete optimiser step."""
 
-    Args:
-        epoch: the epoch that runs, from 0.
-        batches: micro-batches of this epoch that are used up.
-        step: optimiser steps taken.
-        records: one dictionary of logged numbers for each step of this epoch.
-        seconds: time this epoch's steps took.
-        history: one dictionary for each finished epoch.
-        best_epoch, best_value: of the monitored metric; None before the first.
-        stale: finished epochs since the best one.
-        best: the trained tensors at the best epoch.
-        generators: states of torch's random generators; empty at the start of an epoch.
-        host: those of Python's and numpy's.
-    """
-
-    epoch: int = 0
-    batches: int = 0
-    step: int = 0
-    records: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int | None = None
+    epoch: int = 0  # the one that runs
+    batches: int = 0  # micro-batches of it that are used up
+    step: int = 0  # optimiser steps taken since the run began
+    records: list[dict[str, float]] = field(default_factory=list)  # logged numbers of each step of this epoch
+    seconds: float = 0.0  # that these steps took
+    history: list[dict[str, float]] = field(default_factory=list)  # the log of each finished epoch
+    best_epoch: int | None = None  # None before the first value of the monitored metric
     best_value: float | None = None
-    stale: int = 0
-    best: dict[str, Tensor] | None = None
-    generators: list[Tensor] = field(default_factory=list)
-    host: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0  # finished epochs since the best one
+    best: dict[str, Tensor] | None = None  # the trained tensors at the best epoch
+    generators: list[Tensor] = field(default_factory=list)  # torch's random states; none at the start of an epoch
+    host: dict[str, Any] = field(default_factory=dict)  # Python's and numpy's
 
     def watch(self, value: float, maximise: bool, tensors: Mapping[str, Tensor]) -> None:
         """Take ``tensors`` for the best ones so far if the running epoch's ``value`` is better; NaN never is."""

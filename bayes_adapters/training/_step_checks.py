@@ -73,13 +73,7 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
 
 
 def check_finite(step: int, values: Mapping[str, float], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise :class:`NonFiniteError` unless loss, nll, kl and grad_norm are all finite.
-
-    Args:
-        step: the number of optimiser steps taken so far.
-        values: the four numbers, by name.
-        parameters: name → parameter, with gradients, to name the first bad one.
-    """
+    """Raise :class:`NonFiniteError` unless all ``values`` are finite; it names the first gradient that is not."""
     bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}

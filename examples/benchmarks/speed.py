@@ -113,7 +113,7 @@ def prediction_table(by_batch: dict[int, dict[str, list[float]]]) -> tuple[str, 
 
 
 def verdict(seconds: dict[str, list[float]]) -> str:
-    """One line a method: whether what Pyro adds is within the target."""
+    """One line per method: whether what Pyro adds is within the target."""
     lines = []
     for method in METHODS:
         found: Ratio = ratio(seconds, elbo(method), hand(method))

@@ -56,7 +56,7 @@ def require_draws(rows: int, draws: int) -> None:
     if rows % draws:
         raise DataError(
             f"The factors hold {draws} draws and the sequences {rows} rows, which must be draws · B in "
-            "the order [S, B]. Repeat each sequence once a draw: values.repeat(S, 1, 1)."
+            "the order [S, B]. Repeat each sequence once per draw: values.repeat(S, 1, 1)."
         )
 
 
@@ -84,7 +84,7 @@ def require_token_rows(name: str, longest: int, count: Tensor, factors: FusionFa
     if rule.tokens is Tokens.FIXED and longest > length:
         raise DataError(
             f"A row of {name!r} has {int(count.max())} real tokens and its fixed token factor "
-            f"{length} rows. Shorten the sequence, give the factor a row a token, or use tokens='interpolated'."
+            f"{length} rows. Shorten the sequence, give the factor one row per token, or use tokens='interpolated'."
         )
 
 

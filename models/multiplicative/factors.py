@@ -37,7 +37,7 @@ class Tokens(StrEnum):
     """Which row of its token factor a token reads; see the module's docstring."""
 
     FIXED = "fixed"
-    """Row t: one row a token, as released."""
+    """Row t: one row per token, as released."""
     INTERPOLATED = "interpolated"
     """A place between two rows, in proportion to the number of real tokens."""
 

@@ -11,7 +11,7 @@ With the n_m real tokens X_m (n_m, d) of modality m, rank r, and L_m rows in its
 
 Π and ∘ are elementwise, g a gate (1 without one). **Tokens.** Row t of A_m (n_m, L_m) says where token t reads G_m:
 
-* ``fixed``: A = I and c = 1. G_m has one row a token, the released form; it serves n_m ≤ L_m only, and has learned
+* ``fixed``: A = I and c = 1. G_m has one row per token, the released form; it serves n_m ≤ L_m only, and has learned
   nothing for the rows that training never reached.
 * ``interpolated``: the rows of G_m are knots of a piecewise linear curve over the sequence. Token t lies at
   p_t = (t + ½) L_m / n_m − ½, clipped to [0, L_m − 1], A_tl = max(0, 1 − |p_t − l|), and c = L_m / n_m.

@@ -30,6 +30,7 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Contextual, Delta
 from bayes_adapters.models import ConcatLoRA, LoRA
 from tests.helpers import VOCAB, WIDTH, bert, core_model, gpt2, llama, opt
+from tests.internals import hooks_of
 from tests.refusals import refuses
 
 SIZES: dict[str, Any] = {
@@ -167,4 +168,4 @@ def test_nothing_is_cached(family: str) -> None:
 def test_hooks_are_gone_after_a_pass() -> None:
     model = LoRA(bert(), Bernoulli(), rank=2)
     model(Batch(padded("right")))
-    assert not model.backbone._forward_pre_hooks
+    assert hooks_of(model.backbone) == 0

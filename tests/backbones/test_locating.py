@@ -21,6 +21,7 @@ from bayes_adapters.backbones import (
     pretrained,
     text_backbone,
 )
+from bayes_adapters.backbones._checksums import recall, remember
 from bayes_adapters.errors import MissingResourceError
 from tests.refusals import refuses
 
@@ -151,3 +152,10 @@ def test_python_code_in_a_models_folder_is_never_run(tmp_path: Path, monkeypatch
         assert "trust_remote_code" not in done.stdout
         assert done.stdout.count(str(tmp_path)) >= 2
         assert done.stdout.splitlines()[-1] == ("2" if kind == "own" else "0")
+
+
+def test_what_is_remembered_is_for_everybody_who_shares_the_cache(tmp_path: Path) -> None:
+    remember(tmp_path, "sources", "a", "b")
+    (tmp_path / "made").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "made").stat().st_mode}
+    assert recall(tmp_path, "sources") == {"a": "b"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_adapters import registry
+from tests.internals import only_registered
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -21,7 +21,7 @@ PAGES = {
 @pytest.fixture
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is registered before a page runs, and nothing of it afterwards."""
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.Kind})
+    only_registered(monkeypatch)
 
 
 def test_there_are_pages_with_code() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, Tagging, load, predict, registry, save
+from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, Tagging, load, predict, save
 from bayes_adapters.adapters.forward_pass import current_pass
 from bayes_adapters.adapters.linear import kaiming
 from bayes_adapters.errors import AdapterFileError, ConfigError
@@ -28,6 +28,7 @@ from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, VOCAB, WIDTH, bert, fill_B, token_batch
+from tests.internals import only_registered
 from tests.refusals import refuses
 
 
@@ -76,9 +77,7 @@ class RandomLinear(Head):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.Kind})
-    registry.register(Letters)
-    registry.register(RandomLinear)
+    only_registered(monkeypatch, Letters, RandomLinear)
     return
 
 

@@ -89,3 +89,21 @@ def test_an_error_lets_the_lock_go() -> None:
     thread.start()
     assert done.wait(60)
     thread.join()
+
+
+def test_draws_for_arviz_wait_for_a_prediction() -> None:
+    """Both set the modes of the same modules, and run on Pyro's one stack of handlers."""
+    pytest.importorskip("arviz")
+    from bayes_adapters.analysis.arviz import to_arviz
+
+    model = core_model("global")
+    guide, batch = MeanField(model), token_batch(3, 4)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(to_arviz(model, guide, batch, num_samples=2)))
+    with exclusive():
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert not found
+    thread.join(60)
+    assert found[0].posterior_predictive["obs"].shape == (1, 2, 3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 
 from bayes_adapters import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Tagging, predict
 from bayes_adapters.errors import NonFiniteError
@@ -66,3 +68,17 @@ def test_large_finite_numbers_pass() -> None:
         model.head.bias[:2] = 3e38
     found = predict(model, Delta(model), token_batch().without_targets())
     assert found.probs[:, :2].tolist() == [[0.5, 0.5]] * 5
+
+
+@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+def test_a_hand_made_loop_that_diverges(name: str) -> None:
+    """Torch's distributions ended it with a ValueError of a few thousand numbers."""
+    model = core_model("global", likelihood=LIKELIHOODS[name]())
+    guide = MeanField(model)
+    batch = token_batch(targets=torch.tensor([0, 1, 2, 1, 0]) if name == "categorical" else torch.zeros(5))
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e30}), Trace_ELBO())
+    with refuses(NonFiniteError, "'backbone.encoder.layer.0.attention.self.query.lora_A'", "diverged") as raised:
+        for _ in range(5):
+            svi.step(batch)
+    assert len(str(raised[0])) < 1000
+    assert isinstance(raised[0].__cause__, ValueError)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from bayes_adapters import Bernoulli, Gaussian, Prediction, load, predict, save
+from bayes_adapters import Bernoulli, Gaussian, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Likelihood, NegativeBinomial, Ordinal, Poisson, StudentT
 from bayes_adapters.training import fit
 from tests.helpers import bert, core_model, token_batch
+from tests.information import averaged
 from tests.refusals import refuses
 
 S, B = 6, 5
@@ -26,11 +27,6 @@ NAN = float("nan")
 
 def outputs(scale: float = 1.0) -> Tensor:
     return scale * torch.randn(S, B, 1, generator=torch.Generator().manual_seed(3))
-
-
-@torch.no_grad()
-def averaged(likelihood: Likelihood, f: Tensor) -> Prediction:
-    return likelihood.predict(likelihood.summarise(likelihood.distribution(f)), len(f))
 
 
 # Student-t

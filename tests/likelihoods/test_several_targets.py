@@ -12,12 +12,13 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch import distributions as td
 
-from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, Prediction, load, predict, save
+from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Likelihood, MultiGaussian, MultiLabel, Tasks
 from bayes_adapters.training import batches, fit
 from tests.helpers import bert, core_model, token_batch
+from tests.information import averaged
 from tests.refusals import refuses
 
 S, B = 6, 5
@@ -37,11 +38,6 @@ def tasks(**weights: float) -> Tasks:
 
 def outputs(k: int) -> Tensor:
     return torch.randn(S, B, k, generator=torch.Generator().manual_seed(3))
-
-
-@torch.no_grad()
-def averaged(likelihood: Likelihood, f: Tensor) -> Prediction:
-    return likelihood.predict(likelihood.summarise(likelihood.distribution(f)), len(f))
 
 
 def pair(likelihood: Likelihood, granularity: str = "token") -> tuple[Any, Any]:

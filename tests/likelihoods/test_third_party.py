@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import Categorical, Prediction, load, predict, registry, save
+from bayes_adapters import Categorical, load, predict, save
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import MeanField
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.training import fit
 from tests.helpers import bert, core_model, token_batch
+from tests.information import averaged
+from tests.internals import only_registered
 from tests.refusals import refuses
 
 
@@ -64,9 +66,7 @@ class Silent(LaplaceNoise):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.Kind})
-    registry.register(Ranks)
-    registry.register(LaplaceNoise)
+    only_registered(monkeypatch, Ranks, LaplaceNoise)
 
 
 def pair(likelihood: Likelihood) -> tuple[Any, Any]:
@@ -104,10 +104,6 @@ def test_samples_are_each_draws_mean(kind: Any, shape: tuple[int, ...]) -> None:
     assert found.samples.shape == shape
     torch.testing.assert_close(found.samples.mean(0), found.mean)
     assert found.samples.std(0).min() > 0
-
-
-def averaged(likelihood: Likelihood, outputs: Tensor) -> Prediction:
-    return likelihood.predict(likelihood.summarise(likelihood.distribution(outputs)), len(outputs))
 
 
 def test_the_default_split_of_classes_is_that_of_categorical() -> None:

@@ -72,6 +72,13 @@ def test_one_entry_of_the_backbone_makes_another_run(tmp_path: Path) -> None:
     assert "backbone:" not in str(caught[0]), "the sample does not see it"
 
 
+def test_what_is_trained_of_the_backbone_may_have_changed(tmp_path: Path) -> None:
+    model, guide = pair()
+    model.backbone.encoder.layer[0].output.LayerNorm.weight.requires_grad_(True)
+    run(model, guide, checkpoint=tmp_path, epochs=1)
+    assert run(model, guide, checkpoint=tmp_path).steps == 12
+
+
 def test_an_older_checkpoint_that_knows_a_sample_only_is_continued(tmp_path: Path) -> None:
     expected = pair()
     log = history(run(*expected))

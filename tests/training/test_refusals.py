@@ -15,6 +15,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.models import LoRA
 from tests.helpers import bert, token_batch
+from tests.internals import hooks_of
 from tests.refusals import refuses
 from tests.training.parts import Items, join, pair, run, same, weights
 
@@ -83,7 +84,7 @@ def test_adapters_that_nobody_reads_are_refused() -> None:
 def test_some_of_them_may_be_unread() -> None:
     model = LoRA(bert(), Bernoulli(), targets=["pooler.dense", "query"], rank=2)
     assert run(model, Delta(model), epochs=1).steps == 6
-    assert not [h for m in model.modules() for h in m._forward_hooks]
+    assert hooks_of(model) == 0
 
 
 @pytest.mark.parametrize("which", ["model", "guide"])

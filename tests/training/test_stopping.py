@@ -282,7 +282,7 @@ def test_masks_that_wav2vec_draws_with_numpy_follow_the_seed() -> None:
     for noise, seed in ((1, 0), (2, 0), (2, 5)):
         backbone = Wav2Vec2Model(config)
         backbone.load_state_dict(wav2vec().state_dict(), strict=False)
-        backbone.masked_spec_embed.data.fill_(0.5)
+        backbone.masked_spec_embed.data.copy_(torch.linspace(-2.0, 2.0, config.hidden_size))
         model = LoRA(backbone, Bernoulli(), targets=["q_proj", "v_proj"], rank=2)
         model.head.weight.data = torch.linspace(-1, 1, 16)[None]  # of equal weights a layer norm's output sums to 0
         np.random.seed(noise)  # noqa: NPY002

@@ -89,6 +89,15 @@ def test_flipout_signs_are_per_example_and_not_per_token() -> None:
     assert (left * right).mean().abs() < 0.05, "examples are decorrelated"
 
 
+@pytest.mark.parametrize("options", [{}, {"flipout": True}, {"flipout": False}])
+def test_flipout_is_on_unless_it_is_declined(options: dict[str, Any]) -> None:
+    """With it, copies of one example differ in training."""
+    model = down(**options).train()
+    assert model.config()["flipout"] is options.get("flipout", True)
+    found = outputs(MeanField(model, init_scale=1.0), token_batch()[torch.tensor([1, 1, 1, 1])])
+    assert (found.std() > 1e-3) == options.get("flipout", True)
+
+
 def test_flipout_is_off_at_prediction_and_without_a_guide() -> None:
     model, batch = down(), token_batch()
     guide = MeanField(model, init_scale=0.5)

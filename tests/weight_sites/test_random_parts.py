@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -48,6 +49,14 @@ def test_a_part_is_the_same_constant_in_a_copy_and_from_a_file(part: Part) -> No
     again = pickle.loads(pickle.dumps(part))
     assert again == part
     assert (again is part) is (part.name != "own")
+
+
+@pytest.mark.parametrize("part", [Part.A, Part.CORE, Part.DIAGONAL, Part.B])
+@pytest.mark.parametrize("granularity", [Granularity.GLOBAL, Granularity.TOKEN])
+def test_the_rank_of_a_site_is_that_of_its_layers(part: Part, granularity: Granularity) -> None:
+    """r = 2 of a layer 6 → 4: B has its ranks along the second axis."""
+    (site,) = build_sites({"l": (2, 6, 4)}, (part,), granularity)
+    assert site.rank == 2
 
 
 def test_a_mask_has_no_rank() -> None:
@@ -102,6 +111,28 @@ def test_a_mask_of_ones_over_the_mean_and_a_mask_of_zeros() -> None:
         plain.head.load_state_dict(model.head.state_dict())
         torch.testing.assert_close(nothing, frozen)
         torch.testing.assert_close(everything, plain(batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("granularity", "shape"), [("token", (5, 7)), ("sequence", (5, 1)), ("global", ())])
+def test_a_mask_is_divided_by_the_mean_of_its_own_layers_prior(granularity: str, shape: tuple[int, ...]) -> None:
+    """With the mean in place of the draw, the layer is plain LoRA."""
+    prior: Any = {"*query": dist.Bernoulli(probs=torch.tensor(0.25)), "*": dist.Bernoulli(probs=torch.tensor(0.8))}
+    if granularity == "global":  # one site of four layers: query and value of each block
+        prior = dist.Bernoulli(probs=torch.tensor([0.25, 0.8, 0.25, 0.8])[:, None].expand(4, WIDTH))
+    model = fill_B(AdapterDropout(bert(), Bernoulli(), rank=3, prior=prior, granularity=granularity))
+    values = {}
+    for site in model.sites:
+        means = torch.tensor([0.25 if path.endswith("query") else 0.8 for path in site.layers])
+        means = means[:, None] if granularity == "global" else means
+        values[site.name] = means.expand(*shape, *site.shape).contiguous()
+    plain, batch = LoRA(bert(), Bernoulli(), rank=3), token_batch()
+    with torch.no_grad():
+        for a, b in zip(adapted_layers(plain.backbone).values(), adapted_layers(model.backbone).values(), strict=True):
+            a.lora_A.copy_(b.lora_A)
+            a.lora_B.copy_(b.lora_B)
+        plain.head.load_state_dict(model.head.state_dict())
+        found = pyro.poutine.condition(model, values)(batch)
+        torch.testing.assert_close(found, plain(batch), rtol=1e-5, atol=1e-6)
 
 
 PARTS = (Part.MASK, Part.A, Part.CORE, Part.B)

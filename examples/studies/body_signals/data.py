@@ -39,7 +39,7 @@ CLIP = 6.0
 
 
 class Modality(NamedTuple):
-    """One signal: samples a second, and channels a sample."""
+    """One signal: samples per second, and channels per sample."""
 
     rate: int
     channels: int
@@ -157,7 +157,7 @@ def _checked(arrays: Mapping[str, np.ndarray], path: Path) -> Signals:
             raise DataError(f"{name!r} in {path} must be integers of shape (N,); it is {given}.")
     size = len(arrays["y"])
     if size == 0 or len(arrays["subject"]) != size:
-        raise DataError(f"{path} has {size} labels and {len(arrays['subject'])} person numbers: one of each a window.")
+        raise DataError(f"{path} has {size} labels and {len(arrays['subject'])} persons: one of each per window.")
     if strange := sorted(set(np.unique(arrays["y"]).tolist()) - {0, 1}):
         raise DataError(f"'y' in {path} must be 0 (rest) or 1 (stress); it also holds {strange[:8]}.")
     for name, modality in MODALITIES.items():

@@ -1,4 +1,4 @@
-"""A small transformer over one body signal: Frames of samples in, Frames of one vector a second out."""
+"""A small transformer over one body signal: Frames of samples in, Frames of one vector per second out."""
 
 from __future__ import annotations
 

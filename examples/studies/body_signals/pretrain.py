@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bayes_adapters.backbones import cache_folder
@@ -170,7 +170,7 @@ def _write(encoder: SignalEncoder, path: Path, metadata: Mapping[str, str]) -> N
     tensors = {k: v.contiguous() for k, v in encoder.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as work:
         part = Path(work) / path.name
-        save_file(tensors, part, metadata=dict(metadata))
+        part.write_bytes(save(tensors, metadata=dict(metadata)))  # save_file's are for their owner alone
         os.replace(part, path)  # another process may have written the same: it is the same
 
 

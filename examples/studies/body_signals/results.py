@@ -3,7 +3,7 @@
     python -m examples.studies.body_signals.results --data windows.npz --seeds 5 --jobs 2
 
 A seed is a fold of people and the initialisation of the encoders: seeds 0 … 4 test every person once. Encoders are
-pre-trained first, once a seed. Records go to ``results/body_signals.json``, single runs and what was said about every
+pre-trained first, once per seed. Records go to ``results/body_signals.json``, single runs and what was said about every
 window to ``runs/body_signals/``; ``--page docs/results/body-signals.md`` also puts the two tables between the markers
 ``body_signals`` and ``body_signals_differences`` of that file.
 """
@@ -106,7 +106,7 @@ class BodySignals(Grid[Record]):
         run_one(method, seed, Settings(), arguments.data or default_path(), arguments.runs)
 
     def prepare(self, arguments: argparse.Namespace) -> list[str]:
-        """Claim the folder for these data; a file that cannot be used is one error here, not one a run."""
+        """Claim the folder for these data; a file that cannot be used is one error here, not one per run."""
         data = arguments.data or default_path()
         load(data)
         digest = hashlib.sha256(data.read_bytes()).hexdigest()

@@ -5,11 +5,11 @@
 The folder is a clone of the GitHub repository ``italha-d/Stress-Predict-Dataset`` (MIT licence). The file is written
 where :func:`examples.studies.body_signals.data.load` looks for it: ``body_signals/windows.npz`` in the cache folder.
 
-Of person n two folders are read. ``Processed_data/heartrate_timestamps_labels/P<n>_comb_binary.csv`` has a line a
+Of person n two folders are read. ``Processed_data/heartrate_timestamps_labels/P<n>_comb_binary.csv`` has one line per
 second: heart rate, Unix time, and 0 (rest) or 1 (stress). ``Raw_data/S<nn>/{BVP,ACC,EDA,TEMP}.csv`` are the sensor's:
-Unix time of the first sample, samples a second, then a line a sample. Window k is seconds 30 k … 30 k + 29 of the first
-file and the samples of the others at these times; it is left out if it is partly rest and partly stress, or if a signal
-does not cover it. Nothing is filtered or scaled.
+Unix time of the first sample, samples per second, then one line per sample. Window k is seconds 30 k … 30 k + 29 of the
+first file and the samples of the others at these times; it is left out if it is partly rest and partly stress, or if a
+signal does not cover it. Nothing is filtered or scaled.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _seconds(path: Path) -> np.ndarray:
     table = _table(path, 3, skip=1)
     gaps = np.flatnonzero(np.diff(table[:, 1]) != 1.0)
     if len(gaps):
-        raise DataError(f"The times in {path} must go up by one second a line; they do not after line {gaps[0] + 2}.")
+        raise DataError(f"The times in {path} must go up by one second per line; they do not after line {gaps[0] + 2}.")
     return table
 
 
@@ -118,7 +118,7 @@ def _recording(path: Path, name: str) -> tuple[float, np.ndarray]:
     if len(table) < 2 or table[1, 0] != MODALITIES[name].rate:
         given = f"{table[1, 0]:g}" if len(table) > 1 else "no rate"
         raise DataError(
-            f"The second line of {path} must be {name}'s {MODALITIES[name].rate} samples a second: {given}."
+            f"The second line of {path} must be {name}'s {MODALITIES[name].rate} samples per second: {given}."
         )
     return float(table[0, 0]), table[2:]
 

@@ -27,7 +27,7 @@ from examples.studies.speaking_time.task import Task
 
 SYSTEM = SYSTEMS["bayeslora-2025"]
 METHODS = {"lora": None, "bayeslora-2025": "token", "bayeslora-2025-global": "global"}
-"""Name → granularity of the masks: one a token, as in the paper, or one a draw. LoRA has none."""
+"""Name → granularity of the masks: one per token, as in the paper, or one per draw. LoRA has none."""
 _TARGETS = ("query", "value")
 
 

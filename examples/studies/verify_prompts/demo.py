@@ -108,7 +108,7 @@ def setup(corpus: Corpus, settings: Settings, times: list[str], seconds: float) 
         "data": f"English prompts, {len(splits.train)} / {len(splits.validation)} / {len(splits.test)} recordings "
         f"for training / validation / test, split seed {splits.seed}; no script in two splits",
         "text backbone": "all-MiniLM-L6-v2, frozen; adapters r = 8, α = 16 on query and value of all layers",
-        "audio context": "frozen Whisper tiny.en encoder, last layer, 25 frames a second",
+        "audio context": "frozen Whisper tiny.en encoder, last layer, 25 frames per second",
         "training": f"{settings.epochs} epochs, batches of {settings.batch_size}, AdamW {settings.lr:g}, "
         f"KL weight {settings.kl_weight:g} per nat, prior N(0, {settings.prior_scale:g}²); best validation NLL kept",
         "training recordings": mix,

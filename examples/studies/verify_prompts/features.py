@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -109,7 +110,7 @@ class FrameStore:
         return self._part(language, condition, draw).length(self._find(language, key).key)
 
     def get(self, language: str, condition: str, key: str, draw: int = 0) -> Float[Tensor, "S d"]:
-        """Return one recording's frames, 25 a second.
+        """Return one recording's frames, 25 per second.
 
         Args:
             language: one of the languages of ``prompts``.
@@ -253,8 +254,10 @@ class FrameStore:
             elif len(pieces) % (10 * self._batch_size) == 0:
                 say(f"encoding {folder.name}: {len(pieces)} of {total} recordings, {time.monotonic() - start:.0f} s")
         with install_once(folder.parent, folder.name) as work:
-            save_file({"frames": torch.cat(pieces)}, work / "frames.safetensors", {"fingerprint": fingerprint})
             (work / "index.json").write_text(json.dumps({"fingerprint": fingerprint, "rows": rows}))
+            save_file({"frames": torch.cat(pieces)}, work / "frames.safetensors", {"fingerprint": fingerprint})
+            # safetensors makes files that their owner alone may read; a shared cache is the group's as umask says
+            shutil.copymode(work / "index.json", work / "frames.safetensors")
         if advance is None:
             say(f"encoded {folder.name}: {total} recordings, {end} frames, {time.monotonic() - start:.1f} s")
 

@@ -60,7 +60,7 @@ class MelEncoder:
             pool: 1; mel frames are not averaged.
 
         Returns:
-            Values (B, S, 80), float32; a recording of N samples has ``2 · ceil(N / 320) + 2`` frames, 100 a second.
+            Values (B, S, 80), float32; a recording of N samples has ``2 · ceil(N / 320) + 2`` frames, 100 per second.
 
         Raises:
             ConfigError: another ``pool``.

@@ -10,7 +10,7 @@ from bayes_adapters.analysis.records import Record
 from examples.studies.verify_prompts.predictions import Prediction
 
 Cells = Mapping[tuple[str, str], Sequence[Record]]
-"""(method, condition) → its records, one a seed."""
+"""(method, condition) → its records, one per seed."""
 Pairs = Mapping[tuple[str, str], Sequence[Prediction]]
 """(method, condition) → its predictions of all seeds."""
 

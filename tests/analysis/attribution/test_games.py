@@ -14,6 +14,7 @@ from bayes_adapters import Categorical, HeteroscedasticGaussian
 from bayes_adapters.analysis.attribution import shapley
 from bayes_adapters.errors import ConfigError
 from tests.analysis.attribution.parts import PARTS, game_batch, play
+from tests.information import of_classes
 from tests.refusals import refuses
 
 LN2 = math.log(2)
@@ -90,14 +91,16 @@ def test_shapley_is_the_average_over_all_orders_and_adds_up(count: int, seed: in
     for part in range(3):
         total = torch.stack([found.changes[name][part] for name in names]).sum(0)
         torch.testing.assert_close(total, everything[part] - nothing[part], rtol=0, atol=1e-14)
+    splits = [torch.stack(of_classes(draws.softmax(-1))) for draws in outputs]  # of each subset, numbered by bits
+    value = {given: splits[sum(1 << names.index(name) for name in given)] for given in found.uncertainty}
     for name in names:
         marginal = []
         for order in permutations(names):
             before = frozenset(order[: order.index(name)])
-            marginal.append(found.uncertainty[before | {name}].total - found.uncertainty[before].total)
-        torch.testing.assert_close(found.changes[name].total, torch.stack(marginal).mean(0), rtol=0, atol=1e-14)
-    for change in found.changes.values():
-        torch.testing.assert_close(change.total, change.aleatoric + change.epistemic, rtol=0, atol=1e-6)
+            marginal.append(value[before | {name}] - value[before])
+        for part, expected in zip(PARTS, torch.stack(marginal).mean(0), strict=True):
+            change = getattr(found.changes[name], part)
+            torch.testing.assert_close(change, expected.expand(3), rtol=0, atol=1e-6)
 
 
 def test_shapley_of_a_game_that_lacks_a_subset() -> None:

@@ -15,6 +15,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.modalities.blocks import Stage, describe_blocks
 from bayes_adapters.modalities.lockstep import run
 from tests.helpers import bert, gpt2, vit
+from tests.internals import hooks_of
 from tests.modalities.blocks.parts import IDS, SPEECH, TEXT, Part, bart
 from tests.refusals import refuses
 
@@ -29,7 +30,7 @@ def test_describing_leaves_the_module_alone(device: str) -> None:
     assert blocks.layers == ("encoder.layer.0", "encoder.layer.1")
     assert modes == [m.training for m in module.modules()]
     assert torch.equal(state, torch.get_rng_state())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert hooks_of(module) == 0
     assert all(p.grad is None for p in module.parameters())
 
 
@@ -66,7 +67,7 @@ def test_other_structures_are_refused(kind: str, facts: tuple[object, ...]) -> N
     module = nn.ModuleList([Part(kind), Part(kind)])
     with refuses(ConfigError, "Part at '0'", *facts):
         describe_blocks(module)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert hooks_of(module) == 0
     assert all(m.training for m in module.modules())
 
 

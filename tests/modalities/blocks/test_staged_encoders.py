@@ -15,6 +15,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.modalities.blocks import Block, Blocks, Stage, describe_blocks, stage_width
 from bayes_adapters.modalities.lockstep import run
 from tests.helpers import bert, swin
+from tests.internals import hooks_of
 from tests.modalities.blocks.parts import TEXT, Part
 from tests.refusals import refuses
 
@@ -41,7 +42,7 @@ def test_blocks_are_those_of_all_stages_and_the_module_is_left_alone(version: in
     assert blocks.layers == PATHS
     assert _settings(module) == before
     assert torch.equal(state, torch.get_rng_state())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert hooks_of(module) == 0
     install(module, [path for block in blocks for path in block.linears], rank=2, alpha=4.0)
     for stage in Stage:
         assert [stage_width(module, block, stage) for block in blocks] == [8, 16, 16, 16]

@@ -63,10 +63,6 @@ def unchanged(step: int, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
     return {}
 
 
-def hooks_of(*modules: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for root in modules for m in root.modules())
-
-
 class Chain(nn.Module):
     """Three linear layers, the middle one with a keyword argument."""
 

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.modalities.lockstep import Tap, run
-from tests.modalities.lockstep.parts import BOTH, ENCODERS, PAIR, Chain, X, hooks_of, pair, unchanged, wav2vec2
+from tests.internals import hooks_of
+from tests.modalities.lockstep.parts import BOTH, ENCODERS, PAIR, Chain, X, pair, unchanged, wav2vec2
 from tests.refusals import refuses
 
 

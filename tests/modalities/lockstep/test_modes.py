@@ -14,7 +14,8 @@ from pyro.poutine import runtime
 from torch import Tensor, nn
 
 from bayes_adapters.modalities.lockstep import Tap, run
-from tests.modalities.lockstep.parts import BOTH, PAIR, Chain, Inside, X, encoders, hooks_of, pair
+from tests.internals import hooks_of
+from tests.modalities.lockstep.parts import BOTH, PAIR, Chain, Inside, X, encoders, pair
 from tests.refusals import refuses
 
 

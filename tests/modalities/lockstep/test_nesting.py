@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.modalities.lockstep import Tap, run
-from tests.modalities.lockstep.parts import Chain, X, hooks_of
+from tests.internals import hooks_of
+from tests.modalities.lockstep.parts import Chain, X
 from tests.refusals import refuses
 
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from bayes_adapters.modalities.lockstep import Tap, run
 from tests.helpers import bert
-from tests.modalities.lockstep.parts import ENCODERS, IDS, Chain, X, encoders, hooks_of, unchanged
+from tests.internals import hooks_of
+from tests.modalities.lockstep.parts import ENCODERS, IDS, Chain, X, encoders, unchanged
 
 
 def test_bit_identical_to_plain_calls() -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.modalities.lockstep import Tap, run
-from tests.modalities.lockstep.parts import BOTH, PAIR, Chain, Inside, X, hooks_of, pair, unchanged
+from tests.internals import hooks_of
+from tests.modalities.lockstep.parts import BOTH, PAIR, Chain, Inside, X, pair, unchanged
 from tests.refusals import refuses
 
 

@@ -97,6 +97,8 @@ def test_other_people_settings_or_seeds_make_other_encoders(signals: Signals, tm
     ]:
         pretrained(everybody, f, s, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+    (tmp_path / "made").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "others may read what umask lets them"
 
 
 def test_a_broken_encoder_file_is_not_silently_replaced(signals: Signals, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from bayes_adapters.analysis.metrics import auc
 from bayes_adapters.errors import DataError
@@ -12,6 +13,7 @@ from examples.studies.body_signals.data import MODALITIES
 from examples.studies.body_signals.experiment import CONDITIONS, average, evaluate
 from examples.studies.body_signals.methods import fit
 from examples.studies.body_signals.task import Task
+from tests.information import of_labels
 from tests.refusals import refuses
 from tests.studies.body_signals.parts import SETTINGS, SMALL, WINDOWS, record
 
@@ -47,7 +49,9 @@ def test_every_window_is_kept_with_every_set_of_streams_withheld(task: Task) -> 
     assert [r.label for r in without] == task.signals["test"].labels.tolist()
     assert [r.group for r in without] == [str(p) for p in people.tolist()]
     assert [r.key for r in without if r.group == str(int(people[0]))] == [f"{people[0]}/{i}" for i in range(WINDOWS)]
-    assert all(r.epistemic == 0.0 and r.total == r.aleatoric > 0.0 for r in rows)
+    split = of_labels(torch.tensor([[r.probability for r in rows]]).double())  # one draw
+    assert [r.total for r in rows] == pytest.approx(split.total.tolist(), rel=1e-4)
+    assert [(r.aleatoric, r.epistemic) for r in rows] == [(r.total, 0.0) for r in rows]
 
 
 def test_what_was_fitted_is_counted(task: Task) -> None:

@@ -352,3 +352,16 @@ def test_dataset_without_right_pairs(corpus: list[Prompt], splits: Splits, store
         PairDataset([], store, None)
     with refuses(DataError, "fresh=True"):
         PairDataset(make_pairs(corpus, splits.test, "foreign", 0), store, None, fresh=True)
+
+
+def test_a_shared_cache_of_frames_is_read_by_others(few: list[Prompt], store: FrameStore) -> None:
+    """Safetensors makes files that their owner alone may read."""
+    store.get("en", "clean", few[0].key)
+    folder, _ = store._folder("en", "clean", 0)
+    (store._root / "made").touch()
+    mode = (store._root / "made").stat().st_mode
+    (store._root / "made").unlink()
+    assert {path.name: path.stat().st_mode for path in folder.iterdir()} == {
+        "frames.safetensors": mode,
+        "index.json": mode,
+    }

@@ -9,7 +9,7 @@ import torch
 from pyro.poutine import runtime
 
 
-class Surroundings:
+class ThreadState:
     """What the thread looks like to the caller of ``lockstep.run``; :meth:`restored` brings it back during a pause."""
 
     def __init__(self) -> None:
