@@ -165,9 +165,8 @@ def test_errors_are_reworded_now_and_later() -> None:
 def test_a_distribution_is_refused_in_torchs_words() -> None:
     import pyro.distributions as dist
 
-    with pytest.raises(ValueError, match="parameter scale") as caught:
+    with refuses(ValueError, "scale", "GreaterThan(lower_bound=0.0)", "-1."):
         checked(dist.Normal, loc=torch.zeros(2), scale=torch.tensor([1.0, -1.0]))
-    assert "GreaterThan" in str(caught.value)
     with counted() as waits:
         fn = checked(dist.Normal, loc=torch.zeros(2), scale=torch.ones(2))
         fn.log_prob(torch.zeros(2))
