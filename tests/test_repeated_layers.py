@@ -11,7 +11,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from bayes_adapters import ELBO, AdapterModel, Bernoulli, adapted_layers, predict
-from bayes_adapters.errors import ConfigError, FoldError
+from bayes_adapters.errors import ConfigError, DataError, FoldError
 from bayes_adapters.guides import MCDropout, MeanField
 from bayes_adapters.models import AdapterDropout, DiagonalCore, StochasticCore, StochasticDown, StochasticFactors
 from bayes_adapters.priors import zero_normal
@@ -119,6 +119,14 @@ def test_a_draw_is_one_function_where_tokens_come_first(net: Any, targets: Any, 
     assert (one.std(0) > 1e-4).all()
     torch.testing.assert_close(folded, one, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(alone, one, rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_that_the_backbone_pads_are_padded_by_the_tokenizer() -> None:
+    """Longformer makes 10 tokens 12, a multiple of its window of 4; a draw per token needs to know which are real."""
+    model = StochasticCore(longformer(), Bernoulli(), targets=["query"], granularity="token")
+    with refuses(DataError, 10, 12, "pad_to_multiple_of="):
+        model(token_batch(2, 10))
+    assert model(token_batch(2, 12)).isfinite().all()
 
 
 class _TokensFirst(nn.Module):

@@ -61,5 +61,6 @@ def require_length(
     if mask.shape[1:] != (positions,):
         raise DataError(
             f"The mask of tokens has shape {tuple(mask.shape)} where {where} {positions} positions. If the backbone "
-            f"changes the length (wav2vec 2.0, Whisper), pass a mask of the new length as {key}{otherwise}."
+            f"changes the length (wav2vec 2.0, Whisper), pass a mask of the new length as {key}{otherwise}. If it pads "
+            "tokens to a multiple of some number (Longformer), let the tokenizer: pad_to_multiple_of=."
         )
