@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.installation import require_unadapted
+from bayes_adapters.adapters.installation import adapted_layers, require_unadapted
 from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
@@ -53,6 +53,12 @@ def require_layers(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None
                 f"The backbone's layer {path!r} no longer holds this model's adapter: remove(backbone) took it out, or "
                 "another model has put its own there. bayes_adapters.surgery.switching.activate(model) puts it back."
             )
+    others = {} if layers else adapted_layers(backbone)  # a model without adapters runs on the frozen backbone
+    if others:
+        raise ConfigError(
+            f"This model has no adapters and its backbone has another model's, at {min(others)!r}. "
+            "bayes_adapters.surgery.switching.activate(model) takes them out."
+        )
 
 
 def require_usable(backbone: nn.Module) -> None:

@@ -144,3 +144,16 @@ def test_what_cannot_be_switched() -> None:
         activate(a)
     b.require_installed()
     assert all(isinstance(b.backbone.get_submodule(path), AdaptedLinear) for path in b.layers)
+
+
+def test_a_model_without_adapters_runs_on_the_frozen_backbone_only() -> None:
+    batch = token_batch().without_targets()
+    head = LoRA(bert(), Categorical(3), targets=None)
+    expected = predict(head, Delta(head), batch).probs
+    other = LoRA(head.backbone, Categorical(3), targets=["query"])
+    fill_B(other)
+    with refuses(ConfigError, "'encoder.layer.0.attention.self.query'"):
+        predict(head, Delta(head), batch)
+    with active(head):
+        assert torch.equal(predict(head, Delta(head), batch).probs, expected)
+    other.require_installed()
