@@ -129,6 +129,7 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
     Raises:
         ConfigError: the data do not say.
     """
+    data = [data] if isinstance(data, Batch) else data
     examples, size = _examples(data), getattr(data, "batch_size", None)
     size = size or getattr(getattr(data, "batch_sampler", None), "batch_size", None)
     if isinstance(data, Sequence):
@@ -166,8 +167,9 @@ def _loader_parts(data: Any) -> list[Any]:
 
 
 def set_epoch(data: Any, epoch: int) -> None:
-    """Tell the data, and the parts of a DataLoader, which epoch starts, wherever they have ``set_epoch``."""
-    for part in [*_loader_parts(data), data.dataset] if isinstance(data, DataLoader) else [data]:
+    """Tell the data, their data set and a loader's samplers which epoch starts, wherever they have ``set_epoch``."""
+    behind = [data.dataset] if isinstance(data, Batches | DataLoader) else []
+    for part in [*(_loader_parts(data) or [data]), *behind]:
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
 

@@ -211,6 +211,16 @@ def test_a_recipes_schedules_last_as_long_as_the_run() -> None:
     assert rates[0][0] > rates[0][-1] > 0
 
 
+def test_one_batch_is_a_data_set_to_a_recipe() -> None:
+    logs = []
+    for in_a_list in (False, True):
+        torch.manual_seed(0)
+        model, guide, data = small("lora")
+        given = [data] if in_a_list else data
+        logs.append(fit(model, guide, given, recipe=SYSTEMS["lora"].training, epochs=2, progress=False).history)
+    assert [log["nll"] for log in logs[0]] == [log["nll"] for log in logs[1]]
+
+
 def test_what_is_no_recipe_or_no_size_is_refused() -> None:
     model, guide, data = small("lora")
     with refuses(ConfigError, "fit_options=3"):

@@ -183,3 +183,18 @@ def test_a_loader_over_a_stream_is_told_the_epoch() -> None:
     result = run(*pair(), DataLoader(source, batch_size=None))
     assert result.steps == 6
     assert source.epochs == [0, 1]
+
+
+class _Augmented(list[int]):
+    """A data set whose items depend on the epoch."""
+
+    epochs: tuple[int, ...] = ()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs += (epoch,)
+
+
+def test_a_data_set_behind_batches_is_told_the_epoch() -> None:
+    source = _Augmented(range(4))
+    run(*pair(), batches(source, 2, lambda numbers: WHOLE[torch.tensor(numbers)]), epochs=2)
+    assert source.epochs == (0, 1)
