@@ -57,8 +57,8 @@ _registered: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
 def names(kind: Kind | str) -> list[str]:
     """Return the names of everything of ``kind`` that can be found, sorted; entry points are not imported.
 
-    >>> names("head")
-    ['linear', 'two_layer']
+    >>> {"linear", "two_layer"} <= set(names("head"))
+    True
     """
     kind = choice(Kind, "kind", kind)
     return sorted({*_built_in(kind), *_registered[kind], *_entry_points(kind)})

@@ -68,17 +68,21 @@ def test_an_interruption_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_ctrl_c_while_a_command_runs(tmp_path: Path) -> None:
     (tmp_path / "wait.py").write_text(
-        "import sys, time\nimport bayes_adapters.cli as cli\n"
-        "def wait(options):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "import signal, sys, time\nimport bayes_adapters.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without it
+        "def wait(options):\n    print('ready', flush=True)\n    time.sleep(600)\n"
         "cli._show = wait\nsys.exit(cli.main(['show', 'x']))\n"
     )
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "wait.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (130, "")
 
 
