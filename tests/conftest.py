@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-import tests.instrument  # noqa: F401  (the hook finds the checker by its dotted name)
+from tests.instrument import instrument
 
 _EARLY = [name for name in sys.modules if name.split(".")[0] == "bayes_adapters"]
 if _EARLY:
     raise pytest.UsageError(f"{_EARLY} were imported before tests/conftest.py could instrument them.")
-install_import_hook("bayes_adapters", "tests.instrument.checked")
+instrument("bayes_adapters")
 
 import pyro  # noqa: E402
 from huggingface_hub import constants  # noqa: E402

@@ -29,9 +29,10 @@ class Hide:
 sys.meta_path[:] = [Hide(f) for f in sys.meta_path if "editable" not in repr(f).lower() and hasattr(f, "find_spec")]
 sys.path.insert(0, sys.argv[1])
 
+import bayes_adapters
+assert not {"transformers", "torch._dynamo"} & set(sys.modules)  # seconds before the command line says a word
 import torch
 from transformers import BertConfig, BertModel
-import bayes_adapters
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, predict
 from bayes_adapters.guides import CrossAttention
 from bayes_adapters.models import StochasticCore

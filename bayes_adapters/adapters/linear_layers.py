@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from typing import Any
 
+from torch import nn
+
+from bayes_adapters._transformers import made_by_transformers
 from bayes_adapters.errors import ConfigError
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether ``module`` is transformers' Conv1D, whose weight has shape (in_features, out_features)."""
+    return made_by_transformers(module, "pytorch_utils", "Conv1D")
 
 
 def dimensions(module: nn.Module) -> tuple[int, int] | None:
@@ -18,8 +25,9 @@ def dimensions(module: nn.Module) -> tuple[int, int] | None:
         return None
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
+    if is_conv1d(module):
+        weight: Any = module.weight
+        return weight.shape[0], weight.shape[1]
     return None
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from bayes_adapters._transformers import made_by_transformers
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
 
@@ -22,7 +22,7 @@ _TASK = re.compile(r"(For[A-Z]\w*|LMHeadModel|WithLMHeadModel|DoubleHeadsModel)$
 def require_no_task_head(backbone: nn.Module) -> None:
     """Raise :class:`ConfigError` where a backbone is a transformers model with a task head."""
     name = type(backbone).__name__
-    if isinstance(backbone, PreTrainedModel) and _TASK.search(name):
+    if made_by_transformers(backbone, "modeling_utils", "PreTrainedModel") and _TASK.search(name):
         base = next((path for path, module in backbone.named_children() if module is backbone.base_model), "")
         raise ConfigError(
             f"{name} has a task head and returns no last_hidden_state. Pass the transformer without it"

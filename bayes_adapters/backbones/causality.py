@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers.models.auto import modeling_auto
 
 _BOTH_WAYS = ("xlnet",)
 """Types of models with a language-modelling head whose tokens see each other all the same."""
@@ -18,6 +17,8 @@ def is_causal(backbone: nn.Module) -> bool:
     said = [bool(m.is_causal) for m in backbone.modules() if isinstance(getattr(m, "is_causal", None), bool)]
     if said:
         return any(said)
+    from transformers.models.auto import modeling_auto
+
     kind = getattr(getattr(backbone, "config", None), "model_type", "")
     causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return kind in causal and kind not in masked and kind not in _BOTH_WAYS

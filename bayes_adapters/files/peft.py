@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.linear_layers import is_conv1d
 from bayes_adapters.adapters.targets import Targets, dimensions
 from bayes_adapters.files._checks import require_finite
 from bayes_adapters.files._file_checks import unreadable
@@ -271,7 +271,7 @@ def _config(
         "lora_dropout": model.dropout,
         # PEFT takes a list's entries for suffixes, and a string for a regular expression of whole paths.
         "target_modules": names if meant == set(layers) else "|".join(re.escape(name) for name in names),
-        "fan_in_fan_out": all(isinstance(layer.base_layer, Conv1D) for layer in layers.values()),
+        "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
         "bias": "none",
         "modules_to_save": None,
         "init_lora_weights": True,

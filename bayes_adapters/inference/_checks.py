@@ -222,13 +222,20 @@ def require_tokens_kept(batch: Batch, length: int) -> None:
         )
 
 
+def refused_parameters(error: Exception) -> str | None:
+    """Return what torch said when it refused a distribution's parameters, NaN mostly; None for any other error."""
+    said = error.__cause__ if isinstance(error, NonFiniteError) else error
+    where, refused, _ = str(said).partition(", but found invalid values")
+    return where if refused and not isinstance(said, BayesAdaptersError) else None
+
+
 @contextmanager
 def named_non_finite(*modules: nn.Module) -> Iterator[None]:
     """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
     try:
         yield
     except ValueError as error:
-        if isinstance(error, BayesAdaptersError) or "invalid values" not in str(error):
+        where = refused_parameters(error)
+        if where is None:
             raise
-        where = str(error).partition(", but found invalid values")[0]
         raise non_finite(f"A distribution could not be made: {where}", *modules) from error

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from bayes_adapters.adapters._checks import require_unmerged
 from bayes_adapters.adapters._lora_checks import require_formula, require_lora
 from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers, remove
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.adapters.linear_layers import is_conv1d
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.surgery._checks import require_mergeable, require_no_inter, require_separable
@@ -150,5 +150,5 @@ def _merge(layer: AdaptedLinear, down: Tensor, up: Tensor) -> None:
     """Give the base layer a new weight: the old tensor may be another module's too."""
     delta = layer.scaling * up.cpu().double() @ down.cpu().double()  # on the CPU: some devices have no float64
     weight = layer.base_layer.get_parameter("weight")
-    delta = delta.T if isinstance(layer.base_layer, Conv1D) else delta
+    delta = delta.T if is_conv1d(layer.base_layer) else delta
     layer.base_layer.weight = nn.Parameter(weight + delta.to(weight), requires_grad=False)

@@ -92,10 +92,13 @@ def batches(
     return Batches(dataset, batch_size, collate, shuffle, seed, drop_last)
 
 
-def as_data(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
-    """Return ``data``, a lone Batch as a list; refuse what cannot be read ``passes`` times (None: unknown)."""
-    if isinstance(data, Batch):
-        return [data]
+def listed(data: Any) -> Any:
+    """Return ``data``, a lone :class:`Batch` as a list of one."""
+    return [data] if isinstance(data, Batch) else data
+
+
+def readable(data: Any, name: str, passes: int | None) -> Iterable[Batch]:
+    """Return ``data``; refuse what cannot be read ``passes`` times (None: unknown), or has no batch."""
     _data_checks.check_iterable(data, name, passes)
     _data_checks.require_some(count(data), f"batch in {name}")
     return data
@@ -129,7 +132,6 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
     Raises:
         ConfigError: the data do not say.
     """
-    data = [data] if isinstance(data, Batch) else data
     examples, size = _examples(data), getattr(data, "batch_size", None)
     size = size or getattr(getattr(data, "batch_sampler", None), "batch_size", None)
     if isinstance(data, Sequence):

@@ -167,6 +167,7 @@ def fit(
     >>> result.steps, [round(log["epoch"]) for log in result.history]
     (6, [0, 1, 2])
     """
+    data, validation = _data.listed(data), _data.listed(validation)
     settings = resolve(dict(locals()))
     require_alone()
     elbo = ELBO(
@@ -175,8 +176,8 @@ def fit(
     require_one_device(model, guide)
     _data.check_size(data, model)
     passes = settings.epochs if settings.max_steps is None else None
-    data = _data.as_data(data, "data", passes)
-    validation = None if validation is None else _data.as_data(validation, "validation", passes)
+    data = _data.readable(data, "data", passes)
+    validation = None if validation is None else _data.readable(validation, "validation", passes)
     loop = Loop(elbo, settings, data, validation)
     with exclusive():
         if resume:

@@ -16,7 +16,8 @@ from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.scales import warn_of_scales
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import BayesAdaptersError, NonFiniteError
+from bayes_adapters.errors import NonFiniteError
+from bayes_adapters.inference._checks import refused_parameters
 from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -207,12 +208,11 @@ class Loop:
             with self._autocast():
                 return self.elbo.terms(batch.to(self.device), self.state.step, with_scales=with_scales)
         except (ValueError, NonFiniteError) as error:
-            # torch's distributions refuse NaN parameters with a ValueError before there is a loss to look at.
-            said = error.__cause__ if isinstance(error, NonFiniteError) else error
-            where, nan, _ = str(said).partition("invalid values")
-            if isinstance(said, BayesAdaptersError) or not nan:
+            # torch's distributions refuse NaN parameters before there is a loss to look at.
+            where = refused_parameters(error)
+            if where is None:
                 raise
-            where = f"The forward pass already failed: {where.removesuffix(', but found ')}."
+            where = f"The forward pass already failed: {where}."
             raise _step_checks.non_finite(self.state.step, "nll = nan", where) from error
 
     def _evaluate(self, log: dict[str, float]) -> dict[str, float]:
