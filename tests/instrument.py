@@ -34,6 +34,7 @@ def checked(what: Any) -> Any:
     """Check the annotations of a function, or the fields of a dataclass, at each call."""
     if isinstance(what, type) or any(_ARRAY.search(str(annotation)) for annotation in what.__annotations__.values()):
         return jaxtyped(what, typechecker=_typed)
+    hints = {name: _resolved(annotation, what) for name, annotation in what.__annotations__.items()}
     made: list[Callable[..., Any]] = []
 
     @functools.wraps(what)
@@ -41,24 +42,28 @@ def checked(what: Any) -> Any:
         __tracebackhide__ = True
         if config.jaxtyping_disable:
             return what(*args, **kwargs)
-        if not made:  # not before the first call, when the module has all of the names that annotations use
+        if not made:  # not before the first call: the module now has the names that it defines later
+            late = {name: _resolved(hint, what) for name, hint in hints.items()}
             with warnings.catch_warnings():  # typing.Callable in annotations of Pyro's and jaxtyping's
                 warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
-                made.append(_typed(_resolved(what)))
+                made.append(_typed(_with(what, {name: Any if isinstance(h, str) else h for name, h in late.items()})))
         return made[0](*args, **kwargs)
 
     return call
 
 
-def _resolved(function: FunctionType) -> FunctionType:
-    """A copy of ``function`` whose annotations are no strings; one whose names only a type checker imports is Any."""
+def _resolved(annotation: Any, function: FunctionType) -> Any:
+    """What a written annotation means; where a name of it is not there, as of those for type checkers, it is left."""
+    try:
+        return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
+    except NameError:
+        return annotation
+
+
+def _with(function: FunctionType, annotations: dict[str, Any]) -> FunctionType:
     copy = FunctionType(*(getattr(function, name) for name in _PARTS))
     copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
-    for name, annotation in function.__annotations__.items():
-        try:
-            copy.__annotations__[name] = eval(annotation, function.__globals__)
-        except NameError:
-            copy.__annotations__[name] = Any
+    copy.__annotations__ = annotations
     return copy
 
 

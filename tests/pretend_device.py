@@ -137,6 +137,8 @@ def pretended() -> Iterator[str]:
     def seen(data: Any, **options: Any) -> Tensor:
         return as_tensor(data, **options) if isinstance(data, Tensor) else made(data, **options)
 
+    with torch.device("cpu"):
+        torch.empty(0)  # torch keeps what makes tensors as it finds it at the first use of a default device
     with pytest.MonkeyPatch.context() as patch, _Mode():
         patch.setattr(torch, "tensor", made)  # torch writes numbers into it without any operation
         patch.setattr(torch, "as_tensor", seen)
