@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,18 +37,6 @@ from bayes_adapters.analysis._calibration_checks import (
 )
 from bayes_adapters.analysis._class_scaling import fitted, rescaled, without_constant
 from bayes_adapters.likelihoods import Prediction
-
-
-class Calibration(Protocol):
-    """What every calibration has: its registered name, its numbers as JSON, and a prediction for a prediction."""
-
-    name: ClassVar[str]
-
-    def __call__(self, prediction: Prediction) -> Prediction: ...
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as JSON."""
-        ...
 
 
 @dataclass(frozen=True)
