@@ -41,6 +41,17 @@ def require_classes(prediction: Prediction | Tensor, use: str) -> None:
         )
 
 
+def require_rows(prediction: Prediction, use: str) -> None:
+    """Raise :class:`DataError` where ``mean`` holds no probabilities, of one class or of rows that sum to 1 or 0."""
+    sums = prediction.mean.detach().sum(-1)
+    rows = prediction.mean.dim() == prediction.total.dim() + 1
+    if not is_binary(prediction) and not (rows and bool(((sums - 1).abs() <= 0.02).logical_or(sums == 0).all())):
+        raise DataError(
+            f"{use} needs probabilities and an uncertainty for each of their rows; got {tuple(prediction.mean.shape)} "
+            f"and {tuple(prediction.total.shape)}. Apply it before summed()."
+        )
+
+
 def require_numbers(prediction: Prediction | Tensor, use: str) -> None:
     """Raise :class:`ConfigError` unless this predicts numbers, with their variance."""
     require_single(prediction, use)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.analysis._calibration_checks import both_classes, is_binary, require_classes
+from bayes_adapters.analysis._calibration_checks import both_classes, is_binary, require_classes, require_rows
 from bayes_adapters.analysis._newton import minimise
 from bayes_adapters.devices import float64
 from bayes_adapters.likelihoods import Prediction
@@ -19,6 +19,7 @@ from bayes_adapters.likelihoods._splits import above_rounding, class_prediction,
 def rescaled(prediction: Prediction, use: str, rows: Callable[[Tensor], Tensor]) -> Prediction:
     """Return the prediction with every row of class probabilities through ``rows``; padding stays zero."""
     require_classes(prediction, use)
+    require_rows(prediction, use)
     binary = is_binary(prediction)
 
     def changed(probs: Tensor) -> Tensor:
@@ -51,14 +52,13 @@ def _as_given(rows: Tensor, binary: bool, given: Tensor | None) -> Tensor:
     return found if given is None else found.to(given)
 
 
-def fitted(logs: Tensor, y: Tensor, free: Tensor, start: Tensor) -> Tensor | None:
+def fitted(logs: Tensor, y: Tensor, free: Tensor) -> Tensor | None:
     """Return θ where the mean of ``−log softmax(w z + b)[y]`` is smallest, with (w, b) = ``free`` θ; None without one.
 
     Args:
         logs: z, shape (N, C), float64.
         y: targets as rows that sum to 1, shape (N, C).
         free: shape (2C, P).
-        start: shape (P,).
     """
     count, classes = logs.shape
 
@@ -75,7 +75,8 @@ def fitted(logs: Tensor, y: Tensor, free: Tensor, start: Tensor) -> Tensor | Non
         hessian = curved - both.T @ both / count
         return -(y * log_p).sum(-1).mean(), free.T @ gradient, free.T @ hessian @ free
 
-    return minimise(evaluate, start)
+    # From equal probabilities: where they are nearly 0 and 1 the curvature is lost, and a step leads anywhere.
+    return minimise(evaluate, torch.zeros_like(free[0]))
 
 
 def without_constant(classes: int) -> Float[Tensor, "C free"]:

@@ -93,7 +93,7 @@ class TemperatureScaling:
         require_optimum(logs, y, use)
         classes = logs.shape[1]
         one = torch.cat([torch.ones(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)])
-        found = fitted(logs, y, one[:, None], torch.ones(1, dtype=torch.float64))
+        found = fitted(logs, y, one[:, None])
         if found is None:
             raise no_optimum(use, len(y))
         return cls(float(1 / found[0]))
@@ -161,9 +161,7 @@ class VectorScaling:
         free = torch.zeros(2 * classes, 2 * classes - 1, dtype=torch.float64)
         free[:classes, :classes] = torch.eye(classes, dtype=torch.float64)
         free[classes:, classes:] = without_constant(classes)
-        start = torch.zeros(2 * classes - 1, dtype=torch.float64)
-        start[:classes] = 1.0
-        found = fitted(logs, y, free, start)
+        found = fitted(logs, y, free)
         if found is None:
             raise no_optimum(use, len(y))
         weight, bias = (free @ found).split(classes)

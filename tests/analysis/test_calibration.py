@@ -72,6 +72,25 @@ def test_vector_scaling_has_no_gradient_left_and_beats_temperature() -> None:
     torch.testing.assert_close(found(answer).mean, (weight * logs + bias).softmax(-1).detach().float())
 
 
+@pytest.mark.parametrize("sharp", [0.01, 100.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_answers_that_are_certain_or_nearly_equal(sharp: float, classes: int) -> None:
+    """Far from T = 1, where a float32 probability is 0 or 1 and the loss has lost its curvature."""
+    truth = torch.randn(300, classes)
+    y = torch.distributions.Categorical(logits=truth).sample()
+    p = (sharp * (truth + 0.3 * torch.randn(300, classes))).softmax(-1)
+    logs = p.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+    found = TemperatureScaling.fit(p, y).temperature
+    at = torch.tensor(1 / found, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.cross_entropy(logs * at, y).backward()
+    assert abs(at.grad.item()) < 1e-10
+    vector = VectorScaling.fit(p, y)
+    weight = torch.tensor(vector.weight, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(vector.bias, dtype=torch.float64)
+    torch.nn.functional.cross_entropy(weight * logs + bias, y).backward()
+    assert weight.grad.abs().max() < 1e-10
+
+
 def test_what_was_spoiled_is_put_right() -> None:
     """Probabilities spoiled by known numbers, and soft targets that are the unspoiled ones: the fit inverts them."""
     right = torch.randn(200).sigmoid().double()
@@ -146,6 +165,8 @@ def test_several_labels_have_one_temperature() -> None:
     known = ~unknown.isnan()
     assert TemperatureScaling.fit(answer, unknown) == TemperatureScaling.fit(answer.mean[known], y[known])
     assert TemperatureScaling(2.0)(answer).mean.shape == (60, 4)
+    with refuses(DataError, (60, 4), (60,), "summed"):
+        TemperatureScaling(2.0)(answer.summed())
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), HeteroscedasticGaussian()])
