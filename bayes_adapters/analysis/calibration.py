@@ -52,8 +52,8 @@ class TemperatureScaling:
     * ``samples``, where there are any, each draw scaled alike, ``softmax(log p_s / T)``;
     * ``epistemic = total · I / H``, and ``aleatoric`` the rest: H is the entropy of the average of the scaled draws, I
       their mutual information (H minus the mean of their entropies). The average of scaled draws is not quite p_T, so
-      only the share is taken from them; at T = 1 it is exact. Without ``samples`` I / H is the share that the given
-      prediction has, which no temperature changes;
+      only the share is taken from them; at T = 1 it is exact. Without ``samples`` I / H is the unscaled share, that of
+      the given prediction: an approximation;
     * ``log_density`` None: it was that of the given probabilities.
 
     Args:
@@ -103,6 +103,7 @@ class TemperatureScaling:
 
         Raises:
             ConfigError: numbers are predicted, or several tasks.
+            DataError: the mean holds no probabilities, or uncertainties were summed.
         """
         return rescaled(prediction, "TemperatureScaling", self.rows)
 
@@ -172,7 +173,7 @@ class VectorScaling:
 
         Raises:
             ConfigError: numbers are predicted, or several tasks.
-            DataError: another number of classes.
+            DataError: another number of classes, no probabilities, or uncertainties were summed.
         """
         return rescaled(prediction, "VectorScaling", self.rows)
 

@@ -32,7 +32,7 @@ def selective(uncertainty: Tensor, error: Tensor, *, risk: float) -> Selection:
     What is controlled is ``E[error · 1(uncertainty ≤ t)] ≤ risk``, over all answers, those that are not trusted with
     loss 0. This loss grows with t, so conformal risk control applies: t is the largest uncertainty of a calibration
     example (the smallest retained, in the source's order) with ``(n R̂(t) + 1) / (n + 1) ≤ risk``, where
-    ``R̂(t) = (1/n) Σ error_i 1(uncertainty_i ≤ t)``. The error rate **among** the trusted answers is ``risk`` divided by
+    ``R̂(t) = (1/n) Σ error_i 1(uncertainty_i ≤ t)``. The error rate **among** the trusted answers is this risk over
     their share; it does not grow steadily with t, and nothing is promised about it.
 
     Args:
