@@ -30,7 +30,7 @@ EQUAL = [(5, 1.0), (10, 1.0), (5, math.sqrt(5 / UNITS)), (10, math.sqrt(10 / UNI
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), EQUAL)
 def test_the_two_way_interval_covers(seeds: int, seed_sd: float) -> None:
-    found = [seeds_and_units(_table(seeds, seed_sd)) for _ in range(800)]
+    found = [seeds_and_units(_table(seeds, seed_sd)) for _ in range(600)]
     assert 0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.97
     assert all((one.p_value < 0.05) == (not one.low <= 0 <= one.high) for one in found)
     assert np.mean([one.seed_variance for one in found]) == pytest.approx(seed_sd**2, rel=0.15)
@@ -49,6 +49,26 @@ def test_the_pigeonhole_interval_covers(seeds: int, seed_sd: float) -> None:
         found = _stretched(d.mean(1), columns @ d.T / UNITS, rows, UNITS, 0.95)
         hits += found.low <= 0 <= found.high
     assert 0.93 <= hits / 500 <= 0.97
+
+
+def test_the_pigeonhole_interval_of_an_auc_covers() -> None:
+    """Two methods whose seeds differ in skill and whose noise is partly the unit's own, so that neither is better."""
+    seeds, n, hits = 5, 80, 0
+    rng = np.random.default_rng(0)
+    times = torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n), 300)).double()
+    rows = torch.from_numpy(rng.multinomial(seeds, np.full(seeds, 1 / seeds), 300)).double()
+    y = torch.arange(n) % 2 == 1
+    one, zero = times[:, y], times[:, ~y]
+    for _ in range(400):
+        shared = 0.5 * torch.randn(n)
+        skill, own, rest = torch.randn(2, seeds, 1), torch.randn(2, 1, n), torch.randn(2, seeds, n)
+        scores = (1 + 0.6 * skill) * (y.double() - 0.5) + shared + 0.7 * own + 0.5 * rest
+        above = (scores[..., y][..., None] > scores[..., ~y][..., None, :]).double()
+        differs = above[0] - above[1]  # (seeds, positives, negatives), whose weighted mean is the difference of AUCs
+        table = torch.einsum("vi,sij,vj->vs", one, differs, zero) / (one.sum(1) * zero.sum(1))[:, None]
+        found = _stretched(differs.mean((1, 2)), table, rows, n, 0.95)
+        hits += found.low <= 0 <= found.high
+    assert 0.93 <= hits / 400 <= 0.97
 
 
 def test_mean_squares_by_hand() -> None:
