@@ -163,6 +163,7 @@ def _show(options: argparse.Namespace) -> str:
         ("fingerprint", base["fingerprint"][:16]),
         ("versions", _pairs(about["versions"])),
         ("task", "none" if about["task"] is None else json.dumps(about["task"])),
+        *(("calibration", f"{one['name']} {_pairs(one['config'])}") for one in about.get("calibration", [])),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {_printable(value)}" for name, value in rows)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save as tensors_to_bytes
@@ -28,6 +28,7 @@ from bayes_adapters.files._adapter_checks import (
     not_built,
     require_directory,
     require_directory_and_backbone,
+    require_fitted,
     require_frozen,
     require_layers,
     require_own_name,
@@ -56,8 +57,24 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 
 
+@runtime_checkable
+class Fitted(Protocol):
+    """What was fitted to predictions after training, such as a temperature: its name, and its numbers as JSON."""
+
+    name: ClassVar[str]
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as JSON."""
+        ...
+
+
 def save(
-    directory: str | Path, model: AdapterModel, guide: AdapterGuide, *, task: Mapping[str, Any] | None = None
+    directory: str | Path,
+    model: AdapterModel,
+    guide: AdapterGuide,
+    *,
+    task: Mapping[str, Any] | None = None,
+    calibration: Sequence[Fitted] = (),
 ) -> None:
     """Write the adapter, without its frozen backbone, to ``directory``; each file appears whole or not at all.
 
@@ -66,10 +83,13 @@ def save(
         model: its adapters, head, likelihood and buffers are saved in the dtype they have; what is frozen stays so.
         guide: the guide made for it.
         task: anything JSON; :func:`load_task` returns it.
+        calibration: what was fitted to the model's predictions, in the order in which it is applied;
+            :func:`bayes_adapters.analysis.saved.load_calibration` returns it.
 
     Raises:
         ConfigError: the guide belongs to another model; a class is not registered under its name; a backbone weight is
-            trainable (only the adapter is saved); an option or ``task`` is not JSON.
+            trainable (only the adapter is saved); an option or ``task`` is not JSON; ``calibration`` is no sequence of
+            fitted things.
         NonFiniteError: a parameter holds NaN or an infinity, or a buffer NaN.
         AdapterFileError: ``directory`` is a file, holds other things, or cannot be written.
     """
@@ -79,10 +99,17 @@ def save(
         require_pair(model, guide)  # says what is wrong
     with unwrapped(model):
         require_pair(model, guide)
-        _save(folder, model, guide, task)
+        _save(folder, model, guide, task, calibration)
 
 
-def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[str, Any] | None) -> None:
+def _save(
+    folder: Path,
+    model: AdapterModel,
+    guide: AdapterGuide,
+    task: Mapping[str, Any] | None,
+    calibration: Sequence[Fitted],
+) -> None:
+    require_fitted(calibration)
     require_unmerged(adapted_layers(model.backbone), "saved")
     require_frozen(base_parameters(model.backbone))
     for part in model.likelihood.modules():
@@ -113,6 +140,8 @@ def _save(folder: Path, model: AdapterModel, guide: AdapterGuide, task: Mapping[
     } | Marks.of(model).to_json(fresh=has_fresh_head(model))
     if frozen := [name for name, p in own.items() if isinstance(p, nn.Parameter) and not p.requires_grad]:
         description["frozen"] = frozen
+    if calibration:
+        description["calibration"] = [{"name": one.name, "config": one.config()} for one in calibration]
     if not model.own_head:
         description["head"] = _entry("head", model.head, "name")
     write(folder, data, to_json(description))

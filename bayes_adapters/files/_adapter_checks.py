@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.errors import AdapterFileError, ConfigError, described
 from bayes_adapters.files._checks import not_finite
 
 
@@ -41,6 +41,20 @@ def require_own_name(what: str, name: str, found: object, thing: object) -> None
         raise ConfigError(
             f"The {what} name {name!r} means another class than this {type(thing).__name__}. Give it a name of its own."
         )
+
+
+def require_fitted(calibration: object) -> None:
+    """Raise :class:`ConfigError` unless ``calibration`` is a sequence of things with a name and a ``config()``."""
+    wrong = [calibration] if not isinstance(calibration, Sequence) else [one for one in calibration if not _fitted(one)]
+    if wrong:
+        raise ConfigError(
+            "calibration must be a list of what was fitted to predictions, such as "
+            f"[TemperatureScaling.fit(prediction, targets)]; got {described(wrong[0])} in it, or in its place."
+        )
+
+
+def _fitted(thing: object) -> bool:
+    return isinstance(getattr(thing, "name", None), str) and callable(getattr(thing, "config", None))
 
 
 def require_layers(layers: Sequence[str], saved: Sequence[str]) -> None:

@@ -37,6 +37,10 @@ def _is_prior(entry: Any) -> bool:
     )
 
 
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("config"), dict)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
@@ -82,6 +86,7 @@ _LATER: dict[str, Callable[[Any], bool]] = {
     "head.name": _text,
     "head.config": _options,
     "untrained_head": _is(bool),
+    "calibration": _list_of(_is_named),
     "peft": _dict_of(_is(str, type(None))),
     "checksum": _text,
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bayes_adapters.files._adapter import load, save
+from bayes_adapters.files._adapter import Fitted, load, save
 from bayes_adapters.files._card import card
 from bayes_adapters.files._folder import DESCRIPTION, WEIGHTS, verified
 from bayes_adapters.files._hub_checks import hub_answers, require_adapter, require_online, require_source
@@ -26,6 +26,7 @@ def push_to_hub(
     *,
     guide: AdapterGuide | None = None,
     task: Mapping[str, Any] | None = None,
+    calibration: Sequence[Fitted] = (),
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload adapter",
@@ -41,6 +42,7 @@ def push_to_hub(
         repo_id: such as ``"user/my-adapter"``.
         guide: the guide made for the model; needed for a model, and for nothing else.
         task: as for :func:`bayes_adapters.save`; for a model only.
+        calibration: the same.
         private: whether a new repository is private.
         revision: the branch; None is the main one.
         message: of the commit.
@@ -54,11 +56,11 @@ def push_to_hub(
         ConfigError: a model without its guide, a folder with one, or no name for a repository.
         MissingResourceError: the hub is set to offline, does not answer, or refuses.
     """
-    require_source(source, AdapterModel, guide, task)
+    require_source(source, AdapterModel, guide, task, calibration)
     require_online("push_to_hub", repo_id)
     if isinstance(source, AdapterModel) and guide is not None:
         with tempfile.TemporaryDirectory(prefix="bayes-adapters-") as folder:
-            save(folder, source, guide, task=task)
+            save(folder, source, guide, task=task, calibration=calibration)
             return _push(Path(folder), repo_id, private, revision, message, token)
     return _push(Path(str(source)), repo_id, private, revision, message, token)
 

@@ -5,6 +5,7 @@ Works on an adapter whose saved task is ``verify_prompts``: a text model whose g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.analysis.saved import Scaling, load_calibration
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.devices import pick_device
@@ -124,20 +126,29 @@ class Verifier:
         tokenizer: of the text backbone.
         encoder: the frozen speech encoder.
         task: what the adapter says of itself.
+        calibration: applied to every answer, in this order, before it meets the thresholds of ``task``, which must then
+            be those of calibrated answers.
 
     Raises:
         ConfigError: the model's likelihood is not ``Bernoulli``.
     """
 
     def __init__(
-        self, model: AdapterModel, guide: AdapterGuide, tokenizer: Any, encoder: SpeechEncoder, task: VerifyTask
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        tokenizer: Any,
+        encoder: SpeechEncoder,
+        task: VerifyTask,
+        calibration: Sequence[Scaling] = (),
     ) -> None:
         require_bernoulli(model.likelihood.name)
         self.model, self.guide, self.tokenizer, self.encoder, self.task = model, guide, tokenizer, encoder, task
+        self.calibration = calibration
 
     @classmethod
     def from_directory(cls, directory: str | Path, device: str = "auto") -> Verifier:
-        """Load a saved adapter and the two backbones it names.
+        """Load a saved adapter, the scalings of probabilities saved with it, and the two backbones it names.
 
         Args:
             directory: what ``bayes_adapters.save`` wrote, with a ``verify_prompts`` task.
@@ -155,7 +166,8 @@ class Verifier:
         encoder = speech_encoder(task.speech_encoder, task.max_seconds)
         require_trained_on(task.speech_encoder, encoder.fingerprint(), task.fingerprint, directory)
         encoder.encoder.to(place)
-        return cls(model, guide, tokenizer, encoder, task)
+        scalings = [fitted for fitted in load_calibration(directory) if isinstance(fitted, Scaling)]
+        return cls(model, guide, tokenizer, encoder, task, scalings)
 
     def verify(self, recording: str | Path, script: str, *, samples: int = 32, seed: int = 0) -> Verdict:
         """Answer for one pair.
@@ -179,7 +191,10 @@ class Verifier:
         inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         frames = Frames(as_stored(frames.values).float(), frames.mask).to(inputs["input_ids"].device)
         batch = Batch(inputs, context={"audio": frames})
-        answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed)
+        drawn = bool(self.calibration)  # each draw is scaled too
+        answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed, return_samples=drawn)
+        for scaling in self.calibration:
+            answer = scaling(answer)
         probability, total, epistemic = (float(v[0]) for v in (answer.probs, answer.total, answer.epistemic))
         sentence, trusted = advice(total, epistemic, self.task.thresholds)
         return Verdict(

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from bayes_adapters import Batch, Frames, load, predict, save
+from bayes_adapters.analysis.calibration import TemperatureScaling
+from bayes_adapters.analysis.conformal import ConformalClasses
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.audio import read_audio
@@ -61,6 +63,22 @@ def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
     words, trusted = advice(verdict["total"], verdict["epistemic"], LIMITS)
     assert verdict["words"] == f"{claim(verdict['probability'])} {words}"
     assert verdict["trusted"] is trusted
+
+
+def test_a_saved_calibration_is_applied(home: Path, tmp_path: Path, run: Run) -> None:
+    model, guide = load(home / "adapter", text_backbone(home / "text")[0])
+    scaling = TemperatureScaling(2.5)
+    sets = ConformalClasses(0.7, 0.1, 2)  # no scaling: verify leaves it alone
+    save(tmp_path, model, guide, task=task(home), calibration=[scaling, sets])
+    options = ("verify", home / "good.wav", "your call", "--samples", 5, "--json", "--adapter")
+    plain, scaled = (json.loads(run(*options, folder)[1]) for folder in (home / "adapter", tmp_path))
+    assert plain.keys() == scaled.keys()
+    odds = [math.log(p / (1 - p)) for p in (plain["probability"], scaled["probability"])]
+    assert odds[1] == pytest.approx(odds[0] / 2.5, rel=1e-4)
+    assert scaled["total"] > plain["total"]
+    assert scaled["epistemic"] > 0
+    words, _ = advice(scaled["total"], scaled["epistemic"], LIMITS)
+    assert scaled["words"] == f"{claim(scaled['probability'])} {words}"
 
 
 def test_verify_in_words(home: Path, run: Run) -> None:

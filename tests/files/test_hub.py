@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub import constants
 
 from bayes_adapters import AdapterModel, load_task, predict, save
+from bayes_adapters.analysis.calibration import TemperatureScaling
+from bayes_adapters.analysis.saved import load_calibration
 from bayes_adapters.errors import AdapterFileError, ConfigError, MissingResourceError
 from bayes_adapters.files._hub_checks import require_source
 from bayes_adapters.files.hub import CARD, download, load_from_hub, push_to_hub
@@ -44,7 +46,8 @@ def trained() -> tuple[core_model, MeanField]:  # type: ignore[valid-type]
 def test_a_model_goes_to_the_hub_and_comes_back(hub: Hub) -> None:
     model, guide = trained()
     expected = predict(model, guide, token_batch()).probs
-    url = push_to_hub(model, "me/adapter", guide=guide, task={"labels": ["no", "yes"]}, token="hf_secret")
+    about = {"task": {"labels": ["no", "yes"]}, "calibration": [TemperatureScaling(2.0)]}
+    url = push_to_hub(model, "me/adapter", guide=guide, token="hf_secret", **about)
     (oid, files) = hub.commits["me/adapter"]["main"][-1]
     assert url.endswith(f"/me/adapter/commit/{oid}")
     assert set(files) == {"adapter.json", "adapter.safetensors", CARD}
@@ -52,6 +55,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub: Hub) -> None:
     assert not hub.private
     assert torch.equal(predict(*load_from_hub("me/adapter", bert()), token_batch()).probs, expected)
     assert load_task(download("me/adapter"))["labels"] == ["no", "yes"]
+    assert load_calibration(download("me/adapter")) == [TemperatureScaling(2.0)]
     assert not [line for line in hub.seen if line.startswith("GET") and CARD in line], "the card is not fetched"
 
 
@@ -137,6 +141,8 @@ def test_what_the_hub_does_not_have_or_allow(hub: Hub, tmp_path: Path) -> None:
         push_to_hub(model, "me/adapter")
     with refuses(ConfigError, str(tmp_path), "guide="):
         push_to_hub(tmp_path, "me/adapter", guide=guide)
+    with refuses(ConfigError, str(tmp_path), "calibration="):
+        push_to_hub(tmp_path, "me/adapter", calibration=[TemperatureScaling(2.0)])
     with refuses(ConfigError, "a int"):
         require_source(3, AdapterModel, None, None)
     commits = len(hub.commits["me/adapter"]["main"])
