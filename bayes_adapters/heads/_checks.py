@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -138,3 +139,18 @@ def require_logits(net: str, logits: Any, per_token: bool, rows: int) -> None:
             f"The head of {net} returned logits of shape {shape} for {rows} rows; one vector per "
             f"{'token' if per_token else 'example'} is needed. Take another head, such as LinearHead(pooling='cls')."
         )
+
+
+def outside_a_pass(head: str, site: str) -> ConfigError:
+    """A head with random weights that is called without a model, so that nothing has drawn them."""
+    return ConfigError(
+        f"The {site!r} of this {head} is random and is drawn when a model runs. Call the model or its guide on a "
+        "batch, not the head."
+    )
+
+
+def require_positive(**options: object) -> None:
+    """Raise :class:`ConfigError` unless each option is a positive, finite number."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+            raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")

@@ -94,6 +94,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         hyper, device = model.prior.hyper_sites, next(model.parameters()).device
         require_hyper_served(self, hyper)
         self.hyper = HyperPosterior(hyper, device) if hyper else None
+        own = model.head.posterior(model.head_sites, model.likelihood) if model.head_sites else None
+        self.head_posterior = None if own is None else own.to(device).float()
 
     @property
     def deterministic(self) -> bool:
@@ -122,6 +124,10 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Constructor arguments other than the model, as JSON."""
         raise NotImplementedError
 
+    def is_of_head(self, site: Site) -> bool:
+        """Whether the model's head brings the posterior of ``site``, so that this guide does not infer it."""
+        return site in self.model.head_sites  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Run the model under the guide; return every sample site's value.
 
@@ -147,7 +153,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
+        head = self.head_posterior if self.is_of_head(call.site) else None
+        single = self.posterior(call, msg["infer"][SINGLE_PRIOR]) if head is None else head(call)
         shape = _batch_shape(call)
         require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]

@@ -117,6 +117,7 @@ class AdapterModel(AdaptedBackbone):
         with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
             prior = self.prior.sampled(outer, next(self.parameters()).device)
             weights = draw_weights(self.sites, prior, rows, flipped)
+            weights |= draw_weights(self.head_sites, self.head_prior, rows)
             forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
