@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
 from bayes_adapters.data.rows import require_length
@@ -18,7 +18,7 @@ from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads._checks import outside_a_pass, require_same_count
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
 from bayes_adapters.sites import Part, Site
 
 
@@ -158,8 +158,8 @@ class Head(nn.Module):
             require_length(output.mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, output.mask)
 
-    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
-        """Map features to the likelihood's outputs."""
+    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+        """Map features to the likelihood's outputs, or to their moments where the likelihood has ``expected``."""
         raise NotImplementedError
 
     def drawn(self, name: str) -> Weight:
@@ -168,10 +168,14 @@ class Head(nn.Module):
         Raises:
             ConfigError: no pass of a model runs.
         """
+        return self.current_pass(name).weights[Part.FACTOR, name]
+
+    def current_pass(self, name: str) -> ForwardPass:
+        """Return the pass that runs, which has drawn the site ``name``; raise :class:`ConfigError` where none does."""
         forward_pass = current_pass()
         if forward_pass is None:
             raise outside_a_pass(type(self).__name__, name)
-        return forward_pass.weights[Part.FACTOR, name]
+        return forward_pass
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
