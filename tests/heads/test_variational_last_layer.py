@@ -32,6 +32,7 @@ from bayes_adapters import (
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.heads import VariationalLastLayer
+from bayes_adapters.inference.draws import weight_draw
 from bayes_adapters.likelihoods import GaussianOutputs, HeteroscedasticGaussian, MultiGaussian, StudentT
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.training import fit
@@ -380,6 +381,8 @@ def test_what_cannot_be() -> None:
     with refuses(ConfigError, "num_data="):
         LoRA(bert(), Categorical(3), head=VariationalLastLayer())
     model, guide = last_layer()
+    with refuses(ConfigError, "'head.weight'", "VariationalLastLayer", "BayesianLinear"):
+        weight_draw(model, guide, 0)
     with refuses(ConfigError, "VariationalLastLayer", "BayesianLinear", "AutoNormal"):
         SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(token_batch(targets=CLASSES))
 
