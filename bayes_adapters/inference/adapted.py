@@ -25,6 +25,7 @@ from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads import Head, LinearHead, Pooling
 from bayes_adapters.heads._checks import require_head, require_tokens
+from bayes_adapters.heads._prior import HeadPrior
 from bayes_adapters.inference import _checks
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -89,7 +90,8 @@ class AdaptedBackbone(nn.Module):
         self.sites += served
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
         self.head_sites = list(of_head)
-        self.head_prior = Prior({site.name: own for site, own in of_head.items()} or zero_normal(), self.head_sites)
+        own_priors = {site.name: own for site, own in of_head.items()}
+        self.head_prior = HeadPrior(own_priors or zero_normal(), self.head_sites)
         _checks.require_num_data(num_data, self.latent_sites, self.prior)
         self._traits = Traits.of(backbone, paths)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}

@@ -4,9 +4,10 @@ Density, for a batch of B examples of a data set of N: Pyro's usual estimate of 
 
     log p(τ)  +  log p(E_global | τ)  +  (N/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local | τ) ]
 
-A weight-space core and a hyper-parameter τ of a prior have one prior factor per data set, a local core one per example;
-padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC, importance weights and Pyro's
-guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit is nats per datum.
+A weight-space core, a head's random weight and a hyper-parameter τ of a prior have one prior factor per data set, a
+local core one per example; padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC,
+importance weights and Pyro's guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit
+is nats per datum.
 """
 
 from __future__ import annotations

@@ -359,6 +359,15 @@ def test_under_autocast_the_head_stays_in_float32() -> None:
     torch.testing.assert_close(loss.detach(), -bound.mean())
 
 
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_model_in_half_precision_keeps_the_heads_kl(covariance: str) -> None:
+    """Parameters of the posterior are the guide's, and its prior is not rounded either: 1.1² / 16 has no 8 bits."""
+    model, guide = last_layer(covariance=covariance, prior_scale=1.1)
+    before = ELBO(model, guide).terms(token_batch(targets=CLASSES)).kl
+    after = ELBO(model.to(torch.bfloat16), guide).terms(token_batch(targets=CLASSES)).kl
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
+
+
 def test_what_is_frozen_stays_so(tmp_path: Path) -> None:
     model, guide = last_layer()
     guide.head_posterior.requires_grad_(False)  # type: ignore[union-attr]
