@@ -41,8 +41,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
 
     ``predict`` draws a posterior's entries by its inverse CDF, so they are a function of the seed; a family without one
     is drawn with ``seed=None``. ``mean_only`` and ``to_lora`` ask for its mean. Options that ``config`` returns are
-    given back to the constructor when an adapter is loaded. The sites of ``model.sites`` are the guide's to infer. Where
-    the head brings a posterior of its own weights, ``head_posterior`` holds it, and a subclass has nothing to do.
+    given back to the constructor when an adapter is loaded. The sites of ``model.sites`` are the guide's to infer.
+    Where the head brings a posterior of its own weights, ``head_posterior`` holds it, and a subclass has nothing to do.
 
     Args:
         model: the model whose sites the guide infers. It is not registered as a submodule.

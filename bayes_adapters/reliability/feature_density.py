@@ -44,6 +44,17 @@ def feature_density(
     Raises:
         ConfigError: the head knows no density; the guide belongs to another model.
         DataError: ``data`` holds no batch.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Categorical
+    >>> from bayes_adapters.guides import Contextual
+    >>> from bayes_adapters.heads import GenerativeLastLayer
+    >>> from bayes_adapters.models import StochasticCore
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticCore(BertModel(tiny), Categorical(3), rank=2, head=GenerativeLastLayer(), num_data=100)
+    >>> batch = Batch({"input_ids": torch.tensor([[3, 5, 7], [2, 4, 6]])})
+    >>> feature_density(model, Contextual(model), batch).shape
+    torch.Size([2])
     """
     require_wrapped(data)
     require_pair(model, guide)
