@@ -415,6 +415,28 @@ def test_what_cannot_be() -> None:
         SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(token_batch(targets=CLASSES))
 
 
+def test_several_numbers_have_a_noise_each_and_some_are_not_known() -> None:
+    """An unknown number is scored by nobody, and the known one's predictive is exact."""
+    torch.manual_seed(0)
+    targets = torch.randn(5, 2)
+    targets[1, 0] = float("nan")
+    model, guide = last_layer(MultiGaussian(2, target_mean=[1.0, -1.0], target_scale=[2.0, 0.5]), covariance="dense")
+    batch = token_batch(targets=targets)
+    loss = ELBO(model, guide)(batch)
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert bool((model.likelihood.log_scale.grad != 0).all())  # type: ignore[union-attr]
+    mean, cov = posterior(guide)
+    features, unit = phi(model, batch), torch.tensor([2.0, 0.5])
+    variance = unit**2 * (torch.einsum("bi,kij,bj->bk", features, cov, features) + 1.0)
+    found = predict(model, guide, batch)
+    centre = torch.tensor([1.0, -1.0]) + unit * (features @ mean.T)
+    torch.testing.assert_close(found.mean, centre)
+    torch.testing.assert_close(found.variance, variance)
+    scores = torch.distributions.Normal(centre, variance.sqrt()).log_prob(targets.nan_to_num())
+    torch.testing.assert_close(found.log_density, torch.where(targets.isnan(), 0.0, scores).sum(-1))
+
+
 def test_contextual_cores_train_with_it() -> None:
     model = fill_B(StochasticCore(bert(), Bernoulli(), rank=3, num_data=N, head=VariationalLastLayer()))
     for guide in (Contextual(model), MeanField(model)):
