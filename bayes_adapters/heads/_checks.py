@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bayes_adapters.errors import ConfigError, DataError, described, unknown_name
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import Categorical, Likelihood
 
 
 def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
@@ -137,4 +138,46 @@ def require_logits(net: str, logits: Any, per_token: bool, rows: int) -> None:
         raise ConfigError(
             f"The head of {net} returned logits of shape {shape} for {rows} rows; one vector per "
             f"{'token' if per_token else 'example'} is needed. Take another head, such as LinearHead(pooling='cls')."
+        )
+
+
+def outside_a_pass(head: str, site: str) -> ConfigError:
+    """A head with random weights that is called without a model, so that nothing has drawn them."""
+    return ConfigError(
+        f"The {site!r} of this {head} is random and is drawn when a model runs. Call the model or its guide on a "
+        "batch, not the head."
+    )
+
+
+def require_positive(**options: object) -> None:
+    """Raise :class:`ConfigError` unless each option is a positive, finite number."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+            raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
+
+
+def inverse_gamma(name: str, prior: Any) -> tuple[float, float]:
+    """Return (a, b) of the option ``name``; raise :class:`ConfigError` unless both are positive and finite."""
+    if not isinstance(prior, list | tuple) or len(prior) != 2:
+        raise ConfigError(f"{name} must be (a, b) of an inverse-gamma prior on a variance; got {prior!r}.")
+    a, b = prior
+    require_positive(**{f"{name} a": a, f"{name} b": b})
+    return float(a), float(b)
+
+
+def require_classes(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the likelihood has one class per example."""
+    if not isinstance(likelihood, Categorical):
+        raise ConfigError(
+            f"The {head} models the features of each class, and {type(likelihood).__name__} has none such. Take "
+            "Categorical(2) for two classes, or another head, such as VariationalLastLayer."
+        )
+
+
+def require_expected(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the likelihood can be averaged over Gaussian outputs in closed form."""
+    if not likelihood.has_expected:
+        raise ConfigError(
+            f"The {head} integrates its weights out, and there is no closed form for {type(likelihood).__name__}. Take "
+            "Categorical, Bernoulli, Gaussian or MultiGaussian, or the head BayesianLinear, whose weights are drawn."
         )

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
+from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.heads._checks import require_same_count
+from bayes_adapters.heads._checks import outside_a_pass, require_same_count
 from bayes_adapters.heads.pooling import Pooling
-from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.sites import Site
+from bayes_adapters.heads.posterior import HeadPosterior
+from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
+from bayes_adapters.sites import Part, Site
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,16 @@ class BackboneOutput:
 class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
-    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``build``, ``read``, ``forward``, ``config``. The
-    constructor takes options only. The model then says for which features and which likelihood the head is, once, and
-    puts it on its device. :meth:`forward` runs inside the model's pass, within the data plate, with S·B rows in the
-    order [S, B].
+    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``prior``, ``posterior``, ``build``, ``read``,
+    ``forward``, ``config``. The constructor takes options only. The model then says for which features and which
+    likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass, within the
+    data plate, with S·B rows in the order [S, B].
 
     A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
-    before the pass, under the model's prior and with one KL per data set, by any guide that serves them, such as
-    ``MeanField``; ``forward`` finds the draws in
-    ``current_pass().weights[Part.FACTOR, name].value``, shape (*S, 1, *event).
+    before the pass, with one KL per data set; ``forward`` finds the draws by :meth:`drawn`. Either the head brings
+    their :meth:`prior` and :meth:`posterior`, and then stands beside any guide of the adapters, which never sees them.
+    Or it brings neither: they are then under the model's prior, and inferred by a guide that serves them, such as
+    ``MeanField``.
 
     Args:
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
@@ -124,6 +129,22 @@ class Head(nn.Module):
         """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
         return []
 
+    @property
+    def may_be_random(self) -> bool:
+        """Whether the class names sites at all, so that a model of it may need ``num_data``."""
+        return type(self).sites is not Head.sites
+
+    def prior(self, site: Site) -> TorchDistributionMixin | None:
+        """Return the prior of one of :meth:`sites`, whose shape broadcasts to ``site.shape``.
+
+        None, the default: the model's prior and the model's guide serve the site.
+        """
+        return None
+
+    def posterior(self, sites: list[Site], likelihood: Likelihood) -> HeadPosterior:
+        """Return the posterior of the ``sites`` that have a :meth:`prior`: a new module, which a guide will hold."""
+        raise NotImplementedError
+
     def build(self, width: int, likelihood: Likelihood) -> None:
         """Make the parameters.
 
@@ -142,9 +163,24 @@ class Head(nn.Module):
             require_length(output.mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, output.mask)
 
-    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
-        """Map features to the likelihood's outputs."""
+    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+        """Map features to the likelihood's outputs, or to their moments where the likelihood has ``expected``."""
         raise NotImplementedError
+
+    def drawn(self, name: str) -> Weight:
+        """Return this pass's draw of one of :meth:`sites`: ``drawn(name).times(features)`` for a matrix.
+
+        Raises:
+            ConfigError: no pass of a model runs.
+        """
+        return self.current_pass(name).weights[Part.FACTOR, name]
+
+    def current_pass(self, name: str) -> ForwardPass:
+        """Return the pass that runs, which has drawn the site ``name``; raise :class:`ConfigError` where none does."""
+        forward_pass = current_pass()
+        if forward_pass is None:
+            raise outside_a_pass(type(self).__name__, name)
+        return forward_pass
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""

@@ -25,6 +25,7 @@ from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads import Head, LinearHead, Pooling
 from bayes_adapters.heads._checks import require_head, require_tokens
+from bayes_adapters.heads._prior import HeadPrior
 from bayes_adapters.inference import _checks
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
@@ -76,7 +77,9 @@ class AdaptedBackbone(nn.Module):
         width = self.feature_width(backbone)
         random_head = head.sites(width, likelihood)
         self.random_head = bool(random_head)
-        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
+        of_head = {site: own for site in random_head if (own := head.prior(site)) is not None}
+        served = [site for site in random_head if site not in of_head]
+        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": bool(served)}
         _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
         paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
@@ -84,9 +87,12 @@ class AdaptedBackbone(nn.Module):
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
-        self.sites += random_head
+        self.sites += served
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        _checks.require_num_data(num_data, self.sites, self.prior)
+        self.head_sites = list(of_head)
+        own_priors = {site.name: own for site, own in of_head.items()}
+        self.head_prior = HeadPrior(own_priors or zero_normal(), self.head_sites)
+        _checks.require_num_data(num_data, self.latent_sites, self.prior)
         self._traits = Traits.of(backbone, paths)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
@@ -97,7 +103,13 @@ class AdaptedBackbone(nn.Module):
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head
-            place_beside(backbone, self.head, self.likelihood, self.prior)  # adapters are beside their base layers
+            parts_beside = (self.head, self.likelihood, self.prior, self.head_prior)  # adapters are so already
+            place_beside(backbone, *parts_beside)
+
+    @property
+    def latent_sites(self) -> list[Site]:
+        """Every sample site but the targets': those that a guide infers, and those whose posterior the head brings."""
+        return [*self.sites, *self.head_sites]
 
     def default_head(self, pooling: Pooling | str | None) -> Head:
         """Return the head that the structure has where none is given."""

@@ -21,6 +21,7 @@ from bayes_adapters.inference._guide_checks import (
     require_posterior,
     require_served,
     require_sites,
+    require_untraced,
     require_wide,
 )
 from bayes_adapters.inference._hyper import HyperPosterior
@@ -40,7 +41,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
 
     ``predict`` draws a posterior's entries by its inverse CDF, so they are a function of the seed; a family without one
     is drawn with ``seed=None``. ``mean_only`` and ``to_lora`` ask for its mean. Options that ``config`` returns are
-    given back to the constructor when an adapter is loaded.
+    given back to the constructor when an adapter is loaded. The sites of ``model.sites`` are the guide's to infer.
+    Where the head brings a posterior of its own weights, ``head_posterior`` holds it, and a subclass has nothing to do.
 
     Args:
         model: the model whose sites the guide infers. It is not registered as a submodule.
@@ -94,6 +96,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         hyper, device = model.prior.hyper_sites, next(model.parameters()).device
         require_hyper_served(self, hyper)
         self.hyper = HyperPosterior(hyper, device) if hyper else None
+        own = model.head.posterior(model.head_sites, model.likelihood) if model.head_sites else None
+        self.head_posterior = None if own is None else own.to(device).float()
 
     @property
     def deterministic(self) -> bool:
@@ -122,6 +126,10 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Constructor arguments other than the model, as JSON."""
         raise NotImplementedError
 
+    def is_of_head(self, site: Site) -> bool:
+        """Whether the model's head brings the posterior of ``site``, so that this guide does not infer it."""
+        return site in self.model.head_sites  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Run the model under the guide; return every sample site's value.
 
@@ -147,7 +155,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
+        head = self.head_posterior if self.is_of_head(call.site) else None
+        single = self.posterior(call, msg["infer"][SINGLE_PRIOR]) if head is None else head(call)
         shape = _batch_shape(call)
         require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]
@@ -158,6 +167,9 @@ class AdapterGuide(GuideMessenger, nn.Module):
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
+        if call.moments is not None and msg["value"] is None:
+            require_untraced(self.model.head)  # type: ignore[attr-defined]
+            msg["value"] = call.point = msg["fn"].mean
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

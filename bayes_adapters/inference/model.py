@@ -4,14 +4,14 @@ Density, for a batch of B examples of a data set of N: Pyro's usual estimate of 
 
     log p(τ)  +  log p(E_global | τ)  +  (N/B) Σ_b [ log p(y_b | x_b, E)  +  Σ_layers Σ_tokens log p(E_local | τ) ]
 
-A weight-space core and a hyper-parameter τ of a prior have one prior factor per data set, a local core one per example;
-padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC, importance weights and Pyro's
-guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit is nats per datum.
+A weight-space core, a head's random weight and a hyper-parameter τ of a prior have one prior factor per data set, a
+local core one per example; padding has none. N is ``num_data``, or B where the data set's size is not known. MCMC,
+importance weights and Pyro's guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N: its unit
+is nats per datum.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, point_of
 
 
 class AdapterModel(AdaptedBackbone):
@@ -79,7 +80,9 @@ class AdapterModel(AdaptedBackbone):
 
     structure: ClassVar[str] = "adapter_model"
 
-    def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
+    def outputs(
+        self, features: Float[Tensor, "rows *T d"], batch: Batch
+    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
         """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
         return self.head(features)
 
@@ -91,7 +94,7 @@ class AdapterModel(AdaptedBackbone):
 
         Returns:
             The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target per token, ``*S`` being the
-            sizes of sample plates around the model.
+            sizes of sample plates around the model; their means where a head tells moments rather than draws.
 
         Raises:
             DataError: targets outside the likelihood's support; another number of tokens in them, or in the mask, than
@@ -117,19 +120,28 @@ class AdapterModel(AdaptedBackbone):
         with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
             prior = self.prior.sampled(outer, next(self.parameters()).device)
             weights = draw_weights(self.sites, prior, rows, flipped)
+            weights |= draw_weights(self.head_sites, self.head_prior, rows)
             forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
-                    outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
+                    outputs = self.outputs(self._features(batch, rows.samples), batch)
                 with read_together():
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                        _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
+                        _checks.require_finite(self, "The head's outputs are", point_of(outputs), batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
                     fn, targets = self._likelihood_of(outputs, batch), batch.targets
                 pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
-        return outputs
+        return point_of(outputs)
 
-    def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
+    def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"]:
+        if self.runs_each_sample or samples == 1:
+            return self.encode(batch, samples)
+        features = self.encode(batch, 1)
+        return features.repeat(samples, *[1] * (features.dim() - 1))
+
+    def _likelihood_of(self, outputs: Float[Tensor, "*S K"] | GaussianOutputs, batch: Batch) -> TorchDistributionMixin:
+        if isinstance(outputs, GaussianOutputs):
+            return self.likelihood.expected(outputs)
         if not self.likelihood.per_token:
             return self.likelihood.distribution(outputs)
         _checks.require_tokens_kept(batch, outputs.shape[-2])
@@ -141,6 +153,14 @@ class AdapterModel(AdaptedBackbone):
         output = self._traits.run(self.backbone, inputs, folds)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         return self.head.read(BackboneOutput(output, self.backbone, mask, Folded(inputs, folds)))
+
+    @property
+    def runs_each_sample(self) -> bool:
+        """Whether each of S samples runs through the backbone: not where they differ in the head's weights only.
+
+        A structure that draws something of its own in :meth:`encode` returns True.
+        """
+        return bool(self.sites) or not self.head_sites
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""
