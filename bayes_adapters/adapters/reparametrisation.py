@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +58,7 @@ class Draw:
     Args:
         value: W, shape (n, k), or w, shape (k,), of a diagonal part; with samples (*S, 1, n, k).
         diagonal: whether it is w, so that the product is ``w ⊙ x``.
+        posterior: of a site that the head infers itself, what the value was drawn from; None where it was not.
 
     >>> Draw(torch.tensor([[1.0, 2.0]])).times(torch.ones(3, 2)).tolist()
     [[3.0], [3.0], [3.0]]
@@ -64,6 +66,7 @@ class Draw:
 
     value: Float[Tensor, "*S_event"]
     diagonal: bool = False
+    posterior: TorchDistributionMixin | None = field(default=None, repr=False)
 
     @property
     def needs_rows(self) -> bool:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError, DataError, described, unknown_name
+from bayes_adapters.conditions import refuse_where
+from bayes_adapters.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    described,
+    missing_package,
+    unknown_name,
+)
 from bayes_adapters.likelihoods import Likelihood
+
+_P = TypeVar("_P")
 
 
 def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
@@ -138,3 +149,58 @@ def require_logits(net: str, logits: Any, per_token: bool, rows: int) -> None:
             f"The head of {net} returned logits of shape {shape} for {rows} rows; one vector per "
             f"{'token' if per_token else 'example'} is needed. Take another head, such as LinearHead(pooling='cls')."
         )
+
+
+def require_gpytorch(use: str) -> Any:
+    """Return the module gpytorch; raise :class:`MissingResourceError`, naming what needs it, where there is none."""
+    try:
+        return importlib.import_module("gpytorch")
+    except ImportError as error:
+        raise missing_package(use, "gpytorch", "gp") from error
+
+
+def require_one_per_example(head: str, likelihood: Likelihood, per_token: bool) -> None:
+    """Raise :class:`ConfigError` if there would be outputs for every token."""
+    if per_token:
+        raise ConfigError(
+            f"{head} has one output vector per example, and {type(likelihood).__name__} has one target per token. Take "
+            "a likelihood with one target per example, or another head, such as LinearHead()."
+        )
+
+
+def require_lengthscale(lengthscale: float | None) -> None:
+    """Raise :class:`ConfigError` unless a length scale is left out, or positive and finite."""
+    if lengthscale is not None and not 0.0 < lengthscale < float("inf"):
+        raise ConfigError(
+            f"lengthscale is a distance between features and must be positive and finite; got {lengthscale}. Leave it "
+            "out for √d, or set it from data: training.inducing.initialise(model, guide, data)."
+        )
+
+
+def require_running(head: str, running: _P | None) -> _P:
+    """Return the running pass; raise :class:`ConfigError` where there is none, so that no weight was drawn."""
+    if running is None:
+        raise ConfigError(
+            f"The weights of a {head} are drawn by its model, in model(batch) or predict(); outside of them call "
+            "head.moments(features), the mean and variance of its outputs."
+        )
+    return running
+
+
+def require_positive_definite(failed: Tensor, kernel: Any) -> None:
+    """Raise :class:`NonFiniteError` if the Cholesky factor of an output's kernel matrix could not be computed."""
+
+    def explain() -> Exception:
+        outputs = failed.nonzero().flatten().tolist()
+        lengths, scales = (value.detach().flatten()[:4].tolist() for value in _scales(kernel))
+        return NonFiniteError(
+            f"The kernel matrix of the inducing points is not positive definite for outputs {outputs[:8]}: length "
+            f"scales {lengths}, variances {scales}. Where they are NaN or huge training diverged: train again with a "
+            "lower learning rate or clip_norm. Else look at head.inducing_points for NaN."
+        )
+
+    refuse_where(failed > 0, explain)
+
+
+def _scales(kernel: Any) -> tuple[Tensor, Tensor]:
+    return kernel.base_kernel.lengthscale, kernel.outputscale

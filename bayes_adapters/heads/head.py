@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
@@ -48,15 +49,19 @@ class BackboneOutput:
 class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
-    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``build``, ``read``, ``forward``, ``config``. The
-    constructor takes options only. The model then says for which features and which likelihood the head is, once, and
-    puts it on its device. :meth:`forward` runs inside the model's pass, within the data plate, with S·B rows in the
-    order [S, B].
+    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``own_sites``, ``build``, ``posterior``, ``read``,
+    ``forward``, ``expected``, ``config``; of these it needs ``name``, ``build`` and ``forward``. The constructor takes
+    options only. The model then says for which features and which likelihood the head is, once, and puts it on its
+    device. :meth:`forward` runs inside the model's pass, within the data plate, with S·B rows in the order [S, B].
 
     A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
     before the pass, under the model's prior and with one KL per data set, by any guide that serves them, such as
     ``MeanField``; ``forward`` finds the draws in
     ``current_pass().weights[Part.FACTOR, name].value``, shape (*S, 1, *event).
+
+    A head that infers its random weights itself names them in :meth:`own_sites` instead and gives their
+    :meth:`posterior`, so that it works beside any guide. What it can then say of its outputs without a draw, a closed
+    form of E_q log p(y | f), it returns from :meth:`expected`.
 
     Args:
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
@@ -124,6 +129,13 @@ class Head(nn.Module):
         """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
         return []
 
+    def own_sites(self, width: int, likelihood: Likelihood) -> dict[Site, TorchDistributionMixin]:
+        """Return the sites of random weights that the head infers itself, with their priors; none by default.
+
+        They are global sites of the part ``FACTOR``, too, and no guide and no ``prior=`` of the model sees them.
+        """
+        return {}
+
     def build(self, width: int, likelihood: Likelihood) -> None:
         """Make the parameters.
 
@@ -131,6 +143,10 @@ class Head(nn.Module):
             width: d, the width of what :meth:`read` returns, or of what the structure gives :meth:`forward`.
             likelihood: ``likelihood.num_outputs`` is K.
         """
+        raise NotImplementedError
+
+    def posterior(self, site: Site) -> TorchDistributionMixin:
+        """Return q over one draw of one of :meth:`own_sites`: event shape ``site.event``, batch shape ()."""
         raise NotImplementedError
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T d"]:
@@ -145,6 +161,14 @@ class Head(nn.Module):
     def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
         """Map features to the likelihood's outputs."""
         raise NotImplementedError
+
+    def expected(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
+        """Return what computes E_q log p(y | f) of every row of the pass, q being of :meth:`own_sites`.
+
+        The model asks after :meth:`forward`, in the same pass; :class:`bayes_adapters.ELBO` calls what is returned in
+        the place of the density at the draw. None, the default: that density is the estimate.
+        """
+        return None
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""

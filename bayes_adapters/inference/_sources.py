@@ -49,7 +49,8 @@ class OwnGuide:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
 
     def is_random(self, batch: Batch) -> bool:
-        return bool(self.model.sites) and not self.mean_only and not self.guide.deterministic
+        random = bool(self.model.head_sites) or (bool(self.model.sites) and not self.guide.deterministic)
+        return random and not self.mean_only
 
     def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
         with ExitStack() as stack:

@@ -74,7 +74,7 @@ class AdaptedBackbone(nn.Module):
         self.require_fitting(head, likelihood)
         _checks.require_usable(backbone)
         width = self.feature_width(backbone)
-        random_head = head.sites(width, likelihood)
+        random_head, priors = head.sites(width, likelihood), head.own_sites(width, likelihood)
         self.random_head = bool(random_head)
         options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
         _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
@@ -86,7 +86,9 @@ class AdaptedBackbone(nn.Module):
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
         self.sites += random_head
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        _checks.require_num_data(num_data, self.sites, self.prior)
+        self.head_sites: list[Site] = list(priors)
+        self.head_prior = Prior({site.name: own for site, own in priors.items()}, self.head_sites)
+        _checks.require_num_data(num_data, [*self.sites, *self.head_sites], self.prior)
         self._traits = Traits.of(backbone, paths)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
@@ -97,7 +99,8 @@ class AdaptedBackbone(nn.Module):
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head
-            place_beside(backbone, self.head, self.likelihood, self.prior)  # adapters are beside their base layers
+            # adapters are beside their base layers
+            place_beside(backbone, self.head, self.likelihood, self.prior, self.head_prior)
 
     def default_head(self, pooling: Pooling | str | None) -> Head:
         """Return the head that the structure has where none is given."""
@@ -160,7 +163,9 @@ class AdaptedBackbone(nn.Module):
         """Constructor arguments as JSON, targets resolved to module paths; some are left out where they are usual."""
         options = {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
         options |= {"pooling": self.pooling.value} if self.own_head else {}
-        options |= {"num_data": self.num_data} if self.random_head else {}  # other random parts say it themselves
+        options |= (
+            {"num_data": self.num_data} if self.random_head or self.head_sites else {}
+        )  # other random parts say it themselves
         pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
         unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
         usual = {"ranks": {}, "grouped": True, "flipout": False}

@@ -141,13 +141,23 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Return q of a prior's hyper-parameter; other sites that are not an adapter's stay with their prior."""
         return prior if self.hyper is None or name not in self.hyper.sites else self.hyper.posterior(name)
 
+    def _of_head(self, call: SiteCall) -> bool:
+        """Whether the model's head infers this site itself."""
+        return call.site in self.model.head_sites  # type: ignore[attr-defined]
+
+    def _posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        if not self._of_head(call):
+            return self.posterior(call, prior)
+        call.posterior = self.model.head.posterior(call.site)  # type: ignore[attr-defined]
+        return call.posterior
+
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or msg["is_observed"]:
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self.posterior(call, msg["infer"][SINGLE_PRIOR])
+        single = self._posterior(call, msg["infer"][SINGLE_PRIOR])
         shape = _batch_shape(call)
         require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]

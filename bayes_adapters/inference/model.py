@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -32,6 +32,9 @@ from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
+
+EXPECTED = "expected_log_density"
+"""The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expected``."""
 
 
 class AdapterModel(AdaptedBackbone):
@@ -117,16 +120,20 @@ class AdapterModel(AdaptedBackbone):
         with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
             prior = self.prior.sampled(outer, next(self.parameters()).device)
             weights = draw_weights(self.sites, prior, rows, flipped)
+            weights |= draw_weights(self.head_sites, self.head_prior, rows)
             forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
                     outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
+                    expected = None if batch.targets is None else self.head.expected(self.likelihood, batch.targets)
                 with read_together():
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                         _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
                     fn, targets = self._likelihood_of(outputs, batch), batch.targets
-                pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
+                infer: Any = {} if expected is None else {EXPECTED: expected}
+                obs = None if targets is None else self.likelihood.observation(fn, targets)
+                pyro.sample("obs", fn, obs=obs, infer=infer)
         return outputs
 
     def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:

@@ -42,6 +42,7 @@ class MultiGaussian(Likelihood):
     """
 
     name: ClassVar[str] = "multi_gaussian"
+    separable: ClassVar[bool] = True
 
     def __init__(
         self,

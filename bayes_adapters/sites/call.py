@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float, Int
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayes_adapters.data.batch import Frames
@@ -67,6 +68,8 @@ class SiteCall:
             deviation, shape ``site.shape``; the layer then draws its outputs, not the weight.
         point: said by that guide: the tensor that it has put in the draw's place, the posterior's mean. A value other
             than this one was conditioned on.
+        posterior: said by the guide of a site that the head infers itself: q of one draw, event shape ``site.event``;
+            None where the model runs without a guide, or the site is conditioned on.
     """
 
     site: Site
@@ -78,6 +81,7 @@ class SiteCall:
     mean: Float[Tensor, "*shape"] | None = None
     scale: Float[Tensor, "*shape"] | None = None
     point: Float[Tensor, "*S *shape"] | None = None
+    posterior: TorchDistributionMixin | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:

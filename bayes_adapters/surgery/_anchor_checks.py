@@ -40,10 +40,11 @@ def check_search(
     model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
 ) -> None:
     """Raise :class:`ConfigError` unless noise on A can be sought for this model, with these options."""
-    if type(model) not in (LoRA, StochasticDown) or any(site.part == Part.FACTOR for site in model.sites):
+    sites = [*model.sites, *model.head_sites]
+    if type(model) not in (LoRA, StochasticDown) or any(site.part == Part.FACTOR for site in sites):
         raise ConfigError(
             f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
-            f"{[site.name for site in model.sites]}: in its result nothing but A is random."
+            f"{[site.name for site in sites]}: in its result nothing but A is random."
         )
     require_pair(model, guide)
     for layer in adapted_layers(model.backbone).values():
