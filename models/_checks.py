@@ -7,6 +7,7 @@ from typing import Any
 
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.sites import Part
 
 OF_ADAPTERS = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
 """Options of low-rank adapters and their defaults in :class:`bayes_adapters.AdapterModel`."""
@@ -95,7 +96,7 @@ def check_drop(drop: float) -> None:
 
 def check_masks(model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if a head has random weights, or what is kept would be divided by 0."""
-    if model.random_head:
+    if any(site.part == Part.FACTOR for site in model.sites):
         raise ConfigError(
             f"The prior of an AdapterDropout is of masks, so the random weights of the {type(model.head).__name__} "
             "have none. Take a head without random weights."

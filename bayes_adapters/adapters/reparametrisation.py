@@ -38,6 +38,11 @@ class Weight(Protocol):
         ...
 
     @property
+    def posterior(self) -> TorchDistributionMixin | None:
+        """Of a head's own weights, the distribution that the value was drawn from; None where it was not."""
+        ...
+
+    @property
     def needs_rows(self) -> bool:
         """Whether it matters which rows of x belong to which example; not where all rows see the same."""
         ...
@@ -58,7 +63,7 @@ class Draw:
     Args:
         value: W, shape (n, k), or w, shape (k,), of a diagonal part; with samples (*S, 1, n, k).
         diagonal: whether it is w, so that the product is ``w ⊙ x``.
-        posterior: of a site that the head infers itself, what the value was drawn from; None where it was not.
+        posterior: of a head's own weights, what the value was drawn from; None where it comes from elsewhere.
 
     >>> Draw(torch.tensor([[1.0, 2.0]])).times(torch.ones(3, 2)).tolist()
     [[3.0], [3.0], [3.0]]
@@ -98,6 +103,7 @@ class Flipout:
     mean: Float[Tensor, "n k"]
     rows: int
     _signs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
     def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
@@ -142,6 +148,7 @@ class LocalReparametrisation:
     layer: str
     rows: Rows
     _noise: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
     @property

@@ -206,7 +206,7 @@ def require_prefix(prefix: str | None) -> None:
 
 def require_plain(model: AdapterModel, layers: Mapping[str, AdaptedLinear]) -> None:
     """Raise :class:`ConfigError` unless one A and one B for each of ``layers`` say all that the adapters compute."""
-    odd = [f"{site.name!r} is random" for site in model.sites]
+    odd = [f"{site.name!r} is random" for site in model.latent_sites]
     odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
     if isinstance(model.backbone, nn.ModuleDict):
         raise ConfigError(

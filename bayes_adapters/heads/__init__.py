@@ -1,8 +1,10 @@
 """Heads: from what the backbone returns to the numbers that a likelihood takes."""
 
+from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
 from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling
+from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior
 from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,8 +20,6 @@ from bayes_adapters.errors import (
     unknown_name,
 )
 from bayes_adapters.likelihoods import Likelihood
-
-_P = TypeVar("_P")
 
 
 def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
@@ -168,25 +167,6 @@ def require_one_per_example(head: str, likelihood: Likelihood, per_token: bool) 
         )
 
 
-def require_lengthscale(lengthscale: float | None) -> None:
-    """Raise :class:`ConfigError` unless a length scale is left out, or positive and finite."""
-    if lengthscale is not None and not 0.0 < lengthscale < float("inf"):
-        raise ConfigError(
-            f"lengthscale is a distance between features and must be positive and finite; got {lengthscale}. Leave it "
-            "out for √d, or set it from data: training.inducing.initialise(model, guide, data)."
-        )
-
-
-def require_running(head: str, running: _P | None) -> _P:
-    """Return the running pass; raise :class:`ConfigError` where there is none, so that no weight was drawn."""
-    if running is None:
-        raise ConfigError(
-            f"The weights of a {head} are drawn by its model, in model(batch) or predict(); outside of them call "
-            "head.moments(features), the mean and variance of its outputs."
-        )
-    return running
-
-
 def require_positive_definite(failed: Tensor, kernel: Any) -> None:
     """Raise :class:`NonFiniteError` if the Cholesky factor of an output's kernel matrix could not be computed."""
 
@@ -204,3 +184,18 @@ def require_positive_definite(failed: Tensor, kernel: Any) -> None:
 
 def _scales(kernel: Any) -> tuple[Tensor, Tensor]:
     return kernel.base_kernel.lengthscale, kernel.outputscale
+
+
+def outside_a_pass(head: str, site: str) -> ConfigError:
+    """A head with random weights that is called without a model, so that nothing has drawn them."""
+    return ConfigError(
+        f"The {site!r} of this {head} is random and is drawn when a model runs. Call the model or its guide on a "
+        "batch, not the head."
+    )
+
+
+def require_positive(**options: object) -> None:
+    """Raise :class:`ConfigError` unless each option is a positive, finite number."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+            raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")

@@ -15,19 +15,21 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.heads._checks import (
+    outside_a_pass,
     require_gpytorch,
-    require_lengthscale,
     require_one_per_example,
+    require_positive,
     require_positive_definite,
-    require_running,
 )
 from bayes_adapters.heads._expectation import expected_log_density
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.heads.posterior import HeadPosterior
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.sites import Granularity, Part, Site
+from bayes_adapters.sites import Granularity, Part, Site, SiteCall
 
 INDUCING = "head.inducing"
 """The sample site of the whitened values at the inducing points."""
@@ -61,6 +63,30 @@ class _Terms(NamedTuple):
     rest: Float[Tensor, "C R"]
 
 
+class InducingPosterior(HeadPosterior):
+    """``q(u) = N(μ, T Tᵀ)`` for each output: gpytorch's ``CholeskyVariationalDistribution``, at N(0, I) to start with.
+
+    Its parameters are ``u.variational_mean``, μ, shape (C, M), and ``u.chol_variational_covar``, shape (C, M, M), whose
+    lower triangle is T.
+    """
+
+    def __init__(self, outputs: int, num_inducing: int) -> None:
+        super().__init__()
+        variational = require_gpytorch(type(self).__name__).variational
+        self.u = variational.CholeskyVariationalDistribution(num_inducing, batch_shape=torch.Size([outputs]))
+
+    def forward(self, call: SiteCall) -> TorchDistributionMixin:
+        return self.q().to_event(1)
+
+    def q(self) -> TorchDistributionMixin:
+        """Return the distribution over u: batch shape (C,), event shape (M,)."""
+        factor = self.u.chol_variational_covar.tril()
+        # torch takes the logarithm of the diagonal; turning columns of T changes no covariance
+        sign = torch.where(factor.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+        factor = factor * sign[..., None, :]
+        return dist.MultivariateNormal(self.u.variational_mean, scale_tril=factor, validate_args=False)
+
+
 class GaussianProcessHead(Head):
     """``f_c ~ GP(m_c, k_c(φ, φ'))``, φ the pooled hidden states: a sparse variational GP for each output c.
 
@@ -72,9 +98,10 @@ class GaussianProcessHead(Head):
         ELBO/N    =  (1/B) Σ_b E_q(f_b) log p(y_b | f_b)  −  (w/N) Σ_c KL(q(u_c) ‖ N(0, I))
 
     This is gpytorch's ``VariationalStrategy`` with a ``CholeskyVariationalDistribution``; :meth:`process` returns it.
-    Head, kernel, inducing points and adapters train together in one ELBO, whatever the guide of the adapters. The
-    expectation is exact for Gaussian noise, by 20 Gauss–Hermite nodes for other likelihoods with one term per output,
-    and the mean of ``draws`` draws of f for classes. A prediction's draw is one u for all inputs, and an f(φ) given u.
+    Kernel, inducing points and adapters train together in one ELBO, whatever the guide of the adapters, which holds
+    q(u) as ``guide.head_posterior``. The expectation is exact for Gaussian noise, by 20 Gauss–Hermite nodes for other
+    likelihoods with one term per output, and the mean of ``draws`` draws of f for classes. A prediction's draw is one u
+    for all inputs, and an f(φ) given u.
 
     Far from the inducing points A → 0 and f returns to its prior, so epistemic uncertainty grows with the distance of
     features. That is of use as far as the backbone keeps unlike inputs apart. Inducing points start at N(0, I) and the
@@ -124,7 +151,7 @@ class GaussianProcessHead(Head):
         super().__init__(pooling)
         whole_number("num_inducing", num_inducing)
         whole_number("draws", draws)
-        require_lengthscale(lengthscale)
+        require_positive(**({} if lengthscale is None else {"lengthscale": lengthscale}))
         self.num_inducing, self.lengthscale, self.ard, self.draws = num_inducing, lengthscale, ard, draws
         self.kernel_name = choice(Kernel, "kernel", kernel)
 
@@ -132,12 +159,16 @@ class GaussianProcessHead(Head):
         require_one_per_example(type(self).__name__, likelihood, likelihood.per_token or self.per_token)
         super().suit(likelihood)
 
-    def own_sites(self, width: int, likelihood: Likelihood) -> dict[Site, TorchDistributionMixin]:
-        """Return u, shape (1, C, M), with its prior N(0, I)."""
+    def sites(self, width: int, likelihood: Likelihood) -> list[Site]:
         event = (likelihood.num_outputs, self.num_inducing)
-        site = Site(INDUCING, Part.FACTOR, (INDUCING,), event, Granularity.GLOBAL)
-        eye = torch.eye(self.num_inducing).repeat(event[0], 1, 1)
-        return {site: dist.MultivariateNormal(torch.zeros(event), scale_tril=eye)}
+        return [Site(INDUCING, Part.FACTOR, (INDUCING,), event, Granularity.GLOBAL)]
+
+    def prior(self, site: Site) -> TorchDistributionMixin:
+        eye = torch.eye(site.event[1]).repeat(site.event[0], 1, 1)
+        return dist.MultivariateNormal(torch.zeros(site.event), scale_tril=eye)
+
+    def posterior(self, sites: list[Site], likelihood: Likelihood) -> HeadPosterior:
+        return InducingPosterior(*sites[0].event)
 
     def build(self, width: int, likelihood: Likelihood) -> None:
         gpytorch = require_gpytorch(type(self).__name__)
@@ -153,18 +184,14 @@ class GaussianProcessHead(Head):
         self.kernel.outputscale = 1.0
         self.mean = gpytorch.means.ConstantMean(batch_shape=batch)
         self.inducing_points = nn.Parameter(torch.randn(self.num_inducing, width))
-        self.inducing = gpytorch.variational.CholeskyVariationalDistribution(self.num_inducing, batch_shape=batch)
-
-    def posterior(self, site: Site) -> TorchDistributionMixin:
-        """Return q(u): event shape (C, M)."""
-        q = dist.MultivariateNormal(self.inducing.variational_mean, scale_tril=self._factor(), validate_args=False)
-        return q.to_event(1)
 
     def forward(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows C"]:
         """Return a draw of f at every row, given the draw of u of its sample."""
-        running = require_running(type(self).__name__, current_pass())
+        running = current_pass()
+        if running is None:
+            raise outside_a_pass(type(self).__name__, INDUCING)
         terms = running.memo.once(self, "terms", lambda: self._terms(features))
-        u = running.weights[Part.FACTOR, INDUCING].value.to(terms.prior)
+        u = self.drawn(INDUCING).value.to(terms.prior)
         u = u.reshape(-1, *u.shape[-2:])  # (S, C, M), or one for all rows
         each = terms.weights.unflatten(-1, (len(u), -1))  # rows are [S, B]
         mean = terms.prior + torch.einsum("cmsb,scm->csb", each, u).flatten(1)
@@ -174,35 +201,43 @@ class GaussianProcessHead(Head):
         return f.float()
 
     def expected(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
-        running = require_running(type(self).__name__, current_pass())
-        outer, terms = running.rows.outer, running.memo.once(self, "terms", lambda: None)
-        if terms is None or running.weights[Part.FACTOR, INDUCING].posterior is None:
+        running, q = current_pass(), self.drawn(INDUCING).posterior
+        terms = None if running is None else running.memo.once(self, "terms", lambda: None)
+        if running is None or terms is None or q is None:
             return None  # u was conditioned on, or comes from the prior
+        outer = running.rows.outer
 
         def score() -> Tensor:
-            mean, variance = (part.float().reshape(*outer, -1, part.shape[-1]) for part in self._marginals(terms))
+            mean, variance = (part.float().reshape(*outer, -1, part.shape[-1]) for part in _marginals(terms, q))
             return expected_log_density(likelihood, mean, variance, targets, self.draws).flatten()
 
         return score
 
-    def moments(self, features: Float[Tensor, "rows d"]) -> tuple[Float[Tensor, "rows C"], Float[Tensor, "rows C"]]:
-        """Return mean and variance of q(f) at every row, in closed form; float64 where the device has it."""
-        return self._marginals(self._terms(features))
+    def moments(
+        self, features: Float[Tensor, "rows d"], posterior: InducingPosterior
+    ) -> tuple[Float[Tensor, "rows C"], Float[Tensor, "rows C"]]:
+        """Return mean and variance of q(f) at every row, in closed form; float64 where the device has it.
 
-    def process(self) -> Any:
-        """Return the process as gpytorch has it, an ``ApproximateGP`` on the parameters of this head.
+        Args:
+            features: φ, shape (rows, d).
+            posterior: ``guide.head_posterior``.
+        """
+        return _marginals(self._terms(features), posterior.q())
 
-        ``process()(features)`` is its ``MultitaskMultivariateNormal`` over (rows, C); C = 1 is a task, too.
+    def process(self, posterior: InducingPosterior) -> Any:
+        """Return the process as gpytorch has it, an ``ApproximateGP`` on the parameters of head and posterior.
+
+        ``process(guide.head_posterior)(features)`` is its ``MultitaskMultivariateNormal`` over (rows, C), C = 1 too.
         """
         gpytorch = require_gpytorch("GaussianProcessHead.process()")
         head, variational = self, gpytorch.variational
 
         class Process(gpytorch.models.ApproximateGP):  # type: ignore[misc]
             def __init__(self) -> None:
-                strategy = variational.VariationalStrategy(self, head.inducing_points, head.inducing)
+                strategy = variational.VariationalStrategy(self, head.inducing_points, posterior.u)
                 strategy.inducing_points = head.inducing_points  # the strategy has made a copy
                 strategy.variational_params_initialized.fill_(1)
-                tasks = head.inducing.variational_mean.shape[0]
+                tasks = len(posterior.u.variational_mean)
                 super().__init__(variational.IndependentMultitaskVariationalStrategy(strategy, num_tasks=tasks))
                 self.mean_module, self.covar_module = head.mean, head.kernel
 
@@ -214,12 +249,6 @@ class GaussianProcessHead(Head):
     def config(self) -> dict[str, Any]:
         options = {"num_inducing": self.num_inducing, "kernel": self.kernel_name.value, "ard": self.ard}
         return super().config() | options | {"lengthscale": self.lengthscale, "draws": self.draws}
-
-    def _factor(self) -> Float[Tensor, "C M M"]:
-        """T, its columns turned so that the diagonal is positive, which changes no covariance."""
-        factor = self.inducing.chol_variational_covar.tril()
-        diagonal = factor.diagonal(dim1=-2, dim2=-1)
-        return factor * torch.where(diagonal < 0, -1.0, 1.0)[..., None, :]
 
     def _terms(self, features: Float[Tensor, "rows d"]) -> _Terms:
         gpytorch = require_gpytorch(type(self).__name__)
@@ -233,8 +262,11 @@ class GaussianProcessHead(Head):
         rest = self.kernel(x, diag=True) + jitter - weights.square().sum(-2)
         return _Terms(self.mean(x).to(wide), weights, rest.clamp_min(0.5 * jitter))  # it is ≥ jitter but for rounding
 
-    def _marginals(self, terms: _Terms) -> tuple[Tensor, Tensor]:
-        factor = self._factor().to(terms.weights)
-        mean = terms.prior + torch.einsum("cmr,cm->cr", terms.weights, self.inducing.variational_mean.to(factor))
-        variance = terms.rest + (factor.mT @ terms.weights).square().sum(-2)
-        return mean.mT, variance.mT
+
+def _marginals(terms: _Terms, q: Any) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R C"]]:
+    """Mean and variance of q(f), q being that of u."""
+    normal = base_distribution(q)
+    factor = normal.scale_tril.to(terms.weights)
+    mean = terms.prior + torch.einsum("cmr,cm->cr", terms.weights, normal.loc.to(factor))
+    variance = terms.rest + (factor.mT @ terms.weights).square().sum(-2)
+    return mean.mT, variance.mT

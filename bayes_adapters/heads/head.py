@@ -10,13 +10,16 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.heads._checks import require_same_count
+from bayes_adapters.heads._checks import outside_a_pass, require_same_count
 from bayes_adapters.heads.pooling import Pooling
+from bayes_adapters.heads.posterior import HeadPosterior
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.sites import Site
+from bayes_adapters.sites import Part, Site
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,16 @@ class BackboneOutput:
 class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
-    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``own_sites``, ``build``, ``posterior``, ``read``,
-    ``forward``, ``expected``, ``config``; of these it needs ``name``, ``build`` and ``forward``. The constructor takes
-    options only. The model then says for which features and which likelihood the head is, once, and puts it on its
-    device. :meth:`forward` runs inside the model's pass, within the data plate, with S·B rows in the order [S, B].
+    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``prior``, ``posterior``, ``build``, ``read``,
+    ``forward``, ``expected``, ``config``. The constructor takes options only. The model then says for which features
+    and which likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass,
+    within the data plate, with S·B rows in the order [S, B].
 
     A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
-    before the pass, under the model's prior and with one KL per data set, by any guide that serves them, such as
-    ``MeanField``; ``forward`` finds the draws in
-    ``current_pass().weights[Part.FACTOR, name].value``, shape (*S, 1, *event).
-
-    A head that infers its random weights itself names them in :meth:`own_sites` instead and gives their
-    :meth:`posterior`, so that it works beside any guide. What it can then say of its outputs without a draw, a closed
-    form of E_q log p(y | f), it returns from :meth:`expected`.
+    before the pass, with one KL per data set; ``forward`` finds the draws by :meth:`drawn`. Either the head brings
+    their :meth:`prior` and :meth:`posterior`, and then stands beside any guide of the adapters, which never sees them.
+    Or it brings neither: they are then under the model's prior, and inferred by a guide that serves them, such as
+    ``MeanField``. What a head knows of its outputs without a draw, E_q log p(y | f), it returns from :meth:`expected`.
 
     Args:
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
@@ -129,12 +129,16 @@ class Head(nn.Module):
         """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
         return []
 
-    def own_sites(self, width: int, likelihood: Likelihood) -> dict[Site, TorchDistributionMixin]:
-        """Return the sites of random weights that the head infers itself, with their priors; none by default.
+    def prior(self, site: Site) -> TorchDistributionMixin | None:
+        """Return the prior of one of :meth:`sites`, whose shape broadcasts to ``site.shape``.
 
-        They are global sites of the part ``FACTOR``, too, and no guide and no ``prior=`` of the model sees them.
+        None, the default: the model's prior and the model's guide serve the site.
         """
-        return {}
+        return None
+
+    def posterior(self, sites: list[Site], likelihood: Likelihood) -> HeadPosterior:
+        """Return the posterior of the ``sites`` that have a :meth:`prior`: a new module, which a guide will hold."""
+        raise NotImplementedError
 
     def build(self, width: int, likelihood: Likelihood) -> None:
         """Make the parameters.
@@ -143,10 +147,6 @@ class Head(nn.Module):
             width: d, the width of what :meth:`read` returns, or of what the structure gives :meth:`forward`.
             likelihood: ``likelihood.num_outputs`` is K.
         """
-        raise NotImplementedError
-
-    def posterior(self, site: Site) -> TorchDistributionMixin:
-        """Return q over one draw of one of :meth:`own_sites`: event shape ``site.event``, batch shape ()."""
         raise NotImplementedError
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T d"]:
@@ -163,12 +163,24 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def expected(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
-        """Return what computes E_q log p(y | f) of every row of the pass, q being of :meth:`own_sites`.
+        """Return what computes E_q log p(y | f), or a bound of it, for every row; q is the head's own posterior.
 
         The model asks after :meth:`forward`, in the same pass; :class:`bayes_adapters.ELBO` calls what is returned in
-        the place of the density at the draw. None, the default: that density is the estimate.
+        the place of the density at the draw. q is found in ``drawn(name).posterior``. None, the default: the density at
+        the draw is the estimate.
         """
         return None
+
+    def drawn(self, name: str) -> Weight:
+        """Return this pass's draw of one of :meth:`sites`: ``drawn(name).times(features)`` for a matrix.
+
+        Raises:
+            ConfigError: no pass of a model runs.
+        """
+        forward_pass = current_pass()
+        if forward_pass is None:
+            raise outside_a_pass(type(self).__name__, name)
+        return forward_pass.weights[Part.FACTOR, name]
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""

@@ -29,9 +29,12 @@ def require_model(guide: object, model: object) -> None:
 def require_sites(guide: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if ``guide`` needs a random part and ``model`` has none."""
     if guide.needs_sites and not model.sites:
+        what = "nothing in this"
+        if model.head_sites:
+            what = f"the {type(model.head).__name__} brings the posterior of its own weights, and nothing else in this"
         raise ConfigError(
-            f"{type(guide).__name__} has nothing to infer: nothing in this {type(model).__name__} is random. Take a "
-            "model with random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
+            f"{type(guide).__name__} has nothing to infer: {what} {type(model).__name__} is random. Take a model with "
+            "random cores, such as StochasticCore, or the guide Delta (maximum likelihood)."
         )
 
 

@@ -49,8 +49,9 @@ class OwnGuide:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
 
     def is_random(self, batch: Batch) -> bool:
-        random = bool(self.model.head_sites) or (bool(self.model.sites) and not self.guide.deterministic)
-        return random and not self.mean_only
+        adapters = bool(self.model.sites) and not self.guide.deterministic
+        head = self.guide.head_posterior
+        return not self.mean_only and (adapters or (head is not None and head.draws))
 
     def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
         with ExitStack() as stack:

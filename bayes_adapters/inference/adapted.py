@@ -74,9 +74,11 @@ class AdaptedBackbone(nn.Module):
         self.require_fitting(head, likelihood)
         _checks.require_usable(backbone)
         width = self.feature_width(backbone)
-        random_head, priors = head.sites(width, likelihood), head.own_sites(width, likelihood)
+        random_head = head.sites(width, likelihood)
         self.random_head = bool(random_head)
-        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": self.random_head}
+        of_head = {site: own for site in random_head if (own := head.prior(site)) is not None}
+        served = [site for site in random_head if site not in of_head]
+        options: dict[str, Any] = {"flipout": flipout, "num_data": num_data, "random_head": bool(served)}
         _checks.check_structure(type(self).__name__, parts, prior, granularity, **options)
         paths = [] if targets is None else select(backbone, targets)
         left = dict.fromkeys(paths, rank) | dict(_checks.checked_ranks(ranks or {}, paths, rank))
@@ -84,11 +86,11 @@ class AdaptedBackbone(nn.Module):
         if parts and self.granularity is not None:
             sizes = {path: (left[path], *linear_size(backbone.get_submodule(path))) for path in paths}
             self.sites = build_sites(sizes, tuple(parts), self.granularity, grouped=grouped)
-        self.sites += random_head
+        self.sites += served
         self.prior = Prior(zero_normal() if prior is None else prior, self.sites)
-        self.head_sites: list[Site] = list(priors)
-        self.head_prior = Prior({site.name: own for site, own in priors.items()}, self.head_sites)
-        _checks.require_num_data(num_data, [*self.sites, *self.head_sites], self.prior)
+        self.head_sites = list(of_head)
+        self.head_prior = Prior({site.name: own for site, own in of_head.items()} or zero_normal(), self.head_sites)
+        _checks.require_num_data(num_data, self.latent_sites, self.prior)
         self._traits = Traits.of(backbone, paths)
         own = {path: [site for site in self.sites if path in site.layers] for path in paths}
         with restored_on_error(backbone):
@@ -99,8 +101,13 @@ class AdaptedBackbone(nn.Module):
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head
-            # adapters are beside their base layers
-            place_beside(backbone, self.head, self.likelihood, self.prior, self.head_prior)
+            parts_beside = (self.head, self.likelihood, self.prior, self.head_prior)  # adapters are so already
+            place_beside(backbone, *parts_beside)
+
+    @property
+    def latent_sites(self) -> list[Site]:
+        """Every sample site but the targets': those that a guide infers, and those whose posterior the head brings."""
+        return [*self.sites, *self.head_sites]
 
     def default_head(self, pooling: Pooling | str | None) -> Head:
         """Return the head that the structure has where none is given."""
@@ -163,9 +170,7 @@ class AdaptedBackbone(nn.Module):
         """Constructor arguments as JSON, targets resolved to module paths; some are left out where they are usual."""
         options = {"targets": list(self.layers), "rank": self.rank, "alpha": self.alpha, "dropout": self.dropout}
         options |= {"pooling": self.pooling.value} if self.own_head else {}
-        options |= (
-            {"num_data": self.num_data} if self.random_head or self.head_sites else {}
-        )  # other random parts say it themselves
+        options |= {"num_data": self.num_data} if self.random_head else {}  # other random parts say it themselves
         pruned = {path: rank for path, rank in self.ranks.items() if rank != self.rank}
         unusual = {"ranks": pruned, "grouped": self.grouped, "flipout": self.flipout}
         usual = {"ranks": {}, "grouped": True, "flipout": False}

@@ -56,8 +56,8 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
         stack.enter_context(pyro.plate("samples", 1, dim=-2))
         stack.enter_context(guide)
         prior = model.prior.sampled((1,), device)
-        for site in model.sites:
-            single = prior.of(site)
+        for site in model.latent_sites:
+            single = (model.head_prior if guide.is_of_head(site) else prior).of(site)
             infer: Any = {SITE: SiteCall(site, num_sites=len(model.sites)), SINGLE_PRIOR: single}
             draws[site.name] = pyro.sample(site.name, site.wrap(single, None), infer=infer).reshape(site.shape)
     guide.trace = type(guide.trace)()

@@ -94,6 +94,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         hyper, device = model.prior.hyper_sites, next(model.parameters()).device
         require_hyper_served(self, hyper)
         self.hyper = HyperPosterior(hyper, device) if hyper else None
+        own = model.head.posterior(model.head_sites, model.likelihood) if model.head_sites else None
+        self.head_posterior = None if own is None else own.to(device).float()
 
     @property
     def deterministic(self) -> bool:
@@ -122,6 +124,10 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Constructor arguments other than the model, as JSON."""
         raise NotImplementedError
 
+    def is_of_head(self, site: Site) -> bool:
+        """Whether the model's head brings the posterior of ``site``, so that this guide does not infer it."""
+        return site in self.model.head_sites  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Run the model under the guide; return every sample site's value.
 
@@ -141,23 +147,15 @@ class AdapterGuide(GuideMessenger, nn.Module):
         """Return q of a prior's hyper-parameter; other sites that are not an adapter's stay with their prior."""
         return prior if self.hyper is None or name not in self.hyper.sites else self.hyper.posterior(name)
 
-    def _of_head(self, call: SiteCall) -> bool:
-        """Whether the model's head infers this site itself."""
-        return call.site in self.model.head_sites  # type: ignore[attr-defined]
-
-    def _posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        if not self._of_head(call):
-            return self.posterior(call, prior)
-        call.posterior = self.model.head.posterior(call.site)  # type: ignore[attr-defined]
-        return call.posterior
-
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
         if call is None or msg["is_observed"]:
             super()._pyro_sample(msg)
             return
         prior = msg["fn"]
-        single = self._posterior(call, msg["infer"][SINGLE_PRIOR])
+        head = self.head_posterior if self.is_of_head(call.site) else None
+        single = self.posterior(call, msg["infer"][SINGLE_PRIOR]) if head is None else head(call)
+        call.posterior = None if head is None else single
         shape = _batch_shape(call)
         require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]

@@ -104,7 +104,7 @@ class JointGuide(AdapterGuide):
         call: SiteCall | None = msg["infer"].get(SITE)
         if msg["name"] == JOINT:
             msg["infer"]["prior"] = msg["fn"]
-        elif call is None or msg["is_observed"] or self._of_head(call):
+        elif call is None or msg["is_observed"] or self.is_of_head(call.site):
             super()._pyro_sample(msg)
         else:
             nodes: dict[str, Any] = self.trace.nodes

@@ -68,8 +68,8 @@ class SiteCall:
             deviation, shape ``site.shape``; the layer then draws its outputs, not the weight.
         point: said by that guide: the tensor that it has put in the draw's place, the posterior's mean. A value other
             than this one was conditioned on.
-        posterior: said by the guide of a site that the head infers itself: q of one draw, event shape ``site.event``;
-            None where the model runs without a guide, or the site is conditioned on.
+        posterior: said by the guide of a head's own weights: q of one draw, event shape ``site.event``. None where the
+            model runs without a guide of this library, or the site is conditioned on.
     """
 
     site: Site

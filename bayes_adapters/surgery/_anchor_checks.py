@@ -15,7 +15,6 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Bernoulli, Categorical
 from bayes_adapters.models import LoRA, StochasticDown
-from bayes_adapters.sites import Part
 from bayes_adapters.surgery._noise_search import Labels
 
 
@@ -40,11 +39,10 @@ def check_search(
     model: AdapterModel, guide: AdapterGuide, tolerance: float, low: float, high: float, iterations: int, widen: int
 ) -> None:
     """Raise :class:`ConfigError` unless noise on A can be sought for this model, with these options."""
-    sites = [*model.sites, *model.head_sites]
-    if type(model) not in (LoRA, StochasticDown) or any(site.part == Part.FACTOR for site in sites):
+    if type(model) not in (LoRA, StochasticDown) or model.random_head:
         raise ConfigError(
             f"bayesianise() takes a LoRA or a StochasticDown, not a {type(model).__name__} whose sites are "
-            f"{[site.name for site in sites]}: in its result nothing but A is random."
+            f"{[site.name for site in model.latent_sites]}: in its result nothing but A is random."
         )
     require_pair(model, guide)
     for layer in adapted_layers(model.backbone).values():

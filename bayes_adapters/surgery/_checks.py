@@ -190,7 +190,7 @@ def require_plain_model(model: AdapterModel) -> None:
     for name, what in _OF_THE_MODEL.items():
         if getattr(type(model), name) is not getattr(AdapterModel, name):
             raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
-    if model.random_head or model.head_sites:
+    if model.random_head:
         raise ConfigError(f"The head of this {type(model).__name__} is random, and a plain LoRA holds weights only.")
 
 

@@ -122,8 +122,7 @@ def _examples(data: Any) -> int | None:
 def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
     # a mask has no KL, so its model has no size of its own
-    sites = [*model.sites, *model.head_sites]
-    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in sites)
+    counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.latent_sites)
     _data_checks.require_num_data(model.num_data, _examples(data) if counted or model.prior.hyper_sites else None)
 
 

@@ -49,13 +49,15 @@ def on_points(points: Tensor, likelihood: Likelihood, num_inducing: int, **optio
     return LoRA(Points(points.shape[1]), likelihood, targets=["query"], rank=1, head=head, num_data=len(points))
 
 
-def scatter(head: GaussianProcessHead) -> None:
-    """Move q(u) and the mean away from the prior."""
+def scattered(guide: Any) -> Any:
+    """Move q(u) and the head's mean and scale away from where they start."""
+    head, q = guide.model.head, guide.head_posterior.u
     with torch.no_grad():
-        head.inducing.variational_mean.normal_()
-        head.inducing.chol_variational_covar.copy_(torch.randn_like(head.inducing.chol_variational_covar) * 0.5)
+        q.variational_mean.normal_()
+        q.chol_variational_covar.copy_(torch.randn_like(q.chol_variational_covar) * 0.5)
         head.mean.raw_constant.normal_()
         head.kernel.raw_outputscale.normal_()
+    return guide
 
 
 def curve(size: int = 12) -> tuple[Tensor, Tensor]:
@@ -79,7 +81,7 @@ class Exact(gpytorch.models.ExactGP):
         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
-def put_exact_posterior(head: GaussianProcessHead, x: Tensor, y: Tensor) -> None:
+def put_exact_posterior(head: GaussianProcessHead, q: Any, x: Tensor, y: Tensor) -> None:
     """Set q(u) to p(u | y) at inducing points that are the data: u has precision I + LᵀL/σ²."""
     with torch.no_grad():
         head.inducing_points.copy_(x)
@@ -87,42 +89,43 @@ def put_exact_posterior(head: GaussianProcessHead, x: Tensor, y: Tensor) -> None
         factor = torch.linalg.cholesky(head.kernel(z).to_dense()[0] + 1e-6 * torch.eye(len(z)))
         precision = torch.eye(len(z)) + factor.mT @ factor / NOISE**2
         covariance = torch.linalg.inv(precision)
-        head.inducing.variational_mean[0] = covariance @ factor.mT @ (y - head.mean.constant).double() / NOISE**2
-        head.inducing.chol_variational_covar[0] = torch.linalg.cholesky(covariance)
+        q.variational_mean[0] = covariance @ factor.mT @ (y - head.mean.constant).double() / NOISE**2
+        q.chol_variational_covar[0] = torch.linalg.cholesky(covariance)
 
 
 # regression in one dimension: the exact process
 
 
-def exact_pair() -> tuple[LoRA, Batch, Exact]:
+def exact_pair() -> tuple[LoRA, Delta, Batch, Exact]:
     x, y = curve()
     model = on_points(x, Gaussian(math.log(NOISE)), len(x), lengthscale=0.7)
     with torch.no_grad():
         model.head.mean.raw_constant.fill_(0.2)
         model.head.kernel.outputscale = 1.4
-    put_exact_posterior(model.head, x, y)
-    return model, Batch({"x": x}, y), Exact(x.double(), y.double(), model.head)
+    guide = Delta(model)
+    put_exact_posterior(model.head, guide.head_posterior.u, x, y)
+    return model, guide, Batch({"x": x}, y), Exact(x.double(), y.double(), model.head)
 
 
 def test_inducing_points_at_the_data_give_the_exact_posterior_and_the_evidence() -> None:
     """Oracle: gpytorch's ExactGP with the same hyper-parameters. Tolerance: jitter 1e-6 and float32 parameters."""
-    model, batch, exact = exact_pair()
+    model, guide, batch, exact = exact_pair()
     evidence = gpytorch.mlls.ExactMarginalLogLikelihood(exact.likelihood, exact)
     expected = evidence(exact(*exact.train_inputs), exact.train_targets)
-    loss = ELBO(model, Delta(model))(batch)
+    loss = ELBO(model, guide)(batch)
     torch.testing.assert_close(-loss.double(), expected, rtol=0.0, atol=1e-4)
     new = torch.linspace(-5.0, 5.0, 21)[:, None]
     exact.eval()
     known = exact(new.double())
-    mean, variance = model.head.moments(new)
+    mean, variance = model.head.moments(new, guide.head_posterior)
     torch.testing.assert_close(mean[:, 0], known.mean, rtol=0.0, atol=1e-3)
     torch.testing.assert_close(variance[:, 0], known.variance, rtol=0.0, atol=1e-3)
 
 
 def test_the_exact_posterior_is_the_maximum_of_the_elbo() -> None:
-    model, batch, _ = exact_pair()
-    elbo = ELBO(model, Delta(model))
-    q = list(model.head.inducing.parameters())
+    model, guide, batch, _ = exact_pair()
+    elbo = ELBO(model, guide)
+    q = list(guide.head_posterior.parameters())
     gradients = torch.autograd.grad(elbo(batch), q)
     assert all(gradient.tril().abs().max() < 1e-4 for gradient in gradients)
     best = elbo(batch).item()
@@ -133,9 +136,9 @@ def test_the_exact_posterior_is_the_maximum_of_the_elbo() -> None:
 
 def test_draws_of_a_prediction_have_the_moments_of_the_process() -> None:
     """The predictive of 4,000 draws; far from the data f has its prior's mean and variance."""
-    model, _, exact = exact_pair()
+    model, guide, _, exact = exact_pair()
     new = torch.tensor([[-2.0], [0.3], [50.0]])
-    found = predict(model, Delta(model), Batch({"x": new}), num_samples=4000)
+    found = predict(model, guide, Batch({"x": new}), num_samples=4000)
     exact.eval()
     known = exact.likelihood(exact(new.double()))
     error = (known.variance / 4000).sqrt() * 4
@@ -144,7 +147,7 @@ def test_draws_of_a_prediction_have_the_moments_of_the_process() -> None:
     assert known.mean[2].item() == pytest.approx(0.2, abs=1e-6)
     assert known.variance[2].item() == pytest.approx(1.4 + NOISE**2, rel=1e-4)
     assert found.epistemic[2] > 3 * found.epistemic[:2].max()
-    once = predict(model, Delta(model), Batch({"x": new}), mean_only=True)
+    once = predict(model, guide, Batch({"x": new}), mean_only=True)
     torch.testing.assert_close(once.mean.double(), known.mean, rtol=0.0, atol=1e-3)
 
 
@@ -180,9 +183,9 @@ def test_the_elbo_is_gpytorchs(kernel: str, task: str) -> None:
         theirs.task_noises = torch.full((3,), NOISE**2)
     model = on_points(x, likelihood, 4, kernel=kernel)
     model.num_data = n
-    scatter(model.head)
-    terms = ELBO(model, Delta(model)).terms(Batch({"x": x}, targets))
-    process = model.head.double().process()
+    guide = scattered(Delta(model))
+    terms = ELBO(model, guide).terms(Batch({"x": x}, targets))
+    process = model.head.double().process(guide.head_posterior.double())
     mll = gpytorch.mlls.VariationalELBO(theirs, process, num_data=n)
     f, y = process(x.double()), targets.double()
     if model.likelihood.num_outputs == 1:
@@ -190,24 +193,24 @@ def test_the_elbo_is_gpytorchs(kernel: str, task: str) -> None:
     torch.testing.assert_close(-terms.loss.double(), mll(f, y), rtol=1e-5, atol=1e-5)
     kl = process.variational_strategy.kl_divergence() / n
     torch.testing.assert_close(terms.kl.double(), kl, rtol=1e-5, atol=1e-5)
-    mean, variance = model.head.moments(x)
+    mean, variance = model.head.moments(x, guide.head_posterior)
     torch.testing.assert_close((mean, variance), (process(x.double()).mean, process(x.double()).variance))
 
 
 def test_the_kl_is_torchs_and_counts_once_per_data_set() -> None:
     x = torch.randn(5, 2)
     model = on_points(x, Categorical(3), 4)
-    scatter(model.head)
+    guide = scattered(Delta(model))
     batch = Batch({"x": x}, torch.tensor([0, 1, 2, 0, 1]))
     normal = torch.distributions.MultivariateNormal
-    factor = model.head.inducing.chol_variational_covar.tril()
-    q = normal(model.head.inducing.variational_mean, factor @ factor.mT + 1e-12 * torch.eye(4))
+    factor = guide.head_posterior.u.chol_variational_covar.tril()
+    q = normal(guide.head_posterior.u.variational_mean, factor @ factor.mT + 1e-12 * torch.eye(4))
     expected = torch.distributions.kl_divergence(q, normal(torch.zeros(3, 4), torch.eye(4))).sum()
     for size in (5, 20):
         model.num_data = size
         for weight in (1.0, 0.1):
             for particles in (1, 3):
-                elbo = ELBO(model, Delta(model), kl_weight=weight, num_particles=particles)
+                elbo = ELBO(model, guide, kl_weight=weight, num_particles=particles)
                 torch.testing.assert_close(elbo.terms(batch).kl, weight * expected / size, rtol=1e-4, atol=1e-5)
 
 
@@ -235,8 +238,7 @@ def test_draws_in_the_model_agree_with_the_expectation() -> None:
     """Pyro's own estimator, which scores f at draws of u and of f given u, has the ELBO as its mean."""
     x = torch.randn(6, 2)
     model = on_points(x, Bernoulli(), 4)
-    scatter(model.head)
-    guide, batch = Delta(model), Batch({"x": x}, torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0]))
+    guide, batch = scattered(Delta(model)), Batch({"x": x}, torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0]))
     expected = ELBO(model, guide)(batch).item()
     estimate = Trace_ELBO(num_particles=400, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
@@ -250,8 +252,7 @@ def test_draws_in_the_model_agree_with_the_expectation() -> None:
 def cores(guide: type, **options: Any) -> tuple[StochasticCore, Any]:
     head = GaussianProcessHead(4, lengthscale=2.0)
     model = fill_B(StochasticCore(bert(), Categorical(3), head=head, num_data=20, rank=2, **options))
-    scatter(model.head)
-    return model, guide(model)
+    return model, scattered(guide(model))
 
 
 TARGETS = torch.tensor([0, 1, 2, 1, 0])
@@ -267,12 +268,12 @@ TARGETS = torch.tensor([0, 1, 2, 1, 0])
     ],
 )
 def test_it_stands_beside_every_guide(guide: type, options: dict[str, Any], tmp_path: Path) -> None:
-    """The guide has nothing of the head's, predictions depend on no chunk or batch, and are loaded again."""
+    """Predictions depend on no chunk or batch, and are loaded again."""
     model, posterior = cores(guide, **options)
     batch = token_batch(targets=TARGETS)
-    assert not [name for name, _ in posterior.named_parameters() if "inducing" in name]
     ELBO(model, posterior)(batch).backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.head.parameters())
+    trained = [*model.head.parameters(), *posterior.head_posterior.parameters()]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
     whole = predict(model, posterior, batch, num_samples=6, chunk_size=6)
     for chunk in (4, 1):
         found = predict(model, posterior, batch, num_samples=6, chunk_size=chunk)
@@ -300,8 +301,7 @@ def test_a_loss_is_the_mean_over_its_batches() -> None:
 
 def regression() -> tuple[LoRA, Delta]:
     model = fill_B(LoRA(bert(), Gaussian(), head=GaussianProcessHead(3, lengthscale=2.0), num_data=4, rank=2))
-    scatter(model.head)
-    return model, Delta(model)
+    return model, scattered(Delta(model))
 
 
 def test_training_moves_head_and_adapters_and_what_is_frozen_stays(tmp_path: Path) -> None:
@@ -314,19 +314,19 @@ def test_training_moves_head_and_adapters_and_what_is_frozen_stays(tmp_path: Pat
     assert any("lora_A" in name for name in moved)
     assert not [name for name in moved if "base_layer" in name]
     save(tmp_path, model, guide)
-    again, _ = load(tmp_path, bert())
+    again, guide_again = load(tmp_path, bert())
     assert not again.head.inducing_points.requires_grad
-    assert again.head.inducing.variational_mean.requires_grad
+    assert guide_again.head_posterior.u.variational_mean.requires_grad
 
 
 def test_pyros_svi_and_given_draws() -> None:
     """Pyro trains it too; draws that are given stand for u, and f given u is what is left."""
     model, guide = regression()
     batch = token_batch(targets=torch.randn(4), size=4)
-    before = model.head.inducing.variational_mean.detach().clone()
+    before = guide.head_posterior.u.variational_mean.detach().clone()
     with pyro.settings.context(module_local_params=True):
         SVI(model, guide, Adam({"lr": 1e-2}), Trace_ELBO()).step(batch)
-    assert not torch.equal(before, model.head.inducing.variational_mean)
+    assert not torch.equal(before, guide.head_posterior.u.variational_mean)
     draws = {INDUCING: torch.randn(5, 1, 1, 3)}
     assert predict(model, draws, batch).epistemic.min() > 1e-4
     conditioned = pyro.poutine.condition(model, {INDUCING: torch.zeros(1, 1, 3)})
@@ -343,12 +343,12 @@ def test_two_moons_are_doubtful_where_there_is_no_data() -> None:
     model = on_points(x, Categorical(2), 12, lengthscale=0.6)
     with torch.no_grad():
         model.head.inducing_points.copy_(x[::5])
-        for parameter in model.head.kernel.parameters():
-            parameter.requires_grad_(False)
+        model.backbone.requires_grad_(False)
+        model.head.kernel.requires_grad_(False)
     guide = Delta(model)
     batch = Batch({"x": x}, y)
-    optimiser = torch.optim.Adam([p for p in model.head.parameters() if p.requires_grad], lr=0.05)
     elbo = ELBO(model, guide)
+    optimiser = torch.optim.Adam([p for p in elbo.parameters() if p.requires_grad], lr=0.05)
     for _ in range(120):
         optimiser.zero_grad()
         elbo(batch).backward()
@@ -370,12 +370,12 @@ def test_mistakes() -> None:
         LoRA(bert(), Categorical(3), head=GaussianProcessHead())
     with refuses(ConfigError, "GaussianProcessHead", "Tagging", "LinearHead()"):
         LoRA(bert(), Tagging(3), head=GaussianProcessHead(), num_data=3)
-    with refuses(ConfigError, "lengthscale", -1.0, "initialise"):
+    with refuses(ConfigError, "lengthscale", -1.0):
         GaussianProcessHead(lengthscale=-1.0)
     with refuses(ConfigError, "kernel", "'rbf2'", "rbf"):
         GaussianProcessHead(kernel="rbf2")
     model, guide = regression()
-    with refuses(ConfigError, "GaussianProcessHead", "head.moments(features)"):
+    with refuses(ConfigError, "GaussianProcessHead", INDUCING):
         model.head(torch.zeros(1, 16))
     with refuses(ConfigError, "head", "random"):
         to_lora(model, guide, bert())
