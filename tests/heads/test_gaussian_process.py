@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, Tagging, load, predict, save
 from bayes_adapters.errors import ConfigError, NonFiniteError
@@ -23,41 +23,11 @@ from bayes_adapters.likelihoods import HeteroscedasticGaussian, Likelihood, Mult
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
+from tests.heads.parts import on_points, scattered
 from tests.helpers import bert, fill_B, token_batch
 from tests.refusals import refuses
 
 NOISE = 0.3
-
-
-class Points(nn.Module):
-    """A backbone whose hidden states are its inputs, so that features are points that a test chooses."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.config = type("Config", (), {"hidden_size": width})()
-        self.query = nn.Linear(width, width, bias=False)
-        with torch.no_grad():
-            self.query.weight.copy_(torch.eye(width))
-
-    def forward(self, x: Tensor) -> Any:
-        return type("Output", (), {"last_hidden_state": self.query(x)[:, None]})()
-
-
-def on_points(points: Tensor, likelihood: Likelihood, num_inducing: int, **options: Any) -> LoRA:
-    """A model of points, whose adapters do nothing as long as B = 0."""
-    head = GaussianProcessHead(num_inducing, pooling="cls", **options)
-    return LoRA(Points(points.shape[1]), likelihood, targets=["query"], rank=1, head=head, num_data=len(points))
-
-
-def scattered(guide: Any) -> Any:
-    """Move q(u) and the head's mean and scale away from where they start."""
-    head, q = guide.model.head, guide.head_posterior.u
-    with torch.no_grad():
-        q.variational_mean.normal_()
-        q.chol_variational_covar.copy_(torch.randn_like(q.chol_variational_covar) * 0.5)
-        head.mean.raw_constant.normal_()
-        head.kernel.raw_outputscale.normal_()
-    return guide
 
 
 def curve(size: int = 12) -> tuple[Tensor, Tensor]:
