@@ -12,7 +12,7 @@ from bayes_adapters.data._checks import one_modality
 from bayes_adapters.data.batch import Batch, find_frames
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import Head, Pooling, TwoLayerHead
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
 from bayes_adapters.models.lora import LoRA
 
 _WIDTH = 256
@@ -74,7 +74,9 @@ class FusionLoRA(LoRA):
     def feature_width(self, backbone: nn.Module) -> int:
         return super().feature_width(backbone) + self.context_dim
 
-    def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
+    def outputs(
+        self, features: Float[Tensor, "rows *T d"], batch: Batch
+    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
         frames = find_frames(batch.context, self.modality, self.context_dim, "model")
         if frames is None:
             context = self.null.expand(batch.size, self.context_dim)

@@ -15,6 +15,7 @@ from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
 from bayes_adapters.adapters._checks import applied_twice, padded_windows, unknown_rows
+from bayes_adapters.adapters.moments import Moments
 from bayes_adapters.adapters.reparametrisation import Draw, Flipout, LocalReparametrisation, Weight
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.rows import require_length
@@ -175,6 +176,8 @@ def draw_weights(
 def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:
     """The draw of one of the site's layers, as guide and model want it to be multiplied by."""
     layer = call.site.layers.index(path)
+    if call.moments is not None and not drawn:
+        return Moments(call.moments, layer)
     if call.mean is not None and call.scale is not None and not drawn:  # else conditioned on: nothing random is left
         return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
     if call.mean is not None and flipped and call.site.part == Part.A:

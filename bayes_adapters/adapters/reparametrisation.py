@@ -9,6 +9,7 @@ class                            what sees one W                         chosen 
 :class:`Draw`                    all rows of a sample                    default
 :class:`Flipout`                 an example; all share one noise matrix  the model, ``flipout=True``, in training
 :class:`LocalReparametrisation`  an example, with noise of its own       the guide, which gives the ``SiteCall`` S
+:class:`~.moments.Moments`       none: mean and variance are computed    a head's posterior, which gives itself
 ================================ ======================================= ==========================================
 
 Under each of them an example's tokens see one function, so its expected loss is that of plain draws of W.

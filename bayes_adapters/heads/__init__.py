@@ -1,6 +1,7 @@
 """Heads: from what the backbone returns to the numbers that a likelihood takes."""
 
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
+from bayes_adapters.heads.covariance import Covariance as Covariance
 from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head
 from bayes_adapters.heads.linear import LinearHead as LinearHead
@@ -8,3 +9,4 @@ from bayes_adapters.heads.pooling import Pooling as Pooling
 from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior
 from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead
+from bayes_adapters.heads.variational_last_layer import VariationalLastLayer as VariationalLastLayer

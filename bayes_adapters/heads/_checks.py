@@ -199,3 +199,23 @@ def require_positive(**options: object) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
             raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
+
+
+def checked_noise_prior(noise_prior: Any) -> tuple[float, float] | None:
+    """Return (a, b) of an inverse-gamma prior; raise :class:`ConfigError` unless both are positive and finite."""
+    if noise_prior is None:
+        return None
+    if not isinstance(noise_prior, list | tuple) or len(noise_prior) != 2:
+        raise ConfigError(f"noise_prior must be (a, b) of an inverse-gamma prior on σ², or None; got {noise_prior!r}.")
+    a, b = noise_prior
+    require_positive(**{"noise_prior a": a, "noise_prior b": b})
+    return float(a), float(b)
+
+
+def require_expected(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the likelihood can be averaged over Gaussian outputs in closed form."""
+    if not likelihood.has_expected:
+        raise ConfigError(
+            f"The {head} integrates its weights out, and there is no closed form for {type(likelihood).__name__}. Take "
+            "Categorical, Bernoulli, Gaussian or MultiGaussian, or the head BayesianLinear, whose weights are drawn."
+        )

@@ -14,11 +14,9 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import current_pass
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.heads._checks import (
-    outside_a_pass,
     require_gpytorch,
     require_one_per_example,
     require_positive,
@@ -187,10 +185,8 @@ class GaussianProcessHead(Head):
 
     def forward(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows C"]:
         """Return a draw of f at every row, given the draw of u of its sample."""
-        running = current_pass()
-        if running is None:
-            raise outside_a_pass(type(self).__name__, INDUCING)
-        terms = running.memo.once(self, "terms", lambda: self._terms(features))
+        memo = self.current_pass(INDUCING).memo
+        terms = memo.once(self, "terms", lambda: self._terms(features))
         u = self.drawn(INDUCING).value.to(terms.prior)
         u = u.reshape(-1, *u.shape[-2:])  # (S, C, M), or one for all rows
         each = terms.weights.unflatten(-1, (len(u), -1))  # rows are [S, B]
@@ -200,10 +196,10 @@ class GaussianProcessHead(Head):
         f = mean.mT + terms.rest.mT.sqrt() * noise.reshape(-1, len(mean))
         return f.float()
 
-    def expected(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
-        running, q = current_pass(), self.drawn(INDUCING).posterior
-        terms = None if running is None else running.memo.once(self, "terms", lambda: None)
-        if running is None or terms is None or q is None:
+    def expectation(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
+        running, q = self.current_pass(INDUCING), self.drawn(INDUCING).posterior
+        terms = running.memo.once(self, "terms", lambda: None)
+        if terms is None or q is None:
             return None  # u was conditioned on, or comes from the prior
         outer = running.rows.outer
 

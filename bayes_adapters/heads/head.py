@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import current_pass
+from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
 from bayes_adapters.data.rows import require_length
@@ -18,7 +18,7 @@ from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads._checks import outside_a_pass, require_same_count
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
 from bayes_adapters.sites import Part, Site
 
 
@@ -53,7 +53,7 @@ class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
     A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``prior``, ``posterior``, ``build``, ``read``,
-    ``forward``, ``expected``, ``config``. The constructor takes options only. The model then says for which features
+    ``forward``, ``expectation``, ``config``. The constructor takes options only. The model then says for which features
     and which likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass,
     within the data plate, with S·B rows in the order [S, B].
 
@@ -61,7 +61,8 @@ class Head(nn.Module):
     before the pass, with one KL per data set; ``forward`` finds the draws by :meth:`drawn`. Either the head brings
     their :meth:`prior` and :meth:`posterior`, and then stands beside any guide of the adapters, which never sees them.
     Or it brings neither: they are then under the model's prior, and inferred by a guide that serves them, such as
-    ``MeanField``. What a head knows of its outputs without a draw, E_q log p(y | f), it returns from :meth:`expected`.
+    ``MeanField``. What a head that draws its outputs knows without a draw, E_q log p(y | f), it returns from
+    :meth:`expectation`.
 
     Args:
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
@@ -158,11 +159,11 @@ class Head(nn.Module):
             require_length(output.mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, output.mask)
 
-    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
-        """Map features to the likelihood's outputs."""
+    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+        """Map features to the likelihood's outputs, or to their moments where the likelihood has ``expected``."""
         raise NotImplementedError
 
-    def expected(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
+    def expectation(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
         """Return what computes E_q log p(y | f), or a bound of it, for every row; q is the head's own posterior.
 
         The model asks after :meth:`forward`, in the same pass; :class:`bayes_adapters.ELBO` calls what is returned in
@@ -177,10 +178,14 @@ class Head(nn.Module):
         Raises:
             ConfigError: no pass of a model runs.
         """
+        return self.current_pass(name).weights[Part.FACTOR, name]
+
+    def current_pass(self, name: str) -> ForwardPass:
+        """Return the pass that runs, which has drawn the site ``name``; raise :class:`ConfigError` where none does."""
         forward_pass = current_pass()
         if forward_pass is None:
             raise outside_a_pass(type(self).__name__, name)
-        return forward_pass.weights[Part.FACTOR, name]
+        return forward_pass
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""

@@ -12,6 +12,7 @@ from torch import nn
 from bayes_adapters.backbones.causality import is_causal
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, described
+from bayes_adapters.inference._pyro import is_traced
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.priors import HyperSite
 from bayes_adapters.sites import REAL, Granularity, Part, Site
@@ -134,4 +135,14 @@ def require_posterior(guide: object, site: Site, posterior: Any, shape: tuple[in
             f"{kind}.posterior() must return a distribution of event shape {site.event}, for one draw of "
             f"{site.name!r}, whose batch shape broadcasts to {shape}; it returned event shape "
             f"{tuple(posterior.event_shape)} and batch shape {batch}. End it with .to_event(len(call.site.event))."
+        )
+
+
+def require_untraced(head: object) -> None:
+    """Raise :class:`ConfigError` within a trace, which would score the mean of a head's weights as a draw of them."""
+    if is_traced():
+        raise ConfigError(
+            f"The weights of the {type(head).__name__} are integrated out, and the run was traced, as Pyro's SVI and "
+            "its ELBOs do: they would take the mean for a draw. Train with bayes_adapters.ELBO or fit(), take the head "
+            "BayesianLinear, whose weights are drawn, or use a guide of Pyro's, such as AutoNormal."
         )

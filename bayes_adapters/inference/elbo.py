@@ -9,7 +9,7 @@ clipping do not depend on N. The KL is analytic wherever Pyro or torch has a clo
 example with padding masked; global ones, hyper-parameters of the prior among them, once per data set. A KL evaluated at
 sampled upstream states is the chain rule's estimator: exact within a layer, one draw over the layers before it. w = 1
 is the ELBO, anything else tempers it. Where a head infers weights of its own, log p(y_b | x_b, E) may be an average
-over them, which the head then knows in closed form or by quadrature (``Head.expected``); their KL is a global one.
+over them, which the head then knows in closed form or by quadrature (``Head.expectation``); their KL is a global one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from bayes_adapters.inference._guide_checks import (
     require_posterior,
     require_served,
     require_sites,
+    require_untraced,
     require_wide,
 )
 from bayes_adapters.inference._hyper import HyperPosterior
@@ -166,6 +167,9 @@ class AdapterGuide(GuideMessenger, nn.Module):
         posterior = call.site.wrap(single, call.token_mask)
         msg["infer"]["prior"] = prior
         msg["fn"] = posterior if posterior.batch_shape == prior.batch_shape else posterior.expand(prior.batch_shape)
+        if call.moments is not None and msg["value"] is None:
+            require_untraced(self.model.head)  # type: ignore[attr-defined]
+            msg["value"] = call.point = msg["fn"].mean
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

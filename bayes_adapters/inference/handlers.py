@@ -93,7 +93,7 @@ class PosteriorMean(Messenger):
             msg["value"] = (mean_of if joint else _centre)(msg["fn"], msg["name"])
         if call is None or msg["is_observed"]:
             return
-        call.scale = None  # no local reparametrisation either
+        call.scale = call.moments = None  # neither noise at the outputs nor their variance
         if msg["value"] is None:
             msg["value"] = mean_of(msg["fn"], msg["name"])
 

@@ -11,7 +11,6 @@ guides and ELBOs see this density; :class:`bayes_adapters.ELBO` divides it by N:
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -32,9 +31,10 @@ from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, point_of
 
 EXPECTED = "expected_log_density"
-"""The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expected``."""
+"""The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expectation``."""
 
 
 class AdapterModel(AdaptedBackbone):
@@ -82,7 +82,9 @@ class AdapterModel(AdaptedBackbone):
 
     structure: ClassVar[str] = "adapter_model"
 
-    def outputs(self, features: Float[Tensor, "rows *T d"], batch: Batch) -> Float[Tensor, "rows *T K"]:
+    def outputs(
+        self, features: Float[Tensor, "rows *T d"], batch: Batch
+    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
         """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
         return self.head(features)
 
@@ -94,7 +96,7 @@ class AdapterModel(AdaptedBackbone):
 
         Returns:
             The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target per token, ``*S`` being the
-            sizes of sample plates around the model.
+            sizes of sample plates around the model; their means where a head tells moments rather than draws.
 
         Raises:
             DataError: targets outside the likelihood's support; another number of tokens in them, or in the mask, than
@@ -124,19 +126,27 @@ class AdapterModel(AdaptedBackbone):
             forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
-                    outputs = self.outputs(self.encode(batch, math.prod(outer)), batch)
-                    expected = None if batch.targets is None else self.head.expected(self.likelihood, batch.targets)
+                    outputs = self.outputs(self._features(batch, rows.samples), batch)
+                    expected = None if batch.targets is None else self.head.expectation(self.likelihood, batch.targets)
                 with read_together():
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                        _checks.require_finite(self, "The head's outputs are", outputs, batch.size)
+                        _checks.require_finite(self, "The head's outputs are", point_of(outputs), batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
                     fn, targets = self._likelihood_of(outputs, batch), batch.targets
                 infer: Any = {} if expected is None else {EXPECTED: expected}
                 obs = None if targets is None else self.likelihood.observation(fn, targets)
                 pyro.sample("obs", fn, obs=obs, infer=infer)
-        return outputs
+        return point_of(outputs)
 
-    def _likelihood_of(self, outputs: Float[Tensor, "*S K"], batch: Batch) -> TorchDistributionMixin:
+    def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"]:
+        if self.runs_each_sample or samples == 1:
+            return self.encode(batch, samples)
+        features = self.encode(batch, 1)
+        return features.repeat(samples, *[1] * (features.dim() - 1))
+
+    def _likelihood_of(self, outputs: Float[Tensor, "*S K"] | GaussianOutputs, batch: Batch) -> TorchDistributionMixin:
+        if isinstance(outputs, GaussianOutputs):
+            return self.likelihood.expected(outputs)
         if not self.likelihood.per_token:
             return self.likelihood.distribution(outputs)
         _checks.require_tokens_kept(batch, outputs.shape[-2])
@@ -148,6 +158,14 @@ class AdapterModel(AdaptedBackbone):
         output = self._traits.run(self.backbone, inputs, folds)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
         return self.head.read(BackboneOutput(output, self.backbone, mask, Folded(inputs, folds)))
+
+    @property
+    def runs_each_sample(self) -> bool:
+        """Whether each of S samples runs through the backbone: not where they differ in the head's weights only.
+
+        A structure that draws something of its own in :meth:`encode` returns True.
+        """
+        return bool(self.sites) or not self.head_sites
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""

@@ -168,10 +168,13 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
 def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
     """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input.
 
-    Where every token has an answer, a vocabulary of answers may be wider than the features.
+    Where every token has an answer, a vocabulary of answers may be wider than the features. Where draws differ in the
+    head only, and it sees one vector per example, that is all they have of their own.
     """
     width = model.feature_width(model.backbone)
     width = max(width, model.likelihood.num_outputs) if model.likelihood.per_token else width
+    if not model.runs_each_sample and not model.likelihood.per_token:
+        return max(1, _BUDGET // (batch.size * width))
     sizes = [v.numel() if v.is_floating_point() else v.numel() * width for v in batch.inputs.values()]
     return max(1, _BUDGET // max(sizes))
 

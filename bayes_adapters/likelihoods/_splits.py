@@ -67,11 +67,16 @@ def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
     return split(mean, total, aleatoric, num_samples, variance)
 
 
-def normal_sums(loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """Sum over S draws of N(loc, scale²), shape (S, B, …), what :func:`normal_prediction` needs, in float64."""
+def normal_sums(loc: Tensor, scale: Tensor, spread: Tensor | None = None) -> dict[str, Tensor]:
+    """Sum over S draws of N(loc, scale²), shape (S, B, …), what :func:`normal_prediction` needs, in float64.
+
+    ``spread`` is the variance of what is not drawn but known to be Gaussian about ``loc``: each of the S stands for
+    infinitely many draws, whose means have that variance.
+    """
     loc, scale = float64(loc), float64(scale)
     variance, entropies = scale.square(), scale.log() + HALF_LOG_TWO_PI_E
-    summed = {"mean": loc, "square": loc.square(), "variance": variance, "entropy": entropies}
+    square = loc.square() if spread is None else loc.square() + float64(spread)
+    summed = {"mean": loc, "square": square, "variance": variance, "entropy": entropies}
     return {name: value.sum(0) for name, value in summed.items()}
 
 

@@ -1,10 +1,10 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``separable``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``of_tokens``, ``check``
-(targets), ``accept``, ``advice``, ``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that
-can be added up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``config`` and ``from_config``. Total =
-aleatoric + epistemic, in nats.
+``per_token``, ``separable``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``expected`` (their moments →
+E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``, ``observation``, ``draw_mean``,
+``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk), ``predict`` (sums →
+:class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import _splits
 from bayes_adapters.likelihoods._checks import require_support
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -50,9 +51,21 @@ class Likelihood(nn.Module):
     """Whether there is one target per token, rather than one per example."""
     separable: ClassVar[bool] = False
     """Whether log p(y | f) is a sum over the outputs, each term of one f_k; where K = 1 it is."""
+    has_expected: ClassVar[bool] = False
+    """Whether there is :meth:`expected`."""
+    expected_predicts: ClassVar[bool] = False
+    """Whether :meth:`summarise` and :meth:`log_density` take what :meth:`expected` returns, and are exact."""
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         """Return p(y | draw) with batch shape (*S, B)."""
+        raise NotImplementedError
+
+    def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        """Return what scores targets under outputs ``f ~ N(m, v)`` that are not drawn.
+
+        Its ``log_prob(y)`` is ``E_f log p(y | f)``, or a lower bound of it; batch shape (*S, B). Where
+        ``has_expected`` is false there is none, and a head has to draw its outputs.
+        """
         raise NotImplementedError
 
     def of_tokens(self, outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> TorchDistributionMixin:

@@ -13,8 +13,10 @@ from bayes_adapters.conditions import checked
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods._checks import require_class_numbers, require_probabilities
+from bayes_adapters.likelihoods._expected import JensenBernoulli, JensenCategorical
 from bayes_adapters.likelihoods._splits import class_prediction, class_sums, entropy, split
 from bayes_adapters.likelihoods.base import Likelihood
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -56,9 +58,13 @@ class Categorical(ClassLikelihood):
     """
 
     name: ClassVar[str] = "categorical"
+    has_expected: ClassVar[bool] = True
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return checked(dist.Categorical, logits=outputs.float())
+
+    def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        return JensenCategorical(outputs.mean, outputs.variance, validate_args=False)
 
     def check(self, targets: Tensor) -> None:
         require_class_numbers(targets, self.num_outputs)
@@ -75,9 +81,13 @@ class Bernoulli(Likelihood):
 
     name: ClassVar[str] = "bernoulli"
     num_outputs = 1
+    has_expected: ClassVar[bool] = True
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return dist.Bernoulli(logits=outputs[..., 0].float(), validate_args=False)
+
+    def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        return JensenBernoulli(outputs.mean[..., 0], outputs.variance[..., 0], validate_args=False)
 
     def check(self, targets: Tensor) -> None:
         require_probabilities(targets)

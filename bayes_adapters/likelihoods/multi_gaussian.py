@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.likelihoods._checks import require_rows_of_reals
+from bayes_adapters.likelihoods._expected import ExpectedNormal, predictive
 from bayes_adapters.likelihoods._known import KnownEntries
 from bayes_adapters.likelihoods._real import far_from_unit, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
 from bayes_adapters.likelihoods.base import Likelihood
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -43,6 +45,8 @@ class MultiGaussian(Likelihood):
 
     name: ClassVar[str] = "multi_gaussian"
     separable: ClassVar[bool] = True
+    has_expected: ClassVar[bool] = True
+    expected_predicts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,6 +87,14 @@ class MultiGaussian(Likelihood):
         normal = checked(dist.Normal, loc=loc, scale=(unit * self.log_scale.exp()).expand_as(loc))
         return KnownEntries(normal, validate_args=False)
 
+    def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        unit, centre = outputs.mean.new_tensor(self.target_scale), outputs.mean.new_tensor(self.target_mean)
+        loc = centre + unit * outputs.mean
+        scale = self.log_scale.exp().expand_as(loc) if outputs.noise is None else outputs.noise.sqrt()
+        spread = unit.square() * outputs.variance
+        normal = checked(ExpectedNormal, loc=loc, scale=unit * scale, spread=spread)
+        return KnownEntries(normal, validate_args=False)
+
     def check(self, targets: Tensor) -> None:
         require_rows_of_reals(targets, self.num_outputs)
 
@@ -91,8 +103,11 @@ class MultiGaussian(Likelihood):
         columns = ((targets - centre) / unit).unbind(1)
         return [text for column in columns for text in far_from_unit(type(self).__name__, column)][:1]
 
+    def log_density(self, fn: Any, targets: Any) -> Float[Tensor, "S B"]:
+        return KnownEntries(predictive(fn.base_dist), validate_args=False).log_prob(targets)
+
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        return normal_sums(fn.base_dist.loc, fn.base_dist.scale)
+        return normal_sums(fn.base_dist.loc, fn.base_dist.scale, getattr(fn.base_dist, "spread", None))
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         return normal_prediction(sums, num_samples)

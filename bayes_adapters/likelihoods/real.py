@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.likelihoods._expected import ExpectedNormal, predictive
 from bayes_adapters.likelihoods._real import RealLikelihood, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
 class _NormalLikelihood(RealLikelihood):
     """What both Gaussian likelihoods share: how draws are averaged."""
 
+    def log_density(self, fn: Any, targets: Any) -> Float[Tensor, "S B"]:
+        scored: Tensor = predictive(fn).log_prob(targets)
+        return scored
+
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        return normal_sums(fn.loc, fn.scale)
+        return normal_sums(fn.loc, fn.scale, getattr(fn, "spread", None))
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         return normal_prediction(sums, num_samples)
@@ -48,6 +54,8 @@ class Gaussian(_NormalLikelihood):
 
     name: ClassVar[str] = "gaussian"
     num_outputs = 1
+    has_expected: ClassVar[bool] = True
+    expected_predicts: ClassVar[bool] = True
 
     def __init__(self, init_log_scale: float = 0.0, *, target_mean: float = 0.0, target_scale: float = 1.0) -> None:
         super().__init__(target_mean, target_scale)
@@ -57,6 +65,12 @@ class Gaussian(_NormalLikelihood):
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         loc = self.target_mean + self.target_scale * outputs[..., 0].float()
         return checked(dist.Normal, loc=loc, scale=(self.target_scale * self.log_scale.exp()).expand_as(loc))
+
+    def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        loc = self.target_mean + self.target_scale * outputs.mean[..., 0]
+        scale = self.log_scale.exp().expand_as(loc) if outputs.noise is None else outputs.noise[..., 0].sqrt()
+        spread = self.target_scale**2 * outputs.variance[..., 0]
+        return checked(ExpectedNormal, loc=loc, scale=self.target_scale * scale, spread=spread)
 
     def config(self) -> dict[str, Any]:
         return {"init_log_scale": self.init_log_scale} | self.unit()

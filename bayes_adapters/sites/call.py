@@ -66,7 +66,9 @@ class SiteCall:
             reparametrisation needs it.
         scale: said by the guide of a global site that asks for local reparametrisation: the posterior's standard
             deviation, shape ``site.shape``; the layer then draws its outputs, not the weight.
-        point: said by that guide: the tensor that it has put in the draw's place, the posterior's mean. A value other
+        moments: said by a posterior of a global site that is not to be drawn: itself, over (L, *event). The layer then
+            computes with its mean and variance.
+        point: said with ``scale`` or ``moments``: the tensor in the draw's place, the posterior's mean. A value other
             than this one was conditioned on.
         posterior: said by the guide of a head's own weights: q of one draw, event shape ``site.event``. None where the
             model runs without a guide of this library, or the site is conditioned on.
@@ -80,6 +82,7 @@ class SiteCall:
     memo: Memo = field(default_factory=Memo)
     mean: Float[Tensor, "*shape"] | None = None
     scale: Float[Tensor, "*shape"] | None = None
+    moments: TorchDistributionMixin | None = None
     point: Float[Tensor, "*S *shape"] | None = None
     posterior: TorchDistributionMixin | None = None
 
