@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
 import pyro
@@ -26,25 +25,13 @@ from bayes_adapters.heads._expectation import expected_log_density
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
+from bayes_adapters.kernels import Kernel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.sites import Granularity, Part, Site, SiteCall
 
 INDUCING = "head.inducing"
 """The sample site of the whitened values at the inducing points."""
 _REST = "head.rest"
-
-
-class Kernel(StrEnum):
-    """The covariance of two values of f as a function of the distance r of their features, in length scales."""
-
-    RBF = "rbf"
-    """``exp(−r²/2)``: infinitely smooth."""
-    MATERN12 = "matern12"
-    """``exp(−r)``: continuous, nowhere smooth."""
-    MATERN32 = "matern32"
-    """``(1 + √3 r) exp(−√3 r)``: once differentiable."""
-    MATERN52 = "matern52"
-    """``(1 + √5 r + 5r²/3) exp(−√5 r)``: twice differentiable."""
 
 
 class _Terms(NamedTuple):
@@ -112,7 +99,7 @@ class GaussianProcessHead(Head):
 
     Args:
         num_inducing: M.
-        kernel: see :class:`Kernel`.
+        kernel: k, see :class:`bayes_adapters.kernels.Kernel`.
         lengthscale: where the length scale starts, in units of the features; None is √d.
         ard: whether every feature has a length scale of its own.
         draws: of f for each example in a training step, where the expectation has no closed form.
