@@ -12,6 +12,7 @@ import ast
 import functools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
@@ -20,6 +21,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from jaxtyping import config, jaxtyped
 
 _typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -40,7 +42,9 @@ def checked(what: Any) -> Any:
         if config.jaxtyping_disable:
             return what(*args, **kwargs)
         if not made:  # not before the first call, when the module has all of the names that annotations use
-            made.append(_typed(_resolved(what)))
+            with warnings.catch_warnings():  # typing.Callable in annotations of Pyro's and jaxtyping's
+                warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+                made.append(_typed(_resolved(what)))
         return made[0](*args, **kwargs)
 
     return call

@@ -13,18 +13,23 @@ import pytest
 from bayes_adapters.backbones import _torchaudio, cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-USE = """
+TEXT = """
 import sys
-import torch
-import soundfile
-from transformers import BertConfig, BertTokenizer
-from bayes_adapters.backbones import speech_encoder, text_backbone
-from bayes_adapters.speech.audio import read_audio
+from bayes_adapters.backbones import text_backbone
 
 model, tokenizer = text_backbone()
 assert model(**tokenizer("hello", return_tensors="pt")).last_hidden_state.shape == (1, 3, 384)
+"""
+SPEECH = """
+import torch
+import soundfile
+from bayes_adapters.backbones import speech_encoder
+from bayes_adapters.speech.audio import read_audio
+
 soundfile.write(sys.argv[1], torch.randn(8_000).numpy() * 0.1, 8_000)
 assert speech_encoder()([read_audio(sys.argv[1])]).values.shape == (1, 50, 384)
+"""
+OWN = """
 assert "torchaudio" not in sys.modules
 try:
     import torchaudio
@@ -62,30 +67,39 @@ def run(program: str, path: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, env=clean, cwd=ROOT, timeout=300)
 
 
+def check(done: subprocess.CompletedProcess[str], cache: Path, reason: str, lines: int, own: str | None) -> None:
+    """``reason`` is in so many lines of the error stream, and in the cache; torchaudio's ``own`` error is its own."""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (own or "").strip()
+    said = [line for line in done.stderr.splitlines() if "9.8.7" in line]
+    assert len(said) == lines
+    assert all(reason in line for line in said)
+    (answer,) = json.loads((cache / "torchaudio.json").read_text().replace("null", '"none"')).values()
+    assert reason in answer
+
+
+def test_text_and_speech_beside_a_torchaudio_that_cannot_be_loaded(tmp_path: Path, cache: Path) -> None:
+    """The second process asks the cache."""
+    path = broken(tmp_path / "path", "raise OSError('undefined symbol: abc')")
+    for lines in (1, 0):
+        done = run(TEXT + SPEECH + OWN, path, str(tmp_path / "a.wav"))
+        check(done, cache, "undefined symbol: abc", lines, "OSError undefined symbol: abc")
+
+
 @pytest.mark.parametrize(
     ("source", "own", "reason"),
     [
-        ("raise OSError('undefined symbol: abc')", "OSError undefined symbol: abc", "undefined symbol: abc"),
         ("raise RuntimeError('CUDA 13.0 beside 13.2')", "RuntimeError CUDA 13.0 beside 13.2", "CUDA 13.0 beside 13.2"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt ", "KeyboardInterrupt"),
         ("import os, sys; 'elsewhere' in sys.modules or os.abort()", None, "-6"),
     ],
 )
-def test_a_torchaudio_that_cannot_be_loaded_stops_nobody(
+def test_every_way_in_which_a_torchaudio_cannot_be_loaded(
     tmp_path: Path, cache: Path, source: str, own: str | None, reason: str
 ) -> None:
-    """Its own import still gives its own error, and the second process asks the cache."""
+    """Its own import still gives its own error."""
     path = broken(tmp_path / "path", source)
-    program = USE if own is not None else USE[: USE.index("try:")]
-    for time in (1, 2):
-        done = run(program, path, str(tmp_path / "a.wav"))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == (own or "").strip()
-        lines = [line for line in done.stderr.splitlines() if "9.8.7" in line]
-        assert len(lines) == (1 if time == 1 else 0)
-        assert all(reason in line for line in lines)
-        (answer,) = json.loads((cache / "torchaudio.json").read_text().replace("null", '"none"')).values()
-        assert reason in answer
+    check(run(TEXT if own is None else TEXT + OWN, path), cache, reason, 1, own)
 
 
 def test_the_command_line_beside_a_broken_torchaudio(tmp_path: Path, cache: Path) -> None:

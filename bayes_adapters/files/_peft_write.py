@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from bayes_adapters.files._file_checks import occupied, unwritable
@@ -50,7 +51,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            require_free(folder)
+            _require_none(folder, _others(folder))
             if (folder / _NEXT).is_dir():
                 _finish(folder)
             _clean(folder)
@@ -70,12 +71,28 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def require_free(folder: Path) -> None:
-    """Raise :class:`AdapterFileError` unless an adapter may be written: the folder is new, empty or one of PEFT's."""
-    if not folder.is_dir() or (folder / _NEXT).is_dir():
-        return
-    others = [p.name for p in folder.iterdir() if p.name != LOCK and not _WORK.fullmatch(p.name)]
-    if others and not _is_pefts(folder / CONFIG):
+    """Raise :class:`AdapterFileError` unless an adapter may be written: the folder is new, empty or one of PEFT's.
+
+    While another process replaces the adapter there, the folder is none for a moment: its end is waited for.
+    """
+    others = _others(folder)
+    if {_NEXT, *_FILES} & {*others}:
+        with suppress(OSError), locked(folder):  # nobody replaces anything in a folder that cannot be written
+            others = _others(folder)
+    _require_none(folder, others)
+
+
+def _require_none(folder: Path, others: list[str]) -> None:
+    if others:
         raise occupied(folder, others, f"{CONFIG} of PEFT", "a new folder")
+
+
+def _others(folder: Path) -> list[str]:
+    """The names in a folder that is none of PEFT's; what an interrupted write left makes it one."""
+    if not folder.is_dir() or (folder / _NEXT).is_dir():
+        return []
+    others = [p.name for p in folder.iterdir() if p.name != LOCK and not _WORK.fullmatch(p.name)]
+    return [] if _is_pefts(folder / CONFIG) else others
 
 
 def _is_pefts(path: Path) -> bool:

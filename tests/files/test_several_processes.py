@@ -83,6 +83,34 @@ def test_writers_wait_for_each_other_and_a_reader_sees_whole_saves(tmp_path: Pat
     assert not [p.name for p in (tmp_path / "peft").iterdir() if p.name.startswith(".")]
 
 
+def test_a_folder_that_another_one_is_replacing_is_no_folder_of_other_things(tmp_path: Path) -> None:
+    """The old configuration is taken away before the new weights are put in place."""
+    model = LoRA(bert(), Bernoulli(), rank=2)
+    to_peft(tmp_path, model)
+    config = (tmp_path / "adapter_config.json").read_bytes()
+    with _lock.locked(tmp_path):
+        (tmp_path / "adapter_config.json").unlink()
+        failed: list[Exception] = []
+
+        def write() -> None:
+            try:
+                to_peft(tmp_path, model)
+            except AdapterFileError as error:
+                failed.append(error)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive(), failed
+        (tmp_path / "adapter_config.json").write_bytes(config)
+    writer.join(60)
+    assert not failed
+    from_peft(tmp_path, bert(), Bernoulli())
+    (tmp_path / "adapter_config.json").unlink()
+    with refuses(AdapterFileError, str(tmp_path), "adapter_model.safetensors"):
+        to_peft(tmp_path, model)
+
+
 def test_a_lock_file_of_a_dead_process_holds_nobody_up(tmp_path: Path) -> None:
     model = LoRA(bert(), Bernoulli(), rank=2)
     (tmp_path / _lock.LOCK).write_text("left behind")

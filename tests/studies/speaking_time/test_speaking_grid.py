@@ -26,12 +26,20 @@ from examples.studies.speaking_time.task import Task
 pytestmark = pytest.mark.usefixtures("offline")
 
 TINY = replace(QUICK, epochs=1, rows=48, texts=2)
+SHORT = replace(QUICK, epochs=4, rows=48)
+"""Twelve steps: the fewest after which some ranks are taken out and some are left."""
 MARKERS = ("speaking_time", "speaking_time_differences", "speaking_time_variance")
 
 
 @pytest.fixture(scope="module")
-def few(prompts: Data) -> Task:
-    return TINY.task(prompts)
+def part(prompts: Data) -> Data:
+    """The prompts with two other kinds of texts."""
+    return replace(prompts, elsewhere={kind: prompts.elsewhere[kind] for kind in ("en-long", "docstrings")})
+
+
+@pytest.fixture(scope="module")
+def few(part: Data) -> Task:
+    return TINY.task(part)
 
 
 def on_test(records: list[Result]) -> dict[str, Result]:
@@ -66,12 +74,12 @@ def written(folder: Path, records: list[Result], rows: list[Row]) -> None:
     assert [r[:6] for r in read_rows(folder / "predictions.csv", Row)] == [r[:6] for r in rows]
 
 
-def test_bayeslora_2025(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bayeslora_2025(part: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    records, rows = bayeslora_2025.main(QUICK, out=folder, data=prompts)
+    records, rows = bayeslora_2025.main(SHORT, out=folder, data=part)
     names = [*bayeslora_2025.METHODS, LINE]
     assert list(on_test(records)) == names
-    assert [r.condition for r in records if r.method == "lora"] == [TEST, *prompts.elsewhere]
+    assert [r.condition for r in records if r.method == "lora"] == [TEST, *part.elsewhere]
     check(records, rows)
     written(folder, records, rows)
     tests = on_test(records)
@@ -85,9 +93,9 @@ def test_bayeslora_2025(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFix
     assert (folder / "scatter.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bayeslora_2026(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bayeslora_2026(part: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    records, rows = bayeslora_2026.main(QUICK, out=folder, data=prompts)
+    records, rows = bayeslora_2026.main(SHORT, out=folder, data=part)
     check(records, rows)
     written(folder, records, rows)
     tests = on_test(records)
@@ -106,7 +114,7 @@ def test_bayeslora_2026(prompts: Data, tmp_path: Path, capsys: pytest.CaptureFix
         assert f"| {pruned} − {control} | " in printed
     log = read_log(folder / "bayeslora-2026-kl-1e-4" / "pruning.json")
     assert sum(log[-1].after.values()) == some.ranks
-    assert [record.step for record in log] == list(range(9, 15))
+    assert [record.step for record in log] == list(range(6, 10)), "from the middle of 12 steps to four fifths"
     assert (folder / "bayeslora-2026-kl-1e-4" / "ranks.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "bayeslora-2026-kl-0" / "adapter" / "adapter.safetensors").is_file()
 
@@ -145,13 +153,13 @@ def call(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
 
 
 def test_the_grid_runs_and_continues(
-    prompts: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    part: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     runs, out, page = tmp_path / "runs", tmp_path / "all.json", tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in MARKERS))
     for place in (experiment, results):
-        monkeypatch.setattr(place, "load", lambda: prompts)
+        monkeypatch.setattr(place, "load", lambda: part)
     passed: list[Any] = []
 
     def inside(module: str, methods: list[str], seeds: range, folder: Path, **options: Any) -> int:
@@ -198,7 +206,7 @@ def test_the_grid_runs_and_continues(
         changed.setitem(bayeslora_2026.METHODS, "bayeslora-2026-kl-3e-5", 0.5)
         assert call(monkeypatch, *options) == 2
     assert "were made with other settings (kl_weights: " in capsys.readouterr().err
-    other = replace(prompts, test=prompts.test[1:])
+    other = replace(part, test=part.test[1:])
     monkeypatch.setattr(results, "load", lambda: other)
     assert call(monkeypatch, *options) == 2
     assert "were made with other settings (data: " in capsys.readouterr().err
