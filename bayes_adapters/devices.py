@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,12 @@ def float64(value: Tensor) -> Tensor:
     tensor([1., 1.], dtype=torch.float64)
     """
     return value.cpu().double() if value.device.type in _SINGLE else value.double()
+
+
+def fp32(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off where it is on: posteriors and their densities stay float32 under a bf16 backbone."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 @contextmanager

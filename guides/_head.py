@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 
 import pyro.distributions as dist
@@ -54,9 +53,3 @@ class PosteriorHead(nn.Module):
         offset, g = self.net(u).unflatten(-1, (2, self.rank, self.rank)).unbind(-3)
         centre = torch.nan_to_num(prior.mean, nan=0.0, posinf=0.0, neginf=0.0)
         return dist.Normal(centre + offset, self.scale(g), validate_args=False).to_event(2)
-
-
-def fp32(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off where it is on: posteriors and their densities stay float32 under a bf16 backbone."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()

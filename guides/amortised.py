@@ -11,10 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from bayes_adapters.data._checks import one_modality
+from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice
 from bayes_adapters.guides._checks import check_context, check_heads, require_float32
 from bayes_adapters.guides._context import as_reliability, frames_of
-from bayes_adapters.guides._head import PosteriorHead, ScaleTransform, fp32
+from bayes_adapters.guides._head import PosteriorHead, ScaleTransform
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel

@@ -14,6 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.guides._checks import (
     hidden_widths,
@@ -23,7 +24,7 @@ from bayes_adapters.guides._checks import (
     require_product,
     require_uncertain,
 )
-from bayes_adapters.guides._head import ScaleTransform, fp32
+from bayes_adapters.guides._head import ScaleTransform
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, SiteCall

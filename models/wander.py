@@ -120,7 +120,7 @@ class Wander(ConcatLoRA):
         encoders = require_encoders(backbone, self.least, type(self).__name__)
         self.blocks = blocks_of(encoders, blocks) if every_layer else {}
         with restored_on_error(backbone):
-            super().__init__(backbone, likelihood, targets=targets, **options)
+            super().__init__(backbone, likelihood, targets=targets, num_data=num_data, **options)
             self._fuse(num_data, prior)
 
     def _fuse(self, num_data: int, prior: PriorLike | None) -> None:

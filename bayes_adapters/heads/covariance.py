@@ -20,7 +20,7 @@ class Covariance(StrEnum):
     LOW_RANK = "low_rank"
     """``F Fᵀ + diag(σ²)``, F of shape (D, r): D (r + 1) numbers."""
     DENSE = "dense"
-    """``L Lᵀ``, L lower triangular with a positive diagonal: D (D + 1) / 2 numbers, kept as D²."""
+    """``L Lᵀ``, L lower triangular with a positive diagonal: kept as D² numbers, and the KL takes D³ operations."""
 
     def isotropic(self, rows: int, width: int, scale: float) -> TorchDistributionMixin:
         """Return ``w_k ~ N(0, scale² I)`` in the form to which torch knows the KL of a Gaussian of this covariance."""

@@ -130,6 +130,11 @@ class Head(nn.Module):
         """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
         return []
 
+    @property
+    def may_be_random(self) -> bool:
+        """Whether the class names sites at all, so that a model of it may need ``num_data``."""
+        return type(self).sites is not Head.sites
+
     def prior(self, site: Site) -> TorchDistributionMixin | None:
         """Return the prior of one of :meth:`sites`, whose shape broadcasts to ``site.shape``.
 

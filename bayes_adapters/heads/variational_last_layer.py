@@ -14,6 +14,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.moments import Moments
+from bayes_adapters.adapters.reparametrisation import Weight
+from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.heads._checks import checked_noise_prior, require_expected, require_positive
 from bayes_adapters.heads.covariance import Covariance, GaussianRows
@@ -133,25 +135,26 @@ class VariationalLastLayer(Head):
 
     def forward(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows K"] | GaussianOutputs:
         forward_pass, weight = self.current_pass(WEIGHT), self.drawn(WEIGHT)
-        features = features.to(weight.value.dtype)
+        with fp32(features.device):
+            mean, variance = self._moments(weight, features.to(weight.value.dtype))
+            noise = None if self.noise_prior is None else _to_rows(self.drawn(NOISE).value, mean)
+            if self._exact:
+                return GaussianOutputs(mean, variance, noise)
+            integrated, variance = isinstance(weight, Moments), variance if noise is None else variance + noise
+            if integrated and forward_pass.rows.batch.targets is not None:
+                return GaussianOutputs(mean, variance)
+            if not integrated and noise is None:
+                return mean
+            shape = (*forward_pass.rows.outer, forward_pass.rows.batch.size, mean.shape[1])
+            fn = dist.Normal(mean.reshape(shape), variance.reshape(shape).sqrt(), validate_args=False)
+            return pyro.sample(OUTPUTS, fn.to_event(1)).reshape(mean.shape)
+
+    def _moments(self, weight: Weight, features: Float[Tensor, "rows d"]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of W φ, each of shape (rows, K); given a draw of W there is no variance."""
         if self.bias:
             features = torch.cat([features, features.new_full((len(features), 1), math.sqrt(features.shape[1]))], 1)
         mean = weight.times(features)
-        variance = weight.variance(features) if isinstance(weight, Moments) else torch.zeros_like(mean)
-        noise = None if self.noise_prior is None else self.drawn(NOISE).value.reshape(-1, 1, mean.shape[1])
-        if noise is not None:
-            noise = noise.expand(-1, len(mean) // len(noise), -1).reshape(mean.shape)
-        if self._exact:
-            return GaussianOutputs(mean, variance, noise)
-        variance = variance if noise is None else variance + noise
-        scored = forward_pass.rows.batch.targets is not None
-        if isinstance(weight, Moments) and scored:
-            return GaussianOutputs(mean, variance)
-        if not isinstance(weight, Moments) and noise is None:
-            return mean
-        shape = (*forward_pass.rows.outer, forward_pass.rows.batch.size, mean.shape[1])
-        fn = dist.Normal(mean.reshape(shape), variance.reshape(shape).sqrt(), validate_args=False)
-        return pyro.sample(OUTPUTS, fn.to_event(1)).reshape(mean.shape)
+        return mean, weight.variance(features) if isinstance(weight, Moments) else torch.zeros_like(mean)
 
     def config(self) -> dict[str, Any]:
         return super().config() | {
@@ -162,6 +165,12 @@ class VariationalLastLayer(Head):
             "noise_prior": None if self.noise_prior is None else list(self.noise_prior),
             "bias": self.bias,
         }
+
+
+def _to_rows(noise: Tensor, like: Float[Tensor, "rows K"]) -> Float[Tensor, "rows K"]:
+    """The noise of each sample, (*S, 1, K) or (K), for the rows of all, in the order [S, B]."""
+    noise = noise.reshape(-1, 1, like.shape[1])
+    return noise.expand(-1, len(like) // len(noise), -1).reshape(like.shape)
 
 
 class _IntegratedOut(HeadPosterior):

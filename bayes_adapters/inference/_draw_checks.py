@@ -13,7 +13,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, described, near_matches
-from bayes_adapters.sites import Granularity, Site
+from bayes_adapters.sites import Granularity, Site, SiteCall
 
 
 def unsampled(name: str, draws: Mapping[str, Tensor]) -> ConfigError:
@@ -57,6 +57,15 @@ def require_global(sites: Sequence[Site]) -> None:
                 f"{site.name!r} has a draw for each {site.granularity.value}, so no single draw of weights stands for "
                 "the adapter: only a global posterior is drawn without a batch."
             )
+
+
+def require_drawn(head: object, call: SiteCall) -> None:
+    """Raise :class:`ConfigError` if prediction integrates a site of the ``head`` out, so that it has no draw."""
+    if call.moments is not None:
+        raise ConfigError(
+            f"{call.site.name!r} of the {type(head).__name__} is integrated out: prediction draws outputs, no "
+            "weights. Take the head BayesianLinear, whose draws are weights."
+        )
 
 
 def require_points(guide: object, sites: Sequence[Site], nodes: Mapping[str, Any]) -> None:

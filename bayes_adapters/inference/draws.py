@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayes_adapters.inference._draw_checks import require_global
+from bayes_adapters.inference._draw_checks import require_drawn, require_global
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
@@ -34,7 +34,8 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
         seed: any integer.
 
     Raises:
-        ConfigError: a site has a draw for each example or token; the posterior has no inverse CDF.
+        ConfigError: a site has a draw for each example or token, or is integrated out; the posterior has no inverse
+            CDF.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Bernoulli
@@ -58,7 +59,9 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
         prior = model.prior.sampled((1,), device)
         for site in model.latent_sites:
             single = (model.head_prior if guide.is_of_head(site) else prior).of(site)
-            infer: Any = {SITE: SiteCall(site, num_sites=len(model.sites)), SINGLE_PRIOR: single}
+            call = SiteCall(site, num_sites=len(model.sites))
+            infer: Any = {SITE: call, SINGLE_PRIOR: single}
             draws[site.name] = pyro.sample(site.name, site.wrap(single, None), infer=infer).reshape(site.shape)
+            require_drawn(model.head, call)
     guide.trace = type(guide.trace)()
     return draws

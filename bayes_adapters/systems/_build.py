@@ -9,6 +9,7 @@ from torch import nn
 from bayes_adapters._options import unknown_option
 from bayes_adapters.adapters.installation import require_unadapted, restored_on_error
 from bayes_adapters.errors import ConfigError, described, unknown_name
+from bayes_adapters.heads import Head
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
@@ -37,7 +38,7 @@ def build(
         name: one of :func:`names`.
         backbone: frozen and changed in place; an ``nn.ModuleDict`` of encoders for cola, bayesian-cola and the wanders.
         likelihood: any.
-        num_data: N, the size of the training set, which posteriors over weights need.
+        num_data: N, the size of the training set, which posteriors over weights need, those of a head among them.
         **overrides: options of the model or of the guide, such as ``rank``, ``targets`` or ``context_dim``; see
             :meth:`System.options`.
 
@@ -60,7 +61,9 @@ def build(
         {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
         for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
     ]
-    if num_data is not None and "num_data" in allowed["model"]:
+    head = chosen[0].get("head")
+    counted = isinstance(head, Head) and head.may_be_random  # the adapters of the system may have no KL that counts N
+    if num_data is not None and ("num_data" in allowed["model"] or counted):
         chosen[0]["num_data"] = num_data
     missing = [o for cls, own in zip((system.model, system.guide), chosen, strict=True) for o in required(cls) - {*own}]
     if missing:

@@ -32,6 +32,7 @@ from bayes_adapters import (
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
 from bayes_adapters.heads import VariationalLastLayer
+from bayes_adapters.inference.draws import weight_draw
 from bayes_adapters.likelihoods import GaussianOutputs, HeteroscedasticGaussian, MultiGaussian, StudentT
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.training import fit
@@ -233,6 +234,9 @@ def test_the_predictive_of_numbers_is_exact_and_needs_one_pass() -> None:
     density = torch.distributions.Normal(features @ mean, variance.sqrt()).log_prob(batch.targets)
     torch.testing.assert_close(found.log_density, density, check_dtype=False)
     assert (passes, found.num_samples) == ([20], 32)
+    point = predict(model, guide, batch, mean_only=True)
+    torch.testing.assert_close(point.variance, torch.full((20,), 0.25))
+    assert not point.epistemic.any()
 
 
 # what is predicted of classes
@@ -339,6 +343,22 @@ def test_gradients_against_finite_differences(likelihood: Any) -> None:
     assert checked >= 5
 
 
+def test_under_autocast_the_head_stays_in_float32() -> None:
+    """With moments in bfloat16, which has 8 bits, the losses would differ in the third digit."""
+    model, guide = last_layer(covariance="dense")
+    batch = token_batch(targets=CLASSES)
+    seen: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ELBO(model, guide).terms(batch).nll
+    features = torch.cat([seen[0].float(), torch.full((5, 1), WIDTH**0.5)], 1)
+    mean, cov = posterior(guide)
+    variance = torch.einsum("bi,kij,bj->bk", features, cov, features) + noise(guide)
+    logits = features @ mean.T
+    bound = logits[torch.arange(5), CLASSES] - torch.logsumexp(logits + 0.5 * variance, -1)
+    torch.testing.assert_close(loss.detach(), -bound.mean())
+
+
 def test_what_is_frozen_stays_so(tmp_path: Path) -> None:
     model, guide = last_layer()
     guide.head_posterior.requires_grad_(False)  # type: ignore[union-attr]
@@ -380,6 +400,8 @@ def test_what_cannot_be() -> None:
     with refuses(ConfigError, "num_data="):
         LoRA(bert(), Categorical(3), head=VariationalLastLayer())
     model, guide = last_layer()
+    with refuses(ConfigError, "'head.weight'", "VariationalLastLayer", "BayesianLinear"):
+        weight_draw(model, guide, 0)
     with refuses(ConfigError, "VariationalLastLayer", "BayesianLinear", "AutoNormal"):
         SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(token_batch(targets=CLASSES))
 
