@@ -171,6 +171,12 @@ class AdapterGuide(GuideMessenger, nn.Module):
             require_untraced(self.model.head)  # type: ignore[attr-defined]
             msg["value"] = call.point = msg["fn"].mean
 
+    def _pyro_post_sample(self, msg: Any) -> None:
+        call: SiteCall | None = msg["infer"].get(SITE)
+        if call is not None and msg["is_observed"]:
+            call.posterior = None  # a handler around the guide has given the value
+        super()._pyro_post_sample(msg)
+
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:
     return (len(call.site.layers),) if call.feature is None else tuple(call.feature.shape[:-1])

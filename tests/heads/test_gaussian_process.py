@@ -301,6 +301,9 @@ def test_pyros_svi_and_given_draws() -> None:
     assert predict(model, draws, batch).epistemic.min() > 1e-4
     conditioned = pyro.poutine.condition(model, {INDUCING: torch.zeros(1, 1, 3)})
     assert pyro.poutine.trace(conditioned).get_trace(batch).log_prob_sum().isfinite()
+    with pyro.poutine.condition(data={INDUCING: torch.full((1, 1, 3), 50.0)}):
+        given = ELBO(model, guide).terms(batch).nll
+    assert given > 10 * ELBO(model, guide).terms(batch).nll, "what is given is taken, not the posterior"
 
 
 def test_two_moons_are_doubtful_where_there_is_no_data() -> None:
