@@ -219,3 +219,9 @@ def require_expected(head: str, likelihood: Likelihood) -> None:
             f"The {head} integrates its weights out, and there is no closed form for {type(likelihood).__name__}. Take "
             "Categorical, Bernoulli, Gaussian or MultiGaussian, or the head BayesianLinear, whose weights are drawn."
         )
+
+
+def require_between_0_and_1(name: str, value: float) -> None:
+    """Raise :class:`ConfigError` unless 0 < ``value`` < 1."""
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{name} must lie in (0, 1); got {value!r}. Below 1 no two features can become one.")

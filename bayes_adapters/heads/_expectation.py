@@ -53,4 +53,5 @@ def expected_log_density(
         weights = mean.new_full((draws,), 1.0 / draws)
     fn = likelihood.distribution(mean + variance.sqrt() * noise)
     log_density = fn.log_prob(likelihood.observation(fn, targets))
-    return torch.tensordot(weights.to(log_density.dtype), log_density, 1)
+    # no product of matrices, which autocast would round to bfloat16
+    return (weights.to(log_density.dtype).reshape(-1, *[1] * (log_density.dim() - 1)) * log_density).sum(0)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.heads._checks import (
+    require_between_0_and_1,
     require_gpytorch,
     require_one_per_example,
     require_positive,
     require_positive_definite,
 )
 from bayes_adapters.heads._expectation import expected_log_density
+from bayes_adapters.heads.distance_preserving import DistancePreserving
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
@@ -89,7 +91,9 @@ class GaussianProcessHead(Head):
     for all inputs, and an f(φ) given u.
 
     Far from the inducing points A → 0 and f returns to its prior, so epistemic uncertainty grows with the distance of
-    features. That is of use as far as the backbone keeps unlike inputs apart. Inducing points start at N(0, I) and the
+    features. That is of use as far as the features keep unlike inputs apart. With ``hidden`` a trained block stands
+    between them and the process that keeps distances up to a factor 1 ± ``bound``, and φ above is what it returns
+    (:class:`~bayes_adapters.heads.distance_preserving.DistancePreserving`). Inducing points start at N(0, I) and the
     length scale at √d: take both from data by :func:`bayes_adapters.training.inducing.initialise`.
 
     Kernel matrices are float64 where the device has it, and float32 on Apple's. Means, length scales and variances
@@ -103,6 +107,8 @@ class GaussianProcessHead(Head):
         lengthscale: where the length scale starts, in units of the features; None is √d.
         ard: whether every feature has a length scale of its own.
         draws: of f for each example in a training step, where the expectation has no closed form.
+        hidden: hidden units of the block before the process; None is no block.
+        bound: its c, between 0 and 1.
         pooling: see :class:`Pooling`; None is the mean.
 
     Raises:
@@ -130,14 +136,19 @@ class GaussianProcessHead(Head):
         lengthscale: float | None = None,
         ard: bool = False,
         draws: int = 8,
+        hidden: int | None = None,
+        bound: float = 0.9,
         pooling: Pooling | str | None = None,
     ) -> None:
         require_gpytorch(type(self).__name__)
         super().__init__(pooling)
         whole_number("num_inducing", num_inducing)
         whole_number("draws", draws)
+        whole_number("hidden", 1 if hidden is None else hidden)
+        require_between_0_and_1("bound", bound)
         require_positive(**({} if lengthscale is None else {"lengthscale": lengthscale}))
         self.num_inducing, self.lengthscale, self.ard, self.draws = num_inducing, lengthscale, ard, draws
+        self.hidden, self.bound = hidden, bound
         self.kernel_name = choice(Kernel, "kernel", kernel)
 
     def suit(self, likelihood: Likelihood) -> None:
@@ -169,11 +180,12 @@ class GaussianProcessHead(Head):
         self.kernel.outputscale = 1.0
         self.mean = gpytorch.means.ConstantMean(batch_shape=batch)
         self.inducing_points = nn.Parameter(torch.randn(self.num_inducing, width))
+        self.block = None if self.hidden is None else DistancePreserving(width, self.hidden, self.bound)
 
     def forward(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows C"]:
         """Return a draw of f at every row, given the draw of u of its sample."""
         memo = self.current_pass(INDUCING).memo
-        terms = memo.once(self, "terms", lambda: self._terms(features))
+        terms = memo.once(self, "terms", lambda: self._terms(self.embed(features)))
         u = self.drawn(INDUCING).value.to(terms.prior)
         u = u.reshape(-1, *u.shape[-2:])  # (S, C, M), or one for all rows
         each = terms.weights.unflatten(-1, (len(u), -1))  # rows are [S, B]
@@ -196,21 +208,25 @@ class GaussianProcessHead(Head):
 
         return score
 
+    def embed(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """Return φ, where the inducing points are: the features, or what the block makes of them."""
+        return features if self.block is None else self.block(features)
+
     def moments(
         self, features: Float[Tensor, "rows d"], posterior: InducingPosterior
     ) -> tuple[Float[Tensor, "rows C"], Float[Tensor, "rows C"]]:
         """Return mean and variance of q(f) at every row, in closed form; float64 where the device has it.
 
         Args:
-            features: φ, shape (rows, d).
+            features: shape (rows, d).
             posterior: ``guide.head_posterior``.
         """
-        return _marginals(self._terms(features), posterior.q())
+        return _marginals(self._terms(self.embed(features)), posterior.q())
 
     def process(self, posterior: InducingPosterior) -> Any:
         """Return the process as gpytorch has it, an ``ApproximateGP`` on the parameters of head and posterior.
 
-        ``process(guide.head_posterior)(features)`` is its ``MultitaskMultivariateNormal`` over (rows, C), C = 1 too.
+        ``process(guide.head_posterior)(head.embed(features))`` is its ``MultitaskMultivariateNormal`` over (rows, C).
         """
         gpytorch = require_gpytorch("GaussianProcessHead.process()")
         head, variational = self, gpytorch.variational
@@ -230,13 +246,20 @@ class GaussianProcessHead(Head):
         return Process().train(self.training)
 
     def config(self) -> dict[str, Any]:
-        options = {"num_inducing": self.num_inducing, "kernel": self.kernel_name.value, "ard": self.ard}
-        return super().config() | options | {"lengthscale": self.lengthscale, "draws": self.draws}
+        return super().config() | {
+            "num_inducing": self.num_inducing,
+            "kernel": self.kernel_name.value,
+            "lengthscale": self.lengthscale,
+            "ard": self.ard,
+            "draws": self.draws,
+            "hidden": self.hidden,
+            "bound": self.bound,
+        }
 
-    def _terms(self, features: Float[Tensor, "rows d"]) -> _Terms:
+    def _terms(self, phi: Float[Tensor, "rows d"]) -> _Terms:
         gpytorch = require_gpytorch(type(self).__name__)
-        wide = torch.float32 if features.device.type == "mps" else torch.float64
-        x, z = features.to(wide), self.inducing_points.to(wide)
+        wide = torch.float32 if phi.device.type == "mps" else torch.float64
+        x, z = phi.to(wide), self.inducing_points.to(wide)
         jitter = gpytorch.settings.variational_cholesky_jitter.value(wide)
         eye = torch.eye(len(z), dtype=wide, device=z.device)
         factor, failed = torch.linalg.cholesky_ex(self.kernel(z).to_dense() + jitter * eye)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 import torch
@@ -62,7 +62,7 @@ def initialise(
     require_one_device(model, guide)
     head, posterior = require_process(model.head, guide.head_posterior)
     whole_number("iterations", iterations)
-    features = _features(model, guide, data)
+    features = _features(model, guide, data, head.embed)
     require_features(head.num_inducing, features)
     centres = _k_means(features, head.num_inducing, iterations, seed)
     distances = torch.pdist(features[:: -(-len(features) // _PAIRS)])
@@ -75,11 +75,13 @@ def initialise(
         posterior.u.chol_variational_covar.copy_(torch.eye(head.num_inducing))
 
 
-def _features(model: AdapterModel, guide: AdapterGuide, data: Batch | Iterable[Batch]) -> Float[Tensor, "N d"]:
-    """What the head is given of every example, on the CPU, float64."""
+def _features(
+    model: AdapterModel, guide: AdapterGuide, data: Batch | Iterable[Batch], embed: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "N d"]:
+    """Where the head puts every example, on the CPU, float64."""
     seen: list[Tensor] = []
     device = next(model.parameters()).device
-    handle = model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().cpu().double()))
+    handle = model.head.register_forward_pre_hook(lambda _, args: seen.append(embed(args[0]).detach().cpu().double()))
     with ExitStack() as stack:
         stack.callback(handle.remove)
         for context in (torch.no_grad(), evaluating(model, guide), UnreadOutcome(), PosteriorMean()):

@@ -18,11 +18,13 @@ from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Gaussian, Taggin
 from bayes_adapters.errors import ConfigError, NonFiniteError
 from bayes_adapters.guides import Contextual, Delta, LowRank, MeanField
 from bayes_adapters.heads._expectation import expected_log_density
+from bayes_adapters.heads.distance_preserving import DistancePreserving
 from bayes_adapters.heads.gaussian_process import INDUCING, GaussianProcessHead
 from bayes_adapters.likelihoods import HeteroscedasticGaussian, Likelihood, MultiGaussian, MultiLabel, Poisson
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.training import fit
+from bayes_adapters.training.inducing import initialise
 from tests.heads.parts import on_points, scattered
 from tests.helpers import bert, fill_B, token_batch
 from tests.refusals import refuses
@@ -289,6 +291,16 @@ def test_training_moves_head_and_adapters_and_what_is_frozen_stays(tmp_path: Pat
     assert guide_again.head_posterior.u.variational_mean.requires_grad
 
 
+def test_autocast_rounds_the_features_only() -> None:
+    x = torch.randn(6, 2).bfloat16().float()  # features that bfloat16 holds
+    model = on_points(x, Gaussian(), 4)
+    guide, batch = scattered(Delta(model)), Batch({"x": x}, torch.randn(6))
+    expected = ELBO(model, guide)(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ELBO(model, guide)(batch)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_pyros_svi_and_given_draws() -> None:
     """Pyro trains it too; draws that are given stand for u, and f given u is what is left."""
     model, guide = regression()
@@ -335,6 +347,46 @@ def test_two_moons_are_doubtful_where_there_is_no_data() -> None:
     assert (line.mean[3] - 0.5).abs().max() < 0.06 + (model.head.mean.constant.diff().abs().item() / 2)
 
 
+# features that do not collapse
+
+
+def test_the_block_keeps_distances_whatever_its_weights() -> None:
+    block = DistancePreserving(6, 4, 0.8)
+    a, b = torch.randn(2, 500, 6)
+    before = (a - b).norm(dim=1)
+    for size in (0.1, 1.0, 100.0):
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.normal_(std=size)
+            ratio = (block(a) - block(b)).norm(dim=1) / before
+            near = (block(a) - block(a + 1e-2 * (b - a))).norm(dim=1) / (1e-2 * before)
+        for found in (ratio, near):
+            assert found.min() > 0.2 - 1e-3
+            assert found.max() < 1.8 + 1e-3
+    assert ratio.std() > 0.05, "it does something"
+
+
+def test_a_head_with_the_block_trains_and_is_saved(tmp_path: Path) -> None:
+    head = GaussianProcessHead(3, lengthscale=2.0, hidden=5, bound=0.5)
+    model = fill_B(LoRA(bert(), Categorical(3), head=head, num_data=5, rank=2))
+    guide, batch = scattered(Delta(model)), token_batch(targets=TARGETS)
+    before = head.block.up.detach().clone()
+    fit(model, guide, batch, epochs=2, progress=False)
+    assert not torch.equal(before, head.block.up)
+    initialise(model, guide, batch)
+    seen: list[Tensor] = []
+    with head.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        expected = predict(model, guide, batch, num_samples=3).mean
+    near = torch.cdist(head.embed(seen[0][:5]), head.inducing_points).amin(0)
+    assert near.min() < 1e-3, "the inducing points are where the block puts examples"
+    process = head.double().process(guide.head_posterior.double())
+    found = head.moments(seen[0], guide.head_posterior)
+    torch.testing.assert_close(found[0], process(head.embed(seen[0]).detach()).mean)
+    head.float(), guide.head_posterior.float()
+    save(tmp_path, model, guide)
+    assert torch.equal(predict(*load(tmp_path, bert()), batch, num_samples=3).mean, expected)
+
+
 # mistakes
 
 
@@ -345,6 +397,8 @@ def test_mistakes() -> None:
         LoRA(bert(), Tagging(3), head=GaussianProcessHead(), num_data=3)
     with refuses(ConfigError, "lengthscale", -1.0):
         GaussianProcessHead(lengthscale=-1.0)
+    with refuses(ConfigError, "bound", 1.0):
+        GaussianProcessHead(hidden=3, bound=1.0)
     with refuses(ConfigError, "kernel", "'rbf2'", "rbf"):
         GaussianProcessHead(kernel="rbf2")
     model, guide = regression()
