@@ -24,7 +24,7 @@ class Moments:
 
     Args:
         posterior: over (L, n, k), L layers: independent entries (``Normal``), or rows of a ``MultivariateNormal`` or a
-            ``LowRankMultivariateNormal``.
+            ``LowRankMultivariateNormal``. A head that computes with other moments of it may give any distribution.
         layer: which of the L.
 
     >>> import pyro.distributions as dist
@@ -38,8 +38,8 @@ class Moments:
     needs_rows: bool = field(default=False, init=False)
 
     @property
-    def value(self) -> Float[Tensor, "n k"]:
-        """M."""
+    def value(self) -> Float[Tensor, "*event"]:
+        """M, the mean."""
         mean: Tensor = base_distribution(self.posterior).mean
         return mean[self.layer]
 

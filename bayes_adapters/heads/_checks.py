@@ -19,7 +19,7 @@ from bayes_adapters.errors import (
     missing_package,
     unknown_name,
 )
-from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.likelihoods import Categorical, Likelihood
 
 
 def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
@@ -201,15 +201,22 @@ def require_positive(**options: object) -> None:
             raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
 
 
-def checked_noise_prior(noise_prior: Any) -> tuple[float, float] | None:
-    """Return (a, b) of an inverse-gamma prior; raise :class:`ConfigError` unless both are positive and finite."""
-    if noise_prior is None:
-        return None
-    if not isinstance(noise_prior, list | tuple) or len(noise_prior) != 2:
-        raise ConfigError(f"noise_prior must be (a, b) of an inverse-gamma prior on σ², or None; got {noise_prior!r}.")
-    a, b = noise_prior
-    require_positive(**{"noise_prior a": a, "noise_prior b": b})
+def inverse_gamma(name: str, prior: Any) -> tuple[float, float]:
+    """Return (a, b) of the option ``name``; raise :class:`ConfigError` unless both are positive and finite."""
+    if not isinstance(prior, list | tuple) or len(prior) != 2:
+        raise ConfigError(f"{name} must be (a, b) of an inverse-gamma prior on a variance; got {prior!r}.")
+    a, b = prior
+    require_positive(**{f"{name} a": a, f"{name} b": b})
     return float(a), float(b)
+
+
+def require_classes(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the likelihood has one class per example."""
+    if not isinstance(likelihood, Categorical):
+        raise ConfigError(
+            f"The {head} models the features of each class, and {type(likelihood).__name__} has none such. Take "
+            "Categorical(2) for two classes, or another head, such as VariationalLastLayer."
+        )
 
 
 def require_expected(head: str, likelihood: Likelihood) -> None:

@@ -17,7 +17,7 @@ from bayes_adapters.adapters.moments import Moments
 from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice, whole_number
-from bayes_adapters.heads._checks import checked_noise_prior, require_expected, require_positive
+from bayes_adapters.heads._checks import inverse_gamma, require_expected, require_positive
 from bayes_adapters.heads.covariance import Covariance, GaussianRows
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
@@ -104,7 +104,7 @@ class VariationalLastLayer(Head):
         require_positive(prior_scale=prior_scale, init_scale=init_scale)
         self.covariance_rank, self.bias = covariance_rank, bias
         self.prior_scale, self.init_scale = float(prior_scale), float(init_scale)
-        self.noise_prior = checked_noise_prior(noise_prior)
+        self.noise_prior = None if noise_prior is None else inverse_gamma("noise_prior", noise_prior)
 
     def suit(self, likelihood: Likelihood) -> None:
         require_expected(type(self).__name__, likelihood)

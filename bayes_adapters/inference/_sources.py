@@ -53,7 +53,8 @@ class OwnGuide:
         head = self.guide.head_posterior
         return not self.mean_only and (adapters or (head is not None and head.draws))
 
-    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
+    def nodes(self, batch: Batch, numbers: Tensor, ids: Tensor) -> dict[str, Any]:
+        """Site → its statement in one pass, whose plate of samples holds the draws ``numbers``."""
         with ExitStack() as stack:
             stack.enter_context(UnreadOutcome())
             stack.enter_context(OwnSites(self.seed, numbers, ids, self.mean_only))
@@ -67,6 +68,10 @@ class OwnGuide:
         self.guide.trace = type(self.guide.trace)()
         if self.guide.deterministic:
             require_points(self.guide, self.model.sites, nodes)
+        return nodes
+
+    def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
+        nodes = self.nodes(batch, numbers, ids)
         return nodes["obs"]["fn"], any(is_own(node) and not _is_point(node) for node in nodes.values())
 
 

@@ -1,5 +1,6 @@
-"""Trust in a context by its density under the training contexts."""
+"""Trust in a context by its density under the training contexts, and in an example by that of its features."""
 
+from bayes_adapters.reliability.feature_density import feature_density as feature_density
 from bayes_adapters.reliability.frame_density import FrameDensity as FrameDensity
 from bayes_adapters.reliability.reliability import Fallback as Fallback
 from bayes_adapters.reliability.reliability import Reliability as Reliability

@@ -109,3 +109,12 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
             "Reliability(FrameDensity.fit(...))."
         )
+
+
+def require_density(model: Any, site: str, nodes: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` unless the pass whose ``nodes`` these are has recorded a density of the features."""
+    if site not in nodes:
+        raise ConfigError(
+            f"The {type(model.head).__name__} of this {type(model).__name__} records no {site!r}: it knows no density "
+            "of the features. Build the model with head=GenerativeLastLayer(), and train it."
+        )
