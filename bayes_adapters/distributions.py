@@ -180,7 +180,7 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
     draws of its base; any other needs an inverse CDF, entry by entry.
 
     Args:
-        fn: batch shape (S, 1).
+        fn: batch shape (S, 1); of a Gaussian with entries that depend on each other these are along the last axis.
         uniforms: n → uniforms in (0, 1), shape (S, 1, n).
 
     Returns:
@@ -192,11 +192,12 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
     base = base_distribution(fn)
     if isinstance(base, torch.distributions.LowRankMultivariateNormal):
         factor, deviation = base.cov_factor, base.cov_diag.sqrt()
-        noise = torch.special.ndtri(uniforms(factor.shape[-1] + deviation.shape[-1]))
+        lead, count = fn.shape()[:-1], factor.shape[-1] + deviation.shape[-1]
+        noise = torch.special.ndtri(uniforms(lead[2:].numel() * count)).reshape(*lead, count)
         low, rest = noise[..., : factor.shape[-1]], noise[..., factor.shape[-1] :]
         return base.loc + (factor @ low[..., None])[..., 0] + deviation * rest
     if isinstance(base, torch.distributions.MultivariateNormal):
-        noise = torch.special.ndtri(uniforms(base.event_shape[0]))
+        noise = torch.special.ndtri(uniforms(fn.shape()[2:].numel())).reshape(fn.shape())
         return base.loc + (base.scale_tril @ noise[..., None])[..., 0]
     if isinstance(base, torch.distributions.TransformedDistribution):
         value = from_uniforms(base.base_dist, uniforms)

@@ -1,8 +1,8 @@
 """Models, guides, likelihoods, heads and priors by name: what saved adapters refer to and what third parties add.
 
 Built-ins are the public classes in the public modules of ``bayes_adapters.models``, ``bayes_adapters.guides``,
-``bayes_adapters.likelihoods`` and ``bayes_adapters.heads``: a file that is put there is found. There are none of
-priors: the distributions of Pyro need no registration.
+``bayes_adapters.likelihoods``, ``bayes_adapters.heads`` and ``bayes_adapters.priors``: a file that is put there is
+found. The distributions of Pyro need no registration.
 Others come from :func:`register`, or from an installed package's entry points, whose name is the class's own::
 
     [project.entry-points."bayes_adapters.guides"]
@@ -163,9 +163,7 @@ def _is_a(kind: Kind, thing: Any) -> bool:
 
 
 def _built_in(kind: Kind) -> dict[str, type]:
-    if kind is Kind.PRIOR:
-        return {}
-    package, base = importlib.import_module(f"bayes_adapters.{kind.value}s"), _BASES[kind]
+    package = importlib.import_module(f"bayes_adapters.{kind.value}s")
     found: dict[str, type] = {}
     for file in pkgutil.iter_modules(package.__path__):
         if file.name.startswith("_"):
@@ -173,7 +171,7 @@ def _built_in(kind: Kind) -> dict[str, type]:
         module = importlib.import_module(f"{package.__name__}.{file.name}")
         for key, cls in vars(module).items():
             own = isinstance(cls, type) and cls.__module__ == module.__name__ and not key.startswith("_")
-            if not own or not issubclass(cls, base) or not hasattr(cls, _attribute(kind)):  # a base has no name
+            if not own or not _is_a(kind, cls) or not hasattr(cls, _attribute(kind)):  # a base has no name
                 continue
             name = name_of(kind, cls)
             if name in found:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEP = """
 import sys
 
-HIDDEN = ("greenlet", "torchaudio", "soundfile", "matplotlib", "peft", "tensorboard")
+HIDDEN = ("greenlet", "torchaudio", "soundfile", "matplotlib", "peft", "tensorboard", "gpytorch")
 
 class Hide:
     def __init__(self, finder):

@@ -182,7 +182,7 @@ def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, draw
         return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
     if call.mean is not None and flipped and call.site.part == Part.A:
         return Flipout(draw, call.mean[layer], rows.count)
-    return Draw(draw, call.site.part.diagonal)
+    return Draw(draw, call.site.part.diagonal, call.posterior)
 
 
 def _masked_mean(feature: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +36,11 @@ class Weight(Protocol):
     @property
     def value(self) -> Tensor:
         """The draw, shape (*event) or (*S, 1, *event)."""
+        ...
+
+    @property
+    def posterior(self) -> TorchDistributionMixin | None:
+        """Of a head's own weights, the distribution that the value was drawn from; None where it was not."""
         ...
 
     @property
@@ -58,6 +64,7 @@ class Draw:
     Args:
         value: W, shape (n, k), or w, shape (k,), of a diagonal part; with samples (*S, 1, n, k).
         diagonal: whether it is w, so that the product is ``w ⊙ x``.
+        posterior: of a head's own weights, what the value was drawn from; None where it comes from elsewhere.
 
     >>> Draw(torch.tensor([[1.0, 2.0]])).times(torch.ones(3, 2)).tolist()
     [[3.0], [3.0], [3.0]]
@@ -65,6 +72,7 @@ class Draw:
 
     value: Float[Tensor, "*S_event"]
     diagonal: bool = False
+    posterior: TorchDistributionMixin | None = field(default=None, repr=False)
 
     @property
     def needs_rows(self) -> bool:
@@ -96,6 +104,7 @@ class Flipout:
     mean: Float[Tensor, "n k"]
     rows: int
     _signs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
     def check(self, rows: Rows, layer: str, x: Float[Tensor, "rows *T k"]) -> None:
@@ -140,6 +149,7 @@ class LocalReparametrisation:
     layer: str
     rows: Rows
     _noise: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
     @property

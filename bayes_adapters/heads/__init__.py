@@ -2,6 +2,7 @@
 
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
 from bayes_adapters.heads.covariance import Covariance as Covariance
+from bayes_adapters.heads.gaussian_process import GaussianProcessHead as GaussianProcessHead
 from bayes_adapters.heads.generative import GenerativeLastLayer as GenerativeLastLayer
 from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from bayes_adapters.errors import ConfigError, DataError, described, unknown_name
+from bayes_adapters.conditions import refuse_where
+from bayes_adapters.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    described,
+    missing_package,
+    unknown_name,
+)
 from bayes_adapters.likelihoods import Categorical, Likelihood
 
 
@@ -141,6 +150,42 @@ def require_logits(net: str, logits: Any, per_token: bool, rows: int) -> None:
         )
 
 
+def require_gpytorch(use: str) -> Any:
+    """Return the module gpytorch; raise :class:`MissingResourceError`, naming what needs it, where there is none."""
+    try:
+        return importlib.import_module("gpytorch")
+    except ImportError as error:
+        raise missing_package(use, "gpytorch", "gp") from error
+
+
+def require_one_per_example(head: str, likelihood: Likelihood, per_token: bool) -> None:
+    """Raise :class:`ConfigError` if there would be outputs for every token."""
+    if per_token:
+        raise ConfigError(
+            f"{head} has one output vector per example, and {type(likelihood).__name__} has one target per token. Take "
+            "a likelihood with one target per example, or another head, such as LinearHead()."
+        )
+
+
+def require_positive_definite(failed: Tensor, kernel: Any) -> None:
+    """Raise :class:`NonFiniteError` if the Cholesky factor of an output's kernel matrix could not be computed."""
+
+    def explain() -> Exception:
+        outputs = failed.nonzero().flatten().tolist()
+        lengths, scales = (value.detach().flatten()[:4].tolist() for value in _scales(kernel))
+        return NonFiniteError(
+            f"The kernel matrix of the inducing points is not positive definite for outputs {outputs[:8]}: length "
+            f"scales {lengths}, variances {scales}. Where they are NaN or huge training diverged: train again with a "
+            "lower learning rate or clip_norm. Else look at head.inducing_points for NaN."
+        )
+
+    refuse_where(failed > 0, explain)
+
+
+def _scales(kernel: Any) -> tuple[Tensor, Tensor]:
+    return kernel.base_kernel.lengthscale, kernel.outputscale
+
+
 def outside_a_pass(head: str, site: str) -> ConfigError:
     """A head with random weights that is called without a model, so that nothing has drawn them."""
     return ConfigError(
@@ -181,3 +226,9 @@ def require_expected(head: str, likelihood: Likelihood) -> None:
             f"The {head} integrates its weights out, and there is no closed form for {type(likelihood).__name__}. Take "
             "Categorical, Bernoulli, Gaussian or MultiGaussian, or the head BayesianLinear, whose weights are drawn."
         )
+
+
+def require_between_0_and_1(name: str, value: float) -> None:
+    """Raise :class:`ConfigError` unless 0 < ``value`` < 1."""
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{name} must lie in (0, 1); got {value!r}. Below 1 no two features can become one.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,15 +53,16 @@ class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
     A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``prior``, ``posterior``, ``build``, ``read``,
-    ``forward``, ``config``. The constructor takes options only. The model then says for which features and which
-    likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass, within the
-    data plate, with S·B rows in the order [S, B].
+    ``forward``, ``expectation``, ``config``. The constructor takes options only. The model then says for which features
+    and which likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass,
+    within the data plate, with S·B rows in the order [S, B].
 
     A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
     before the pass, with one KL per data set; ``forward`` finds the draws by :meth:`drawn`. Either the head brings
     their :meth:`prior` and :meth:`posterior`, and then stands beside any guide of the adapters, which never sees them.
     Or it brings neither: they are then under the model's prior, and inferred by a guide that serves them, such as
-    ``MeanField``.
+    ``MeanField``. What a head that draws its outputs knows without a draw, E_q log p(y | f), it returns from
+    :meth:`expectation`.
 
     Args:
         pooling: how hidden states become one vector per example; None is the mean, or none at all where the likelihood
@@ -166,6 +167,15 @@ class Head(nn.Module):
     def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
         """Map features to the likelihood's outputs, or to their moments where the likelihood has ``expected``."""
         raise NotImplementedError
+
+    def expectation(self, likelihood: Likelihood, targets: Any) -> Callable[[], Float[Tensor, " rows"]] | None:
+        """Return what computes E_q log p(y | f), or a bound of it, for every row; q is the head's own posterior.
+
+        The model asks after :meth:`forward`, in the same pass; :class:`bayes_adapters.ELBO` calls what is returned in
+        the place of the density at the draw. q is found in ``drawn(name).posterior``. None, the default: the density at
+        the draw is the estimate.
+        """
+        return None
 
     def drawn(self, name: str) -> Weight:
         """Return this pass's draw of one of :meth:`sites`: ``drawn(name).times(features)`` for a matrix.

@@ -8,7 +8,8 @@ The model's density is that of all N examples; this is its negative ELBO divided
 clipping do not depend on N. The KL is analytic wherever Pyro or torch has a closed form; local latents count once per
 example with padding masked; global ones, hyper-parameters of the prior among them, once per data set. A KL evaluated at
 sampled upstream states is the chain rule's estimator: exact within a layer, one draw over the layers before it. w = 1
-is the ELBO, anything else tempers it.
+is the ELBO, anything else tempers it. Where a head infers weights of its own, log p(y_b | x_b, E) may be an average
+over them, which the head then knows in closed form or by quadrature (``Head.expectation``); their KL is a global one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import SAME, AdapterGuide
 from bayes_adapters.inference.handlers import KLMode, KLWeight
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
-from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.model import EXPECTED, AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
 from bayes_adapters.sites import SITE, SiteCall
 
@@ -142,7 +143,7 @@ class ELBO(nn.Module):
         model_trace, guide_trace = self.guide.get_traces()
         self.guide.trace = Trace()
         observed: Any = model_trace.nodes["obs"]
-        nll = -_sum(observed["fn"].log_prob(observed["value"]), observed)
+        nll = -_sum(_log_likelihood(observed), observed)
         kl = nll.new_zeros(())
         joint: Any = guide_trace.nodes.get(JOINT)
         joined = self.guide.layout if joint is not None and isinstance(self.guide, JointGuide) else {}
@@ -157,6 +158,12 @@ class ELBO(nn.Module):
                 kl = kl + _kl(site, model_trace.nodes[name])
         scales = _scale_statistics(guide_trace) if with_scales else {}
         return ElboTerms(nll + kl, nll, kl, weight, scales)
+
+
+def _log_likelihood(observed: Any) -> Tensor:
+    """Log p(y | draw), or its expectation over the head's own weights where the head knows it; shape of the batch."""
+    fn, expected = observed["fn"], observed["infer"].get(EXPECTED)
+    return fn.log_prob(observed["value"]) if expected is None else expected().reshape(fn.batch_shape)
 
 
 def _sum(value: Tensor, site: Any) -> Tensor:

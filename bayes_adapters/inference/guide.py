@@ -157,6 +157,7 @@ class AdapterGuide(GuideMessenger, nn.Module):
         prior = msg["fn"]
         head = self.head_posterior if self.is_of_head(call.site) else None
         single = self.posterior(call, msg["infer"][SINGLE_PRIOR]) if head is None else head(call)
+        call.posterior = None if head is None else single
         shape = _batch_shape(call)
         require_posterior(self, call.site, single, shape)
         msg["infer"][SAME] = single is msg["infer"][SINGLE_PRIOR]
@@ -170,6 +171,12 @@ class AdapterGuide(GuideMessenger, nn.Module):
         if call.moments is not None and msg["value"] is None:
             require_untraced(self.model.head)  # type: ignore[attr-defined]
             msg["value"] = call.point = msg["fn"].mean
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        call: SiteCall | None = msg["infer"].get(SITE)
+        if call is not None and msg["is_observed"]:
+            call.posterior = None  # a handler around the guide has given the value
+        super()._pyro_post_sample(msg)
 
 
 def _batch_shape(call: SiteCall) -> tuple[int, ...]:

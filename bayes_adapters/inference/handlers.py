@@ -13,12 +13,16 @@ from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from bayes_adapters.distributions import base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
 from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
+
+_JOINT = (MultivariateNormal, LowRankMultivariateNormal)
+"""Families with draws that are a function of uniforms though entries depend on each other."""
 
 
 class KLMode(StrEnum):
@@ -223,6 +227,9 @@ class KeyedDraws(Messenger):
             return
         require_plates(msg["name"], tuple(shape[:2]), (len(self.samples), len(examples)))
         count, device = shape[2:].numel(), device_of(msg["fn"])
+        if isinstance(base_distribution(msg["fn"]), _JOINT) and call.token_mask is None:
+            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, self.samples, examples)
+            return
         uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, count, device).reshape(shape)
         if call.token_mask is not None:
             # Tokens are numbered among the real ones: left padding, too, must not move the noise.

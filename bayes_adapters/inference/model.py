@@ -13,7 +13,7 @@ is nats per datum.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -33,6 +33,9 @@ from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
 from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, point_of
+
+EXPECTED = "expected_log_density"
+"""The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expectation``."""
 
 
 class AdapterModel(AdaptedBackbone):
@@ -125,12 +128,15 @@ class AdapterModel(AdaptedBackbone):
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
                     outputs = self.outputs(self._features(batch, rows.samples), batch)
+                    expected = None if batch.targets is None else self.head.expectation(self.likelihood, batch.targets)
                 with read_together():
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                         _checks.require_finite(self, "The head's outputs are", point_of(outputs), batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
                     fn, targets = self._likelihood_of(outputs, batch), batch.targets
-                pyro.sample("obs", fn, obs=None if targets is None else self.likelihood.observation(fn, targets))
+                infer: Any = {} if expected is None else {EXPECTED: expected}
+                obs = None if targets is None else self.likelihood.observation(fn, targets)
+                pyro.sample("obs", fn, obs=obs, infer=infer)
         return point_of(outputs)
 
     def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"]:

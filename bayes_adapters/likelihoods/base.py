@@ -1,10 +1,10 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``expected`` (their moments → E log p(y | draw)),
-``of_tokens``, ``check`` (targets), ``accept``, ``advice``, ``observation``, ``draw_mean``, ``log_density``,
-``summarise`` (sums over draws that can be added up chunk by chunk), ``predict`` (sums → :class:`Prediction`),
-``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
+``per_token``, ``separable``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``expected`` (their moments →
+E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``, ``observation``, ``draw_mean``,
+``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk), ``predict`` (sums →
+:class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Likelihood(nn.Module):
     """K: the numbers that the head must produce for each target."""
     per_token: ClassVar[bool] = False
     """Whether there is one target per token, rather than one per example."""
+    separable: ClassVar[bool] = False
+    """Whether log p(y | f) is a sum over the outputs, each term of one f_k; where K = 1 it is."""
     has_expected: ClassVar[bool] = False
     """Whether there is :meth:`expected`."""
     expected_predicts: ClassVar[bool] = False

@@ -44,6 +44,7 @@ class MultiGaussian(Likelihood):
     """
 
     name: ClassVar[str] = "multi_gaussian"
+    separable: ClassVar[bool] = True
     has_expected: ClassVar[bool] = True
     expected_predicts: ClassVar[bool] = True
 

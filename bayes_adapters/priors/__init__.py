@@ -1,5 +1,6 @@
 """Priors over the random parts of an adapter."""
 
+from bayes_adapters.priors.depth import DepthProcess as DepthProcess
 from bayes_adapters.priors.hierarchical import HYPER as HYPER
 from bayes_adapters.priors.hierarchical import HyperSite as HyperSite
 from bayes_adapters.priors.hierarchical import bijection as bijection

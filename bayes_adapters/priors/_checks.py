@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -117,3 +118,34 @@ def unwritable(site: str, error: Exception) -> ConfigError:
         "bayes_adapters.registry.register, or by an entry point of the group bayes_adapters.priors; a plain "
         "function is registered under its own name. Everything but save() works without."
     )
+
+
+def require_depth(lengthscale: float, scale: float, spread: float | None) -> None:
+    """Raise :class:`ConfigError` for options that give no process over depth."""
+    given = {"lengthscale": lengthscale, "scale": scale} | ({} if spread is None else {"spread": spread})
+    for name, value in given.items():
+        lowest = "at least 0" if name == "lengthscale" else "positive"
+        if not (value >= 0.0 if name == "lengthscale" else value > 0.0) or value == math.inf:
+            raise ConfigError(f"{name} must be {lowest} and finite; got {value}.")
+    if spread is not None and lengthscale == 0:
+        raise ConfigError("lengthscale=0 is no start for a length scale that is learned: log 0 has no value. Give 1.0.")
+
+
+def require_layers(site: Site) -> None:
+    """Raise :class:`ConfigError` unless one global site holds the layers that a prior is to join."""
+    if site.shape == site.event:
+        raise ConfigError(
+            f"A prior over depth joins the weights of layers, and {site.name!r} is drawn anew for each "
+            f"{site.granularity.value}. Take granularity='global', or another prior."
+        )
+    if site.name == f"{site.part.name}.{site.layers[0]}":
+        raise ConfigError(
+            f"A prior over depth joins the layers of one site, and {site.name!r} holds one layer. Leave grouped=False "
+            "out of the model."
+        )
+
+
+def require_square(site: Site) -> None:
+    """Raise :class:`ConfigError` unless the site's weights are square matrices."""
+    if len(site.event) != 2 or site.event[0] != site.event[1]:
+        raise ConfigError(f"identity=True needs square weights; {site.name!r} has shape {site.event} per layer.")

@@ -23,7 +23,8 @@ def fitted(prior: Any, site: Site) -> TorchDistributionMixin:
         site: the site.
 
     Returns:
-        The distribution inside any outermost ``Independent``, with batch shape + event shape = ``site.shape``.
+        The distribution inside any outermost ``Independent``, with batch shape + event shape = ``site.shape``. Its
+        event may be the whole of a global site: it then joins the layers.
 
     Raises:
         ConfigError: it is no Pyro distribution, or its shape does not broadcast.
@@ -35,8 +36,8 @@ def fitted(prior: Any, site: Site) -> TorchDistributionMixin:
     shape = tuple(base.batch_shape + base.event_shape)
     free = len(site.shape) - base.event_dim
     try:
-        if base.event_dim > len(site.event):
-            raise ValueError(f"its {base.event_dim} event dimensions are more than the {len(site.event)} of one draw")
+        if base.event_dim > len(site.shape):
+            raise ValueError(f"its {base.event_dim} event dimensions are more than the {len(site.shape)} of the site")
         whole = base if base.batch_shape == site.shape[:free] else fresh(base).expand(torch.Size(site.shape[:free]))
         if whole.batch_shape + whole.event_shape != torch.Size(site.shape):
             raise ValueError(f"its shape is {shape}")
@@ -46,8 +47,11 @@ def fitted(prior: Any, site: Site) -> TorchDistributionMixin:
 
 
 def single(whole: TorchDistributionMixin, site: Site) -> TorchDistributionMixin:
-    """Return what :func:`fitted` made as a distribution over one draw: event shape ``site.event``."""
-    one: TorchDistributionMixin = fresh(whole).to_event(len(site.event) - whole.event_dim)
+    """Return what :func:`fitted` made as a distribution over one draw: event shape ``site.event``.
+
+    What joins the layers of a global site has no such part; its event shape stays ``site.shape``.
+    """
+    one: TorchDistributionMixin = fresh(whole).to_event(max(0, len(site.event) - whole.event_dim))
     return one
 
 

@@ -182,6 +182,11 @@ class _PauseSignal(Exception):  # noqa: N818
         self.name, self.fn = name, fn
 
 
+def called(function: Any, site: Site) -> Any:
+    """Call a prior's function as it asks to be: with the site, or with its name and shape."""
+    return function(site) if getattr(function, "takes_site", False) else function(site.name, site.shape)
+
+
 def at_start(function: PriorFunction, site: Site, known: Mapping[str, HyperSite]) -> tuple[Any, list[HyperSite]]:
     """Call ``function`` for ``site`` with every hyper-parameter at its start.
 
@@ -203,7 +208,7 @@ def at_start(function: PriorFunction, site: Site, known: Mapping[str, HyperSite]
             handler = _Hyper({name: hyper.start for name, hyper in found.items()}, pause=True)
             try:
                 with poutine.trace() as trace, handler:
-                    prior = function(site.name, site.shape)
+                    prior = called(function, site)
                 break
             except _PauseSignal as pause:
                 found[pause.name] = _hyper_site(pause.name, pause.fn, site)

@@ -1,7 +1,8 @@
 """Priors over the random parts of an adapter, the core E above all.
 
 A prior is any Pyro distribution, kept as it is (a mixture, a transformed or masked one, an own subclass); a dictionary
-from site pattern to prior; or ``callable(name, shape)`` that returns one. Its parameters are never trained. They may be
+from site pattern to prior; or ``callable(name, shape)`` that returns one, ``callable(site)`` where the callable's
+``takes_site`` is true. Its parameters are never trained. They may be
 random: a callable that samples hyper-parameters with ``pyro.sample`` is called in every pass of the model, see
 :mod:`bayes_adapters.priors.hierarchical`; any other is called once. The default is ``N(0, 0.2²)`` on every entry of E,
 the choice of C-LoRA. ``save`` writes the classes of ``pyro.distributions``, however nested, and what is registered as a
@@ -36,7 +37,7 @@ from bayes_adapters.priors._checks import (
 )
 from bayes_adapters.priors._shapes import fitted, fresh, single
 from bayes_adapters.priors._tensors import distributions_of, tensors_of, with_tensors
-from bayes_adapters.priors.hierarchical import HyperSite, PriorFunction, at_start, sample_priors
+from bayes_adapters.priors.hierarchical import HyperSite, PriorFunction, at_start, called, sample_priors
 
 if TYPE_CHECKING:
     from bayes_adapters.sites import Site
@@ -97,11 +98,14 @@ class Prior(nn.Module):
         """Hyper-parameters, in the order in which a pass samples them."""
         self._held: dict[str, _Held] = {}
         self._functions: dict[str, tuple[PriorFunction, Site]] = {}
+        self._written: dict[str, PriorFunction] = {}
         for place, (site, given) in enumerate(zip(sites, _resolve(spec, sites), strict=True)):
             if not isinstance(given, TorchDistributionMixin) and callable(given):
                 function = given
                 known = {hyper.name: hyper for hyper in self.hyper_sites}
                 given, hypers = at_start(function, site, known)
+                if getattr(function, "takes_site", False):
+                    self._written[site.name] = function
                 if hypers:
                     self._functions[site.name] = (function, site)
                     self.hyper_sites += [hyper for hyper in hypers if hyper.name not in known]
@@ -188,7 +192,7 @@ class Prior(nn.Module):
         for name in self._held:
             self._whole(name)
             whole = self._held[name].pristine
-            given = self._functions[name][0] if name in self._functions else whole
+            given = self._functions[name][0] if name in self._functions else self._written.get(name, whole)
             described[name] = _json.describe(given, name, elementwise=whole.event_dim == 0, find=find)
         return described
 
@@ -212,9 +216,11 @@ class SampledPrior:
 def _call(function: PriorFunction, site: Site, device: torch.device, stacked: bool) -> TorchDistributionMixin:
     """The prior of one draw of ``site``, ready to be stacked: with the data plate's dimension, of size 1."""
     with torch.device(device):
-        prior = single(fitted(function(site.name, site.shape), site), site)
+        prior = single(fitted(called(function, site), site), site)
     if not stacked:
         return prior
+    if prior.event_dim > len(site.event):  # it joins the layers
+        return prior.expand(torch.Size((1,)))
     return prior.expand(torch.Size((1, *prior.batch_shape)) if prior.batch_shape else torch.Size((1, 1)))
 
 

@@ -70,6 +70,8 @@ class SiteCall:
             computes with its mean and variance.
         point: said with ``scale`` or ``moments``: the tensor in the draw's place, the posterior's mean. A value other
             than this one was conditioned on.
+        posterior: said by the guide of a head's own weights: q of one draw, event shape ``site.event``. None where the
+            model runs without a guide of this library, or the site is conditioned on.
     """
 
     site: Site
@@ -82,6 +84,7 @@ class SiteCall:
     scale: Float[Tensor, "*shape"] | None = None
     moments: TorchDistributionMixin | None = None
     point: Float[Tensor, "*S *shape"] | None = None
+    posterior: TorchDistributionMixin | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:

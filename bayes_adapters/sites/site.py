@@ -74,10 +74,11 @@ class Site:
 
         Args:
             single: event shape ``event``; batch shape (L,) for a global site, (*S, B, T) for a token site and
-                (*S, B, 1) for a sequence site.
+                (*S, B, 1) for a sequence site. Or, of a global site, a distribution that joins its layers: event shape
+                (L, *event).
             mask: shape (B, T), True where a token is real; None where nothing is masked.
         """
-        return (single if mask is None else single.mask(mask)).to_event(1)
+        return (single if mask is None else single.mask(mask)).to_event(1 + len(self.event) - single.event_dim)
 
 
 def build_sites(

@@ -23,9 +23,13 @@ from transformers import BertConfig, BertModel, WhisperConfig, WhisperFeatureExt
 from bayes_adapters import Batch, Bernoulli, Categorical, Frames, adapted_layers, load, predict, save
 from bayes_adapters.backbones import speech_encoder
 from bayes_adapters.files.peft import from_peft, to_peft
+from bayes_adapters.guides import Delta
+from bayes_adapters.heads import GaussianProcessHead
+from bayes_adapters.models import LoRA
 from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.systems import build
 from bayes_adapters.training import batches, fit
+from bayes_adapters.training.inducing import initialise
 
 VOCABULARY, WIDTH, AUDIO = 30, 16, 6
 SYSTEMS = ["lora", "mc-dropout", "blob", "scalabl", "c-lora", "caliber-x"]
@@ -83,6 +87,27 @@ def test_train_save_load_predict(name: str, tmp_path: Path) -> None:
     save(tmp_path / "adapter", model, guide, task={"labels": ["low", "high"]})
     again = load(tmp_path / "adapter", bert())
     assert torch.equal(first.mean, predict(*again, batch, num_samples=4, seed=3).mean)
+
+
+def test_a_gaussian_process_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("gpytorch")
+    data = examples()
+    model = LoRA(bert(), Categorical(2), rank=4, head=GaussianProcessHead(8), num_data=data.size)
+    guide = Delta(model)
+    initialise(model, guide, data)
+    history = fit(
+        model,
+        guide,
+        batches(data, 16, seed=0),
+        epochs=16,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+        progress=False,
+    ).history
+    assert history[-1]["nll"] < LEARNT < history[0]["nll"]
+    save(tmp_path, model, guide)
+    found, expected = (predict(*pair, examples(5), num_samples=4) for pair in (load(tmp_path, bert()), (model, guide)))
+    assert torch.equal(found.mean, expected.mean)
+    assert found.epistemic.min() > 0
 
 
 def test_an_interrupted_run_continues_with_the_same_numbers(tmp_path: Path) -> None:
