@@ -7,6 +7,7 @@ catches the built-in keeps working.
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Iterable
 from enum import Enum
@@ -107,6 +108,15 @@ def whole_number(name: str, value: object, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def positive_number(name: str, value: object) -> None:
+    """Raise :class:`ConfigError` unless ``value``, given as ``name``, is a positive, finite number.
+
+    >>> positive_number("prior_scale", 0.5)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
+        raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
 
 
 def integer(name: str, value: object) -> int:

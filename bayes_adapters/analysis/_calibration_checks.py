@@ -231,12 +231,6 @@ def no_optimum(use: str, count: int) -> DataError:
     )
 
 
-def require_positive(name: str, value: Any) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
-
-
 def require_vectors(weight: Any, bias: Any) -> None:
     """Raise :class:`ConfigError` unless weight and bias are equally many finite numbers, at least two."""
     numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (*weight, *bias))

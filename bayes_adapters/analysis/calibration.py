@@ -30,12 +30,12 @@ from bayes_adapters.analysis._calibration_checks import (
     require_count,
     require_numbers,
     require_optimum,
-    require_positive,
     require_some_of_each,
     require_vectors,
     require_width,
 )
 from bayes_adapters.analysis._class_scaling import fitted, rescaled, without_constant
+from bayes_adapters.errors import positive_number
 from bayes_adapters.likelihoods import Prediction
 
 
@@ -69,7 +69,7 @@ class TemperatureScaling:
     temperature: float
 
     def __post_init__(self) -> None:
-        require_positive("temperature", self.temperature)
+        positive_number("temperature", self.temperature)
 
     @classmethod
     def fit(cls, prediction: Prediction | Tensor, targets: Tensor) -> TemperatureScaling:
@@ -208,7 +208,7 @@ class DeviationScaling:
     scale: float
 
     def __post_init__(self) -> None:
-        require_positive("scale", self.scale)
+        positive_number("scale", self.scale)
 
     @classmethod
     def fit(cls, prediction: Prediction, targets: Tensor) -> DeviationScaling:

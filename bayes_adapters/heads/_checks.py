@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from bayes_adapters.errors import (
     NonFiniteError,
     described,
     missing_package,
+    positive_number,
     unknown_name,
 )
 from bayes_adapters.likelihoods import Categorical, Likelihood
@@ -197,8 +197,7 @@ def outside_a_pass(head: str, site: str) -> ConfigError:
 def require_positive(**options: object) -> None:
     """Raise :class:`ConfigError` unless each option is a positive, finite number."""
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
-            raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
+        positive_number(name, value)
 
 
 def inverse_gamma(name: str, prior: Any) -> tuple[float, float]:

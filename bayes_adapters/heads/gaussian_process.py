@@ -14,12 +14,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import choice, whole_number
+from bayes_adapters.errors import choice, positive_number, whole_number
 from bayes_adapters.heads._checks import (
     require_between_0_and_1,
     require_gpytorch,
     require_one_per_example,
-    require_positive,
     require_positive_definite,
 )
 from bayes_adapters.heads._expectation import expected_log_density
@@ -146,7 +145,8 @@ class GaussianProcessHead(Head):
         whole_number("draws", draws)
         whole_number("hidden", 1 if hidden is None else hidden)
         require_between_0_and_1("bound", bound)
-        require_positive(**({} if lengthscale is None else {"lengthscale": lengthscale}))
+        if lengthscale is not None:
+            positive_number("lengthscale", lengthscale)
         self.num_inducing, self.lengthscale, self.ard, self.draws = num_inducing, lengthscale, ard, draws
         self.hidden, self.bound = hidden, bound
         self.kernel_name = choice(Kernel, "kernel", kernel)
