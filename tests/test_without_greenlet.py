@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.without import ROOT, run_without
+
 USE = """
-import sys
-
-sys.modules["greenlet"] = None  # an import of it raises ImportError
-
-import importlib
-import pkgutil
-
-import bayes_adapters
 from bayes_adapters import ELBO, Categorical, models
 from bayes_adapters.errors import MissingResourceError
 from bayes_adapters.modalities.lockstep import run
-
-for module in pkgutil.walk_packages(bayes_adapters.__path__, "bayes_adapters."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-
 from examples.studies.matrix_cells import PAIR
 from examples.studies.tiny import make
 from tests.systems.parts import NAMES, small
@@ -50,11 +34,7 @@ for name, use in uses.items():
 
 
 def test_only_what_runs_in_lock_step_needs_greenlet() -> None:
-    clean = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", USE]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    said = dict(line.split(" | ") for line in done.stdout.splitlines())
+    said = dict(line.split(" | ") for line in run_without("greenlet", USE))
     assert list(said) == ["cola", "bayesian-cola", "every layer", "run"]
     for line in said.values():
         assert "greenlet" in line
