@@ -113,9 +113,12 @@ class LowRank:
     @property
     def kept(self) -> float:
         """The share of the trace that the directions kept hold; 1 where nothing was lost."""
+        self._compress()
         return min(float(self.columns.square().sum()) / self.trace, 1.0) if self.trace else 1.0
 
     def _compress(self) -> None:
+        if not self.waiting:
+            return
         whole = torch.cat([self.columns, *self.waiting], 1)
         self.waiting = []
         if whole.shape[1] == 0:

@@ -54,17 +54,12 @@ def require_curved(model: AdapterModel, trace: float, count: int) -> None:
         )
 
 
-def require_structure(model: AdapterModel, guide: Any) -> None:
+def require_structure(model: AdapterModel) -> None:
     """Raise :class:`ConfigError` where a Gaussian over weights cannot stand for the model's random parts."""
     if model.head_sites:
         raise ConfigError(
             f"The {type(model.head).__name__} brings a posterior of its own, which a Laplace approximation would "
             "replace. Train the adapters with a plain head, such as LinearHead, and call it then."
-        )
-    if not model.sites:
-        raise ConfigError(
-            f"This {type(model).__name__} has no random weights whose posterior could be Gaussian; the guide is "
-            f"{type(guide).__name__}."
         )
 
 
@@ -84,8 +79,8 @@ def require_memory(size: int, needed: dict[str, float], structure: str, allowed:
     others = f"Take {' or '.join(fits)}" if fits else "Take a smaller rank="
     raise ConfigError(
         f"structure={structure!r} over D = {size} weights needs {needed[structure]:.2g} GB, and max_gigabytes is "
-        f"{allowed:g}. {others}, fewer weights (weights='core' has r² per layer, weights='head' the last layer only), "
-        "or pass a larger max_gigabytes."
+        f"{allowed:g}. {others}, fewer weights (weights='core' has r² per layer, last_layer_laplace those of the head "
+        "only), or pass a larger max_gigabytes."
     )
 
 

@@ -7,17 +7,15 @@ Sources: MacKay 1992 (the evidence); Daxberger et al. 2021, arXiv 2106.14806; fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from bayes_adapters.curved_gaussian import CurvedGaussian
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
-from bayes_adapters.errors import choice, positive_number, whole_number
+from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.guides import Laplace
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
@@ -26,68 +24,16 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.linearised import Linearised, Tangent
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
-from bayes_adapters.inference.predictive import predict
-from bayes_adapters.surgery import _evidence
-from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, Scores, gather
+from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, gather
 from bayes_adapters.surgery._curvature import Structure as Structure
-from bayes_adapters.surgery._laplace_checks import (
-    require_memory,
-    require_structure,
-    require_targets,
-    require_validation,
-    warn_unbounded,
-    warn_untrained,
-)
+from bayes_adapters.surgery._laplace_checks import require_memory, require_structure, require_targets
+from bayes_adapters.surgery._laplace_fit import VALIDATED as VALIDATED
+from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precision
+from bayes_adapters.surgery._laplace_fit import LaplaceLog as LaplaceLog
+from bayes_adapters.surgery._laplace_fit import PriorPrecision as PriorPrecision
 from bayes_adapters.surgery._prior_unit import prior_unit
-
-VALIDATED = tuple(10.0 ** (power / 2) for power in range(-8, 9))
-"""Prior precisions tried on validation data: 10⁻⁴ … 10⁴, two a decade."""
-
-
-class PriorPrecision(StrEnum):
-    """By what λ is chosen."""
-
-    EVIDENCE = "evidence"
-    """The greatest marginal likelihood of the training data: no held-out examples are needed."""
-    VALIDATION = "validation"
-    """The smallest negative log predictive density of held-out examples."""
-
-
-@dataclass(frozen=True)
-class LaplaceLog:
-    """What a Laplace approximation found.
-
-    Args:
-        structure: which part of the curvature was kept.
-        size: D, the number of weights.
-        num_examples: how many examples the curvature was summed over; it stands for ``num_data``.
-        num_data: N.
-        prior_precision: λ.
-        log_likelihood: Σ log p(y | x, m) over N examples, nats.
-        log_evidence: log Z(λ), nats.
-        determined: γ, how many directions the data determine, of D.
-        kept: the share of the curvature's trace that the structure holds; below 1 the posterior is wider than the exact
-            one in the directions left out.
-        shift: √(gᵀ Σ g / max(γ, 1)), g being the gradient of the log-likelihood or of the log-joint, whichever gives
-            less: how many posterior standard deviations the optimum lies away, per determined direction. Near 0 there.
-        searched: (λ, criterion) pairs that were tried on validation data, the criterion in nats per example.
-    """
-
-    structure: str
-    size: int
-    num_examples: int
-    num_data: int
-    prior_precision: float
-    log_likelihood: float
-    log_evidence: float
-    determined: float
-    kept: float
-    shift: float
-    searched: tuple[tuple[float, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON, for ``save(..., task=…)`` or a report."""
-        return asdict(self) | {"searched": [list(pair) for pair in self.searched]}
+from bayes_adapters.surgery.random_weights import Weights as Weights
+from bayes_adapters.surgery.random_weights import random_weights, read_weights
 
 
 @exclusive()
@@ -96,6 +42,8 @@ def laplace(
     guide: AdapterGuide,
     data: Batch | Iterable[Batch],
     *,
+    weights: Weights | str | None = None,
+    head: bool = False,
     structure: Structure | str = Structure.LOW_RANK,
     rank: int = 256,
     prior_precision: PriorPrecision | str | float = PriorPrecision.EVIDENCE,
@@ -127,10 +75,14 @@ def laplace(
     choose λ on ``validation``.
 
     Args:
-        model: a trained model whose random parts are weights, such as ``StochasticCore(granularity="global")``,
-            ``Wander`` or ``StochasticDown``.
+        model: a trained model: a plain LoRA, or one whose random parts are weights, such as
+            ``StochasticCore(granularity="global")``, ``StochasticDown`` or ``Wander``.
         guide: what says where they are: ``Delta``, or another guide's means.
         data: the training data, once.
+        weights: which weights get the posterior, see :class:`~bayes_adapters.surgery.random_weights.Weights`: the
+            model's own random sites, both factors of each layer, as published, or r² numbers per layer; None is the
+            first for a model that has sites, else the second.
+        head: whether the weights of a linear head are among them; not with ``weights="sites"``.
         structure: see :class:`Structure`.
         rank: k of ``"low_rank"``. With at least N times (C − 1) of C classes it is exact.
         prior_precision: λ, or how it is chosen, see :class:`PriorPrecision`.
@@ -142,7 +94,9 @@ def laplace(
         seed: of validation's draws.
 
     Returns:
-        ``(model, guide, log)``: the model as it was, its new guide in eval mode, and how it was found.
+        ``(model, guide, log)``: the model, in eval mode if it is a new one, its new guide, and how it was found. With
+        ``weights="sites"`` that is the model given; else a new one, on a copy of the backbone that shares the memory of
+        the frozen weights, with the prior N(0, 1), so that λ is the prior's precision itself.
 
     Raises:
         ConfigError: an option is out of range; the structure needs more memory; the model has no random weights, or
@@ -156,108 +110,84 @@ def laplace(
 
     >>> _ = torch.manual_seed(0)
     >>> from transformers import BertConfig, BertModel
-    >>> from bayes_adapters import Categorical
+    >>> from bayes_adapters import Categorical, predict
     >>> from bayes_adapters.guides import Delta
-    >>> from bayes_adapters.models import StochasticCore
+    >>> from bayes_adapters.models import LoRA
     >>> from bayes_adapters.training import fit
     >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     >>> data = Batch({"input_ids": torch.randint(20, (16, 6))}, targets=torch.randint(2, (16,)))
-    >>> model = StochasticCore(BertModel(tiny), Categorical(2), rank=2, granularity="global", num_data=16)
-    >>> point = Delta(model)
-    >>> _ = fit(model, point, data, max_steps=100, progress=False)
-    >>> model, guide, log = laplace(model, point, data, structure="full")
+    >>> lora = LoRA(BertModel(tiny), Categorical(2), rank=2)
+    >>> _ = fit(lora, Delta(lora), data, max_steps=100, progress=False)
+    >>> model, guide, log = laplace(lora, Delta(lora), data)
     >>> answer = predict(model, guide, data, linearised=True)
-    >>> bool((answer.epistemic > 0).all()), log.size
-    (True, 8)
+    >>> bool((answer.epistemic > 0).all()), log.size  # A and B of two layers
+    (True, 64)
     """
     structure = choice(Structure, "structure", structure)
-    given = prior_precision if isinstance(prior_precision, int | float) else None
-    if given is None:
-        prior_precision = choice(PriorPrecision, "prior_precision", prior_precision)
-    else:
-        positive_number("prior_precision", given)
-    require_validation(prior_precision, validation)
+    precision = read_precision(prior_precision, validation)
     whole_number("rank", rank)
     require_pair(model, guide)
-    require_structure(model, guide)
+    require_structure(model)
+    kind, num_data = read_weights(model, weights, head), num_data or model.num_data
     with evaluating(model, guide):
-        values = weight_mean(model, guide)
-        tangent = Tangent(model, values)
-        loc = float64(tangent.flat(values)).cpu()
-        require_memory(len(loc), _gigabytes(model, len(loc), rank), structure.value, max_gigabytes)
-        mean, unit = prior_unit(model)
-        curvature = _empty(model, structure, len(loc), rank)
-        scores = gather(model, tangent, data, unit, curvature)
-    total = num_data or model.num_data or scores.count
-    scale = total / scores.count
-    pairs = [(directions, scale * along) for directions, along in curvature.eigen()]
-    diagonal = scale * curvature.diagonal if isinstance(curvature, Diagonal) else None
-    bent = diagonal if diagonal is not None else torch.cat([along for _, along in pairs])
-    offset = (loc - mean) / unit
-    norm, log_likelihood = float(offset.square().sum()), scale * scores.log_likelihood
+        if kind is Weights.SITES:
+            values = weight_mean(model, guide)
+        else:
+            model, values = random_weights(model, guide, kind, head=head, num_data=num_data)
+        found = _curved(model, values, data, structure, rank, num_data, max_gigabytes)
+        if kind is not Weights.SITES:
+            model.num_data = found.num_data
+        new = Laplace(model, blocks=found.blocks(_blocks(model, structure, len(found.loc)))).eval()
+        held = [validation] if isinstance(validation, Batch) else list(validation or [])
 
-    blocks = [] if diagonal is not None else _blocks(model, structure, len(loc))
-    counts = [[first, last, len(along)] for (first, last), (_, along) in zip(blocks, pairs, strict=True)]
-    new = Laplace(model, blocks=counts).eval()
-    new.place(loc, unit, diagonal, pairs)
-    searched: list[tuple[float, float]] = []
-    if given is not None:
-        precision = float(given)
-    elif validation is not None:
-        held = [validation] if isinstance(validation, Batch) else list(validation)
-        scored = _tangents_scored if linearised else _draws_scored
-        searched = list(zip(VALIDATED, scored(model, new, held, num_samples, seed), strict=True))
-        precision = min(searched, key=lambda pair: pair[1])[0]
-        warn_unbounded(VALIDATED, precision, 3)
-    else:
-        precision = _evidence.maximum(norm, bent)
-        warn_unbounded(_evidence.GRID, precision, 3)
-    new.rescale(precision)
-    gamma = _evidence.determined(precision, bent)
-    shift = math.sqrt(_newton(new, scores, offset / unit, precision, scale) / max(gamma, 1.0))
-    warn_untrained(shift, 3)
-    evidence = _evidence.log_evidence(precision, log_likelihood, norm, bent)
-    counted = (structure.value, len(loc), scores.count, total, precision, log_likelihood, evidence)
-    log = LaplaceLog(*counted, gamma, curvature.kept, shift, tuple(searched))
+        def validated() -> list[float]:
+            scored = _tangents_scored if linearised else draws_scored
+            return scored(model, new, new.gaussian, held, num_samples, seed)
+
+        log = found.settle(new.gaussian, precision, validated, 4)
     return model, new, log
 
 
-def _newton(guide: Laplace, scores: Scores, pull: Tensor, precision: float, scale: float) -> float:
-    """gᵀ Σ g, the squared length of a Newton step, in posterior standard deviations.
-
-    g is the gradient of the log-likelihood or of the log-joint, whichever is nearer to its optimum.
-    """
-    q: Any = guide.joint()
-    likelihood = scale * scores.gradient
-    both = torch.stack([likelihood, likelihood - precision * pull]).to(q.loc)
-    return float(float64(q.projected(both)).square().sum(-1).min())
-
-
-def _draws_scored(model: AdapterModel, guide: Laplace, held: list[Batch], draws: int, seed: int) -> list[float]:
-    """The negative log density of the held-out examples, in nats per example, for every λ that is tried."""
-    scores = []
-    for precision in VALIDATED:
-        guide.rescale(precision)
-        found: Any = predict(model, guide, held, num_samples=draws, seed=seed).log_density
-        scores.append(-float(float64(found).mean()))
-    return scores
+def _curved(
+    model: AdapterModel,
+    values: Mapping[str, Tensor],
+    data: Batch | Iterable[Batch],
+    structure: Structure,
+    rank: int,
+    num_data: int | None,
+    max_gigabytes: float,
+) -> Found:
+    tangent = Tangent(model, values)
+    loc = float64(tangent.flat(tangent.values)).cpu()
+    require_memory(len(loc), _gigabytes(model, len(loc), rank), structure.value, max_gigabytes)
+    prior = prior_unit(model)
+    if structure is Structure.DIAGONAL:
+        curvature: Diagonal | LowRank | Dense = Diagonal(len(loc))
+    elif structure is Structure.LOW_RANK:
+        curvature = LowRank(len(loc), rank)
+    else:
+        curvature = Dense(_blocks(model, structure, len(loc)))
+    scores = gather(model, tangent, data, prior[1], curvature)
+    return Found(structure, curvature, scores, loc, prior, num_data)
 
 
 @torch.no_grad()
-def _tangents_scored(model: AdapterModel, guide: Laplace, held: list[Batch], draws: int, seed: int) -> list[float]:
-    """The same of the linearised outputs, whose Jacobians no λ changes: each batch has them computed once."""
-    numbers, device = torch.arange(draws), next(model.parameters()).device
+def _tangents_scored(
+    model: AdapterModel, guide: AdapterGuide, gaussian: CurvedGaussian, held: list[Batch], draws: int, seed: int
+) -> list[float]:
+    """As :func:`draws_scored`, of linearised outputs, whose Jacobians no λ changes: each batch has them made once."""
+    device = next(model.parameters()).device
+    numbers = torch.arange(draws, device=device)
     totals, count = [0.0] * len(VALIDATED), 0
-    with evaluating(model, guide):
-        source = Linearised(model, guide, mean_only=False, seed=seed)
-        for given in require_targets(held):
-            batch = given.to(device)
-            count += batch.size
-            for place, precision in enumerate(VALIDATED):
-                guide.rescale(precision)
-                fn, _ = source.outcome(batch, numbers.to(device), batch.ids)
-                density = float64(model.likelihood.log_density(fn, batch.targets))
-                totals[place] -= float((density.logsumexp(0) - math.log(draws)).sum())
+    source = Linearised(model, guide, mean_only=False, seed=seed)
+    for given in require_targets(held):
+        batch = given.to(device)
+        count += batch.size
+        for place, precision in enumerate(VALIDATED):
+            gaussian.rescale(precision)
+            fn, _ = source.outcome(batch, numbers, batch.ids)
+            density = float64(model.likelihood.log_density(fn, batch.targets))
+            totals[place] -= float((density.logsumexp(0) - math.log(draws)).sum())
     return [total / count for total in totals]
 
 
@@ -271,12 +201,6 @@ def _blocks(model: AdapterModel, structure: Structure, size: int) -> list[tuple[
         found += [(start + place * width, start + (place + 1) * width) for place in range(len(site.layers))]
         start += len(site.layers) * width
     return found
-
-
-def _empty(model: AdapterModel, structure: Structure, size: int, rank: int) -> Diagonal | Dense | LowRank:
-    if structure is Structure.DIAGONAL:
-        return Diagonal(size)
-    return LowRank(size, rank) if structure is Structure.LOW_RANK else Dense(_blocks(model, structure, size))
 
 
 def _gigabytes(model: AdapterModel, size: int, rank: int) -> dict[str, float]:

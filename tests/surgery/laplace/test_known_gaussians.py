@@ -164,7 +164,7 @@ def test_the_evidence_chooses_the_precision_of_the_prior() -> None:
     grid = [10 ** (power / 20) for power in range(-60, 60)]
     best = max(grid, key=lambda one: _evidence.log_evidence(one, 0.0, norm, bent))
     assert log.prior_precision == pytest.approx(best, rel=0.13)
-    assert guide.prior_precision == pytest.approx(log.prior_precision, rel=1e-5)
+    assert guide.gaussian.prior_precision == pytest.approx(log.prior_precision, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The best prior precision")

@@ -14,7 +14,7 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Laplace, MeanField
 from bayes_adapters.heads import BayesianLinear
 from bayes_adapters.inference.linearised import Tangent
-from bayes_adapters.models import LoRA, StochasticDown
+from bayes_adapters.models import StochasticDown
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.surgery.laplace import laplace
 from tests.helpers import bert, core_model, fill_B, pad, token_batch
@@ -145,9 +145,6 @@ def test_what_it_refuses() -> None:
     head = core_model("global", head=BayesianLinear())
     with refuses(ConfigError, "BayesianLinear"):
         laplace(head, Delta(head), batch)
-    plain = LoRA(bert(), Bernoulli(), rank=2)
-    with refuses(ConfigError, "LoRA", "no random weights"):
-        laplace(plain, Delta(plain), batch)
     untrained = StochasticDown(bert(), Bernoulli(), num_data=5, rank=2)
     with refuses(ConfigError, "never trained"):
         laplace(untrained, Delta(untrained), batch)
@@ -172,7 +169,7 @@ def test_a_prior_without_variance_is_replaced_by_a_unit_gaussian() -> None:
     ):
         model, point, batch = pair(prior=prior)
         _, guide, _ = laplace(model, point, batch, structure="diagonal", **FIXED)
-        torch.testing.assert_close(guide.deviation, torch.full((16,), unit))
+        torch.testing.assert_close(guide.gaussian.deviation, torch.full((16,), unit))
 
 
 def test_the_guide_refuses_what_makes_no_gaussian() -> None:
@@ -182,4 +179,4 @@ def test_the_guide_refuses_what_makes_no_gaussian() -> None:
             Laplace(model, blocks=blocks)
     guide = Laplace(model, blocks=[[0, 16, 1]])
     with refuses(ConfigError, "positive definite"):
-        guide.place(torch.zeros(16), torch.ones(16), None, [(torch.eye(16, 1), torch.tensor([-1.0]))])
+        guide.gaussian.place(torch.zeros(16), torch.ones(16), None, [(torch.eye(16, 1), torch.tensor([-1.0]))])
