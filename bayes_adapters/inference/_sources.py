@@ -24,6 +24,7 @@ from bayes_adapters.inference.handlers import (
     UnreadOutcome,
     is_own,
 )
+from bayes_adapters.inference.linearised import Linearised, require_weights_guide
 from bayes_adapters.inference.model import AdapterModel
 
 AnyGuide = AdapterGuide | Callable[..., Any] | Mapping[str, Tensor]
@@ -152,11 +153,14 @@ class _Forked:
         self.fork.__exit__(*error)
 
 
-Source = OwnGuide | Replayed
+Source = OwnGuide | Replayed | Linearised
 
 
-def source_of(model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int | None) -> Source:
+def source_of(model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int | None, linearised: bool) -> Source:
     """Return where the draws of ``guide`` come from; without a seed the number of the draws' seed is torch's."""
+    number = int(torch.randint(1 << 62, ())) if seed is None else seed
+    if linearised:
+        return Linearised(model, require_weights_guide(guide), mean_only, number)
     if isinstance(guide, AdapterGuide):
         return OwnGuide(model, guide, mean_only, seed)
-    return Replayed(model, guide, mean_only, int(torch.randint(1 << 62, ())) if seed is None else seed)
+    return Replayed(model, guide, mean_only, number)

@@ -36,6 +36,7 @@ from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
 from bayes_adapters.surgery._noise_search import SearchLog as SearchLog
 from bayes_adapters.surgery._noise_search import SearchPoint as SearchPoint
+from bayes_adapters.surgery._shared_backbone import shared_copy
 
 
 def bayesianise(
@@ -253,7 +254,7 @@ def _rotate_into(
 def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
     """Give the backbone without adapters; after an error the model's own has its old ones again."""
     if copy:
-        yield remove(_copy(model.backbone))
+        yield remove(shared_copy(model.backbone))
         return
     old = adapted_layers(model.backbone)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -267,13 +268,3 @@ def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
         for module, mode in modes:
             module.training = mode
         raise
-
-
-def _copy(backbone: nn.Module) -> nn.Module:
-    """Copy a backbone; frozen weights are new parameters in the same memory, so moving or casting one leaves the other.
-
-    Parameters of a class of their own (quantised ones) are copied as they say themselves.
-    """
-    plain = [p for p in backbone.parameters() if type(p) is nn.Parameter and not p.requires_grad]
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in plain}
-    return copying.deepcopy(backbone, shared)
