@@ -10,6 +10,7 @@ from bayes_adapters.guides.delta import Delta as Delta
 from bayes_adapters.guides.full_gaussian import FullGaussian as FullGaussian
 from bayes_adapters.guides.hypernetwork import Hypernetwork as Hypernetwork
 from bayes_adapters.guides.low_rank import LowRank as LowRank
+from bayes_adapters.guides.matrix_normal import MatrixNormal as MatrixNormal
 from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
 from bayes_adapters.guides.mean_field import MeanField as MeanField
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
