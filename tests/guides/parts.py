@@ -54,10 +54,10 @@ def regression(seed: int = 22, size: int = 12) -> tuple[AdapterModel, Batch, Ten
     return model, batch, mean, precision
 
 
-def trained(model: AdapterModel, guide: AdapterGuide, batch: Batch, steps: int = 200, particles: int = 64) -> float:
+def trained(model: AdapterModel, guide: AdapterGuide, batch: Batch, steps: int = 200, lr: float = 0.1) -> float:
     """Train the guide with a rate that decays to 0; return the loss of many draws, nats per datum."""
-    elbo = ELBO(model, guide, num_particles=particles)
-    optimiser = torch.optim.Adam(guide.parameters(), lr=0.1)
+    elbo = ELBO(model, guide, num_particles=64)
+    optimiser = torch.optim.Adam(guide.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     torch.manual_seed(1)
     for _ in range(steps):
@@ -67,7 +67,7 @@ def trained(model: AdapterModel, guide: AdapterGuide, batch: Batch, steps: int =
         schedule.step()
     torch.manual_seed(2)
     with torch.no_grad():
-        return float(ELBO(model, guide, num_particles=4000)(batch))
+        return float(ELBO(model, guide, num_particles=1000)(batch))
 
 
 def lives(guide_type: type[JointGuide], folder: Path, **options: Any) -> tuple[AdapterModel, JointGuide]:
