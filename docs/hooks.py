@@ -30,7 +30,7 @@ PACKAGES = (
     "surgery", "analysis", "speech", "modalities", "data", "sites", "adapters", "inference",
 )  # fmt: skip
 """Packages of the API, in the order of the table of contents; the root comes first, ``MODULES`` last."""
-MODULES = ("distributions", "kernels", "schedules", "devices", "registry", "errors")
+MODULES = ("distributions", "gaussians", "kernels", "schedules", "devices", "registry", "errors")
 RESULTS = {
     "script-verification": "script verification",
     "body-signals": "body signals",

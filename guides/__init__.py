@@ -7,9 +7,12 @@ from bayes_adapters.guides.amortised import Amortised as Amortised
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention
 from bayes_adapters.guides.delta import Delta as Delta
+from bayes_adapters.guides.flow import Flow as Flow
+from bayes_adapters.guides.full_gaussian import FullGaussian as FullGaussian
 from bayes_adapters.guides.hypernetwork import Hypernetwork as Hypernetwork
 from bayes_adapters.guides.laplace import Laplace as Laplace
 from bayes_adapters.guides.low_rank import LowRank as LowRank
+from bayes_adapters.guides.matrix_normal import MatrixNormal as MatrixNormal
 from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
 from bayes_adapters.guides.mean_field import MeanField as MeanField
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
