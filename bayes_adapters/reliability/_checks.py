@@ -63,6 +63,25 @@ def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:
             raise DataError(f"held_out[{k}] must be Frames(values, mask); got a {type(frames).__name__}.")
 
 
+def check_sides(two_sided: bool | None, moments: bool, components: int, held_out: Sequence[Frames]) -> None:
+    """Raise unless ``two_sided`` is left to ``moments``, and these have enough held-out contexts.
+
+    Raises:
+        ConfigError: both options are given.
+        DataError: fewer than 10 contexts beyond one for each component.
+    """
+    if not moments:
+        return
+    if two_sided is not None:
+        raise ConfigError(f"moments=True has both sides of everything; leave two_sided={two_sided} out.")
+    count = sum(int(frames.present.sum()) for frames in held_out)
+    if count < components + 10:
+        raise DataError(
+            f"The moments of {components} kinds of context need at least {components + 10} held-out contexts; got "
+            f"{count}. Hold out more examples, or join kinds of recording into one group."
+        )
+
+
 def require_finite_distances(distances: Tensor) -> None:
     """Raise :class:`DataError` if a held-out context has no finite distance."""
     if not bool(distances.isfinite().all()):
@@ -99,11 +118,20 @@ def check_scale(scale: float | None) -> None:
         )
 
 
+def check_missing(missing: float) -> None:
+    """Raise :class:`ConfigError` unless ``missing`` is a weight."""
+    if isinstance(missing, bool) or not isinstance(missing, int | float) or not 0.0 <= missing <= 1.0:
+        raise ConfigError(
+            f"missing is γ of an absent context, from 0 (nothing is believed) to 1 (what training made of it); got "
+            f"{missing!r}."
+        )
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` unless ``config`` has the entries that ``Reliability.config`` writes."""
     density: Any = config.get("density")
-    known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
-    if not known or density.keys() - {"two_sided"} != {"context_dim", "components"}:
+    known = config.keys() - {"missing"} == {"density", "fallback", "scale"} and isinstance(density, Mapping)
+    if not known or density.keys() - {"two_sided", "moments"} != {"context_dim", "components"}:
         raise ConfigError(
             "A reliability's configuration has density (context_dim, components), fallback and scale, as "
             f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "

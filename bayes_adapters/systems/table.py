@@ -31,6 +31,8 @@ _CONTEXT_PAPERS = (
 _CALIBER = Recipe(
     lr=1e-4, batch_size=16, epochs=50, kl_weight=1e-4, kl_mode=KLMode.PER_TOKEN_MEAN, num_samples=10, clip_norm=1.0
 )
+_POINT = replace(_CALIBER, kl_weight=0.0, num_samples=1)
+_SIGMA = "outputs of σ: r² (width + 1) numbers per layer, 6 % of the whole on MiniLM"
 _C_LORA = Recipe(
     lr=1e-4,
     warmup=0.06,
@@ -190,6 +192,36 @@ SYSTEMS: dict[str, System] = {
             inferred=_CONTEXT_PAPERS,
         ),
         System(
+            "caliber-x-fusion",
+            models.FusionCore,
+            guides.CrossAttention,
+            _CALIBER,
+            "This library's: CALIBER-X, arXiv 2604.16657, on top of its fusion control: the head sees the context.",
+            _USUAL,
+            {"dim": 64, "heads": 1},
+            inferred=f"No paper has it; the head is lora-fusion's. {_CONTEXT_PAPERS}",
+        ),
+        System(
+            "cross-attention",
+            models.StochasticCore,
+            guides.CrossAttention,
+            _POINT,
+            "A control, this library's: CALIBER-X, arXiv 2604.16657, with the network's mean for a core; no noise.",
+            _USUAL,
+            {"dim": 64, "heads": 1, "scale": None},
+            inferred=f"As large as caliber-x, but for the {_SIGMA}. {_CONTEXT_PAPERS}",
+        ),
+        System(
+            "cross-attention-fusion",
+            models.FusionCore,
+            guides.CrossAttention,
+            _POINT,
+            "A control, this library's: caliber-x-fusion with its network's mean for a core: no noise, no KL.",
+            _USUAL,
+            {"dim": 64, "heads": 1, "scale": None},
+            inferred=f"As large as caliber-x-fusion, but for the {_SIGMA}. {_CONTEXT_PAPERS}",
+        ),
+        System(
             "concat-lora",
             models.ConcatLoRA,
             guides.Delta,
@@ -223,7 +255,7 @@ SYSTEMS: dict[str, System] = {
             "lora-fusion",
             models.FusionLoRA,
             guides.Delta,
-            replace(_CALIBER, kl_weight=0.0, num_samples=1),
+            _POINT,
             "The fusion control of CALIBER, arXiv 2604.16657.",
             _USUAL,
             inferred="A two-layer classifier of width 256 on mean-pooled text and frames; trained as the CALIBERs.",
