@@ -184,6 +184,7 @@ def train_member(
         model,
         guide,
         batches,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=training.lr or settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
