@@ -203,6 +203,7 @@ def train_member(
         model,
         guide,
         batches,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay

@@ -145,6 +145,7 @@ def train(
         model,
         guide,
         data,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
