@@ -17,10 +17,11 @@ from typing import Any
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical, systems
 from bayes_adapters.errors import unknown_name
-from bayes_adapters.guides import Delta
+from bayes_adapters.guides import Delta, FullGaussian, LowRank
 from bayes_adapters.heads import BayesianLinear, Head, VariationalLastLayer
 from bayes_adapters.heads.gaussian_process import GaussianProcessHead
-from bayes_adapters.models import LoRA
+from bayes_adapters.models import LoRA, LoRAXS, StochasticDown
+from bayes_adapters.surgery.laplace import laplace
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training.inducing import initialise
 from examples.studies.meld.data import SENTIMENTS
@@ -92,15 +93,42 @@ def _tfb(parts: Build, tolerance: float) -> Built:
     return built._replace(training=Training(finish=finish))
 
 
+def _laplace(parts: Build, precision: float) -> Built:
+    """A Gaussian over both factors of a trained LoRA, and outputs that are linear in them."""
+    built = MELD["lora"].build(parts)
+
+    def finish(
+        model: AdapterModel, guide: AdapterGuide, batches: Iterable[Batch], _dev: Iterable[Batch]
+    ) -> tuple[AdapterModel, AdapterGuide]:
+        new, posterior, _ = laplace(model, guide, batches, prior_precision=precision)
+        return new, posterior
+
+    return built._replace(training=Training(finish=finish, linearised=True))
+
+
+def _shared(parts: Build) -> dict[str, Any]:
+    return {"rank": parts.rank, "alpha": parts.alpha, "num_data": parts.num_data}
+
+
+def _low_rank(parts: Build, weight: float) -> Built:
+    """BLoB's model, whose posterior correlates all entries of all layers."""
+    model = StochasticDown(parts.backbone, Categorical(len(SENTIMENTS)), prior=parts.prior, **_shared(parts))
+    return Built(model, LowRank(model, init_scale=0.01), Training(kl_weight=weight))
+
+
+def _full(parts: Build, weight: float) -> Built:
+    """r² numbers per layer between frozen directions, with one dense covariance over all of them."""
+    model = LoRAXS(parts.backbone, Categorical(len(SENTIMENTS)), prior=parts.prior, **_shared(parts))
+    return Built(model, FullGaussian(model, over="all", init_scale=0.01), Training(kl_weight=weight))
+
+
 def _head(head: Callable[[], Head], parts: Build, weight: float) -> Built:
     """Point adapters below a head with a posterior."""
     model = LoRA(
         parts.backbone,
         Categorical(len(SENTIMENTS)),
-        rank=parts.rank,
-        alpha=parts.alpha,
         head=head(),
-        num_data=parts.num_data,
+        **_shared(parts),
     )
     start = initialise if isinstance(model.head, GaussianProcessHead) else None
     return Built(model, Delta(model), Training(kl_weight=weight, start=start))
@@ -117,6 +145,9 @@ METHODS: dict[str, Tuned] = {
     "bayeslora-2026": Tuned(partial(_weighted, "bayeslora-2026"), "KL weight", ELBO, 1.0),
     "c-lora": Tuned(partial(_weighted, "c-lora"), "KL weight", (0.1, 0.03, 0.01, 0.003), 0.01),
     "tfb": Tuned(_tfb, "tolerance", (0.003, 0.05, 0.3, 1.5), 0.003),
+    "laplace": Tuned(_laplace, "prior precision", (1.0, 10.0, 100.0, 1000.0), 10.0),
+    "low-rank": Tuned(_low_rank, "KL weight", ELBO, 1.0),
+    "full": Tuned(_full, "KL weight", ELBO, 1.0),
     "bayesian-linear": Tuned(partial(_head, BayesianLinear), "KL weight", ELBO, 1.0),
     "vbll": Tuned(partial(_head, VariationalLastLayer), "KL weight", ELBO, 1.0),
     "gp-head": Tuned(partial(_head, lambda: GaussianProcessHead(INDUCING)), "KL weight", ELBO, 1.0),

@@ -231,7 +231,15 @@ def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor
     for number, (model, guide, training) in enumerate(trained.members):
         count = settings.samples if training.random else 1
         seed = trained.seed + 1000 * number
-        prediction = predict(model, guide, batches, num_samples=count, return_samples=True, seed=seed)
+        prediction = predict(
+            model,
+            guide,
+            batches,
+            num_samples=count,
+            return_samples=True,
+            seed=seed,
+            linearised=training.linearised,
+        )
         if prediction.samples is None:
             raise DataError("predict(return_samples=True) returned no draws.")
         found.append(prediction.samples.cpu()[:, order])

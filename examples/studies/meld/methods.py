@@ -101,6 +101,7 @@ class Training:
         start: what is done before training, if anything, with the training batches.
         on_step: what is done after each optimiser step, if anything, such as pruning.
         finish: what is done after training, if anything.
+        linearised: whether predictions are those of the outputs linearised in the weights.
         ranks_kept: model, guide → mean number of ranks in use in a layer; None means all.
     """
 
@@ -112,6 +113,7 @@ class Training:
     start: Start | None = None
     on_step: OnStep | None = None
     finish: Finish | None = None
+    linearised: bool = False
     ranks_kept: Callable[[AdapterModel, AdapterGuide], float] | None = None
 
 
