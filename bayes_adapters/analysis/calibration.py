@@ -241,7 +241,9 @@ class DeviationScaling:
         require_numbers(prediction, "DeviationScaling")
         named = ("variance", "aleatoric_variance", "epistemic_variance")
         variances = {name: getattr(prediction, name) for name in named}
-        scaled = {name: None if value is None else self.scale**2 * value for name, value in variances.items()}
+        scaled: dict[str, Any] = {
+            name: None if value is None else self.scale**2 * value for name, value in variances.items()
+        }
         wider = math.log(self.scale)
         drawn = prediction.samples
         return replace(
