@@ -47,3 +47,13 @@ def require_rows(name: str, value: Tensor, rows: int, size: int) -> None:
             f"{name} must be finite and of shape ({rows}, {size}), the entries of all sites per row; got "
             f"{tuple(value.shape)}."
         )
+
+
+def require_moments(loc: Tensor, variance: Tensor, size: int) -> None:
+    """Raise :class:`ConfigError` unless mean and variance have ``size`` finite entries, and no variance is negative."""
+    fits = tuple(loc.shape) == tuple(variance.shape) == (size,)
+    if not fits or not bool((loc.isfinite() & variance.isfinite() & (variance >= 0)).all()):
+        raise ConfigError(
+            f"Mean and variance must have the {size} entries of all sites, be finite, and no variance negative; got "
+            f"shapes {tuple(loc.shape)} and {tuple(variance.shape)}."
+        )

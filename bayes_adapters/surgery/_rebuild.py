@@ -1,4 +1,4 @@
-"""A trained model and its guide once more, with another head."""
+"""A trained model and its guide once more, or with another head."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ from bayes_adapters.surgery._shared_backbone import shared_copy
 
 
 @torch.no_grad()
-def with_head(model: AdapterModel, guide: AdapterGuide, head: Head, num_data: int) -> tuple[AdapterModel, AdapterGuide]:
-    """Return model and guide of the same classes, options and tensors, in eval mode, with ``head`` in the head's place.
+def rebuilt(
+    model: AdapterModel, guide: AdapterGuide, *, head: Head | None = None, num_data: int | None = None
+) -> tuple[AdapterModel, AdapterGuide]:
+    """Return model and guide of the same classes, options and tensors, in eval mode; with ``head`` in the head's place.
 
     The backbone is a copy that shares the memory of the frozen weights.
     """
-    options: dict[str, Any] = {k: v for k, v in model.config().items() if k not in ("targets", "pooling")}
-    paths = "|".join(re.escape(path) for path in model.layers)
-    options |= {"targets": Targets(paths) if model.layers else None, "head": head, "num_data": num_data}
+    options = dict(model.config())
+    options["targets"] = Targets("|".join(re.escape(path) for path in model.layers)) if model.layers else None
+    if head is not None:
+        options.pop("pooling", None)
+        options |= {"head": head, "num_data": num_data}
+    elif not model.own_head:
+        options["head"] = model.head.fresh()
     if model.sites:
         options["prior"] = priors.from_json(model.prior.to_json(registry.find), registry.find)
     backbone = remove(shared_copy(model.backbone))
@@ -39,7 +45,7 @@ def with_head(model: AdapterModel, guide: AdapterGuide, head: Head, num_data: in
         new_guide = make_guide(new, **guide.config())
     trained = own_tensors(model, guide)
     for name, slot in own_tensors(new, new_guide).items():
-        if name in trained and not name.startswith("model.head."):
+        if name in trained and (head is None or not name.startswith("model.head.")):
             slot.data = trained[name].detach().clone()
             if isinstance(slot, nn.Parameter):
                 slot.requires_grad_(trained[name].requires_grad)

@@ -29,7 +29,7 @@ from bayes_adapters.surgery._laplace_checks import (
 )
 from bayes_adapters.surgery._laplace_fit import Found, LaplaceLog, PriorPrecision, draws_scored, read_precision
 from bayes_adapters.surgery._random_weight_checks import require_linear
-from bayes_adapters.surgery._rebuild import with_head
+from bayes_adapters.surgery._rebuild import rebuilt
 
 
 @exclusive()
@@ -110,7 +110,7 @@ def last_layer_laplace(
         prior = torch.zeros_like(loc.flatten()), torch.ones_like(loc.flatten())
         found = Found(structure, curvature, scores, loc.flatten(), prior, num_data or model.num_data)
         head = LaplaceLinear(found.blocks(ranges), pooling=model.head.pooling)
-        new, posterior = with_head(model, guide, head, found.num_data)
+        new, posterior = rebuilt(model, guide, head=head, num_data=found.num_data)
         gaussian: Any = posterior.head_posterior
         gaussian = gaussian.gaussian
         held = [validation] if isinstance(validation, Batch) else list(validation or [])

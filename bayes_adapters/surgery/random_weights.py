@@ -120,6 +120,22 @@ def read_weights(model: AdapterModel, weights: Weights | str | None, head: bool)
     return kind
 
 
+def trained_factors(model: AdapterModel, guide: AdapterGuide, *, head: bool) -> dict[str, Tensor]:
+    """Return site → value of the model that :func:`random_weights` builds of factors, without building it."""
+    require_lora_model(model, Weights.FACTORS)
+    values: dict[str, Tensor] = {}
+    for path, (down, up) in lora_factors(model, weight_mean(model, guide)).items():
+        values |= {
+            f"{Part.A.name}.{path}": down.detach().float()[None],
+            f"{Part.B.name}.{path}": up.detach().float()[None],
+        }
+    if head:
+        require_linear(model)
+        for name in (WEIGHT, BIAS):
+            values[name] = model.head.get_parameter(name.removeprefix("head.")).detach().float()[None]
+    return values
+
+
 def _value(site: Site, factors: Mapping[str, tuple[Tensor, Tensor]], model: AdapterModel) -> Tensor:
     """What a site of the new model is at the trained point, shape ``site.shape``."""
     if site.name in (WEIGHT, BIAS):
