@@ -1,5 +1,8 @@
 """Guides: one posterior family per file.
 
+Each has ``name``, ``serves``, ``parts``, ``__init__``, ``posterior``, ``config``, in that order.
+"""
+
 from bayes_adapters.guides.amortised import Amortised as Amortised
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention
