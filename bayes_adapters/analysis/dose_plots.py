@@ -33,7 +33,7 @@ def dose_response_plot(
         DataError: no method, more than seven, other doses, or another number of ticks.
 
     >>> from bayes_adapters.analysis.dose_response import dose_response
-    >>> import torch
+    >>> import math, torch
     >>> from bayes_adapters import Prediction
     >>> def says(total):
     ...     return Prediction(total, total, total, 0 * total, num_samples=1)
