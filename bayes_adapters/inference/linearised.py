@@ -99,10 +99,14 @@ class Linearised:
         guide: its guide.
         mean_only: take w = m.
         seed: of the draws.
+        temperature: τ; draws are ``m + √τ (w_s − m)``, so the covariance of f is ``τ J Σ Jᵀ``.
     """
 
-    def __init__(self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int) -> None:
+    def __init__(
+        self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int, temperature: float = 1.0
+    ) -> None:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
+        self.root = temperature**0.5
         mean = weight_mean(model, guide)
         self.tangent = Tangent(model, mean)
         self.mean = self.tangent.flat(mean)
@@ -118,7 +122,7 @@ class Linearised:
         if self.mean_only:
             return self.model.likelihood_of(outputs[None], batch), False
         draws = weight_draws(self.model, self.guide, numbers, seed=self.seed)
-        steps = float64(self.tangent.flat(draws) - self.mean)
+        steps = self.root * float64(self.tangent.flat(draws) - self.mean)
         moved = (float64(jacobian).flatten(0, -2) @ steps.mT).mT.reshape(len(numbers), *outputs.shape)
         return self.model.likelihood_of(outputs + moved.to(outputs), batch), False
 

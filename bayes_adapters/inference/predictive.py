@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import FoldError, integer, whole_number
+from bayes_adapters.errors import FoldError, integer, positive_number, whole_number
 from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
@@ -46,6 +46,7 @@ def predict(
     return_samples: bool = False,
     linearised: bool = False,
     seed: int | None = 0,
+    temperature: float = 1.0,
 ) -> Prediction:
     """Average the likelihood's predictive over draws of the cores from the guide.
 
@@ -76,6 +77,9 @@ def predict(
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
             ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
+        temperature: τ of the posterior: every draw is ``m + √τ (w − m)``, about its mean m, so that a Gaussian has τ
+            times its covariance: ``q^(1/τ)``. 1 is q itself; it is chosen on validation data, as
+            :func:`bayes_adapters.training.tune` does. See :class:`bayes_adapters.inference.tempering.Tempering`.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -101,7 +105,8 @@ def predict(
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
-    source = source_of(model, guide, mean_only, seed, linearised)
+    positive_number("temperature", temperature)
+    source = source_of(model, guide, mean_only, seed, linearised, temperature)
     samples = 1 if mean_only else samples
     device = next(model.parameters()).device
     parts: list[Prediction] = []

@@ -90,6 +90,15 @@ def test_linearised_predictions_are_gaussian_in_the_outputs_and_repeatable() -> 
     assert float(mean.epistemic.max()) == 0.0
 
 
+def test_a_temperature_scales_linearised_outputs_about_those_of_the_mean() -> None:
+    model, point, batch = pair()
+    _, guide, _ = laplace(model, point, batch, structure="full", **FIXED)
+    same: dict[str, Any] = {"num_samples": 5, "linearised": True, "return_samples": True}
+    plain, cold = (predict(model, guide, batch, temperature=t, **same).samples for t in (1.0, 0.25))
+    mean = predict(model, guide, batch, mean_only=True, linearised=True).mean
+    torch.testing.assert_close(cold.logit() - mean.logit(), 0.5 * (plain.logit() - mean.logit()), rtol=1e-3, atol=1e-5)
+
+
 def test_any_gaussian_over_weights_is_linearised() -> None:
     """Where the posterior is narrow the network is its tangent."""
     model, _, batch = pair()
