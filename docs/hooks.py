@@ -27,7 +27,7 @@ from bayes_adapters.systems import PROCEDURES, SYSTEMS, Recipe
 
 PACKAGES = (
     "models", "guides", "likelihoods", "priors", "heads", "backbones", "training", "systems", "reliability", "files",
-    "surgery", "analysis", "testing", "speech", "modalities", "data", "sites", "adapters", "inference",
+    "surgery", "samplers", "analysis", "testing", "speech", "modalities", "data", "sites", "adapters", "inference",
 )  # fmt: skip
 """Packages of the API, in the order of the table of contents; the root comes first, ``MODULES`` last."""
 MODULES = ("distributions", "gaussians", "kernels", "schedules", "devices", "registry", "errors")
