@@ -16,7 +16,9 @@ from bayes_adapters.guides.low_rank import LowRank as LowRank
 from bayes_adapters.guides.matrix_normal import MatrixNormal as MatrixNormal
 from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
 from bayes_adapters.guides.mean_field import MeanField as MeanField
+from bayes_adapters.guides.mixture import Mixture as Mixture
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
+from bayes_adapters.guides.rank_gates import RankGates as RankGates
 from bayes_adapters.guides.rank_wise import RankWise as RankWise
 from bayes_adapters.guides.swag import SWAG as SWAG
 from bayes_adapters.guides.training_free import TrainingFree as TrainingFree

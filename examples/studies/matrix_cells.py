@@ -192,12 +192,14 @@ _PAIRS = (
     "GPT-2 + Llama",
 )
 
+_OF_REALS = tuple(name for name, (cls, _) in GUIDES.items() if any(part.real for part in cls.parts))
+
 TABLES = {
     "Guides and models": (tuple(GUIDES), tuple(MODELS)),
     "Systems and tasks": (tuple(systems.names()), tuple(TASKS)),
     "Backbones and systems": (tuple(BACKBONES), (*_FEW, "lora, Tagging")),
     "Pairs of encoders and systems": (_PAIRS, _SEVERAL),
-    "Guides and priors": (tuple(name for name in GUIDES if name != "MCDropout"), tuple(_PRIORS)),
+    "Guides and priors": (_OF_REALS, tuple(_PRIORS)),
 }
 ABOUT = {
     "Guides and models": "BERT, Bernoulli; models of several encoders: BERT and Whisper's.",

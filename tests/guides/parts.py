@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from bayes_adapters import ELBO, AdapterGuide, AdapterModel, Batch, Bernoulli, Gaussian, load, predict, save
+from bayes_adapters.guides import MeanField
 from bayes_adapters.inference import JointGuide
 from bayes_adapters.models import StochasticFactors
 from bayes_adapters.training import fit
@@ -54,6 +56,32 @@ def regression(seed: int = 22, size: int = 12) -> tuple[AdapterModel, Batch, Ten
     return model, batch, mean, precision
 
 
+def product() -> tuple[AdapterModel, Batch, float]:
+    """Outputs a b under y = 1: two modes along a hyperbola; and −log p(y) per datum, by quadrature."""
+    options: dict[str, Any] = {"num_data": 8, "prior": dist.Normal(0.0, 1.0), "targets": ["query"], "rank": 1}
+    model = StochasticFactors(Linear(), Gaussian(-1.5), alpha=1.0, **options).requires_grad_(False)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))  # one entry of B counts,
+        model.head.bias.zero_()
+    x = torch.zeros(8, 1, 4)
+    x[..., 0] = 1.0  # and one of A
+    batch = Batch({"x": x}, targets=1.0 + model.backbone.query.base_layer(x)[:, 0, 0].detach())
+    axis = torch.linspace(-6.0, 6.0, 1201)
+    a, b = torch.meshgrid(axis, axis, indexing="ij")
+    normal = torch.distributions.Normal(0.0, 1.0)
+    joint = 8 * torch.distributions.Normal(a * b, math.exp(-1.5)).log_prob(torch.tensor(1.0))
+    evidence = torch.logsumexp((joint + normal.log_prob(a) + normal.log_prob(b)).flatten(), 0) + 2 * math.log(0.01)
+    return model, batch, -float(evidence) / 8
+
+
+def of_a_and_b(guide: JointGuide, value: float) -> Tensor:
+    """A start for the weights of :func:`product`: ``value`` at the two that count."""
+    start = torch.zeros(guide.size)
+    for place in guide.layout.values():
+        start[place.start] = value
+    return start
+
+
 def trained(model: AdapterModel, guide: AdapterGuide, batch: Batch, steps: int = 200, lr: float = 0.1) -> float:
     """Train the guide with a rate that decays to 0; return the loss of many draws, nats per datum."""
     elbo = ELBO(model, guide, num_particles=64)
@@ -68,6 +96,14 @@ def trained(model: AdapterModel, guide: AdapterGuide, batch: Batch, steps: int =
     torch.manual_seed(2)
     with torch.no_grad():
         return float(ELBO(model, guide, num_particles=1000)(batch))
+
+
+@cache
+def product_by_mean_field() -> float:
+    """The loss of a mean field on :func:`product`."""
+    model, batch, _ = product()
+    torch.manual_seed(0)
+    return trained(model, MeanField(model, init_scale=0.3), batch)
 
 
 def lives(guide_type: type[JointGuide], folder: Path, **options: Any) -> tuple[AdapterModel, JointGuide]:

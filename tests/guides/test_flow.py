@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from bayes_adapters import ELBO, Batch, Bernoulli, Gaussian, predict
+from bayes_adapters import ELBO, Bernoulli, predict
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Flow, MeanField
-from bayes_adapters.models import AdapterDropout, DiagonalCore, StochasticFactors
-from tests.guides.parts import lives, regression, trained
+from bayes_adapters.models import AdapterDropout, DiagonalCore
+from tests.guides.parts import lives, of_a_and_b, product, product_by_mean_field, regression, trained
 from tests.helpers import Linear, bert, core_model, token_batch
 from tests.refusals import refuses
 
@@ -99,28 +97,13 @@ def test_a_gaussian_with_correlations_is_found() -> None:
 
 
 def test_a_product_of_two_weights_bends_the_posterior() -> None:
-    """Outputs a b under y = 1: the posterior lies along a hyperbola. The loss is at least −log p(y), by quadrature."""
-    options: dict[str, Any] = {"num_data": 8, "prior": dist.Normal(0.0, 1.0), "targets": ["query"], "rank": 1}
-    model = StochasticFactors(Linear(), Gaussian(-1.5), alpha=1.0, **options).requires_grad_(False)
-    with torch.no_grad():
-        model.head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))  # one entry of B counts,
-        model.head.bias.zero_()
-    x = torch.zeros(8, 1, 4)
-    x[..., 0] = 1.0  # and one of A
-    batch = Batch({"x": x}, targets=1.0 + model.backbone.query.base_layer(x)[:, 0, 0].detach())
+    """It lies along a hyperbola, which no factorised Gaussian follows; the loss is at least −log p(y)."""
+    model, batch, least = product()
     torch.manual_seed(0)
     flow = Flow(model, init_scale=0.3)
     with torch.no_grad():
-        flow.loc.zero_()
-        for site in model.sites:
-            flow.loc[flow.layout[site.name].start] = 0.7
-    factorised, bent = trained(model, MeanField(model, init_scale=0.3), batch), trained(model, flow, batch, lr=0.05)
-    axis = torch.linspace(-6.0, 6.0, 1201)
-    a, b = torch.meshgrid(axis, axis, indexing="ij")
-    normal = torch.distributions.Normal(0.0, 1.0)
-    joint = 8 * torch.distributions.Normal(a * b, math.exp(-1.5)).log_prob(torch.tensor(1.0))
-    evidence = torch.logsumexp((joint + normal.log_prob(a) + normal.log_prob(b)).flatten(), 0) + 2 * math.log(0.01)
-    assert -float(evidence) / 8 - 0.01 < bent < factorised - 0.1
+        flow.loc.copy_(of_a_and_b(flow, 0.7))
+    assert least - 0.01 < trained(model, flow, batch, lr=0.05) < product_by_mean_field() - 0.1
 
 
 def test_it_fits_predicts_saves_and_loads(tmp_path: Path) -> None:
