@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -66,15 +67,15 @@ class EqualMixture(TorchDistribution):
         variance = (self.scale.square() + (self.loc - self.loc.mean(0)).square()).mean(0)
         return variance.expand(self.batch_shape + self.event_shape)
 
-    @property
-    def noise_size(self) -> int:
-        """How many numbers from N(0, 1) make one draw: one for the component, and D."""
-        return 1 + self.loc.shape[1]
+    def from_uniforms(self, shape: Any, uniforms: Callable[[int], Tensor]) -> Tensor:
+        """Return draws of this ``shape``; ``uniforms(n)`` has n of them for each of its two leading entries.
 
-    def from_noise(self, noise: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch D"]:
-        """Return the draw of these numbers from N(0, 1)."""
-        component = (torch.special.ndtr(noise[..., 0]) * len(self.loc)).long().clamp(0, len(self.loc) - 1)
-        return self._drawn(component, noise[..., 1:])
+        The first of the 1 + D numbers of a draw chooses its component.
+        """
+        each = 1 + shape[-1]
+        chosen, noise = uniforms(math.prod(shape[2:-1]) * each).reshape(*shape[:-1], each).split([1, each - 1], -1)
+        component = (chosen[..., 0] * len(self.loc)).long().clamp(max=len(self.loc) - 1)
+        return self._drawn(component, torch.special.ndtri(noise))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "..."]:  # noqa: B008
         """Draw, stratified over the components."""

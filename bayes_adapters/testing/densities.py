@@ -158,6 +158,7 @@ def _kolmogorov(u: Tensor) -> float:
     return float(torch.maximum(steps[1:] - ranked, ranked - steps[:-1]).max()) * n**0.5
 
 
+@torch.no_grad()
 def _check_coin(name: str, base: Any, drawn: Tensor | None) -> None:
     with seeded(3):
         own = base.sample((DRAWS,))

@@ -15,6 +15,7 @@ from bayes_adapters.guides import Contextual, Delta, LowRank, MCDropout, MeanFie
 from bayes_adapters.inference.handlers import PosteriorMean
 from bayes_adapters.models import AdapterDropout
 from tests.helpers import bert, core_model, loc_scale, pad, token_batch
+from tests.refusals import warns
 
 BATCH = token_batch()
 
@@ -76,11 +77,11 @@ def test_the_warning_is_one_line_with_figures() -> None:
         assert part in str(text)
     assert "\n" not in str(text)
     assert warn_of_a_point({"A": 0.2, "B": 0.5}, answer(0.2)) is None
-    with pytest.warns(PointPosteriorWarning, match="1 of 1 sites"):
+    with warns(PointPosteriorWarning, "1 of 1 sites"):
         assert "draws add" not in str(warn_of_a_point({"A": 0.2}, answer(0.2), narrow=0.3))
 
 
 def test_a_posterior_that_is_a_point_in_fact() -> None:
     model, guide = pair(lambda m: MeanField(m, init_scale=1e-3))
-    with pytest.warns(PointPosteriorWarning, match="0.005"):
+    with warns(PointPosteriorWarning, "0.005"):
         warn_of_a_point(relative_widths(model, guide, BATCH), predict(model, guide, BATCH, num_samples=8))
