@@ -11,6 +11,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, positive_number
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.sites import Granularity
 
 _UNTRAINED = 1.0
 """Posterior standard deviations, along each direction that the data determine, that a point may be off its optimum."""
@@ -61,6 +62,17 @@ def require_structure(model: AdapterModel) -> None:
             f"The {type(model.head).__name__} brings a posterior of its own, which a Laplace approximation would "
             "replace. Train the adapters with a plain head, such as LinearHead, and call it then."
         )
+
+
+def require_global_weights(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where a draw is not one for the whole data set."""
+    for site in model.sites:
+        if site.granularity is not Granularity.GLOBAL:
+            raise ConfigError(
+                f"{site.name!r} has a draw for each {site.granularity.value}, so there is no weight to put a Gaussian "
+                "around. Build the model with granularity='global', or take last_layer_laplace, which stands beside "
+                "any adapters and guide."
+            )
 
 
 def require_memory(size: int, needed: dict[str, float], structure: str, allowed: float) -> None:

@@ -26,7 +26,12 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, gather
 from bayes_adapters.surgery._curvature import Structure as Structure
-from bayes_adapters.surgery._laplace_checks import require_memory, require_structure, require_targets
+from bayes_adapters.surgery._laplace_checks import (
+    require_global_weights,
+    require_memory,
+    require_structure,
+    require_targets,
+)
 from bayes_adapters.surgery._laplace_fit import VALIDATED as VALIDATED
 from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precision
 from bayes_adapters.surgery._laplace_fit import LaplaceLog as LaplaceLog
@@ -128,6 +133,7 @@ def laplace(
     whole_number("rank", rank)
     require_pair(model, guide)
     require_structure(model)
+    require_global_weights(model)
     kind, num_data = read_weights(model, weights, head), num_data or model.num_data
     with evaluating(model, guide):
         if kind is Weights.SITES:

@@ -149,7 +149,7 @@ def test_what_it_refuses() -> None:
     with refuses(DataError, "exhausted"):
         laplace(model, point, iter([]))
     token = core_model("token")
-    with refuses(ConfigError, "token"):
+    with refuses(ConfigError, "token", "last_layer_laplace"):
         laplace(token, Delta(token), batch)
     head = core_model("global", head=BayesianLinear())
     with refuses(ConfigError, "BayesianLinear"):

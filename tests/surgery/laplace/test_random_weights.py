@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,13 @@ def test_what_has_no_such_weights() -> None:
     ):
         with refuses(ConfigError, "TwoLayerHead", "LinearHead"):
             call()
+
+
+def test_blocks_are_sites_and_layers() -> None:
+    model, point, batch = lora()
+    options: dict[str, Any] = {"weights": "core", "head": True, "prior_precision": 1.0}
+    found = [laplace(model, point, batch, structure=s, **options)[1].joint() for s in ("full", "block")]
+    full, block = (torch.linalg.inv(q.covariance_matrix.double()) for q in found)
+    ends = [0, 4, 8, 12, 16, 64, 67]  # four cores, the head's weight and its bias
+    parts = [full[a:b, a:b] for a, b in pairwise(ends)]
+    torch.testing.assert_close(block, torch.block_diag(*parts), rtol=1e-3, atol=1e-3)
