@@ -177,8 +177,8 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
     """Return draws of ``fn`` that are a function of uniforms, for entries that may depend on each other.
 
     A Gaussian is ``loc + L Φ⁻¹(u)``, of low rank ``loc + W Φ⁻¹(u) + √d Φ⁻¹(u')``; a transformed distribution transforms
-    draws of its base; one with a method ``from_noise`` is that of ``noise_size`` numbers Φ⁻¹(u); any other needs an
-    inverse CDF, entry by entry.
+    draws of its base; a family with a method ``from_uniforms`` says it itself; any other needs an inverse CDF, entry by
+    entry.
 
     Args:
         fn: batch shape (S, 1); of a Gaussian with entries that depend on each other these are along the last axis.
@@ -191,9 +191,9 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
         ConfigError: the family is none of these.
     """
     base = base_distribution(fn)
-    if hasattr(base, "from_noise"):
-        noise = torch.special.ndtri(uniforms(base.noise_size))
-        return base.from_noise(noise).reshape(fn.shape())
+    if hasattr(base, "from_uniforms"):
+        own: Tensor = base.from_uniforms(fn.shape(), uniforms)
+        return own
     if isinstance(base, torch.distributions.LowRankMultivariateNormal):
         factor, deviation = base.cov_factor, base.cov_diag.sqrt()
         lead, count = fn.shape()[:-1], factor.shape[-1] + deviation.shape[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -177,15 +177,14 @@ class StructuredGaussian(TorchDistribution):
         """The diagonal of the covariance."""
         return self._placed(torch.cat([root.variance() for root in self.roots])).expand(self.mean.shape)
 
-    @property
-    def noise_size(self) -> int:
-        """How many numbers from N(0, 1) make one draw: D."""
-        return len(self.loc)
-
     def from_noise(self, noise: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Return the draw of these numbers from N(0, 1)."""
         pieces = noise.split([root.size for root in self.roots], -1)
         return self.loc + self._placed(torch.cat([r.times(n) for r, n in zip(self.roots, pieces, strict=True)], -1))
+
+    def from_uniforms(self, shape: Any, uniforms: Callable[[int], Tensor]) -> Tensor:
+        """Return draws of this ``shape``; ``uniforms(n)`` has n of them for each of its two leading entries."""
+        return self.from_noise(torch.special.ndtri(uniforms(math.prod(shape[2:]))).reshape(shape))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "..."]:  # noqa: B008
         """Draw."""

@@ -7,9 +7,11 @@ from bayes_adapters.guides.amortised import Amortised as Amortised
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention
 from bayes_adapters.guides.delta import Delta as Delta
+from bayes_adapters.guides.ensemble import Ensemble as Ensemble
 from bayes_adapters.guides.flow import Flow as Flow
 from bayes_adapters.guides.full_gaussian import FullGaussian as FullGaussian
 from bayes_adapters.guides.hypernetwork import Hypernetwork as Hypernetwork
+from bayes_adapters.guides.laplace import Laplace as Laplace
 from bayes_adapters.guides.low_rank import LowRank as LowRank
 from bayes_adapters.guides.matrix_normal import MatrixNormal as MatrixNormal
 from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
@@ -18,4 +20,5 @@ from bayes_adapters.guides.mixture import Mixture as Mixture
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
 from bayes_adapters.guides.rank_gates import RankGates as RankGates
 from bayes_adapters.guides.rank_wise import RankWise as RankWise
+from bayes_adapters.guides.swag import SWAG as SWAG
 from bayes_adapters.guides.training_free import TrainingFree as TrainingFree

@@ -59,6 +59,14 @@ def check_context(context: str, context_dim: int | None, shared: bool, unread: M
             )
 
 
+def require_spread(spread: bool, reliable: bool) -> None:
+    """Raise :class:`ConfigError` if ``reliability=`` is to widen a posterior that is a point."""
+    if reliable and not spread:
+        raise ConfigError(
+            "scale=None makes the posterior a point, and reliability= says how wide it is. Leave one of them out."
+        )
+
+
 def scale_interval(init_scale: float | Sequence[float]) -> tuple[float, float]:
     """Return the ends of an interval of standard deviations; one number is both.
 

@@ -1,9 +1,9 @@
 """The checks of annotations that the tests put on the package: shapes, dtypes and classes of arguments and returns.
 
 jaxtyping has an import hook of its own. It checks every function by the slow way that arrays need, where sizes are
-bound to names for the length of a call, and decorates a function within a function anew at each call of the outer one:
-half of the time of the tests. Here arrays are checked by jaxtyping, everything else by beartype alone, and functions
-within functions not at all.
+bound to names for the length of a call, arguments twice, and decorates a function within a function anew at each call
+of the outer one: half of the time of the tests. Here beartype checks each function once, within jaxtyping's context
+where arrays are annotated, and functions within functions not at all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _ARRAY = re.compile(r"\b(Float|Int|Bool|Num|Shaped|Integer|Inexact|Complex|UInt\
 
 def checked(what: Any) -> Any:
     """Check the annotations of a function, or the fields of a dataclass, at each call."""
-    if isinstance(what, type) or any(_ARRAY.search(str(annotation)) for annotation in what.__annotations__.values()):
+    if isinstance(what, type):
         return jaxtyped(what, typechecker=_typed)
+    arrays = any(_ARRAY.search(str(annotation)) for annotation in what.__annotations__.values())
     hints = {name: _resolved(annotation, what) for name, annotation in what.__annotations__.items()}
     made: list[Callable[..., Any]] = []
 
@@ -46,17 +47,18 @@ def checked(what: Any) -> Any:
             late = {name: _resolved(hint, what) for name, hint in hints.items()}
             with warnings.catch_warnings():  # typing.Callable in annotations of Pyro's and jaxtyping's
                 warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
-                made.append(_typed(_with(what, {name: Any if isinstance(h, str) else h for name, h in late.items()})))
+                typed = _typed(_with(what, {name: Any if isinstance(h, str) else h for name, h in late.items()}))
+            made.append(jaxtyped(typed, typechecker=None) if arrays else typed)
         return made[0](*args, **kwargs)
 
     return call
 
 
 def _resolved(annotation: Any, function: FunctionType) -> Any:
-    """What a written annotation means; where a name of it is not there, as of those for type checkers, it is left."""
+    """What a written annotation means; where it is for readers only it is left: a name is not there, or two ``*S``."""
     try:
         return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
-    except NameError:
+    except (NameError, ValueError):
         return annotation
 
 

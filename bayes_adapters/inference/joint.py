@@ -39,7 +39,7 @@ class JointGuide(AdapterGuide):
 
     ``predict`` with a seed draws w by the inverse CDF of q, or as ``loc + L ε`` for MultivariateNormal, ``loc + W ε +
     √d ε'`` for LowRankMultivariateNormal, and through the transforms of a TransformedDistribution over any of these. A
-    distribution of your own says in ``noise_size`` and ``from_noise`` how numbers from N(0, 1) make a draw of it.
+    distribution of your own says in ``from_uniforms(shape, uniforms)`` how a draw of it follows from uniforms.
     ``mean_only`` and ``to_lora`` need q's mean. A model's flipout stays off: the signs that it gives each example would
     undo the correlations, so all examples of a batch share one draw.
 

@@ -116,9 +116,11 @@ for _cls in _unlisted("likelihood", Likelihood, [Tasks, *(type(task()) for task 
     TASKS[_cls.__name__] = partial(_cls, **_needed(_cls))
 
 _N: dict[str, Any] = {"num_data": SIZE}
+_FUSED: dict[str, Any] = {"context_dim": CONTEXT, "fusion_width": 4}
 MODELS: dict[str, tuple[type[AdapterModel], dict[str, Any]]] = {
     "LoRA": (models.LoRA, {}),
-    "FusionLoRA": (models.FusionLoRA, {"context_dim": CONTEXT, "fusion_width": 4}),
+    "FusionLoRA": (models.FusionLoRA, _FUSED),
+    "FusionCore": (models.FusionCore, _FUSED),
     "StochasticCore token": (models.StochasticCore, {}),
     "StochasticCore sequence": (models.StochasticCore, {"granularity": "sequence"}),
     "StochasticCore global": (models.StochasticCore, {"granularity": "global", **_N}),
@@ -143,6 +145,7 @@ GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "Amortised, projected": (guides.Amortised, {"context": "global_shared_heads", **_READS}),
     "PooledContext": (guides.PooledContext, _READS),
     "CrossAttention": (guides.CrossAttention, _READS),
+    "CrossAttention, point": (guides.CrossAttention, {"scale": None, **_READS}),
     "CrossAttention, shared": (guides.CrossAttention, {"share_kv": True, **_READS}),
     "Hypernetwork": (guides.Hypernetwork, {"gamma": 2}),
     "Hypernetwork, Gaussian": (guides.Hypernetwork, {"gamma": 2, "scale": "softplus"}),
@@ -169,12 +172,14 @@ _PRIORS: dict[str, Callable[[], Any]] = {
 }
 _SPREAD: dict[str, Any] = {"gamma": 2, "depths": "spread"}
 _SYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
-    "lora-fusion": {"context_dim": CONTEXT, "fusion_width": 4},
+    "lora-fusion": _FUSED,
+    "caliber-x-fusion": {**_FUSED, "dim": 2},
+    "cross-attention-fusion": {**_FUSED, "dim": 2},
     "cola": _SPREAD,
     "bayesian-cola": _SPREAD,
     "wander": MODELS["Wander"][1],
     "bayesian-wander": MODELS["Wander"][1],
-} | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv"), _READS)
+} | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv", "cross-attention"), _READS)
 _SEVERAL = ("concat-lora", "cola", "bayesian-cola", "wander", "bayesian-wander")
 _FEW = ("lora", "bayeslora-2025", "bayeslora-2026", "blob", "scalabl", "c-lora", "caliber-x")
 _PAIRS = (

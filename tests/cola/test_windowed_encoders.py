@@ -58,7 +58,8 @@ def test_every_window_of_an_example_has_its_phi(version: int, block: int, window
             alone, _ = _layer_calls(model, guide, data[example : example + 1], f"image.{path}")
             for window in range(count):
                 row = x[example * count + window]
-                torch.testing.assert_close(row, alone[window], rtol=1e-4, atol=1e-5)
+                # Other rows are about 1 away. Swin V2's sharp attention makes 1e-5 of a float's last bit.
+                torch.testing.assert_close(row, alone[window], rtol=1e-4, atol=1e-4)
                 delta = 0.5 * row @ layer.lora_A.T @ layer.lora_B.T
                 delta = delta + inter.gain * (row @ inter.lora_A.T) @ phi[example].T @ inter.lora_B.T
                 found = y[example * count + window] - layer.base_layer(row)

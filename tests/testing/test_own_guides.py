@@ -1,0 +1,132 @@
+"""The kit on every guide of the library, as a third party would use it on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from bayes_adapters import Batch, Gaussian, registry
+from bayes_adapters._options import parameters_of
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.guides import SWAG, Hypernetwork, LowRank, MeanField, RankWise
+from bayes_adapters.inference import JointGuide
+from bayes_adapters.models import StochasticCore
+from bayes_adapters.testing import CHECKS, CONTEXT_WIDTH, Outcome, check_guide, standard_batch, standard_models
+from bayes_adapters.testing.case import standard_backbone
+from tests.cola.parts import cola
+from tests.text_and_audio import batch as text_and_audio
+
+SMALL = {"context_dim": CONTEXT_WIDTH, "dim": 4}
+"""Options that constructors need, or that make them smaller."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rank_wise": {"init_log_variance": -3.0},
+    "low_rank": {"covariance_rank": 8},
+    "swag": {"columns": 3},
+}
+NAMED = [name for name in registry.names("guide") if name != "hypernetwork"]
+SLOW = ("conjugate", "files", "gradient")
+
+
+def made(name: str) -> Callable[[Any], Any]:
+    guide = registry.find("guide", name)
+    known = parameters_of(guide)
+    needed = {option: value for option, value in SMALL.items() if option in known}
+
+    def make(model: Any) -> Any:
+        own = guide(model, **{**needed, **OPTIONS.get(name, {})})
+        if isinstance(own, SWAG):  # at the start it is all but a point
+            with torch.random.fork_rng():
+                own.place(own.loc, torch.full_like(own.loc, 0.02), 0.1 * torch.randn(3, own.size))
+        return own
+
+    return make
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_registered_guide(name: str) -> None:
+    """All checks on the first model that it serves, the quick ones on the others."""
+    whole = True
+    for model, make in standard_models().items():
+        try:
+            report = check_guide(made(name), {model: make}, skip=() if whole else SLOW)
+        except ConfigError:
+            continue
+        report.raise_if_failed()
+        whole = False
+    assert not whole, "no standard model is served: add a case of its own below"
+
+
+@pytest.mark.parametrize(
+    ("guide", "model", "family"),
+    [
+        (MeanField, "A, global", "mean_field"),
+        (lambda m: MeanField(m, parameter="root"), "diagonal, global", "mean_field"),
+        (lambda m: LowRank(m, covariance_rank=4), "core, global", "full"),
+        (lambda m: RankWise(m, init_log_variance=-3.0, local_reparametrisation=True), "A, global", None),
+    ],
+    ids=["mean field", "root", "full", "local reparametrisation"],
+)
+def test_families_reach_their_optimum(guide: Any, model: str, family: str | None) -> None:
+    checks = ["density", "kl", "gradient", "training_noise", "conjugate"]
+    report = check_guide(guide, {model: standard_models()[model]}, checks=checks, family=family).raise_if_failed()
+    assert report.of("conjugate")[0].outcome is Outcome.PASSED
+
+
+def test_local_reparametrisation_of_A_and_B_has_the_loss_of_draws() -> None:
+    """Noise of a rank that B A has not would have another loss."""
+
+    def guide(model: Any) -> RankWise:
+        return RankWise(model, init_log_variance=-1.0, local_reparametrisation=True)
+
+    report = check_guide(guide, {"AB": standard_models()["A and B, global"]}, checks=["one_function", "training_noise"])
+    assert [finding.outcome for finding in report.raise_if_failed()] == [Outcome.PASSED] * 2
+
+
+def test_a_posterior_over_all_layers_whose_entries_depend_on_each_other() -> None:
+    """A flow has no mean and no closed KL; draws stand in the integral's place."""
+
+    class Flow(JointGuide):
+        name = "flow"
+
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            self.loc = torch.nn.Parameter(self.start())
+            self.tril = torch.nn.Parameter(0.3 * torch.eye(self.size))
+
+        def joint(self) -> Any:
+            base = dist.MultivariateNormal(self.loc, scale_tril=self.tril.tril())
+            return dist.TransformedDistribution(base, [dist.transforms.TanhTransform()])
+
+        def config(self) -> dict[str, Any]:
+            return {}
+
+    report = check_guide(Flow, {"core": standard_models()["core, global"]}, skip=["files"]).raise_if_failed()
+    outcomes = {finding.check: finding.outcome for finding in report}
+    assert outcomes["density"] is Outcome.PASSED
+    assert outcomes["kl"] is Outcome.SKIPPED
+
+
+@pytest.mark.parametrize("scale", [None, "softplus"])
+def test_the_guide_of_paths_between_modalities(scale: str | None) -> None:
+    """On a model and a batch of the caller's own: two encoders."""
+    report = check_guide(
+        lambda model: Hypernetwork(model, gamma=4, scale=scale),
+        lambda: cola(fill=False),
+        text_and_audio(),
+        skip=SLOW,
+    )
+    report.raise_if_failed()
+
+
+def test_targets_of_another_likelihood() -> None:
+    def model() -> Any:
+        return StochasticCore(standard_backbone(), Gaussian(), granularity="sequence", rank=2)
+
+    batch = standard_batch()
+    real = Batch(batch.inputs, torch.randn(batch.size), batch.context)
+    report = check_guide(MeanField, model, real, checks=[name for name in CHECKS if name != "conjugate"])
+    report.raise_if_failed()
