@@ -110,8 +110,8 @@ def laplace(
         NonFiniteError: a gradient is NaN or infinite.
 
     Warns:
-        UserWarning: the point is no optimum (Laplace before training), with the gain of a Newton step; or λ lies at an
-            end of what was searched.
+        UserWarning: the point is no optimum (Laplace before training), with its distance from one in posterior standard
+            deviations; or λ lies at an end of what was searched.
 
     >>> _ = torch.manual_seed(0)
     >>> from transformers import BertConfig, BertModel
