@@ -7,6 +7,8 @@
     report.raise_if_failed()   # in a test
 """
 
+from bayes_adapters.testing.calibration import Calibration as Calibration
+from bayes_adapters.testing.calibration import simulate_calibration as simulate_calibration
 from bayes_adapters.testing.case import CONTEXT_WIDTH as CONTEXT_WIDTH
 from bayes_adapters.testing.case import Case as Case
 from bayes_adapters.testing.case import standard_batch as standard_batch
@@ -20,7 +22,11 @@ from bayes_adapters.testing.functions import check_one_function as check_one_fun
 from bayes_adapters.testing.gradients import check_gradient as check_gradient
 from bayes_adapters.testing.guide import CHECKS as CHECKS
 from bayes_adapters.testing.guide import check_guide as check_guide
+from bayes_adapters.testing.importance import Importance as Importance
+from bayes_adapters.testing.importance import importance as importance
 from bayes_adapters.testing.kl import check_kl as check_kl
+from bayes_adapters.testing.linear_gaussian import LinearGaussian as LinearGaussian
+from bayes_adapters.testing.picture import calibration_plot as calibration_plot
 from bayes_adapters.testing.repeatable import check_repeatable as check_repeatable
 from bayes_adapters.testing.report import CheckError as CheckError
 from bayes_adapters.testing.report import Finding as Finding

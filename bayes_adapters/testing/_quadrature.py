@@ -12,7 +12,7 @@ DRAWS, GRID = 2000, 1501
 
 
 def axis(draws: Tensor, span: float = 8.0) -> Tensor:
-    """Return a grid per entry, shape (G, *batch): from ``span / 2`` deviations below all draws to as many above."""
+    """Return a grid per entry, shape (G, *batch), ``span`` / 2 deviations wider than the draws at both ends."""
     margin = span * draws.std(0) / 2
     low, high = draws.amin(0) - margin, draws.amax(0) + margin
     return low + (high - low) * torch.linspace(0, 1, GRID, dtype=low.dtype).reshape(-1, *[1] * low.dim())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,14 +13,16 @@ from bayes_adapters.testing.report import CheckError, NotApplicableError
 
 _STEP = 0.004
 _RELATIVE, _ULP = 0.03, 2.0**-23
-"""The allowed difference, beside what the two steps and float32 leave open: see :func:`_difference`."""
+"""The allowed difference, beside what the two steps and float32 leave open: see :func:`_slopes`."""
+_TOGETHER = 3
+"""Parameters that move together; where they disagree, each is looked at."""
 
 
 def check_gradient(case: Case) -> str:
-    """Check each parameter's gradient along a random direction against central differences of the loss.
+    """Check the parameters' gradients along random directions against central differences of the loss.
 
     Under common random numbers the loss is a smooth function of the parameters, and its pathwise gradient is that
-    function's. For a direction v of unit length in one tensor ``D(h) = (L(θ + h v) − L(θ − h v)) / 2h`` tends to
+    function's. For a direction v of unit length in each tensor ``D(h) = (L(θ + h v) − L(θ − h v)) / 2h`` tends to
     ⟨∇L, v⟩. Steps are small (0.004 and 0.002), since networks with ReLU bend at every corner.
 
     Raises:
@@ -49,47 +53,72 @@ def check_gradient(case: Case) -> str:
             "an optimiser, and save(), find everything that is trained among guide.parameters().",
             "a tensor with requires_grad=True is kept as a plain attribute; wrap it in nn.Parameter.",
         )
-    slopes = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+    slopes = dict(zip(own, torch.autograd.grad(value, list(own.values()), allow_unused=True), strict=True))
+
+    def compare(names: list[str]) -> tuple[float, float, float]:
+        found, right, noise = _slopes(loss, {n: own[n] for n in names}, slopes, case.seed + 13)
+        floor = noise + 4 * _ULP * max(1.0, abs(value.item())) / _STEP
+        return found, right, _RELATIVE * max(abs(right), abs(found)) + floor
+
     worst = 0.0
-    for (name, p), slope in zip(own.items(), slopes, strict=True):
-        with seeded(case.seed + 13):
-            direction = torch.randn_like(p)
-        direction /= direction.norm()
-        found = 0.0 if slope is None else float((slope * direction).sum())
-        right, noise = _difference(loss, p, direction)
-        allowed = _RELATIVE * max(abs(right), abs(found)) + noise + 4 * _ULP * max(1.0, abs(value.item())) / _STEP
+    for group in _groups(slopes):
+        found, right, allowed = compare(group)
         worst = max(worst, abs(found - right) / allowed)
-        if abs(found - right) > allowed:
-            raise CheckError(
-                f"the slope of the loss along a direction of {name!r} is {found:.5g}; differences of the loss give "
-                f"{right:.5g}.",
-                f"they agree to {allowed:.2g}.",
-                f"{name!r} has no gradient: it is detached, used under torch.no_grad(), or drawn with sample() instead "
-                "of rsample()."
-                if slope is None or found == 0.0
-                else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() "
-                "is not the derivative of sample().",
-            )
+        if abs(found - right) <= allowed:
+            continue
+        for name in group:  # which of them is it?
+            found, right, allowed = compare([name])
+            if abs(found - right) > allowed:
+                group = [name]
+                break
+        none = all(slopes[name] is None for name in group) or found == 0.0
+        raise CheckError(
+            f"the slope of the loss along a direction of {', '.join(map(repr, group))} is {found:.5g}; differences of "
+            f"the loss give {right:.5g}.",
+            f"they agree to {allowed:.2g}.",
+            "it has no gradient: it is detached, used under torch.no_grad(), or drawn with sample(), not rsample()."
+            if none
+            else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() is not "
+            "the derivative of its draws.",
+        )
     return (
         f"Slopes of {len(own)} parameters agree with differences; the worst uses {100 * worst:.0f} % of the tolerance."
     )
 
 
+def _groups(slopes: Mapping[str, Tensor | None]) -> list[list[str]]:
+    """Names that share a direction: three at a time, and alone those without a gradient."""
+    found = [[name] for name, slope in slopes.items() if slope is None]
+    rest = [name for name, slope in slopes.items() if slope is not None]
+    return found + [rest[i : i + _TOGETHER] for i in range(0, len(rest), _TOGETHER)]
+
+
 @torch.no_grad()
-def _difference(loss: object, p: nn.Parameter, direction: Tensor) -> tuple[float, float]:
-    """D(h/2), and what it may be off by: four times its distance from D(h)."""
-    start = p.detach().clone()
+def _slopes(
+    loss: Callable[[], Tensor], own: Mapping[str, nn.Parameter], slopes: Mapping[str, Tensor | None], seed: int
+) -> tuple[float, float, float]:
+    """Return ⟨∇L, v⟩, D(h/2), and what that may be off by: four times its distance from D(h)."""
+    start = {name: p.detach().clone() for name, p in own.items()}
+    with seeded(seed):
+        drawn = {name: torch.randn_like(p) for name, p in own.items()}
+    directions = {name: v / v.norm() for name, v in drawn.items()}
 
     def central(step: float) -> float:
         values = []
         for sign in (1.0, -1.0):
-            p.copy_(start + sign * step * direction)
-            values.append(loss().double())  # type: ignore[operator]
-        p.copy_(start)
+            for name, p in own.items():
+                p.copy_(start[name] + sign * step * directions[name])
+            values.append(loss().double())
+        for name, p in own.items():
+            p.copy_(start[name])
         return float(values[0] - values[1]) / (2.0 * step)
 
+    found = 0.0
+    for name, v in directions.items():
+        slope = slopes[name]
+        found += 0.0 if slope is None else float((slope * v).sum())
     wide, narrow = central(_STEP), central(_STEP / 2)
-    return narrow, 4.0 * abs(narrow - wide)
+    return found, narrow, 4.0 * abs(narrow - wide)
 
 
 def _leaves(value: Tensor) -> list[Tensor]:

@@ -173,8 +173,8 @@ def the_site(model: AdapterModel) -> Site:
 def _affine(model: AdapterModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """f₀, shape (B,), and J, shape (B, D), by one pass per column: outputs are affine in the latents."""
     name = the_site(model).name
-    trace: Any = poutine.trace(model).get_trace(batch)
-    shape = trace.nodes[name]["value"].shape
+    nodes: dict[str, Any] = poutine.trace(model).get_trace(batch).nodes
+    shape = nodes[name]["value"].shape
     local = the_site(model).granularity is not Granularity.GLOBAL
     size = shape[1:].numel() if local else shape.numel()
 

@@ -17,27 +17,30 @@ GLOBAL, TOKEN, DOWN = "core, global", "core, token", "A, global"
 FAULTS: list[tuple[Any, str, str, str]] = [
     (broken.HalfKL, GLOBAL, "kl", "register_kl"),
     (broken.WideDraws, GLOBAL, "density", "rsample()"),
-    (broken.WrongInverse, GLOBAL, "density", "icdf"),
-    (broken.Unnormalised, GLOBAL, "density", "integrates"),
     (broken.KLPerBatch, GLOBAL, "scale", "once per batch"),
-    (broken.ScaledKL, TOKEN, "scale", "msg['scale']"),
     (broken.OtherPrior, GLOBAL, "conjugate", "log p(y)"),
     (broken.PaddingKL, TOKEN, "padding", "mask"),
-    (broken.PaddingRead, TOKEN, "padding", "token_mask"),
     (broken.BatchRead, TOKEN, "one_function", "other examples"),
     (broken.ParticleRead, TOKEN, "cuts", "particles"),
     (broken.TokenNoise, GLOBAL, "one_function", "hook"),
-    (broken.TokenNoiseInTraining, GLOBAL, "one_function", "per token"),
     (broken.RanklessNoise, DOWN, "training_noise", "rank"),
     (broken.Thaws, GLOBAL, "frozen", "requires_grad_"),
-    (broken.Moves, GLOBAL, "frozen", "writes"),
-    (broken.Switches, GLOBAL, "frozen", "mode"),
     (broken.Unsaved, GLOBAL, "files", "register_buffer"),
-    (lambda m: broken.Forgetful(m, square=False), GLOBAL, "files", "config()"),
     (broken.OwnGenerator, GLOBAL, "repeatable", "Generator"),
     (broken.Detached, GLOBAL, "gradient", "detached"),
+]
+ALONE: list[tuple[Any, str, str, str]] = [
+    (broken.WrongInverse, GLOBAL, "density", "icdf"),
+    (broken.Unnormalised, GLOBAL, "density", "integrates"),
+    (broken.ScaledKL, TOKEN, "scale", "msg['scale']"),
+    (broken.PaddingRead, TOKEN, "padding", "token_mask"),
+    (broken.TokenNoiseInTraining, GLOBAL, "one_function", "per token"),
+    (broken.Moves, GLOBAL, "frozen", "writes"),
+    (broken.Switches, GLOBAL, "frozen", "mode"),
+    (lambda m: broken.Forgetful(m, square=False), GLOBAL, "files", "config()"),
     (broken.Stray, GLOBAL, "gradient", "nn.Parameter"),
 ]
+"""Other faults of the same kinds: the check alone."""
 
 
 @pytest.mark.parametrize(("guide", "model", "check", "fact"), FAULTS)
@@ -45,6 +48,13 @@ def test_exactly_the_right_check_goes_red(guide: Any, model: str, check: str, fa
     report = check_guide(guide, {model: standard_models()[model]})
     assert [finding.check for finding in report.failed] == [check], str(report)
     assert fact in str(report.failed[0])
+
+
+@pytest.mark.parametrize(("guide", "model", "check", "fact"), ALONE)
+def test_a_check_alone_raises(guide: Any, model: str, check: str, fact: str) -> None:
+    with pytest.raises(CheckError) as raised:
+        CHECKS[check].run(Case(guide, standard_models()[model], standard_batch()))
+    assert fact in str(raised.value)
 
 
 def test_every_check_has_a_fault_that_it_finds() -> None:
