@@ -13,4 +13,5 @@ from bayes_adapters.guides.mc_dropout import MCDropout as MCDropout
 from bayes_adapters.guides.mean_field import MeanField as MeanField
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
 from bayes_adapters.guides.rank_wise import RankWise as RankWise
+from bayes_adapters.guides.stored_draws import StoredDraws as StoredDraws
 from bayes_adapters.guides.training_free import TrainingFree as TrainingFree

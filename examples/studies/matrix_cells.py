@@ -199,7 +199,8 @@ ABOUT = {
     "Systems and tasks": "BERT; systems of several encoders: BERT and Whisper's.",
     "Backbones and systems": "Bernoulli.",
     "Pairs of encoders and systems": "Bernoulli.",
-    "Guides and priors": "StochasticCore, one draw per token (LowRank: one per data set; RankWise: StochasticFactors; "
+    "Guides and priors": "StochasticCore, one draw per token (LowRank, StoredDraws: one per data set; RankWise: "
+    "StochasticFactors; "
     "TrainingFree: StochasticDown; "
     "Hypernetwork: CoLA).",
 }
