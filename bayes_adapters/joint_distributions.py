@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal, constraints
@@ -120,56 +120,6 @@ class ShrunkNormal(TorchDistribution):
             along = value[..., place] @ directions
             result[..., place] = result[..., place] + (along * (factor(shrink) - 1.0)) @ directions.mT
         return result
-
-
-class PointMixture(TorchDistribution):
-    """``q(w) = (1/K) Σ_k δ(w − w_k)``: one of K points, each as probable as another.
-
-    ``log_prob`` is that of the numbered points, −log K, whatever the value.
-
-    Args:
-        points: shape (K, D).
-        batch_shape: how many draws, each of its own point.
-
-    >>> PointMixture(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).mean
-    tensor([2., 4.])
-    """
-
-    arg_constraints = {"points": constraints.independent(constraints.real, 2)}
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(self, points: Tensor, batch_shape: Any = (), *, validate_args: bool | None = None) -> None:
-        self.points = points
-        super().__init__(torch.Size(batch_shape), points.shape[-1:], validate_args=validate_args)
-
-    @property
-    def mean(self) -> Float[Tensor, "*batch D"]:
-        """The average of the points."""
-        return self.points.mean(0).expand(self.batch_shape + self.event_shape)
-
-    @property
-    def variance(self) -> Float[Tensor, "*batch D"]:
-        """Of each entry, over the points."""
-        return self.points.var(0, correction=0).expand(self.batch_shape + self.event_shape)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> PointMixture:
-        """Return the same with another batch shape."""
-        return PointMixture(self.points, batch_shape, validate_args=False)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw points, independently."""
-        shape = self.shape(torch.Size(sample_shape))[:-1]
-        return self.points[torch.randint(len(self.points), shape, device=self.points.device)]
-
-    def numbered(self, samples: Int[Tensor, " S"], order: Int[Tensor, " K"]) -> Float[Tensor, "S 1 D"]:
-        """Return the points of numbered draws: draw s takes point ``order[s mod K]``, so K draws take each once."""
-        number = order.to(self.points.device)[samples.to(self.points.device) % len(self.points)]
-        return self.points[number].unsqueeze(1)
-
-    def log_prob(self, value: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
-        """Return −log K."""
-        return value.new_full(value.shape[:-1], -math.log(len(self.points)))
 
 
 @register_kl(ShrunkNormal, Independent)  # type: ignore[untyped-decorator]

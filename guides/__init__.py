@@ -7,7 +7,6 @@ from bayes_adapters.guides.amortised import Amortised as Amortised
 from bayes_adapters.guides.contextual import Contextual as Contextual
 from bayes_adapters.guides.cross_attention import CrossAttention as CrossAttention
 from bayes_adapters.guides.delta import Delta as Delta
-from bayes_adapters.guides.ensemble import Ensemble as Ensemble
 from bayes_adapters.guides.flow import Flow as Flow
 from bayes_adapters.guides.full_gaussian import FullGaussian as FullGaussian
 from bayes_adapters.guides.hypernetwork import Hypernetwork as Hypernetwork
@@ -20,5 +19,6 @@ from bayes_adapters.guides.mixture import Mixture as Mixture
 from bayes_adapters.guides.pooled_context import PooledContext as PooledContext
 from bayes_adapters.guides.rank_gates import RankGates as RankGates
 from bayes_adapters.guides.rank_wise import RankWise as RankWise
+from bayes_adapters.guides.stored_draws import StoredDraws as StoredDraws
 from bayes_adapters.guides.swag import SWAG as SWAG
 from bayes_adapters.guides.training_free import TrainingFree as TrainingFree

@@ -12,10 +12,25 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, unknown_name, whole_number
+from bayes_adapters.inference._draw_checks import check_draws, unsampled
 from bayes_adapters.inference._pyro import is_traced
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import Site
+
+
+def require_draws_of(samples: Mapping[str, Tensor], sites: Sequence[Site]) -> int:
+    """Return how many draws there are; raise :class:`ConfigError` unless every site has as many of its shape."""
+    if lacking := [site.name for site in sites if site.name not in samples]:
+        raise unsampled(lacking[0], samples)
+    count = check_draws({site.name: samples[site.name] for site in sites})
+    for site in sites:
+        if tuple(samples[site.name].shape[1:]) != site.shape:
+            raise ConfigError(
+                f"Draws of {site.name!r} have shape {tuple(samples[site.name].shape)}; expected (S, *{site.shape}), "
+                "draws first."
+            )
+    return count
 
 
 def require_sizes(**sizes: int) -> None:

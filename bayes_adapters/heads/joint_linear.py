@@ -18,7 +18,7 @@ class JointLinear(Head):
     """``f = W pool(h) + b`` with W, shape (K, d), and b, shape (K,), under the model's prior and its guide's posterior.
 
     :class:`BayesianLinear` brings a posterior of its own, independent of the adapters'. Here the guide of the model
-    infers adapters and head together, so it has to serve weights: ``Laplace``, ``LowRank``, ``SWAG``, ``Ensemble``,
+    infers adapters and head together, so it has to serve weights: ``Laplace``, ``LowRank``, ``SWAG``, ``StoredDraws``,
     ``MeanField``, ``Delta``. The model needs ``num_data``.
 
     Args:

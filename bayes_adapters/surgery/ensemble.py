@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.files._backbone import fingerprint
-from bayes_adapters.guides import Ensemble
+from bayes_adapters.guides import StoredDraws
 from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
@@ -23,7 +23,7 @@ from bayes_adapters.surgery.random_weights import Weights, random_weights, read_
 @torch.no_grad()
 def ensemble(
     members: Sequence[tuple[AdapterModel, AdapterGuide]], *, weights: Weights | str | None = None
-) -> tuple[AdapterModel, Ensemble]:
+) -> tuple[AdapterModel, StoredDraws]:
     """Make one model and guide of K trained adapters, such as LoRAs from K seeds: a deep ensemble on one backbone.
 
     ``p(y | x) = (1/K) Σ_k p(y | x, w_k)``, exactly, with ``predict(model, guide, batch, num_samples=K)``; aleatoric is
@@ -83,7 +83,6 @@ def ensemble(
     return _mixture(new, [values for _, values in pairs])
 
 
-def _mixture(model: AdapterModel, values: list[dict[str, Tensor]]) -> tuple[AdapterModel, Ensemble]:
-    result = Ensemble(model, members=len(values)).eval()
-    result.place(torch.stack([torch.cat([v[site.name].flatten() for site in model.sites]) for v in values]))
-    return model, result
+def _mixture(model: AdapterModel, values: list[dict[str, Tensor]]) -> tuple[AdapterModel, StoredDraws]:
+    draws = {site.name: torch.stack([v[site.name] for v in values]) for site in model.sites}
+    return model, StoredDraws.of(model, draws).eval()

@@ -98,7 +98,7 @@ def gaussian_of(case: Case, guide: AdapterGuide, *, gradients: bool = False) -> 
     with torch.set_grad_enabled(gradients):
         mean = q.mean.expand(q.shape()).reshape(rows, -1).double()
         if base.event_shape:
-            covariance: Tensor = base.covariance_matrix  # type: ignore[union-attr]
+            covariance: Tensor = base.covariance_matrix
             return mean, covariance.double().reshape(rows, mean.shape[1], -1)
         return mean, torch.diag_embed(q.variance.expand(q.shape()).reshape(rows, -1).double())
 

@@ -1,4 +1,4 @@
-"""``ShrunkNormal`` is a Gaussian like torch's own, and ``PointMixture`` takes its points in turn."""
+"""``ShrunkNormal`` is a Gaussian like torch's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from bayes_adapters.inference.handlers import KeyedDraws
-from bayes_adapters.joint_distributions import PointMixture, ShrunkNormal
+from bayes_adapters.joint_distributions import ShrunkNormal
 
 
 def gaussian() -> ShrunkNormal:
@@ -49,15 +49,3 @@ def test_draws_have_its_covariance(keyed: bool) -> None:
         w = q.rsample((count,))
     torch.testing.assert_close(w.mean(0), q.mean, rtol=0, atol=0.03)
     torch.testing.assert_close(torch.cov(w.T), q.covariance_matrix, rtol=0, atol=0.03)
-
-
-def test_numbered_draws_take_each_point_once() -> None:
-    points = torch.arange(8.0).reshape(4, 2)
-    for seed in (0, 1):
-        for numbers in (torch.arange(4), torch.arange(4, 12)):
-            keyed = KeyedDraws(seed, numbers, torch.arange(1))
-            with keyed, pyro.plate("samples", len(numbers), dim=-2):
-                w = pyro.sample("joint", PointMixture(points), infer={"hyper_site": "joint"})[:, 0]
-            assert w.unique(dim=0, return_counts=True)[1].tolist() == [len(numbers) // 4] * 4
-    assert PointMixture(points).rsample((400,)).unique(dim=0).shape == (4, 2)
-    torch.testing.assert_close(PointMixture(points).variance, torch.full((2,), 5.0))

@@ -10,7 +10,7 @@ import torch
 
 from bayes_adapters import ELBO, Batch, Categorical, Gaussian, load, predict, save
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guides import Delta, Ensemble
+from bayes_adapters.guides import Delta, StoredDraws
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.surgery.ensemble import ensemble
 from tests.helpers import bert, core_model, token_batch
@@ -111,7 +111,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     model, guide = ensemble(members())
     save(tmp_path / "adapter", model, guide)
     again, guide_again = load(tmp_path / "adapter", bert())
-    assert isinstance(guide_again, Ensemble)
+    assert isinstance(guide_again, StoredDraws)
     found, expected = (predict(*pair, batch(), num_samples=3).mean for pair in ((again, guide_again), (model, guide)))
     assert torch.equal(found, expected)
 
