@@ -24,7 +24,7 @@ def says(total: Tensor, density: Tensor | None = None) -> Prediction:
 
 
 def by_hand(doses: list[float], values: list[float]) -> float:
-    """Spearman's ρ by Kendall's own form: the correlation of counted ranks."""
+    """Spearman's ρ: the correlation of counted ranks."""
 
     def ranks(v: list[float]) -> list[float]:
         return [sum(w < x for w in v) + (sum(w == x for w in v) - 1) / 2 for x in v]
