@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical, systems
 from bayes_adapters.errors import unknown_name
-from bayes_adapters.guides import Delta, FullGaussian, LowRank
+from bayes_adapters.guides import Delta, FullGaussian, LowRank, MeanField
 from bayes_adapters.heads import BayesianLinear, Head, VariationalLastLayer
 from bayes_adapters.heads.gaussian_process import GaussianProcessHead
 from bayes_adapters.models import LoRA, LoRAXS, StochasticDown
+from bayes_adapters.samplers import ivon
 from bayes_adapters.surgery.laplace import laplace
+from bayes_adapters.surgery.swag import Trajectory
 from bayes_adapters.surgery.training_free import bayesianise
+from bayes_adapters.training import fit
 from bayes_adapters.training.inducing import initialise
 from examples.studies.meld.data import SENTIMENTS
 from examples.studies.meld.methods import METHODS as MELD
@@ -106,6 +111,38 @@ def _laplace(parts: Build, precision: float) -> Built:
     return built._replace(training=Training(finish=finish, linearised=True))
 
 
+def _swag(parts: Build, rate: float) -> Built:
+    """Ten more epochs of SGD from a trained LoRA, whose weights are gathered twice per epoch from the third on."""
+    built = MELD["lora"].build(parts)
+    epoch = max(1, parts.steps // 25)
+
+    def finish(
+        model: AdapterModel, guide: AdapterGuide, batches: Iterable[Batch], _dev: Iterable[Batch]
+    ) -> tuple[AdapterModel, AdapterGuide]:
+        path = Trajectory(start=2 * epoch, every=max(1, epoch // 2), columns=10)
+        fit(
+            model,
+            guide,
+            batches,
+            max_steps=10 * epoch + 10,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
+            clip_norm=1.0,
+            on_step=path,
+            seed=parts.seed,
+            progress=False,
+        )
+        return path.posterior(model, guide, num_data=parts.num_data)
+
+    return built._replace(training=Training(finish=finish))
+
+
+def _ivon(parts: Build, rate: float) -> Built:
+    """BLoB's model and posterior, found by IVON."""
+    model = StochasticDown(parts.backbone, Categorical(len(SENTIMENTS)), prior=parts.prior, **_shared(parts))
+    guide = MeanField(model, init_scale=0.01)
+    return Built(model, guide, Training(optimizer=lambda m, g: ivon(m, g, lr=rate, point_lr=2e-3)))
+
+
 def _shared(parts: Build) -> dict[str, Any]:
     return {"rank": parts.rank, "alpha": parts.alpha, "num_data": parts.num_data}
 
@@ -146,6 +183,8 @@ METHODS: dict[str, Tuned] = {
     "c-lora": Tuned(partial(_weighted, "c-lora"), "KL weight", (0.1, 0.03, 0.01, 0.003), 0.01),
     "tfb": Tuned(_tfb, "tolerance", (0.003, 0.05, 0.3, 1.5), 0.003),
     "laplace": Tuned(_laplace, "prior precision", (1.0, 10.0, 100.0, 1000.0), 10.0),
+    "swag": Tuned(_swag, "learning rate of SGD", (0.003, 0.01, 0.03, 0.1), 0.03),
+    "ivon": Tuned(_ivon, "learning rate", (0.03, 0.1, 0.3, 1.0), 0.1),
     "low-rank": Tuned(_low_rank, "KL weight", ELBO, 1.0),
     "full": Tuned(_full, "KL weight", ELBO, 1.0),
     "bayesian-linear": Tuned(partial(_head, BayesianLinear), "KL weight", ELBO, 1.0),

@@ -196,6 +196,9 @@ def train_member(
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
 
+    def adamw(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay)
+
     dev = task.batches("dev", settings)
     if training.start is not None:
         training.start(model, guide, batches)
@@ -205,9 +208,7 @@ def train_member(
         batches,
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
-        optimizer=lambda parameters: torch.optim.AdamW(
-            parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay
-        ),
+        optimizer=adamw if training.optimizer is None else training.optimizer(model, guide),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
         kl_weight=training.kl_weight,
         num_particles=training.num_particles,
