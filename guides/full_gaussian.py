@@ -11,8 +11,8 @@ from jaxtyping import Int
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions import Blocks, StructuredGaussian
 from bayes_adapters.errors import choice, positive_number
-from bayes_adapters.gaussians import Blocks, StructuredGaussian
 from bayes_adapters.guides._checks import require_deviation, require_memory
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel

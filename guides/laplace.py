@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.curved_gaussian import CurvedGaussian
+from bayes_adapters.distributions import CurvedGaussian
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part

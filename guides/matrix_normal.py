@@ -9,8 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions import RowsAndColumns, StructuredGaussian
 from bayes_adapters.errors import whole_number
-from bayes_adapters.gaussians import RowsAndColumns, StructuredGaussian
 from bayes_adapters.guides._checks import require_deviation
 from bayes_adapters.inference.guide import site_key
 from bayes_adapters.inference.joint import JointGuide

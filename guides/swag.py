@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters._curved_checks import require_moments, require_rows
+from bayes_adapters.distributions._checks import require_moments, require_rows
 from bayes_adapters.errors import whole_number
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel

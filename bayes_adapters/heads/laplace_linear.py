@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.curved_gaussian import CurvedGaussian
+from bayes_adapters.distributions import CurvedGaussian
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
@@ -26,7 +26,7 @@ class LaplaceLinear(Head):
     """``f = W [pool(h) ; 1]`` with ``vec W ~ N(m, (λ I + H)⁻¹)``, W of shape (K, d + 1), its last column the bias.
 
     H is the curvature of −log p(data | W) at the trained m, and the prior N(0, I/λ); see
-    :class:`~bayes_adapters.curved_gaussian.CurvedGaussian`, which the guide holds as
+    :class:`~bayes_adapters.distributions.CurvedGaussian`, which the guide holds as
     ``guide.head_posterior.gaussian``. :func:`bayes_adapters.surgery.last_layer.last_layer_laplace` makes model and
     guide from a trained model with a linear head. Nothing of the posterior is trained. It stands beside any guide of
     the adapters; where that is a point, all draws share one pass of the backbone. A draw is one function of all inputs,

@@ -15,10 +15,17 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
-from bayes_adapters.distributions import Points, base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
+from bayes_adapters.distributions import (
+    Points,
+    ShrunkNormal,
+    base_distribution,
+    device_of,
+    from_uniforms,
+    inverse_cdf,
+    mean_of,
+)
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
-from bayes_adapters.joint_distributions import ShrunkNormal
 from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 

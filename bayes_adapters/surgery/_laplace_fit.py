@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.curved_gaussian import CurvedGaussian
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
+from bayes_adapters.distributions import CurvedGaussian
 from bayes_adapters.errors import choice, positive_number
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel

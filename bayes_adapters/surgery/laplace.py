@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from bayes_adapters.curved_gaussian import CurvedGaussian
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
+from bayes_adapters.distributions import CurvedGaussian
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.guides import Laplace
 from bayes_adapters.inference._lock import exclusive

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+from bayes_adapters.distributions import ShrunkNormal
 from bayes_adapters.inference.handlers import KeyedDraws
-from bayes_adapters.joint_distributions import ShrunkNormal
 
 
 def gaussian() -> ShrunkNormal:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters._curved_checks import require_blocks, require_curvature
+from bayes_adapters.distributions._checks import require_blocks, require_curvature
+from bayes_adapters.distributions.shrunk_normal import Block, ShrunkNormal
 from bayes_adapters.errors import positive_number
-from bayes_adapters.joint_distributions import Block, ShrunkNormal
 
 
 class CurvedGaussian(nn.Module):

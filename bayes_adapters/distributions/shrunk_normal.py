@@ -1,8 +1,4 @@
-"""Distributions over all weights of an adapter at once: a Gaussian told by its precision's directions, and points.
-
-Each says by ``from_uniforms`` how its draws follow from uniforms, and the points which of them a numbered draw takes,
-so that :func:`bayes_adapters.predict` repeats them.
-"""
+"""``ShrunkNormal``: a Gaussian over all weights of an adapter, told by a few directions of its precision."""
 
 from __future__ import annotations
 

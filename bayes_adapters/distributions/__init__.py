@@ -1,0 +1,18 @@
+"""Distributions that Pyro lacks, and what any distribution tells of itself."""
+
+from bayes_adapters.distributions.curved_gaussian import CurvedGaussian as CurvedGaussian
+from bayes_adapters.distributions.log_uniform import LogUniform as LogUniform
+from bayes_adapters.distributions.points import Points as Points
+from bayes_adapters.distributions.reading import base_distribution as base_distribution
+from bayes_adapters.distributions.reading import device_of as device_of
+from bayes_adapters.distributions.reading import from_uniforms as from_uniforms
+from bayes_adapters.distributions.reading import inverse_cdf as inverse_cdf
+from bayes_adapters.distributions.reading import mean_of as mean_of
+from bayes_adapters.distributions.shrunk_normal import Block as Block
+from bayes_adapters.distributions.shrunk_normal import ShrunkNormal as ShrunkNormal
+from bayes_adapters.distributions.structured import Blocks as Blocks
+from bayes_adapters.distributions.structured import Root as Root
+from bayes_adapters.distributions.structured import RowsAndColumns as RowsAndColumns
+from bayes_adapters.distributions.structured import StructuredGaussian as StructuredGaussian
+from bayes_adapters.distributions.token_labels import IGNORED as IGNORED
+from bayes_adapters.distributions.token_labels import TokenLabels as TokenLabels
