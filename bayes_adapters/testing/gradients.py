@@ -78,8 +78,8 @@ def check_gradient(case: Case) -> str:
             f"they agree to {allowed:.2g}.",
             "it has no gradient: it is detached, used under torch.no_grad(), or drawn with sample(), not rsample()."
             if none
-            else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() is not "
-            "the derivative of its draws.",
+            else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() is no "
+            "function of the parameters.",
         )
     return f"Slopes of {len(own)} parameters agree with differences; {100 * worst:.0f} % of the tolerance is used."
 
