@@ -12,7 +12,6 @@ THREADS := OMP_NUM_THREADS=1
 CACHE := $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nowhere}/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" && echo home)
 ifneq ($(CACHE),home)
 export XDG_CACHE_HOME := $(CURDIR)/.cache
-export BAYES_ADAPTERS_CACHE ?= $(CURDIR)/.cache/bayes-adapters
 endif
 
 .DEFAULT_GOAL := help

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,7 @@ from bayes_adapters.errors import ConfigError
 IGNORED = -100
 """The target of a token without a label, as Hugging Face collators have it."""
 
+_NONE = torch.Size()
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
@@ -138,6 +140,63 @@ class TokenLabels(TorchDistribution):
         return torch.where(self.real, drawn, IGNORED)
 
 
+class Points(TorchDistribution):
+    """``q(w) = (1/S) Σ_s δ(w − w_s)``: S stored points in R^D, each as likely as the others.
+
+    Density with respect to the counting measure on them: ``log q(w_s) = −log S``. So in an ELBO, where the points are
+    fixed, the "KL" is ``−log S − log p(w_s)`` at the draw, a constant of everything that is trained.
+
+    Args:
+        values: w_s, shape (S, D).
+        batch_shape: of independent draws.
+
+    >>> Points(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).mean
+    tensor([1., 2.])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        values: Float[Tensor, "S D"],
+        batch_shape: torch.Size = _NONE,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.values = values
+        super().__init__(batch_shape, values.shape[-1:], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """The average of the points."""
+        return self.values.mean(0).expand(self.shape())
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch D"]:
+        """The average squared distance from it, entry by entry."""
+        return self.values.var(0, correction=0).expand(self.shape())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Points:
+        """Return the same points with another batch shape."""
+        return Points(self.values, torch.Size(batch_shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return −log S for every draw; what is none of the points is not looked for."""
+        return value.new_full(value.shape[:-1], -math.log(len(self.values)))
+
+    def sample(self, sample_shape: Any = None) -> Float[Tensor, "... D"]:
+        """Draw points, with replacement."""
+        shape = torch.Size(sample_shape or ()) + self.batch_shape
+        return self.values[torch.randint(len(self.values), shape, device=self.values.device)]
+
+    def numbered(self, seed: int, numbers: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """Return the points of draws with these numbers: in an order that depends on the seed, each once in S draws."""
+        count = len(self.values)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % (1 << 63)), device="cpu")
+        return self.values[order.to(numbers.device)[numbers % count].to(self.values.device)]
+
+
 def base_distribution(fn: Any) -> Any:
     """Return the elementwise distribution inside ``Independent``, mask and expansion wrappers."""
     while hasattr(fn, "base_dist") and type(fn).__name__ in (
@@ -177,7 +236,8 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
     """Return draws of ``fn`` that are a function of uniforms, for entries that may depend on each other.
 
     A Gaussian is ``loc + L Φ⁻¹(u)``, of low rank ``loc + W Φ⁻¹(u) + √d Φ⁻¹(u')``; a transformed distribution transforms
-    draws of its base; any other needs an inverse CDF, entry by entry.
+    draws of its base; a family with a method ``from_uniforms`` says it itself; any other needs an inverse CDF, entry by
+    entry.
 
     Args:
         fn: batch shape (S, 1); of a Gaussian with entries that depend on each other these are along the last axis.
@@ -190,6 +250,9 @@ def from_uniforms(fn: Any, uniforms: Callable[[int], Float[Tensor, "S 1 n"]]) ->
         ConfigError: the family is none of these.
     """
     base = base_distribution(fn)
+    if hasattr(base, "from_uniforms"):
+        own: Tensor = base.from_uniforms(fn.shape(), uniforms)
+        return own
     if isinstance(base, torch.distributions.LowRankMultivariateNormal):
         factor, deviation = base.cov_factor, base.cov_diag.sqrt()
         lead, count = fn.shape()[:-1], factor.shape[-1] + deviation.shape[-1]

@@ -66,6 +66,10 @@ class ScaleWarning(UserWarning):
     """Targets or context so far from unit scale that training would hardly move, or a posterior would saturate."""
 
 
+class PointPosteriorWarning(UserWarning):
+    """A posterior so narrow that its draws say little more than its mean."""
+
+
 def near_matches(name: str, allowed: Iterable[str], count: int = 4, cutoff: float = 0.5) -> str:
     """Return ``" Did you mean 'a' or 'b'?"``, or an empty string when nothing in ``allowed`` is near ``name``.
 

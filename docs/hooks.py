@@ -27,10 +27,10 @@ from bayes_adapters.systems import PROCEDURES, SYSTEMS, Recipe
 
 PACKAGES = (
     "models", "guides", "likelihoods", "priors", "heads", "backbones", "training", "systems", "reliability", "files",
-    "surgery", "analysis", "testing", "speech", "modalities", "data", "sites", "adapters", "inference",
+    "surgery", "samplers", "analysis", "testing", "speech", "modalities", "data", "sites", "adapters", "inference",
 )  # fmt: skip
 """Packages of the API, in the order of the table of contents; the root comes first, ``MODULES`` last."""
-MODULES = ("distributions", "kernels", "schedules", "devices", "registry", "errors")
+MODULES = ("distributions", "gaussians", "kernels", "schedules", "devices", "registry", "errors")
 RESULTS = {
     "script-verification": "script verification",
     "body-signals": "body signals",
@@ -67,8 +67,8 @@ def systems_index() -> str:
     lines = [
         "# Systems",
         "",
-        "A system is a model, a guide and a recipe; `build(name, backbone, likelihood)` makes model and guide. Any",
-        "other pair of a model and a guide works as well.",
+        "A system is a model, a guide and a recipe; `build(name, backbone, likelihood)` makes model and guide, and",
+        "`fit` trains them by the recipe. Any other pair of a model and a guide works as well.",
         "",
         "| name | model | guide | posterior | published as |",
         "| --- | --- | --- | --- | --- |",
@@ -96,10 +96,9 @@ def system_page(name: str, folder: Path) -> str:
     if system.inferred:
         lines += ["## What had to be guessed, and where this departs", "", _sentence(system.inferred), ""]
     options = {**system.model_options, **system.guide_options}
-    lines += ["## Build", "", "```text", "from bayes_adapters.systems import SYSTEMS, build", ""]
+    lines += ["## Build", "", "```text", "from bayes_adapters.systems import build", ""]
     lines += [f'model, guide = build("{name}", backbone, likelihood{", " if required else ""}{required})']
-    lines += [f'options = SYSTEMS["{name}"].training.fit_options(model, guide, num_data=len(train))']
-    lines += ["fit(model, guide, batches, **options)", "```", ""]
+    lines += ["fit(model, guide, batches)  # by the recipe below; what you give beats it", "```", ""]
     lines += ["| option | default of this system |", "| --- | --- |"]
     lines += [f"| `{key}` | `{value}` |" for key, value in options.items()]
     lines += ["", "## How it was trained", "", "| setting | value |", "| --- | --- |", *_recipe(system.training), ""]

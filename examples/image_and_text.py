@@ -67,7 +67,8 @@ def main(epochs: int = 3, count: int = 1600) -> None:
         return Batch(dict(tokens), fits, {"image": Frames(frames, there)})
 
     model, guide = build("caliber-x", backbone, Bernoulli(), context_dim=WIDTH, modality="image", targets=UPPER)
-    fit(model, guide, batches(train, 32, collate), epochs=epochs, kl_weight=1e-4, optimizer=lambda p: AdamW(p, lr=3e-3))
+    steps, optimizer = batches(train, 32, collate), lambda p: AdamW(p, lr=3e-3)
+    fit(model, guide, steps, recipe=None, epochs=epochs, kl_weight=1e-4, optimizer=optimizer)
     for noise in levels:
         batch = collate([draw(i % 2 == 0, FILES[::3], noise, rng) for i in range(min(count, 100))])
         answer = predict(model, guide, batch, num_samples=16)

@@ -51,7 +51,7 @@ def main() -> int:
     held = max(1, len(rows) // 5)
     test, train = ([rows[i] for i in part] for part in (order[:held], order[held:]))
     model, guide = build("caliber-x", backbone, Bernoulli(), context_dim=speech.width)
-    fit(model, guide, batches(train, 8, collate), epochs=arguments.epochs, kl_weight=1e-3)
+    fit(model, guide, batches(train, 8, collate), recipe=None, epochs=arguments.epochs, kl_weight=1e-3)
 
     batch = collate(test)
     heard = predict(model, guide, batch, num_samples=16)

@@ -53,7 +53,8 @@ def main() -> int:
     model, guide = build(arguments.system, backbone, likelihood, num_data=len(train))
     held_out = batches(test, 32, collate, shuffle=False)
     training = batches(train, 8, collate)
-    fit(model, guide, training, epochs=arguments.epochs, kl_weight=arguments.kl_weight, validation=held_out)
+    options = {"epochs": arguments.epochs, "kl_weight": arguments.kl_weight}
+    fit(model, guide, training, recipe=None, validation=held_out, **options)  # larger steps than the papers'
 
     found = predict(model, guide, held_out, num_samples=16)
     labels = torch.tensor([classes.index(row["label"]) for row in test])

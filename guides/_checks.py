@@ -12,10 +12,25 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, unknown_name, whole_number
+from bayes_adapters.inference._draw_checks import check_draws, unsampled
 from bayes_adapters.inference._pyro import is_traced
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import Site
+
+
+def require_draws_of(samples: Mapping[str, Tensor], sites: Sequence[Site]) -> int:
+    """Return how many draws there are; raise :class:`ConfigError` unless every site has as many of its shape."""
+    if lacking := [site.name for site in sites if site.name not in samples]:
+        raise unsampled(lacking[0], samples)
+    count = check_draws({site.name: samples[site.name] for site in sites})
+    for site in sites:
+        if tuple(samples[site.name].shape[1:]) != site.shape:
+            raise ConfigError(
+                f"Draws of {site.name!r} have shape {tuple(samples[site.name].shape)}; expected (S, *{site.shape}), "
+                "draws first."
+            )
+    return count
 
 
 def require_sizes(**sizes: int) -> None:
@@ -57,6 +72,14 @@ def check_context(context: str, context_dim: int | None, shared: bool, unread: M
             raise ConfigError(
                 f"{option}= has no effect with context={context!r}: {why}. Leave it out, or take another context."
             )
+
+
+def require_spread(spread: bool, reliable: bool) -> None:
+    """Raise :class:`ConfigError` if ``reliability=`` is to widen a posterior that is a point."""
+    if reliable and not spread:
+        raise ConfigError(
+            "scale=None makes the posterior a point, and reliability= says how wide it is. Leave one of them out."
+        )
 
 
 def scale_interval(init_scale: float | Sequence[float]) -> tuple[float, float]:
@@ -247,3 +270,23 @@ def require_orthogonal(path: str, up: Tensor, singular: Tensor) -> None:
             "singular values. Rotate the adapter first "
             "(bayes_adapters.surgery.training_free.rotate), or let bayesianise do all of it."
         )
+
+
+def require_memory(over: str, needs: Mapping[str, int], most: float) -> None:
+    """Raise :class:`ConfigError` if the square root of a covariance would take more than ``most`` gigabytes.
+
+    Args:
+        over: the choice that was made.
+        needs: choice → numbers of float32 that it keeps.
+        most: the limit, gigabytes.
+    """
+    size = {name: 4e-9 * numbers for name, numbers in needs.items()}
+    if size[over] <= most:
+        return
+    others = [f"over={name!r} it takes {size[name]:.3g} GB" for name in size if size[name] <= most]
+    raise ConfigError(
+        f"A dense covariance with over={over!r} takes {size[over]:.3g} GB for its square root, and four times that in "
+        f"training; max_gigabytes={most:g}. " + "".join(f"With {other}. " for other in others) + "The "
+        "guide LowRank keeps correlations over all weights in k + 2 numbers per entry; or take a smaller rank, or "
+        "raise max_gigabytes=."
+    )

@@ -13,7 +13,7 @@ from torch import nn
 from bayes_adapters.data._checks import one_modality
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice
-from bayes_adapters.guides._checks import check_context, check_heads, require_float32
+from bayes_adapters.guides._checks import check_context, check_heads, require_float32, require_spread
 from bayes_adapters.guides._context import as_reliability, frames_of
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
@@ -50,7 +50,9 @@ class Amortised(AdapterGuide):
 
     c_t is what ``context`` says (see :class:`Context`). :class:`bayes_adapters.guides.Contextual`,
     :class:`bayes_adapters.guides.PooledContext` and :class:`bayes_adapters.guides.CrossAttention` are this guide with
-    the context fixed.
+    the context fixed. Without f (``scale=None``) q is the point at that mean, and "KL" is −log p of it: trained with
+    ``kl_weight=0``, as the systems' recipes are, it is the deterministic network, with r² · (``width`` + 1) numbers
+    fewer per layer.
 
     Source: C-LoRA, arXiv 2505.17773 (network, f); CoCo-LoRA, arXiv 2604.16615, and CALIBER, arXiv 2604.16657, whose
     equations are not public: their forms are reconstructions on C-LoRA.
@@ -64,7 +66,7 @@ class Amortised(AdapterGuide):
         kv_sharing: see :class:`KVSharing`; for ``global`` and ``cross_attention``.
         modality: the key of the frames in ``Batch.context``.
         width: hidden units of the posterior network.
-        scale: f, ``"sigmoid_squared"`` or ``"softplus"``.
+        scale: f, ``"sigmoid_squared"`` or ``"softplus"``; None for a point.
         null_context: learn what stands in for missing context; without it that is an error.
         reliability: makes the posterior less sure where a context is far from those of training (see
             :class:`bayes_adapters.reliability.Reliability`). None trusts every context.
@@ -101,14 +103,15 @@ class Amortised(AdapterGuide):
         kv_sharing: KVSharing | str = KVSharing.PER_MODULE,
         modality: str = "audio",
         width: int = 64,
-        scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED,
+        scale: ScaleTransform | str | None = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: Reliability | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model)
         self.context, self.kv_sharing = choice(Context, "context", context), choice(KVSharing, "kv_sharing", kv_sharing)
         self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, one_modality(modality)
-        self.width, self.scale, self.null_context = width, choice(ScaleTransform, "scale", scale), null_context
+        self.scale = None if scale is None else choice(ScaleTransform, "scale", scale)
+        self.width, self.null_context = width, null_context
         self._check(reliability is not None)
         self.reliability = None if context_dim is None else as_reliability(reliability, context_dim, model)
         ranks = {site_key(site): site.rank for site in model.sites}
@@ -119,6 +122,7 @@ class Amortised(AdapterGuide):
 
     def _check(self, reliable: bool) -> None:
         check_heads(self.dim, self.num_heads)
+        require_spread(self.scale is not None, reliable)
         unread = {"heads": self.num_heads != 1} if self.context is not Context.CROSS_ATTENTION else {}
         if self.context is Context.NONE:
             own = {"dim": self.dim != 64, "modality": self.modality != "audio", "null_context": not self.null_context}
@@ -134,6 +138,10 @@ class Amortised(AdapterGuide):
         if self.context is Context.GLOBAL:
             return PooledReader(list(ranks), self.context_dim, self.dim, shared, null)
         return ProjectedReader(list(ranks), self.context_dim, self.dim, null)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.scale is None
 
     @property
     def reads(self) -> frozenset[str]:
@@ -158,7 +166,7 @@ class Amortised(AdapterGuide):
             "kv_sharing": self.kv_sharing.value,
             "modality": self.modality,
             "width": self.width,
-            "scale": self.scale.value,
+            "scale": None if self.scale is None else self.scale.value,
             "null_context": self.null_context,
             "reliability": None if self.reliability is None else self.reliability.config(),
         }

@@ -17,7 +17,7 @@ class Contextual(Amortised):
     Args:
         model: a model with token or sequence cores.
         width: hidden units of the network.
-        scale: ``"sigmoid_squared"`` or ``"softplus"``.
+        scale: ``"sigmoid_squared"`` or ``"softplus"``; None for a point, see :class:`Amortised`.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel
@@ -33,9 +33,13 @@ class Contextual(Amortised):
     name: ClassVar[str] = "contextual"
 
     def __init__(
-        self, model: AdapterModel, *, width: int = 64, scale: ScaleTransform | str = ScaleTransform.SIGMOID_SQUARED
+        self,
+        model: AdapterModel,
+        *,
+        width: int = 64,
+        scale: ScaleTransform | str | None = ScaleTransform.SIGMOID_SQUARED,
     ) -> None:
         super().__init__(model, context=Context.NONE, width=width, scale=scale)
 
     def config(self) -> dict[str, Any]:
-        return {"width": self.width, "scale": self.scale.value}
+        return {"width": self.width, "scale": None if self.scale is None else self.scale.value}

@@ -15,6 +15,9 @@ class CrossAttention(Amortised):
     ``v_s = W_v a_s``, ``c_t = Σ_s softmax_s(q_t · k_s / sqrt(d_c / H)) v_s``, with a learned pair (k_0, v_0) among the
     frames when ``null_context``. The frames carry whatever positions their encoder gave them.
 
+    With ``scale=None`` it is a deterministic cross-attention, ``E_t = E_p[E] + μ(u_t)``: the control that says what of
+    CALIBER-X is its posterior.
+
     Source: CALIBER-X, arXiv 2604.16657; the paper's equations are not public, this form is a reconstruction on C-LoRA.
 
     Args:

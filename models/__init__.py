@@ -8,7 +8,11 @@ from bayes_adapters.models.cola import CoLA as CoLA
 from bayes_adapters.models.concat_lora import ConcatLoRA as ConcatLoRA
 from bayes_adapters.models.diagonal_core import DiagonalCore as DiagonalCore
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA
+from bayes_adapters.models.fusion_core import FusionCore as FusionCore
+from bayes_adapters.models.gated_lora import GatedLoRA as GatedLoRA
 from bayes_adapters.models.lora import LoRA as LoRA
+from bayes_adapters.models.lora_xs import LoRAXS as LoRAXS
+from bayes_adapters.models.polar import PoLAR as PoLAR
 from bayes_adapters.models.stochastic_core import StochasticCore as StochasticCore
 from bayes_adapters.models.stochastic_down import StochasticDown as StochasticDown
 from bayes_adapters.models.stochastic_factors import StochasticFactors as StochasticFactors

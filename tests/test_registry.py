@@ -153,7 +153,7 @@ def test_built_ins() -> None:
     ("kind", "name", "facts"),
     [
         ("guide", "meanfield", ("guide", "'meanfield'", "'mean_field'", "cross_attention")),
-        ("model", "zzz", ("model", "'zzz'", "fusion_lora, lora", "stochastic_core")),
+        ("model", "zzz", ("model", "'zzz'", "lora, lora_xs", "stochastic_core")),
         ("likelihood", "Bernoulli", ("'Bernoulli'", "'bernoulli'")),
         ("gide", "delta", ("kind", "'gide'", "'guide'")),
     ],

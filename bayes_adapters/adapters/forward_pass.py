@@ -126,7 +126,7 @@ class ForwardPass:
         infer: Any = {SITE: call, SINGLE_PRIOR: single}
         value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)
         value = value.reshape(self.rows.count, -1, *site.event)
-        return value if site.part.real else value / single.mean
+        return value / single.mean if _is_dropout(site.part) else value
 
     def _require_whole(self, layer: str, feature: Tensor) -> None:
         """Refuse a block with windows that has padded its image: padding has no draw and no KL."""
@@ -165,12 +165,17 @@ def draw_weights(
         value = pyro.sample(site.name, site.wrap(single, None), infer=infer)
         for i, path in enumerate(site.layers):
             draw = value.select(value.dim() - len(site.shape), i)
-            if not site.part.real:
+            if _is_dropout(site.part):
                 draw = draw / single.mean[i]
             weights[site.part, path] = _reparametrised(
                 draw, call, path, rows, drawn=value is not call.point, flipped=path in flipped
             )
     return weights
+
+
+def _is_dropout(part: Part) -> bool:
+    """Whether draws are keep masks that are divided by the prior's mean."""
+    return not part.real and part.divided
 
 
 def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:

@@ -1,4 +1,4 @@
-"""The adapted linear layer: ``h = W₀ x + s · B E A (m ⊙ x)``."""
+"""The adapted linear layer: ``h = W₀ x + s · B E (g ⊙ A (m ⊙ x))``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Times = Callable[[Part, Tensor], Tensor]
 class AdaptedLinear(nn.Module):
     """A frozen linear layer plus a low-rank update, any part of which may be random.
 
-    Formula: ``h = base_layer(x) + (alpha / r) · B E A (m ⊙ dropout(x)) / E[m]``. The base weight is never read, so any
-    layer that maps (…, d_in) to (…, d_out) can be a base. What is not random: A is a parameter, Kaiming-uniform; B is a
-    parameter, zero, so that at construction h = base_layer(x); E = I; m = 1. A random part is drawn from its site while
-    the model runs, and the layer holds no parameter for it.
+    Formula: ``h = base_layer(x) + (alpha / r) · B E (g ⊙ A (m ⊙ dropout(x))) / E[m]``. The base weight is never read,
+    so any layer that maps (…, d_in) to (…, d_out) can be a base. What is not random: A is a parameter, Kaiming-uniform;
+    B is a parameter, zero, so that at construction h = base_layer(x); E = I; masks m and gates g are 1. A random part
+    is drawn from its site while the model runs, and the layer holds no parameter for it.
 
     Another structure is a subclass: it says in ``learned`` which parts it has, in :meth:`initial` where they start and
     in :meth:`update` its formula, and in :meth:`as_lora` which LoRA it equals, if it equals any.
@@ -122,14 +122,14 @@ class AdaptedLinear(nn.Module):
         return out
 
     def update(self, x: Float[Tensor, "rows *T d_in"], times: Times) -> Float[Tensor, "rows *T d_out"]:
-        """Return ``B E A (m ⊙ x) / E[m]``; ``times`` applies one part, a parameter or a draw of this pass."""
+        """Return ``B E (g ⊙ A (m ⊙ x)) / E[m]``; ``times`` applies one part, a parameter or a draw of this pass."""
         x = times(Part.MASK, x).to(x.dtype)
-        z = times(Part.A, x)
+        z = times(Part.GATE, times(Part.A, x))
         z = times(Part.DIAGONAL, times(Part.CORE, z))
         return times(Part.B, z)
 
     def as_lora(self, values: Mapping[Part, Tensor]) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
-        """Return (A', B') of the plain LoRA of this scale that computes the same: ``A' = E A``, ``B' = B``.
+        """Return (A', B') of the plain LoRA of this scale that computes the same: ``A' = E diag(g) A``, ``B' = B``.
 
         Args:
             values: part → value, for the random ones.
@@ -137,6 +137,8 @@ class AdaptedLinear(nn.Module):
         A subclass with another formula overrides this one too, or is refused wherever a plain LoRA is needed.
         """
         down, up = (values[part] if part in values else self.get_parameter(f"lora_{part.name}") for part in _FACTORS)
+        if Part.GATE in values:
+            down = values[Part.GATE][:, None] * down
         if Part.CORE in values:
             down = values[Part.CORE] @ down
         if Part.DIAGONAL in values:

@@ -239,14 +239,18 @@ class DeviationScaling:
             DataError: a mean is not finite, or a variance not positive.
         """
         require_numbers(prediction, "DeviationScaling")
-        variance = None if prediction.variance is None else self.scale**2 * prediction.variance
+        named = ("variance", "aleatoric_variance", "epistemic_variance")
+        variances = {name: getattr(prediction, name) for name in named}
+        scaled: dict[str, Any] = {
+            name: None if value is None else self.scale**2 * value for name, value in variances.items()
+        }
         wider = math.log(self.scale)
         drawn = prediction.samples
         return replace(
             prediction,
             total=prediction.total + wider,
             aleatoric=prediction.aleatoric + wider,
-            variance=variance,
+            **scaled,
             samples=None if drawn is None else prediction.mean + self.scale * (drawn - prediction.mean),
             log_density=None,
         )

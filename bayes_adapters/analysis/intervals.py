@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis import _student
+from bayes_adapters.analysis import student
 from bayes_adapters.analysis._checks import checked_confidence
 from bayes_adapters.analysis._conformal_checks import require_share
 from bayes_adapters.analysis._interval_checks import (
@@ -96,7 +96,7 @@ def seeds_and_units(differences: Tensor, *, level: float = 0.95) -> Interval:
         float(rest.square().sum()) / (seeds * units * (seeds - 1) * (units - 1)),
     )
     variance, dof = _satterthwaite(terms, seeds, units)
-    half = _student.quantile(level, dof) * math.sqrt(variance)
+    half = student.quantile(level, dof) * math.sqrt(variance)
     return _interval(float(mean), float(mean) - half, float(mean) + half, terms, seeds, units)
 
 
@@ -190,7 +190,7 @@ def _stretched(whole: Tensor, table: Tensor, drawn_seeds: Tensor, units: int, le
     )
     variance, dof = _satterthwaite(terms, seeds, units)
     spread = of_seeds + of_units + of_both
-    stretch = _student.quantile(level, dof) / _student.normal(level) * math.sqrt(variance / spread) if spread else 1.0
+    stretch = student.quantile(level, dof) / student.normal(level) * math.sqrt(variance / spread) if spread else 1.0
     values = (drawn_seeds * table).sum(1) / seeds
     low, middle, high = (float(values.quantile(q)) for q in ((1 - level) / 2, 0.5, (1 + level) / 2))
     ends = middle - stretch * (middle - low), middle + stretch * (high - middle)
@@ -215,7 +215,7 @@ def _interval(
     mean: float, low: float, high: float, terms: tuple[float, float, float], seeds: int, units: int
 ) -> Interval:
     variance, dof = _satterthwaite(terms, seeds, units)
-    p_value = 1 - _student.within(abs(mean) / math.sqrt(variance), dof) if variance > 0 else float(mean == 0)
+    p_value = 1 - student.within(abs(mean) / math.sqrt(variance), dof) if variance > 0 else float(mean == 0)
     of_seeds, of_units, rest = terms
     components = (max(0.0, of_seeds - rest) * seeds, max(0.0, of_units - rest) * units, rest * seeds * units)
     return Interval(mean, low, high, p_value, dof, *components)

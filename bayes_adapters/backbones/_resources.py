@@ -28,17 +28,19 @@ _WEIGHTS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 def cache_folder() -> Path:
     """Return the folder for everything fetched or computed once.
 
-    It is ``$BAYES_ADAPTERS_CACHE``, or ``.cache/bayes-adapters`` in the home folder; it is made when absent.
+    It is ``$BAYES_ADAPTERS_CACHE``, or else ``bayes-adapters`` in ``$XDG_CACHE_HOME``, or else in ``.cache`` of the
+    home folder; it is made when absent.
 
     Raises:
         MissingResourceError: there is none and it cannot be made.
     """
-    named = os.environ.get("BAYES_ADAPTERS_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get("BAYES_ADAPTERS_CACHE") or f"{caches}/bayes-adapters"
     try:
-        folder = Path(named or Path.home() / ".cache" / "bayes-adapters").expanduser()
+        folder = Path(named).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        raise _not_writable(named or "~/.cache/bayes-adapters", error) from error
+        raise _not_writable(named, error) from error
     return folder
 
 

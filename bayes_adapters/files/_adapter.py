@@ -117,7 +117,7 @@ def _save(
             _entry("likelihood", part, "name")
     with readable(folder):
         require_free(folder)
-    own = _own_tensors(model, guide)
+    own = own_tensors(model, guide)
     require_finite(own)
     tensors = {name: _dense(tensor) for name, tensor in own.items()}
     data = tensors_to_bytes(tensors)
@@ -174,7 +174,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
                 # initial values are drawn and then overwritten
                 with generators_kept(plain), Budget(entries, plain, str(folder)):
                     model, guide = _build(about, plain)
-                _assign(folder, _own_tensors(model, guide), tensors)
+                _assign(folder, own_tensors(model, guide), tensors)
                 _restore_flags(model, guide, about)
                 Marks.from_json(about).put_on(model)
         except AdapterFileError:
@@ -197,7 +197,7 @@ def load_task(directory: str | Path) -> dict[str, Any]:
     return dict(task)
 
 
-def _own_tensors(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
+def own_tensors(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
     """Every parameter and persistent buffer of model and guide that is not the frozen backbone's."""
     prefixes = [f"backbone.{path}." for path in adapted_layers(model.backbone)]
 
@@ -260,7 +260,7 @@ def _restore_flags(model: AdapterModel, guide: AdapterGuide, about: Mapping[str,
     if "frozen" not in about:
         return
     frozen = set(about["frozen"])
-    for name, slot in _own_tensors(model, guide).items():
+    for name, slot in own_tensors(model, guide).items():
         if isinstance(slot, nn.Parameter):
             slot.requires_grad_(name not in frozen)
 

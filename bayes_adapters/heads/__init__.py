@@ -6,6 +6,8 @@ from bayes_adapters.heads.gaussian_process import GaussianProcessHead as Gaussia
 from bayes_adapters.heads.generative import GenerativeLastLayer as GenerativeLastLayer
 from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head
+from bayes_adapters.heads.joint_linear import JointLinear as JointLinear
+from bayes_adapters.heads.laplace_linear import LaplaceLinear as LaplaceLinear
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling
 from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior

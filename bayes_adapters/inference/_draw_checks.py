@@ -89,6 +89,15 @@ def require_median(guide: object) -> AutoGuide:
     return guide
 
 
+def require_no_temperature(guide: object, temperature: float) -> None:
+    """Raise :class:`ConfigError` if draws of a callable are to be scaled about their mean, which nobody knows."""
+    if temperature != 1.0 and not isinstance(guide, Mapping):
+        raise ConfigError(
+            f"temperature={temperature:g} scales draws about the mean of the posterior, which a "
+            f"{type(guide).__name__} does not tell. Take a guide of this library, or a dictionary of draws."
+        )
+
+
 def check_draws(draws: Mapping[Any, Any]) -> int:
     """Return S, the number of draws in a dictionary site → (S, …).
 

@@ -73,11 +73,7 @@ def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> Non
         raise ConfigError(
             f"{kind} cannot infer {site.name!r}, which is a {site.part.value}; it serves "
             f"{', '.join(sorted(part.value for part in guide.parts))}. "
-            + (
-                "A keep mask is inferred by MCDropout."
-                if site.part == Part.MASK
-                else "MeanField and Delta serve every real-valued part."
-            )
+            + _INFERS.get(site.part, "MeanField and Delta serve every real-valued part.")
         )
     if guide.all_reals and site.part in REAL and not _covers_reals(prior):
         raise ConfigError(
@@ -85,6 +81,9 @@ def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> Non
             f"the posterior of {kind} does, so that their KL is infinite. Take a prior on all reals, such as Normal, "
             "Laplace or StudentT, or, where it is continuous, the guide Delta."
         )
+
+
+_INFERS = {Part.MASK: "A keep mask is inferred by MCDropout.", Part.GATE: "Gates are inferred by RankGates."}
 
 
 def require_no_look_ahead(guide: Any, site: Site, model: Any) -> None:

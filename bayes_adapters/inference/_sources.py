@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.inference._draw_checks import require_median, require_points
+from bayes_adapters.inference._draw_checks import require_median, require_no_temperature, require_points
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import (
     KeyedDraws,
@@ -24,7 +24,9 @@ from bayes_adapters.inference.handlers import (
     UnreadOutcome,
     is_own,
 )
+from bayes_adapters.inference.linearised import Linearised, require_weights_guide
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.tempering import Tempering
 
 AnyGuide = AdapterGuide | Callable[..., Any] | Mapping[str, Tensor]
 """What gives draws of a model's latent sites: see :func:`bayes_adapters.predict`."""
@@ -43,10 +45,14 @@ class OwnGuide:
         guide: its guide.
         mean_only: set the latents to their posterior means.
         seed: of keyed draws; None takes torch's generator.
+        temperature: τ of :class:`bayes_adapters.inference.tempering.Tempering`.
     """
 
-    def __init__(self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int | None) -> None:
+    def __init__(
+        self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int | None, temperature: float = 1.0
+    ) -> None:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
+        self.temperature = temperature
 
     def is_random(self, batch: Batch) -> bool:
         adapters = bool(self.model.sites) and not self.guide.deterministic
@@ -58,6 +64,8 @@ class OwnGuide:
         with ExitStack() as stack:
             stack.enter_context(UnreadOutcome())
             stack.enter_context(OwnSites(self.seed, numbers, ids, self.mean_only))
+            if self.temperature != 1.0:
+                stack.enter_context(Tempering(self.temperature))
             if self.mean_only:
                 stack.enter_context(PosteriorMean())
             elif self.seed is not None:
@@ -83,10 +91,15 @@ class Replayed:
         guide: what gives the draws.
         mean_only: one draw: the mean of given draws, or an autoguide's median.
         seed: the draw of number s depends on (seed, s) and, where the guide looks at it, on the batch.
+        temperature: τ, of given draws about their mean.
     """
 
-    def __init__(self, model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int) -> None:
+    def __init__(
+        self, model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int, temperature: float = 1.0
+    ) -> None:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
+        self.root = temperature**0.5
+        require_no_temperature(guide, temperature)
         self.device = next(model.parameters()).device
 
     def is_random(self, batch: Batch) -> bool:
@@ -109,7 +122,10 @@ class Replayed:
             given = dict(self.guide)
             if self.mean_only:
                 return {name: value.float().mean(0, keepdim=True) for name, value in given.items()}
-            return {name: value[numbers.to(value.device)] for name, value in given.items()}
+            chosen = {name: value[numbers.to(value.device)] for name, value in given.items()}
+            if self.root == 1.0:
+                return chosen
+            return {name: torch.lerp(given[name].mean(0), value, self.root) for name, value in chosen.items()}
         if self.mean_only:
             guide = require_median(self.guide)
             with self._forked(0):
@@ -152,11 +168,21 @@ class _Forked:
         self.fork.__exit__(*error)
 
 
-Source = OwnGuide | Replayed
+Source = OwnGuide | Replayed | Linearised
 
 
-def source_of(model: AdapterModel, guide: AnyGuide, mean_only: bool, seed: int | None) -> Source:
+def source_of(
+    model: AdapterModel,
+    guide: AnyGuide,
+    mean_only: bool,
+    seed: int | None,
+    linearised: bool = False,
+    temperature: float = 1.0,
+) -> Source:
     """Return where the draws of ``guide`` come from; without a seed the number of the draws' seed is torch's."""
-    if isinstance(guide, AdapterGuide):
-        return OwnGuide(model, guide, mean_only, seed)
-    return Replayed(model, guide, mean_only, int(torch.randint(1 << 62, ())) if seed is None else seed)
+    if isinstance(guide, AdapterGuide) and not linearised:
+        return OwnGuide(model, guide, mean_only, seed, temperature)
+    number = int(torch.randint(1 << 62, ())) if seed is None else seed
+    if linearised:
+        return Linearised(model, require_weights_guide(guide), mean_only, number, temperature)
+    return Replayed(model, guide, mean_only, number, temperature)

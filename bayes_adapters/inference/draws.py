@@ -1,4 +1,4 @@
-"""One draw of all weights of a posterior, by its number: the one that ``predict`` makes."""
+"""Draws of all weights of a posterior, by their numbers: those that ``predict`` makes; and its mean."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Int
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayes_adapters.inference._draw_checks import require_drawn, require_global
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
-from bayes_adapters.inference.handlers import KeyedDraws
+from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.inference.predictive import evaluating
+from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import SITE, SiteCall
 
@@ -46,22 +48,62 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
     >>> {name: tuple(value.shape) for name, value in weight_draw(model, MeanField(model), 3).items()}
     {'A.global': (2, 2, 8)}
     """
+    numbers = torch.tensor([number], device=next(model.parameters()).device)
+    return {name: value[0] for name, value in weight_draws(model, guide, numbers, seed=seed).items()}
+
+
+@exclusive()
+@torch.no_grad()
+def weight_draws(
+    model: AdapterModel, guide: AdapterGuide, numbers: Int[Tensor, " S"], *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return site → values, shape (S, *site.shape), of the draws ``numbers``: see :func:`weight_draw`."""
+    return _sampled(model, guide, KeyedDraws(seed, numbers, torch.zeros_like(numbers[:1])), len(numbers))
+
+
+@exclusive()
+@torch.no_grad()
+def weight_mean(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
+    """Return site → E_q of its value, shape ``site.shape``, whatever the batch.
+
+    Args:
+        model: all of its sites are global.
+        guide: made for it.
+
+    Raises:
+        ConfigError: a site has a draw for each example or token, or is integrated out; a mean is not known.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Bernoulli
+    >>> from bayes_adapters.guides import Delta
+    >>> from bayes_adapters.models import StochasticDown
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = StochasticDown(BertModel(tiny), Bernoulli(), num_data=100, rank=2)
+    >>> guide = Delta(model)
+    >>> torch.equal(weight_mean(model, guide)["A.global"], guide.loc["A-global"])
+    True
+    """
+    return {name: value[0] for name, value in _sampled(model, guide, PosteriorMean(), 1).items()}
+
+
+def _sampled(model: AdapterModel, guide: AdapterGuide, values: Messenger, count: int) -> dict[str, Tensor]:
+    """Run the statements of all weights, and no pass, under a handler that gives the values."""
     require_pair(model, guide)
     require_global(model.sites)
     device = next(model.parameters()).device
-    numbers = torch.tensor([number], device=device)
     draws: dict[str, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model, guide))
-        stack.enter_context(KeyedDraws(seed, numbers, torch.zeros_like(numbers)))
-        stack.enter_context(pyro.plate("samples", 1, dim=-2))
+        stack.enter_context(values)
+        stack.enter_context(pyro.plate("samples", count, dim=-2))
         stack.enter_context(guide)
-        prior = model.prior.sampled((1,), device)
+        prior = model.prior.sampled((count,), device)
         for site in model.latent_sites:
             single = (model.head_prior if guide.is_of_head(site) else prior).of(site)
             call = SiteCall(site, num_sites=len(model.sites))
             infer: Any = {SITE: call, SINGLE_PRIOR: single}
-            draws[site.name] = pyro.sample(site.name, site.wrap(single, None), infer=infer).reshape(site.shape)
+            value = pyro.sample(site.name, site.wrap(single, None), infer=infer)
+            draws[site.name] = value.detach().expand(count, 1, *site.shape).reshape(count, *site.shape)
             require_drawn(model.head, call)
     guide.trace = type(guide.trace)()
     return draws

@@ -82,6 +82,9 @@ class AdapterGuide(GuideMessenger, nn.Module):
     """Whether the posterior depends on the feature of its call, which of a sequence site is a mean over all tokens."""
     needs_sites: ClassVar[bool] = True
     """Whether a model without random parts is refused; False only where that means maximum likelihood."""
+    recipe: Any = None
+    """How the published system that this guide was built for was trained, a :class:`bayes_adapters.systems.Recipe`:
+    the defaults of ``fit``. None for a guide that was built by itself, or loaded."""
     serves_hyper: ClassVar[bool] = False
     """Whether hyper-parameters of the prior are inferred too, by a Gaussian each on the unconstrained space."""
 

@@ -15,13 +15,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
-from bayes_adapters.distributions import base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
+from bayes_adapters.distributions import Points, base_distribution, device_of, from_uniforms, inverse_cdf, mean_of
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
+from bayes_adapters.joint_distributions import ShrunkNormal
 from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import SITE, Granularity, SiteCall
 
-_JOINT = (MultivariateNormal, LowRankMultivariateNormal)
+_JOINT = (MultivariateNormal, LowRankMultivariateNormal, ShrunkNormal)
 """Families with draws that are a function of uniforms though entries depend on each other."""
 
 
@@ -162,7 +163,9 @@ def is_own(site: Any) -> bool:
 def _keyed(fn: Any, name: str, seed: int, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"]) -> Tensor:
     """Draw ``fn``, of batch shape (S, B), B being 1 where all examples share a draw, from keyed uniforms."""
     require_plates(name, tuple(fn.shape()[:2]), (len(samples), len(examples)))
-    device = device_of(fn)
+    base, device = base_distribution(fn), device_of(fn)
+    if isinstance(base, Points):
+        return base.numbered(seed, samples).reshape(fn.shape())
     return from_uniforms(fn, lambda count: keyed_uniform(seed, name, samples, examples, count, device))
 
 

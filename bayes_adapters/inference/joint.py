@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from math import prod
 from typing import Any, ClassVar
@@ -13,7 +14,6 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from bayes_adapters.distributions import mean_of
 from bayes_adapters.errors import ConfigError
@@ -34,11 +34,12 @@ class JointGuide(AdapterGuide):
         loss = E_q[nll] + (w / N) KL(q ‖ p),    p(w) = Π_sites p(w_site)
 
     w is drawn once per pass by the auxiliary site ``joint``; the model's sites are its parts, points given w, so that
-    log q counts once. The KL is closed where the priors are Gaussian and torch knows it for q's family, else
-    ``log q(w) − log p(w)`` at the draw. Pyro's own ELBOs take the latter.
+    log q counts once. The KL is closed where the priors are Gaussian with independent entries and q tells its mean,
+    variance and entropy (:func:`joint_kl`), else ``log q(w) − log p(w)`` at the draw. Pyro's own ELBOs take the latter.
 
     ``predict`` with a seed draws w by the inverse CDF of q, or as ``loc + L ε`` for MultivariateNormal, ``loc + W ε +
-    √d ε'`` for LowRankMultivariateNormal, and through the transforms of a TransformedDistribution over any of these.
+    √d ε'`` for LowRankMultivariateNormal, and through the transforms of a TransformedDistribution over any of these. A
+    distribution of your own says in ``from_uniforms(shape, uniforms)`` how a draw of it follows from uniforms.
     ``mean_only`` and ``to_lora`` need q's mean. A model's flipout stays off: the signs that it gives each example would
     undo the correlations, so all examples of a batch share one draw.
 
@@ -135,36 +136,39 @@ class JointGuide(AdapterGuide):
 def joint_kl(joint: Any, sites: Mapping[str, Any]) -> Tensor:
     """Return KL(q ‖ p) of a draw of all weights, shape = batch shape of q.
 
+    From priors N(m_i, s_i²) with independent entries it takes q's entropy H and its marginal moments alone::
+
+        KL = ½ Σ_i [ (Var_q w_i + (E_q w_i − m_i)²) / s_i² + log(2π s_i²) ] − H(q)
+
     Args:
         joint: the auxiliary site's node in the guide's trace.
         sites: site → its node in the model's trace, in the order of the layout.
     """
     q, value = joint["fn"], joint["value"]
-    for p in _assembled(sites, q.batch_shape):
+    independent = _independent(sites, q.batch_shape)
+    if independent is not None:
+        mean, scale = independent
         try:
-            return kl_divergence(q, p)
-        except NotImplementedError:
-            continue
+            squares = (q.variance + (q.mean - mean).square()) / scale.square()
+            return 0.5 * (squares + math.log(2 * math.pi)).sum(-1) + scale.log().sum(-1) - q.entropy()
+        except NotImplementedError:  # a flow, or a mixture
+            pass
     prior = sum(site["fn"].log_prob(site["value"]) for site in sites.values())
     return q.log_prob(value) - prior
 
 
-def _assembled(sites: Mapping[str, Any], batch: torch.Size) -> list[Any]:
-    """The prior over all weights in the forms that torch has KLs to, if it is Gaussian with independent entries."""
+def _independent(sites: Mapping[str, Any], batch: torch.Size) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of the prior of every weight, shape (*batch, D); None where it is another than Gaussian."""
     means: list[Tensor] = []
-    variances: list[Tensor] = []
+    scales: list[Tensor] = []
     for site in sites.values():
         single = site["infer"][SINGLE_PRIOR]
         base = single
         while isinstance(base, torch.distributions.Independent):
             base = base.base_dist
         if type(base) is not dist.Normal:
-            return []
+            return None
         shape = single.batch_shape[-1:] + single.event_shape  # layers and event
         means.append(single.mean.expand(batch + shape).flatten(len(batch)))
-        variances.append(single.variance.expand(batch + shape).flatten(len(batch)))
-    loc, variance = torch.cat(means, -1), torch.cat(variances, -1)
-    return [
-        dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(1),
-        dist.LowRankMultivariateNormal(loc, loc.new_zeros(*loc.shape, 1), variance, validate_args=False),
-    ]
+        scales.append(single.stddev.expand(batch + shape).flatten(len(batch)))
+    return torch.cat(means, -1), torch.cat(scales, -1)

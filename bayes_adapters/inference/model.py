@@ -133,7 +133,7 @@ class AdapterModel(AdaptedBackbone):
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
                         _checks.require_finite(self, "The head's outputs are", point_of(outputs), batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
-                    fn, targets = self._likelihood_of(outputs, batch), batch.targets
+                    fn, targets = self.likelihood_of(outputs, batch), batch.targets
                 infer: Any = {} if expected is None else {EXPECTED: expected}
                 obs = None if targets is None else self.likelihood.observation(fn, targets)
                 pyro.sample("obs", fn, obs=obs, infer=infer)
@@ -145,7 +145,8 @@ class AdapterModel(AdaptedBackbone):
         features = self.encode(batch, 1)
         return features.repeat(samples, *[1] * (features.dim() - 1))
 
-    def _likelihood_of(self, outputs: Float[Tensor, "*S K"] | GaussianOutputs, batch: Batch) -> TorchDistributionMixin:
+    def likelihood_of(self, outputs: Float[Tensor, "*S K"] | GaussianOutputs, batch: Batch) -> TorchDistributionMixin:
+        """Return p(y | outputs) for the examples of ``batch``, whose padding it leaves out: batch shape (*S, B)."""
         if isinstance(outputs, GaussianOutputs):
             return self.likelihood.expected(outputs)
         if not self.likelihood.per_token:

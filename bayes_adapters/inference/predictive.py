@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import FoldError, integer, whole_number
+from bayes_adapters.errors import FoldError, integer, positive_number, whole_number
 from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
@@ -28,31 +27,11 @@ from bayes_adapters.inference._pair_checks import require_one_device, require_pa
 from bayes_adapters.inference._sources import AnyGuide, Source, source_of
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.modes import evaluating as evaluating
 from bayes_adapters.likelihoods import Prediction
 
 _BUDGET = 8192 * 384
 """Numbers in one layer's output that the draws of one pass may have together: 12 MB of float32."""
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Within the context the modules are in eval mode; after it each submodule has the mode it had before.
-
-    >>> net = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2).eval())
-    >>> with evaluating(net):
-    ...     [part.training for part in net]
-    [False, False]
-    >>> [part.training for part in net]
-    [True, False]
-    """
-    before = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
 
 
 @exclusive()  # of the checks too: whose adapters are in the backbone may change between them and the first pass
@@ -65,7 +44,9 @@ def predict(
     chunk_size: int | None = None,
     mean_only: bool = False,
     return_samples: bool = False,
+    linearised: bool = False,
     seed: int | None = 0,
+    temperature: float = 1.0,
 ) -> Prediction:
     """Average the likelihood's predictive over draws of the cores from the guide.
 
@@ -88,10 +69,17 @@ def predict(
         mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0); with an
             autoguide, at its median.
         return_samples: also return each draw's mean, shape (S, B, …).
+        linearised: replace the outputs by their tangent at the posterior's mean, ``f(x; w) ≈ f(x; m) + J(x) (w − m)``:
+            of a Gaussian posterior of covariance Σ they are then Gaussian with covariance J Σ Jᵀ. For a guide of this
+            library over weights; the draws of w are those of ``linearised=False``. It takes one backward pass per
+            example and output, and no passes per draw.
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
             ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
+        temperature: τ of the posterior: every draw is ``m + √τ (w − m)``, about its mean m, so that a Gaussian has τ
+            times its covariance: ``q^(1/τ)``. 1 is q itself; it is chosen on validation data, as
+            :func:`bayes_adapters.training.tune` does. See :class:`bayes_adapters.inference.tempering.Tempering`.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -117,7 +105,8 @@ def predict(
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
-    source = source_of(model, guide, mean_only, seed)
+    positive_number("temperature", temperature)
+    source = source_of(model, guide, mean_only, seed, linearised, temperature)
     samples = 1 if mean_only else samples
     device = next(model.parameters()).device
     parts: list[Prediction] = []

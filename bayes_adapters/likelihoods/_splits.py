@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -61,10 +62,10 @@ def moment_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
     ``½ log v − (1/S) Σ ½ log v_s ≥ 0``. Total is then the entropy of the draws' family stretched to the variance v,
     where that family has a location and a scale: exact for S = 1, an upper bound for Gaussians, else an approximation.
     """
-    mean, variance = mixture_moments(sums, num_samples)
+    moments = mixture_moments(sums, num_samples)
     aleatoric = sums["entropy"] / num_samples
-    total = aleatoric + 0.5 * (variance.log() - sums["log_variance"] / num_samples)
-    return split(mean, total, aleatoric, num_samples, variance)
+    total = aleatoric + 0.5 * (moments.variance.log() - sums["log_variance"] / num_samples)
+    return split(moments.mean, total, aleatoric, num_samples, moments)
 
 
 def normal_sums(loc: Tensor, scale: Tensor, spread: Tensor | None = None) -> dict[str, Tensor]:
@@ -75,8 +76,9 @@ def normal_sums(loc: Tensor, scale: Tensor, spread: Tensor | None = None) -> dic
     """
     loc, scale = float64(loc), float64(scale)
     variance, entropies = scale.square(), scale.log() + HALF_LOG_TWO_PI_E
-    square = loc.square() if spread is None else loc.square() + float64(spread)
-    summed = {"mean": loc, "square": square, "variance": variance, "entropy": entropies}
+    summed = {"mean": loc, "square": loc.square(), "variance": variance, "entropy": entropies}
+    if spread is not None:
+        summed["spread"] = float64(spread)
     return {name: value.sum(0) for name, value in summed.items()}
 
 
@@ -86,28 +88,46 @@ def normal_prediction(sums: dict[str, Tensor], num_samples: int) -> Prediction:
     The averaged predictive is a mixture of S Gaussians without a closed-form entropy; total is the entropy
     ``½ log(2πe v)`` of the Gaussian with the mixture's variance v, an upper bound that is exact for S = 1.
     """
-    mean, variance = mixture_moments(sums, num_samples)
-    total = 0.5 * (2 * math.pi * math.e * variance).log()
-    return split(mean, total, sums["entropy"] / num_samples, num_samples, variance)
+    moments = mixture_moments(sums, num_samples)
+    total = 0.5 * (2 * math.pi * math.e * moments.variance).log()
+    return split(moments.mean, total, sums["entropy"] / num_samples, num_samples, moments)
 
 
-def mixture_moments(sums: dict[str, Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the mixture of S draws, from the sums of ``mean``, ``square`` and ``variance``."""
+class Moments(NamedTuple):
+    """Mean and variance of the mixture of S draws, and the two parts of the variance that the draws are a sample of.
+
+    By the law of total variance ``Var[y] = E_E[Var[y | E]] + Var_E[E[y | E]]``. ``noise = (1/S) Σ v_s`` is the first
+    without bias. S means scatter about their own mean by (1 − 1/S) of the second, so ``spread`` is
+    ``S/(S−1) · ((1/S) Σ μ_s² − μ²)``, exactly without bias, plus what is known without draws. For S = 1 it is the known
+    part alone. ``variance`` is the mixture's own, without the factor: that of the density that ``log_density`` scores.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    noise: Tensor
+    spread: Tensor
+
+
+def mixture_moments(sums: dict[str, Tensor], num_samples: int) -> Moments:
+    """Return the moments, from the sums of ``mean``, ``square``, ``variance`` and, where there is one, ``spread``."""
     mean = sums["mean"] / num_samples
-    spread = sums["square"] / num_samples - mean.square()
+    drawn = sums["square"] / num_samples - mean.square()
     # A deviation below the resolution of a float32 mean is rounding, in its sum of squares too.
-    spread = spread.masked_fill(spread <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
-    return mean, spread + sums["variance"] / num_samples
+    drawn = drawn.masked_fill(drawn <= torch.finfo(torch.float32).eps ** 2 * mean.square(), 0.0)
+    known = sums["spread"] / num_samples if "spread" in sums else torch.zeros_like(drawn)
+    noise = sums["variance"] / num_samples
+    return Moments(mean, drawn + known + noise, noise, drawn * num_samples / max(num_samples - 1, 1) + known)
 
 
 def split(
-    mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int, variance: Tensor | None = None
+    mean: Tensor, total: Tensor, aleatoric: Tensor, num_samples: int, moments: Moments | None = None
 ) -> Prediction:
     """Return the prediction, in float32, whose epistemic part is total − aleatoric."""
     epistemic = above_rounding(total - aleatoric)
     parts = [t.float() for t in (mean, total, total - epistemic, epistemic)]
-    variance = None if variance is None else variance.float()
-    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, variance=variance)
+    names = {"variance": "variance", "noise": "aleatoric_variance", "spread": "epistemic_variance"}
+    extra = {} if moments is None else {own: getattr(moments, name).float() for name, own in names.items()}
+    return Prediction(parts[0], parts[1], parts[2], parts[3], num_samples, **extra)
 
 
 def above_rounding(epistemic: Tensor) -> Tensor:

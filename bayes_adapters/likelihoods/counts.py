@@ -62,11 +62,11 @@ class CountLikelihood(Likelihood):
         return {name: value.sum(0) for name, value in summed.items()}
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
-        mean, variance = mixture_moments(sums, num_samples)
+        moments = mixture_moments(sums, num_samples)
         small = sums["beyond"] == 0
-        total = torch.where(small, entropy(sums["probs"] / num_samples), _bound(variance))
+        total = torch.where(small, entropy(sums["probs"] / num_samples), _bound(moments.variance))
         aleatoric = torch.where(small, sums["entropy"], sums["bound"]) / num_samples
-        return split(mean, total, aleatoric, num_samples, variance)
+        return split(moments.mean, total, aleatoric, num_samples, moments)
 
 
 class Poisson(CountLikelihood):

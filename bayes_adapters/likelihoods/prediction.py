@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bayes_adapters.errors import DataError, unknown_name
 
 _PARTS = ("total", "aleatoric", "epistemic")
+_OF_EXAMPLES = ("mean", *_PARTS, "variance", "aleatoric_variance", "epistemic_variance", "log_density")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,12 @@ class Prediction:
         epistemic: the same shape, nats: their difference; for classes the mutual information of target and latent
             cores, for a regression an upper bound of it. Below 1e-12, which is rounding, it is 0.
         num_samples: S.
-        variance: shape (B,) or (B, K), squared units of the target: predictive variance of numbers; None for classes.
+        variance: shape (B,) or (B, K), squared units of the target: variance of the averaged predictive of numbers,
+            that which ``total`` and ``log_density`` are of; None for classes.
+        aleatoric_variance: the same shape: ``(1/S) Σ_s Var[y | E_s]``, the average variance of a draw's predictive.
+        epistemic_variance: the same shape: ``1/(S−1) Σ_s (μ_s − μ)²``, how much the draws' means μ_s vary, and what a
+            head knows of it without draws. By the law of total variance the two add up to Var[y | x], both exactly
+            without bias of S; in ``variance`` the second is (1 − 1/S) of it. With S = 1 what is known without draws.
         log_density: shape (B,), nats: log of the averaged density of the batch's targets (for tagging the joint density
             of an example's labels); None without targets.
         samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
@@ -57,6 +63,8 @@ class Prediction:
     log_density: Tensor | None = None
     samples: Tensor | None = None
     tasks: Mapping[str, Prediction] = field(default_factory=dict)
+    aleatoric_variance: Tensor | None = None
+    epistemic_variance: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
@@ -89,16 +97,23 @@ class Prediction:
 
     @property
     def epistemic_corrected(self) -> Tensor:
-        """``epistemic · S / (S − 1)``: what S draws tell of its limit for S → ∞; NaN for S = 1.
+        """What S draws tell of the limit of ``epistemic`` for S → ∞, nats; NaN for S = 1.
 
         S draws spread about their own mean by (1 − 1/S) of the spread about the true one. The mutual information of
-        classes, and the epistemic part of a regression, are ½ Σ_c Var_s(p_c) / p̄_c, and ½ Var_s(f) / σ², plus terms of
-        higher order in the spread; so ``epistemic`` is (1 − 1/S) of its limit to that order, and this is unbiased to
-        it. Where the spread is large beside p̄ or σ², S / (S − 1) corrects somewhat too much.
+        classes is ½ Σ_c Var_s(p_c) / p̄_c plus terms of higher order in the spread; so ``epistemic`` is (1 − 1/S) of its
+        limit to that order, and this is ``epistemic · S / (S − 1)``, unbiased to it. Where the spread is large beside
+        p̄, that corrects somewhat too much: with p̄ = ½ and draws that are sure of either class by 3 % at S = 3, not at
+        all at S = 2. Of numbers it is ``epistemic + ½ log((aleatoric_variance + epistemic_variance) / variance)``: the
+        variance without its bias in the place of the mixture's, and no change where nothing was drawn.
+
+        ``total`` and ``epistemic`` themselves are left as they are: total is the entropy of the predictive that
+        ``mean`` and ``log_density`` are of, which is a mixture of S draws and no other.
         """
         if self.num_samples == 1:
             return torch.full_like(self.epistemic, math.nan)
-        return self.epistemic * (self.num_samples / (self.num_samples - 1))
+        if self.variance is None or self.aleatoric_variance is None or self.epistemic_variance is None:
+            return self.epistemic * (self.num_samples / (self.num_samples - 1))
+        return self.epistemic + 0.5 * ((self.aleatoric_variance + self.epistemic_variance) / self.variance).log()
 
     def to(self, device: torch.device | str) -> Prediction:
         """Return the prediction with its tensors on ``device``, those of its tasks too."""
@@ -119,7 +134,7 @@ class Prediction:
                 f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
             )
         joined: dict[str, Any] = {}
-        for name in ("mean", "total", "aleatoric", "epistemic", "variance", "log_density", "samples"):
+        for name in (*_OF_EXAMPLES, "samples"):
             values = [getattr(p, name) for p in parts if getattr(p, name) is not None]
             if values and len(values) != len(parts):
                 raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,25 @@ def _check_kinds(groups: Sequence[Any], held_out: Sequence[Any]) -> None:
             raise DataError(f"held_out[{k}] must be Frames(values, mask); got a {type(frames).__name__}.")
 
 
+def check_sides(two_sided: bool | None, moments: bool, components: int, held_out: Sequence[Frames]) -> None:
+    """Raise unless ``two_sided`` is left to ``moments``, and these have enough held-out contexts.
+
+    Raises:
+        ConfigError: both options are given.
+        DataError: fewer than 10 contexts beyond one for each component.
+    """
+    if not moments:
+        return
+    if two_sided is not None:
+        raise ConfigError(f"moments=True has both sides of everything; leave two_sided={two_sided} out.")
+    count = sum(int(frames.present.sum()) for frames in held_out)
+    if count < components + 10:
+        raise DataError(
+            f"The moments of {components} kinds of context need at least {components + 10} held-out contexts; got "
+            f"{count}. Hold out more examples, or join kinds of recording into one group."
+        )
+
+
 def require_finite_distances(distances: Tensor) -> None:
     """Raise :class:`DataError` if a held-out context has no finite distance."""
     if not bool(distances.isfinite().all()):
@@ -99,16 +118,93 @@ def check_scale(scale: float | None) -> None:
         )
 
 
+def check_missing(missing: float) -> None:
+    """Raise :class:`ConfigError` unless ``missing`` is a weight."""
+    if isinstance(missing, bool) or not isinstance(missing, int | float) or not 0.0 <= missing <= 1.0:
+        raise ConfigError(
+            f"missing is γ of an absent context, from 0 (nothing is believed) to 1 (what training made of it); got "
+            f"{missing!r}."
+        )
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` unless ``config`` has the entries that ``Reliability.config`` writes."""
     density: Any = config.get("density")
-    known = config.keys() == {"density", "fallback", "scale"} and isinstance(density, Mapping)
-    if not known or density.keys() - {"two_sided"} != {"context_dim", "components"}:
+    known = config.keys() - {"missing"} == {"density", "fallback", "scale"} and isinstance(density, Mapping)
+    if not known or density.keys() - {"two_sided", "moments"} != {"context_dim", "components"}:
         raise ConfigError(
             "A reliability's configuration has density (context_dim, components), fallback and scale, as "
             f"Reliability.config() returns them; got {dict(config)}. To make a new one, pass "
             "Reliability(FrameDensity.fit(...))."
         )
+
+
+def require_reliability(guide: Any) -> Any:
+    """Return the guide's reliability; raise :class:`ConfigError` if it has none."""
+    found = getattr(guide, "reliability", None)
+    if found is None:
+        raise ConfigError(
+            f"This {type(guide).__name__} has no reliability whose scale could be chosen. Build it with "
+            "reliability=Reliability(FrameDensity.fit(...)), and train it."
+        )
+    return found
+
+
+def check_scales(scales: Iterable[float], tolerance: float) -> list[float]:
+    """Return the scales in rising order; raise :class:`ConfigError` unless there are two and all are usable."""
+    found = sorted({float(scale) for scale in scales})
+    for scale in found:
+        check_scale(scale)
+    if len(found) < 2:
+        raise ConfigError(f"scales must hold at least two different ones; got {found}.")
+    if not 0.0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance is nats above the marginal predictor, at least 0; got {tolerance}.")
+    return found
+
+
+def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
+    """Return the targets of ``batches``; raise :class:`DataError` without any, or where every context is trusted."""
+    for number, batch in enumerate(batches):
+        if not isinstance(getattr(batch, "targets", None), Tensor):
+            raise DataError(f"Batch {number} of far contexts has no targets, which the NLL is of. Pass one tensor.")
+    if not batches:
+        raise DataError("There is no batch of far contexts. Pass labelled ones, such as corrupted validation examples.")
+    (modality,) = guide.reads
+    frames = [batch.context[modality] for batch in batches if modality in batch.context]
+    if guide.reliability.missing == 1.0 and all(bool((density(f) == 1.0).all()) for f in frames):
+        raise DataError(
+            "Every one of these contexts is trusted fully (γ = 1), so no scale has an effect on them. Pass contexts "
+            "unlike those of training, or fit the density with a lower quantile=."
+        )
+    return torch.cat([batch.targets for batch in batches])
+
+
+def check_blend(prediction: Any, weight: Tensor, marginal: Any) -> Tensor:
+    """Return the classes' shares p₀.
+
+    Raises:
+        ConfigError: the prediction is of numbers, tokens or tasks, or the shares are of other classes.
+        DataError: ``weight`` is no (B,) of numbers from 0 to 1.
+    """
+    mean = prediction.mean
+    if prediction.variance is not None or prediction.tasks or mean.dim() > 2 or prediction.total.dim() != 1:
+        raise ConfigError("blend() takes predictions of one class per example. Take the tasks one at a time.")
+    classes = 2 if mean.dim() == 1 else mean.shape[1]
+    shares = marginal.probs
+    if shares is None or len(shares) != classes:
+        known = "numbers" if shares is None else f"{len(shares)} classes"
+        raise ConfigError(
+            f"The prediction has {classes} classes, and the marginal predictor knows {known}. Make it of the training "
+            f"targets: Marginal.of(targets, num_classes={classes})."
+        )
+    if weight.shape != mean.shape[:1] or not bool(((weight >= 0) & (weight <= 1)).all()):
+        raise DataError(
+            f"weight is γ of each of {len(mean)} examples, from 0 to 1; got shape {tuple(weight.shape)}, from "
+            f"{float(weight.min()) if weight.numel() else math.nan:g} to "
+            f"{float(weight.max()) if weight.numel() else math.nan:g}."
+        )
+    found: Tensor = shares
+    return found
 
 
 def require_density(model: Any, site: str, nodes: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.reliability._checks import check_training_contexts, require_covariance, require_finite_distances
+from bayes_adapters.reliability import _moments
+from bayes_adapters.reliability._checks import (
+    check_sides,
+    check_training_contexts,
+    require_covariance,
+    require_finite_distances,
+)
 
 _LOW = 0.01
 """The share of contexts like those of training that lie below the lower limit."""
@@ -27,7 +33,15 @@ class FrameDensity(nn.Module):
     the median. ``low`` is the 1 % quantile and ``low_tail`` its distance to the median: frames that hardly vary (a
     muted recording) lie nearer to the mean than any frame of training, and are as foreign as frames far from it.
     About 94 % of contexts like those of training keep γ = 1. A missing context has γ = 1: what it means is learned,
-    through the guide's null context.
+    through the guide's null context, or said by ``Reliability(missing=…)``.
+
+    d is one number per context: frames that are all the same pass where they lie at the usual distance, and noise that
+    shakes them as much as speech does. With ``moments`` the distance is ``½ min_k (u − μ_k)ᵀ Σ⁻¹ (u − μ_k)`` in nats,
+    minus the log density, but for a constant, of ``u = log((b, w, v) + 10⁻⁴)`` under N(μ_k, Σ) of the held-out
+    contexts of component k. b is how far the mean of the context's frames lies from m_k, w how much they vary about it,
+    b + w = d, and v how much neighbours differ (half their mean squared difference), all in units of C_k. Both too
+    little and too much of each is far; then γ needs no lower limit. Frames are standardised by C_k, whatever encoder
+    made them. A context much longer than those of training has a smaller b, and is unlike them in that.
 
     The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 
@@ -38,6 +52,7 @@ class FrameDensity(nn.Module):
         context_dim: width of a frame.
         components: K.
         two_sided: whether there is a lower limit; adapters saved before there was one have none.
+        moments: whether the distance is that of u rather than d; not with ``two_sided``.
 
     >>> _ = torch.manual_seed(0)
     >>> def contexts(scale):
@@ -56,12 +71,15 @@ class FrameDensity(nn.Module):
     tail: Float[Tensor, ""]
     low: Float[Tensor, ""]
     low_tail: Float[Tensor, ""]
+    centres: Float[Tensor, "K 3"]
+    root: Float[Tensor, "3 3"]
 
-    def __init__(self, context_dim: int, components: int, *, two_sided: bool = False) -> None:
+    def __init__(self, context_dim: int, components: int, *, two_sided: bool = False, moments: bool = False) -> None:
         super().__init__()
         if components < 1:
             raise ConfigError(f"A frame density needs at least one component; got {components}.")
-        self.context_dim, self.components, self.two_sided = context_dim, components, two_sided
+        self.context_dim, self.components = context_dim, components
+        self.two_sided, self.moments = two_sided, moments
         self.register_buffer("means", torch.zeros(components, context_dim))
         self.register_buffer("whitening", torch.eye(context_dim).repeat(components, 1, 1))
         self.register_buffer("limit", torch.tensor(float("inf")))
@@ -69,6 +87,9 @@ class FrameDensity(nn.Module):
         if two_sided:
             self.register_buffer("low", torch.tensor(0.0))
             self.register_buffer("low_tail", torch.tensor(1.0))
+        if moments:
+            self.register_buffer("centres", torch.zeros(components, _moments.COUNT))
+            self.register_buffer("root", torch.eye(_moments.COUNT))
 
     @classmethod
     @torch.no_grad()
@@ -79,7 +100,8 @@ class FrameDensity(nn.Module):
         *,
         ridge: float = 1e-3,
         quantile: float = 0.95,
-        two_sided: bool = True,
+        two_sided: bool | None = None,
+        moments: bool = False,
     ) -> FrameDensity:
         """Estimate one Gaussian per group of frames, and the limit on held-out contexts.
 
@@ -91,21 +113,33 @@ class FrameDensity(nn.Module):
             ridge: added to each covariance's diagonal, as a share of its mean.
             quantile: the share of contexts like ``held_out`` that keep γ = 1, above 0.5 and below 1. A higher one
                 distrusts fewer familiar contexts, and unfamiliar ones later.
-            two_sided: whether contexts nearer to the means than those of training are distrusted too.
+            two_sided: whether contexts nearer to the means than those of training are distrusted too; None means yes.
+            moments: whether distance is that of the context's mean, variance and steps, both sides of each; see above.
 
         Returns:
             The density, float32, on the device of the first group; all groups and contexts must be there.
 
         Raises:
-            ConfigError: ``quantile`` is out of range, or a tensor or Frames was given in the place of a list of them.
+            ConfigError: ``quantile`` is out of range, a tensor or Frames was given in the place of a list of them, or
+                ``two_sided`` beside ``moments``, which have both sides.
             DataError: no groups, a group with too few frames, frames that are constant, not finite or of different
                 widths, or too few held-out contexts.
         """
         groups, held_out = check_training_contexts(groups, held_out, quantile)
-        density = cls(groups[0].shape[-1], len(groups), two_sided=two_sided).to(groups[0].device)
+        check_sides(two_sided, moments, len(groups), held_out)
+        two_sided = two_sided is not False and not moments
+        density = cls(groups[0].shape[-1], len(groups), two_sided=two_sided, moments=moments).to(groups[0].device)
         for k, frames in enumerate(groups):
             density.means[k], density.whitening[k] = _gaussian(float64(frames), ridge, k)
-        distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
+        if moments:
+            u, d = (torch.cat(parts) for parts in zip(*(density._looked_at(f) for f in held_out), strict=True))
+            require_finite_distances(u.flatten(1).sum(1))
+            centres, root, distances = _moments.density_of(u, d.argmin(1))
+            density.centres.copy_(centres)
+            density.root.copy_(root)
+            distances = distances.float()
+        else:
+            distances = torch.cat([density.distance(frames)[frames.present] for frames in held_out])
         require_finite_distances(distances)
         far = max(quantile, 0.95)
         levels = torch.tensor([_LOW, 0.5, quantile, far], device=distances.device)
@@ -118,16 +152,33 @@ class FrameDensity(nn.Module):
         return density
 
     def distance(self, frames: Frames) -> Float[Tensor, " B"]:
-        """Return d(a), shape (B,), dimensionless; 0 for a missing context."""
+        """Return d(a), dimensionless, or with ``moments`` the distance in nats; shape (B,), 0 for a missing context."""
+        if self.moments:
+            squared = ((self._log_moments(frames) - self.centres) @ self.root).square().sum(-1)
+            distance = 0.5 * torch.nan_to_num(squared, nan=torch.inf, posinf=torch.inf).amin(1)  # inf − inf: far away
+            return distance.masked_fill(~frames.present, 0.0)
+        return self._mean_distances(frames).amin(1)
+
+    def _mean_distances(self, frames: Frames) -> Float[Tensor, "B K"]:
+        """Return d under each component."""
         mask = frames.mask.float()
         count = mask.sum(-1).clamp_min(1.0)
+        per_component = [(y.square().mean(-1) * mask).sum(-1) / count for y in self._whitened(frames)]
+        return torch.stack(per_component, -1)
+
+    def _whitened(self, frames: Frames) -> Iterator[Float[Tensor, "B S d"]]:
+        """Yield the frames in each component's units."""
         # masked frames may be of any size: their square could overflow, and 0 · inf is NaN
         values = frames.values.float().masked_fill(~frames.mask[..., None], 0.0)
-        per_component = [
-            (((values - mean) @ whitening).square().mean(-1) * mask).sum(-1) / count
-            for mean, whitening in zip(self.means, self.whitening, strict=True)
-        ]
-        return torch.stack(per_component).amin(0)
+        for mean, whitening in zip(self.means, self.whitening, strict=True):
+            yield (values - mean) @ whitening
+
+    def _log_moments(self, frames: Frames) -> Float[Tensor, "B K 3"]:
+        return torch.stack([_moments.log_moments(y, frames.mask) for y in self._whitened(frames)], 1)
+
+    def _looked_at(self, frames: Frames) -> tuple[Float[Tensor, "n K 3"], Float[Tensor, "n K"]]:
+        """Return u and d of the contexts that are there."""
+        return self._log_moments(frames)[frames.present], self._mean_distances(frames)[frames.present]
 
     def forward(self, frames: Frames) -> Float[Tensor, " B"]:
         """Return γ(a), shape (B,), in [0, 1]; it is 0 where the exponential underflows.
@@ -149,7 +200,7 @@ class FrameDensity(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
-        sides = {"two_sided": True} if self.two_sided else {}
+        sides = {name: True for name in ("two_sided", "moments") if getattr(self, name)}
         return {"context_dim": self.context_dim, "components": self.components, **sides}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.reliability._checks import check_config, check_scale, require_gaussians
+from bayes_adapters.reliability._checks import check_config, check_missing, check_scale, require_gaussians
 from bayes_adapters.reliability.frame_density import FrameDensity
 from bayes_adapters.sites import Memo
 
@@ -75,16 +75,25 @@ class Reliability(nn.Module):
         density: fitted to the training contexts of the guide's modality.
         fallback: ``"widen"``, f = N(μ_q, s²), or ``"prior"``, f = N(E_p[E], s²); see :class:`Fallback`.
         scale: s, a standard deviation; None takes the prior's.
+        missing: γ of a context that is absent, 0 to 1. At 1 the guide's learned null context says all there is to say,
+            which needs training examples that lack it. Where there were none, an absent context is as foreign as any
+            other: take 0.
 
     Raises:
-        ConfigError: ``density`` is no :class:`FrameDensity`, ``fallback`` is unknown, or ``scale`` no scale.
+        ConfigError: ``density`` is no :class:`FrameDensity`, ``fallback`` is unknown, or ``scale`` or ``missing`` is
+            out of range.
 
     >>> Reliability(FrameDensity(context_dim=3, components=1), "prior", scale=1.0).config()
     {'density': {'context_dim': 3, 'components': 1}, 'fallback': 'prior', 'scale': 1.0}
     """
 
     def __init__(
-        self, density: FrameDensity, fallback: Fallback | str = Fallback.WIDEN, scale: float | None = None
+        self,
+        density: FrameDensity,
+        fallback: Fallback | str = Fallback.WIDEN,
+        scale: float | None = None,
+        *,
+        missing: float = 1.0,
     ) -> None:
         super().__init__()
         if not isinstance(density, FrameDensity):
@@ -93,7 +102,9 @@ class Reliability(nn.Module):
                 "configuration goes to Reliability.from_config."
             )
         check_scale(scale)
+        check_missing(missing)
         self.density, self.fallback, self.scale = density, choice(Fallback, "fallback", fallback), scale
+        self.missing = float(missing)
 
     def forward(
         self,
@@ -107,20 +118,29 @@ class Reliability(nn.Module):
         Args:
             posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
             prior: Gaussian that broadcasts to the posterior.
-            frames: the B contexts; None where the whole batch has none, and nothing is changed.
+            frames: the B contexts; None where the whole batch has none.
             memo: of the forward pass, whose sites share γ: it is computed once.
 
         Raises:
             ConfigError: the density is not fitted, or a distribution is not Gaussian.
         """
         if frames is None:
-            return posterior
-        weight = memo.once(self, "weight", lambda: self.density(frames))
+            if self.missing == 1.0:
+                return posterior
+            weight = posterior.mean.new_full((posterior.batch_shape[-2],), self.missing)
+        else:
+            weight = memo.once(self, "weight", lambda: self._weight(frames))
         return fall_back(posterior, prior, weight, self.scale, self.fallback)
+
+    def _weight(self, frames: Frames) -> Float[Tensor, " B"]:
+        """Return γ of every example."""
+        weight: Tensor = self.density(frames)
+        return weight if self.missing == 1.0 else weight.masked_fill(~frames.present, self.missing)
 
     def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs, as JSON; the density's tensors are saved with the guide's."""
-        return {"density": self.density.config(), "fallback": self.fallback.value, "scale": self.scale}
+        unusual = {} if self.missing == 1.0 else {"missing": self.missing}
+        return {"density": self.density.config(), "fallback": self.fallback.value, "scale": self.scale} | unusual
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Reliability:
@@ -130,4 +150,5 @@ class Reliability(nn.Module):
             ConfigError: an entry is missing, surplus, or out of range.
         """
         check_config(config)
-        return cls(FrameDensity(**config["density"]), config["fallback"], config["scale"])
+        density = FrameDensity(**config["density"])
+        return cls(density, config["fallback"], config["scale"], missing=config.get("missing", 1.0))

@@ -19,8 +19,9 @@ class Part:
         name: begins the names of its sites, as in ``A.encoder.layer.0.query``; no two parts of a model share one.
         axes: the axes of one draw: ``"r"``, ``"d_in"`` and ``"d_out"`` are a layer's sizes, a number is itself. A
             matrix (n, k) acts as ``W x``; None where a draw belongs to no layer.
-        real: whether its entries are real numbers. False: 0 or 1, a keep mask, which is divided by the prior's mean.
+        real: whether its entries are real numbers. False: 0 or 1, a keep mask.
         diagonal: whether it has one axis, k, and acts as ``w ⊙ x``.
+        divided: of entries that are 0 or 1, whether what is kept is divided by the prior's mean, as dropout does.
 
     >>> SCALE = Part("scale", ("d_out",), diagonal=True)
     >>> SCALE.event(2, 3, 4), Part.A.event(2, 3, 4), SCALE in REAL, Part.MASK in REAL
@@ -31,6 +32,7 @@ class Part:
     axes: tuple[str | int, ...] | None
     real: bool = field(default=True, kw_only=True)
     diagonal: bool = field(default=False, kw_only=True)
+    divided: bool = field(default=True, kw_only=True)
 
     CORE: ClassVar[Part]
     """E, shape (r, r)."""
@@ -42,6 +44,8 @@ class Part:
     """B, shape (d_out, r)."""
     MASK: ClassVar[Part]
     """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
+    GATE: ClassVar[Part]
+    """g, shape (r,): 0 or 1, which ranks there are; not divided by anything."""
     CROSS: ClassVar[Part]
     """Φ, the core of a path between modalities, shape (r_C, r_C); see :mod:`bayes_adapters.modalities.inter_path`."""
     FACTOR: ClassVar[Part]
@@ -74,7 +78,7 @@ class Part:
         return self  # a copied layer's parts are the same constants, so ``is`` holds in it too
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _constant, (self.name, self.axes, self.real, self.diagonal)
+        return _constant, (self.name, self.axes, self.real, self.diagonal, self.divided)
 
 
 Part.CORE = Part("core", ("r", "r"))
@@ -82,14 +86,15 @@ Part.DIAGONAL = Part("diagonal", ("r",), diagonal=True)
 Part.A = Part("A", ("r", "d_in"))
 Part.B = Part("B", ("d_out", "r"))
 Part.MASK = Part("mask", ("d_in",), real=False, diagonal=True)
+Part.GATE = Part("gate", ("r",), real=False, diagonal=True, divided=False)
 Part.CROSS = Part("cross", ("r", "r"))
 Part.FACTOR = Part("factor", None)
 
 
-def _constant(name: str, axes: tuple[str | int, ...] | None, real: bool, diagonal: bool) -> Part:
+def _constant(name: str, axes: tuple[str | int, ...] | None, real: bool, diagonal: bool, divided: bool) -> Part:
     """The part that was pickled: one of the constants where it is theirs."""
-    part = Part(name, axes, real=real, diagonal=diagonal)
-    return next((own for own in (*REAL, Part.MASK) if own == part), part)
+    part = Part(name, axes, real=real, diagonal=diagonal, divided=divided)
+    return next((own for own in (*REAL, Part.MASK, Part.GATE) if own == part), part)
 
 
 class _EveryReal(frozenset[Part]):
@@ -100,4 +105,4 @@ class _EveryReal(frozenset[Part]):
 
 
 REAL: frozenset[Part] = _EveryReal({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS, Part.FACTOR})
-"""Every real-valued part, third parties' too: all but masks."""
+"""Every real-valued part, third parties' too: all but masks and gates."""

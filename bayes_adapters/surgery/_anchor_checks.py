@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor
+
 from bayes_adapters.adapters._lora_checks import require_lora
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.data.batch import Batch
@@ -15,7 +18,7 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Bernoulli, Categorical
 from bayes_adapters.models import LoRA, StochasticDown
-from bayes_adapters.surgery._noise_search import Labels
+from bayes_adapters.surgery._noise_search import Criterion, Labels, Relative
 
 
 def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
@@ -33,6 +36,40 @@ def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch
         if labels is Labels.TARGETS and batch.targets is None:
             raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
     return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
+
+
+def check_criterion(criterion: Criterion, relative: Relative, labels: Labels, tolerance: float | None) -> None:
+    """Raise :class:`ConfigError` for options that do not go together."""
+    if criterion is Criterion.LEAST_NLL and (labels is Labels.MODEL or tolerance is not None):
+        raise ConfigError(
+            "criterion='least_nll' takes the noise that makes the loss of held-out targets least: it needs "
+            f"labels='targets' and no tolerance; got labels={labels.value!r} and tolerance={tolerance}. Noise never "
+            "makes a model's own labels more probable."
+        )
+    if criterion is not Criterion.NLL and relative is not Relative.LOSS:
+        raise ConfigError(
+            f"relative_to={relative.value!r} is a unit of nats, for criterion='nll'; got criterion={criterion.value!r}."
+        )
+
+
+def require_several_labels(targets: Tensor, classes: int) -> float:
+    """Return the entropy of the labels' frequencies, nats; raise :class:`ConfigError` where it is 0.
+
+    Args:
+        targets: classes, or probabilities of the second of two.
+        classes: C.
+    """
+    if targets.is_floating_point():
+        shares = torch.stack([1.0 - targets.double().mean(), targets.double().mean()])
+    else:
+        shares = torch.bincount(targets, minlength=classes).double() / len(targets)
+    entropy = float(torch.special.entr(shares).sum())
+    if not entropy > 0.0:
+        raise ConfigError(
+            f"All {len(targets)} anchors have one label, so the entropy of the labels, which relative_to='marginal' is "
+            "measured in, is 0. Take more anchors, or relative_to='nats'."
+        )
+    return entropy
 
 
 def check_search(
@@ -67,6 +104,8 @@ def check_search(
     if not 0.0 < low < high < math.inf:
         raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
     if not 0.0 < tolerance < math.inf:
-        raise ConfigError(f"tolerance is a relative change and must be positive and finite; got {tolerance}.")
+        raise ConfigError(
+            f"tolerance is a change in parts of its unit and must be positive and finite; got {tolerance}."
+        )
     whole_number("iterations", iterations, least=0)
     whole_number("widen", widen, least=0)

@@ -13,7 +13,7 @@ from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError, integer, whole_number
 from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.sites import REAL, Granularity, Site
+from bayes_adapters.sites import REAL, Granularity, Part, Site
 
 _OF_THE_MODEL = {
     "outputs": "a head",
@@ -178,10 +178,10 @@ def require_draw(draw: int | None, seed: int) -> None:
 def require_weights(sites: Iterable[Site]) -> None:
     """Raise :class:`ConfigError` where a site's mean is no weight: the site is local, or a mask."""
     for site in sites:
-        if site.granularity is not Granularity.GLOBAL or site.part not in REAL:
+        if site.granularity is not Granularity.GLOBAL or (site.part not in REAL and site.part != Part.GATE):
             raise ConfigError(
                 f"{site.name!r} is drawn anew for each input or is a mask, so its mean is no weight of a plain LoRA. "
-                "Only adapters with random weights (A, B, or a global core) can be exported."
+                "Only adapters with random weights (A, B, or a global core) or gates can be exported."
             )
 
 

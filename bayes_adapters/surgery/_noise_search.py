@@ -19,6 +19,22 @@ class Criterion(StrEnum):
     """The mean negative log of the averaged predictive, in nats."""
     ACCURACY = "accuracy"
     """The share of anchors whose most probable class is their label."""
+    LEAST_NLL = "least_nll"
+    """The same as ``nll``, but the σ_q that makes it least is taken, without a tolerance: of held-out anchors, whose
+    targets the model has not learned, that is where noise helps most."""
+
+
+class Relative(StrEnum):
+    """What a tolerance is a part of."""
+
+    LOSS = "loss"
+    """The criterion without noise, and a change in either direction, as published. It tightens as an adapter over-fits:
+    where that is certain of its anchors the loss without noise vanishes, and with it the noise that is allowed."""
+    MARGINAL = "marginal"
+    """The entropy of the labels' frequencies among the anchors, nats: the loss of a predictor that sees no input. It is
+    a unit that no over-fitting changes. Only a loss that grows counts."""
+    NATS = "nats"
+    """1 nat per anchor. Only a loss that grows counts."""
 
 
 class Labels(StrEnum):
@@ -30,8 +46,16 @@ class Labels(StrEnum):
     """The targets of the batches."""
 
 
-DEFAULT_TOLERANCE = {Criterion.NLL: 0.003, Criterion.ACCURACY: 0.01}
-"""Greatest relative change of a criterion, as the paper takes it."""
+DEFAULT_TOLERANCE = {
+    (Criterion.NLL, Relative.LOSS): 0.003,
+    (Criterion.ACCURACY, Relative.LOSS): 0.01,
+    (Criterion.NLL, Relative.MARGINAL): 0.05,
+    (Criterion.NLL, Relative.NATS): 0.05,
+}
+"""Greatest change of a criterion; relative to the loss as the paper takes it."""
+
+
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,8 @@ class SearchPoint:
     Args:
         scale: σ_q.
         value: the criterion there: nats, or a share.
-        change: ``|value − baseline| / baseline``.
+        change: ``|value − baseline| / baseline``; ``(value − baseline) / unit`` where the tolerance has a unit of its
+            own, or there is none.
         feasible: whether that is within the tolerance.
     """
 
@@ -62,6 +87,8 @@ class SearchLog:
         points: everything tried, in order.
         criterion, labels, tolerance, num_anchors, num_samples, seed: the settings.
         null_directions: layer path → how many of its r directions have d = 0, for layers that have any.
+        relative_to: what the tolerance is a part of.
+        unit: that in nats, or a share: the baseline, the marginal entropy, or 1.
     """
 
     scale: float
@@ -75,6 +102,8 @@ class SearchLog:
     num_samples: int
     seed: int
     null_directions: dict[str, int]
+    relative_to: str = Relative.LOSS.value
+    unit: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON, for ``save(..., task=…)`` or a report."""
@@ -87,28 +116,38 @@ class Search:
     Args:
         value: σ_q → the criterion; None → without noise.
         criterion: what ``value`` returns.
-        tolerance: greatest relative change.
+        tolerance: greatest change, in parts of the unit.
+        unit: what the change is a part of, if it grows; None is the criterion without noise, either way.
 
     Raises:
-        ConfigError: the criterion without noise is 0 or not finite.
+        ConfigError: the criterion without noise is not finite, or 0 where it is the unit.
     """
 
-    def __init__(self, value: Callable[[float | None], float], criterion: Criterion, tolerance: float) -> None:
-        self.value, self.tolerance = value, tolerance
+    def __init__(
+        self,
+        value: Callable[[float | None], float],
+        criterion: Criterion,
+        tolerance: float,
+        unit: float | None = None,
+    ) -> None:
+        self.value, self.tolerance, self.unit = value, tolerance, unit
         self.baseline = value(None)
         self.points: list[SearchPoint] = []
-        if not 0.0 < self.baseline < math.inf:
+        if unit is None and not 0.0 < self.baseline < math.inf:
             remedy = "criterion='accuracy'" if criterion is Criterion.NLL else "criterion='nll'"
             raise ConfigError(
                 f"Without noise the anchors' {criterion.value} is {self.baseline:g}, and no change is relative to "
-                f"that. Is the model certain of every anchor, or wrong on all? Take labels='targets', {remedy} or "
-                "other anchors."
+                f"that. Is the model certain of every anchor, or wrong on all? Take relative_to='marginal', "
+                f"labels='targets', {remedy} or other anchors."
             )
+        if not math.isfinite(self.baseline):
+            raise ConfigError(f"Without noise the anchors' {criterion.value} is {self.baseline:g}.")
 
     def feasible(self, scale: float) -> bool:
         """Try one σ_q; a value that is not finite is infeasible."""
         value = self.value(scale)
-        change = abs(value - self.baseline) / self.baseline
+        change = value - self.baseline
+        change = abs(change) / self.baseline if self.unit is None else change / self.unit
         self.points.append(SearchPoint(scale, value, change, change <= self.tolerance))
         return self.points[-1].feasible
 
@@ -136,7 +175,7 @@ class Search:
             else:
                 worst = max(point.change for point in self.points)
                 warnings.warn(
-                    f"Every σ_q tried, up to {high:g}, changes the anchors' loss by at most {worst:.2g} of it "
+                    f"Every σ_q tried, up to {high:g}, changes the anchors' loss by at most {worst:.2g} {self._of()} "
                     f"(tolerance {self.tolerance:g}), so the largest is taken. Pass a larger high= or widen=, a "
                     "smaller tolerance=, or more anchors.",
                     stacklevel=3,
@@ -150,9 +189,9 @@ class Search:
             else:
                 raise ConfigError(
                     f"No σ_q tried is feasible: even {low:g} changes the anchors' loss by {self.points[-1].change:.2g} "
-                    f"of {self.baseline:.3g}, the tolerance being {self.tolerance:g}. Pass a smaller low=, a larger "
+                    f"{self._of()}, the tolerance being {self.tolerance:g}. Pass a smaller low=, a larger "
                     "tolerance= or widen=. Of a model that is certain of its own labels the loss is close to 0; "
-                    "labels='targets' or criterion='accuracy' is then the better measure."
+                    "relative_to='marginal', labels='targets' or criterion='least_nll' is then the better measure."
                 )
         for _ in range(iterations):
             middle = math.sqrt(low * high)
@@ -161,3 +200,47 @@ class Search:
             else:
                 high = middle
         return low, high
+
+    def least(self, low: float, high: float, iterations: int, widen: int) -> float:
+        """Return the σ_q with the least criterion: the best of a geometric grid, refined by golden section in log σ_q.
+
+        Args:
+            low: smallest σ_q of the grid.
+            high: the next; the grid has ``widen`` more above it, and as many below, each by the same ratio.
+            iterations: of the golden section.
+            widen: see there.
+
+        Warns:
+            UserWarning: no σ_q tried is better than none; the smallest is then returned.
+        """
+        ratio = high / low
+        grid = [low * ratio**power for power in range(-widen, widen + 2)]
+        scores = {scale: self._tried(scale) for scale in grid}
+        best = min(grid, key=scores.__getitem__)
+        if not scores[best] < self.baseline:
+            warnings.warn(
+                f"No σ_q tried, {grid[0]:.2g} … {grid[-1]:.2g}, makes the anchors' loss less than {self.baseline:.3g}, "
+                "which it is without noise, so the smallest is taken. Are these training examples? Held-out ones say "
+                "where the model is too certain.",
+                stacklevel=3,
+            )
+            return grid[0]
+        left, right = math.log(best / ratio), math.log(best * ratio)
+        for _ in range(iterations):
+            inner = [right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)]
+            values = [scores.setdefault(math.exp(x), math.nan) for x in inner]
+            values = [self._tried(math.exp(x)) if math.isnan(v) else v for x, v in zip(inner, values, strict=True)]
+            scores |= {math.exp(x): v for x, v in zip(inner, values, strict=True)}
+            if values[0] <= values[1]:
+                right = inner[1]
+            else:
+                left = inner[0]
+        return min(scores, key=scores.__getitem__)
+
+    def _tried(self, scale: float) -> float:
+        self.feasible(scale)
+        value = self.points[-1].value
+        return value if math.isfinite(value) else math.inf
+
+    def _of(self) -> str:
+        return f"of {self.baseline:.3g}" if self.unit is None else f"of {self.unit:.3g} nats"

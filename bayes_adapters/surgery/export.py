@@ -15,14 +15,13 @@ from bayes_adapters.adapters.as_lora import as_lora
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
-from bayes_adapters.distributions import mean_of
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference._pair_checks import require_pair
-from bayes_adapters.inference.draws import weight_draw
+from bayes_adapters.inference.draws import weight_draw, weight_mean
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.sites import Part, SiteCall
+from bayes_adapters.sites import Part
 from bayes_adapters.surgery._checks import (
     require_any_rank,
     require_copy,
@@ -84,8 +83,8 @@ def to_lora(
     for layer in adapted_layers(model.backbone).values():
         require_lora(layer)
     require_copy(backbone, model.backbone)
-    values = _means(model, guide) if draw is None else weight_draw(model, guide, draw, seed=seed)
-    factors = _factors(model, values)
+    values = weight_mean(model, guide) if draw is None else weight_draw(model, guide, draw, seed=seed)
+    factors = lora_factors(model, values)
     if drop_zero:
         factors = {path: _without_zeros(*pair) for path, pair in factors.items()}
     factors = {path: pair for path, pair in factors.items() if len(pair[0])}
@@ -110,17 +109,8 @@ def to_lora(
     return lora.eval()
 
 
-def _means(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
-    """Site → E_q of its value, shape ``site.shape``."""
-    means: dict[str, Tensor] = {}
-    for site in model.sites:
-        call = SiteCall(site, num_sites=len(model.sites))
-        means[site.name] = mean_of(guide.posterior(call, model.prior.of(site)), site.name).expand(site.shape)
-    return means
-
-
-def _factors(model: AdapterModel, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer path → A' (r, d_in) and B' (d_out, r), from site → value."""
+def lora_factors(model: AdapterModel, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return layer path → A' (r, d_in) and B' (d_out, r), from site → value."""
     parts: dict[str, dict[Part, Tensor]] = {path: {} for path in model.layers}
     for site in model.sites:
         for value, path in zip(values[site.name], site.layers, strict=True):

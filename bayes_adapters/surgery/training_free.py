@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy as copying
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.installation import adapted_layers, remove, swap
+from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64, generators_kept
@@ -30,12 +30,19 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.likelihoods import Bernoulli, Prediction
 from bayes_adapters.models import LoRA, StochasticDown
-from bayes_adapters.surgery._anchor_checks import check_search, read_anchors
+from bayes_adapters.surgery._anchor_checks import (
+    check_criterion,
+    check_search,
+    read_anchors,
+    require_several_labels,
+)
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
 from bayes_adapters.surgery._noise_search import Labels as Labels
+from bayes_adapters.surgery._noise_search import Relative as Relative
 from bayes_adapters.surgery._noise_search import SearchLog as SearchLog
 from bayes_adapters.surgery._noise_search import SearchPoint as SearchPoint
+from bayes_adapters.surgery._shared_backbone import free_backbone
 
 
 def bayesianise(
@@ -50,6 +57,7 @@ def bayesianise(
     widen: int = 4,
     num_samples: int = 10,
     criterion: Criterion | str = Criterion.NLL,
+    relative_to: Relative | str = Relative.LOSS,
     labels: Labels | str = Labels.MODEL,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -70,18 +78,27 @@ def bayesianise(
     monotonically with σ: what is found is a boundary, not always the only one. With ``labels="targets"`` an improvement
     beyond the tolerance is infeasible too, as in the paper's formula.
 
+    Which criterion: the published one, ``relative_to="loss"``, suits an adapter whose loss on the anchors is far from
+    0, and comparisons with the paper. Of an adapter that has over-fitted its anchors the loss is nearly 0, and so is
+    the noise it allows, just where most is needed. ``relative_to="marginal"`` has a unit that stays, the entropy H of
+    the labels: ``value(σ) − value(0) ≤ tolerance · H``; ``"nats"`` is its absolute form. Where there are **held-out**
+    examples with targets, ``criterion="least_nll", labels="targets"`` needs no tolerance: it takes the σ_q that makes
+    their loss least.
+
     Args:
         model: a trained LoRA (also one of :func:`bayes_adapters.files.peft.from_peft`), or a StochasticDown whose
             posterior means are then taken for A ("BLoB-Mean + TFB"). The likelihood must be one of classes.
         guide: the guide made for it, such as ``Delta(model)``.
         anchors: batches the loss is measured on, targets or not; the paper takes 500 training examples.
-        tolerance: greatest relative change; None is 0.003 for ``"nll"`` and 0.01 for ``"accuracy"``.
+        tolerance: greatest change; None is 0.003 for ``"nll"`` and 0.01 for ``"accuracy"`` relative to the loss, and
+            0.05 of the marginal entropy, or of a nat.
         low: smallest σ_q tried, and …
         high: … largest, before widening, in units of the entries of B A (before the scale α / r).
         iterations: bisections between a feasible and an infeasible σ.
         widen: how often the interval may move by its own ratio high / low when all of it is on one side; 0 never.
         num_samples: draws averaged for value(σ).
-        criterion: ``"nll"`` or ``"accuracy"``.
+        criterion: ``"nll"``, ``"accuracy"`` or ``"least_nll"``, see :class:`Criterion`.
+        relative_to: ``"loss"``, ``"marginal"`` or ``"nats"``, see :class:`Relative`; for ``"nll"``.
         labels: ``"model"`` or ``"targets"``.
         seed: of the noise, any integer.
         chunk_size: see :func:`bayes_adapters.predict`; bounds memory.
@@ -119,7 +136,9 @@ def bayesianise(
     (True, True)
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
-    tolerance = DEFAULT_TOLERANCE[criterion] if tolerance is None else tolerance
+    relative = choice(Relative, "relative_to", relative_to)
+    check_criterion(criterion, relative, labels, tolerance)
+    tolerance = DEFAULT_TOLERANCE.get((criterion, relative), 1.0) if tolerance is None else tolerance
     check_search(model, guide, tolerance, low, high, iterations, widen)
     batches = read_anchors(anchors, labels)
     count = sum(batch.size for batch in batches)
@@ -128,7 +147,7 @@ def bayesianise(
         batches = _label(batches, plain, model)
     factors = _factors(model, guide, batches[0])
     config = model.config()  # of ranks it asks the adapters, which without a copy are about to be taken out
-    with _free_backbone(model, copy) as backbone:
+    with free_backbone(model, copy) as backbone:
         new, posterior = _pair(backbone, model, config, count, low)
         nulls = _rotate_into(new, posterior, factors)
 
@@ -139,11 +158,17 @@ def bayesianise(
             draws: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "chunk_size": chunk_size}
             return _value(predict(new, posterior, batches, mean_only=scale is None, **draws), batches, criterion)
 
-        search = Search(value, criterion, tolerance)
-        scale, boundary = search.run(low, high, iterations, widen)
+        unit = _unit(relative, criterion, batches, model)
+        search = Search(value, criterion, tolerance, unit)
+        boundary: float | None = None
+        if criterion is Criterion.LEAST_NLL:
+            scale = search.least(low, high, iterations, widen)
+        else:
+            scale, boundary = search.run(low, high, iterations, widen)
         posterior.rescale(scale)
     settings = (criterion.value, labels.value, tolerance, count, num_samples, seed)
-    return new, posterior, SearchLog(scale, boundary, search.baseline, tuple(search.points), *settings, nulls)
+    kept = (relative.value, search.baseline if unit is None else unit)
+    return new, posterior, SearchLog(scale, boundary, search.baseline, tuple(search.points), *settings, nulls, *kept)
 
 
 def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Tensor, Tensor]:
@@ -173,8 +198,18 @@ def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Ten
     return (right @ float64(A.detach())).to(A), up.to(B)
 
 
+def _unit(relative: Relative, criterion: Criterion, batches: list[Batch], model: AdapterModel) -> float | None:
+    """What a change is a part of, nats; None is the criterion without noise."""
+    if criterion is Criterion.LEAST_NLL or relative is Relative.NATS:
+        return 1.0
+    if relative is Relative.LOSS:
+        return None
+    targets = torch.cat([batch.targets for batch in batches if isinstance(batch.targets, Tensor)])
+    return require_several_labels(targets, max(model.likelihood.num_outputs, 2))
+
+
 def _value(found: Prediction, batches: list[Batch], criterion: Criterion) -> float:
-    if criterion is Criterion.NLL:
+    if criterion is not Criterion.ACCURACY:
         if found.log_density is None:
             raise DataError("The anchors have no targets to measure a loss on.")
         return -float(float64(found.log_density).mean())
@@ -247,33 +282,3 @@ def _rotate_into(
         nulls |= {path: empty} if empty else {}
     posterior.place(means)
     return nulls
-
-
-@contextmanager
-def _free_backbone(model: AdapterModel, copy: bool) -> Iterator[nn.Module]:
-    """Give the backbone without adapters; after an error the model's own has its old ones again."""
-    if copy:
-        yield remove(_copy(model.backbone))
-        return
-    old = adapted_layers(model.backbone)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield remove(model.backbone)
-    except BaseException:
-        swap(remove(model.backbone), [(layer.base_layer, layer) for layer in old.values()])
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
-        raise
-
-
-def _copy(backbone: nn.Module) -> nn.Module:
-    """Copy a backbone; frozen weights are new parameters in the same memory, so moving or casting one leaves the other.
-
-    Parameters of a class of their own (quantised ones) are copied as they say themselves.
-    """
-    plain = [p for p in backbone.parameters() if type(p) is nn.Parameter and not p.requires_grad]
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in plain}
-    return copying.deepcopy(backbone, shared)

@@ -31,8 +31,8 @@ def build(
 ) -> tuple[AdapterModel, AdapterGuide]:
     """Build a system's model and guide on ``backbone``.
 
-    They are trained as the paper did by ``fit(model, guide, data, recipe=SYSTEMS[name].training)``. Without a recipe
-    ``fit`` minimises the ELBO, whose KL weight, 1, is far above that of most systems.
+    ``fit(model, guide, data)`` trains them as the paper did: ``guide.recipe`` is ``SYSTEMS[name].training`` and gives
+    what is not said. With ``recipe=None`` it minimises the ELBO, whose KL weight, 1, is far above that of most systems.
 
     Args:
         name: one of :func:`names`.
@@ -74,4 +74,6 @@ def build(
         if chosen[0].get("targets") == QUERY_VALUE:
             chosen[0]["targets"] = query_value(backbone)
         model = system.model(backbone, likelihood, **chosen[0])
-        return model, system.guide(model, **chosen[1])
+        guide = system.guide(model, **chosen[1])
+        guide.recipe = system.training
+        return model, guide

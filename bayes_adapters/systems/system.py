@@ -97,6 +97,7 @@ _FIXED: dict[type, Iterable[str]] = {
     models.FusionLoRA: _RANDOM,
     models.AdapterDropout: ("parts", "num_data", "flipout"),
     models.StochasticCore: ("parts", "flipout"),
+    models.FusionCore: ("parts", "flipout"),
     models.StochasticDown: ("parts", "granularity"),
     models.DiagonalCore: ("parts", "granularity", "flipout"),
     models.StochasticFactors: ("parts", "granularity", "grouped", "flipout"),

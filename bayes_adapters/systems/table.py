@@ -18,6 +18,14 @@ from bayes_adapters.systems.system import System as System
 PROCEDURES: dict[str, str] = {
     "tfb": "it makes one of a trained lora or blob. Train that, then call "
     "bayes_adapters.surgery.training_free.bayesianise(model, guide, anchors) (TFB, arXiv 2412.05723).",
+    "laplace": "it makes one of a trained lora. Train that, then call "
+    "bayes_adapters.surgery.laplace.laplace(model, guide, data) (Laplace-LoRA, arXiv 2308.13111).",
+    "last-layer-laplace": "it makes one of any trained model with a linear head. Train that, then call "
+    "bayes_adapters.surgery.last_layer.last_layer_laplace(model, guide, data) (arXiv 2106.14806).",
+    "swag": "it gathers the weights of a lora while that is trained: fit(…, on_step=trajectory) with "
+    "bayes_adapters.surgery.swag.Trajectory, then trajectory.posterior(model, guide) (arXiv 1902.02476).",
+    "ensemble": "it makes one of several trained loras. Train these from several seeds, then call "
+    "bayes_adapters.surgery.ensemble.ensemble(members) (arXiv 1612.01474).",
 }
 """Names of methods that begin with a trained model → what to call."""
 
@@ -31,6 +39,8 @@ _CONTEXT_PAPERS = (
 _CALIBER = Recipe(
     lr=1e-4, batch_size=16, epochs=50, kl_weight=1e-4, kl_mode=KLMode.PER_TOKEN_MEAN, num_samples=10, clip_norm=1.0
 )
+_POINT = replace(_CALIBER, kl_weight=0.0, num_samples=1)
+_SIGMA = "outputs of σ: r² (width + 1) numbers per layer, 6 % of the whole on MiniLM"
 _C_LORA = Recipe(
     lr=1e-4,
     warmup=0.06,
@@ -190,6 +200,36 @@ SYSTEMS: dict[str, System] = {
             inferred=_CONTEXT_PAPERS,
         ),
         System(
+            "caliber-x-fusion",
+            models.FusionCore,
+            guides.CrossAttention,
+            _CALIBER,
+            "This library's: CALIBER-X, arXiv 2604.16657, on top of its fusion control: the head sees the context.",
+            _USUAL,
+            {"dim": 64, "heads": 1},
+            inferred=f"No paper has it; the head is lora-fusion's. {_CONTEXT_PAPERS}",
+        ),
+        System(
+            "cross-attention",
+            models.StochasticCore,
+            guides.CrossAttention,
+            _POINT,
+            "A control, this library's: CALIBER-X, arXiv 2604.16657, with the network's mean for a core; no noise.",
+            _USUAL,
+            {"dim": 64, "heads": 1, "scale": None},
+            inferred=f"As large as caliber-x, but for the {_SIGMA}. {_CONTEXT_PAPERS}",
+        ),
+        System(
+            "cross-attention-fusion",
+            models.FusionCore,
+            guides.CrossAttention,
+            _POINT,
+            "A control, this library's: caliber-x-fusion with its network's mean for a core: no noise, no KL.",
+            _USUAL,
+            {"dim": 64, "heads": 1, "scale": None},
+            inferred=f"As large as caliber-x-fusion, but for the {_SIGMA}. {_CONTEXT_PAPERS}",
+        ),
+        System(
             "concat-lora",
             models.ConcatLoRA,
             guides.Delta,
@@ -223,7 +263,7 @@ SYSTEMS: dict[str, System] = {
             "lora-fusion",
             models.FusionLoRA,
             guides.Delta,
-            replace(_CALIBER, kl_weight=0.0, num_samples=1),
+            _POINT,
             "The fusion control of CALIBER, arXiv 2604.16657.",
             _USUAL,
             inferred="A two-layer classifier of width 256 on mean-pooled text and frames; trained as the CALIBERs.",

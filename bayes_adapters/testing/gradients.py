@@ -79,7 +79,7 @@ def check_gradient(case: Case) -> str:
             "it has no gradient: it is detached, used under torch.no_grad(), or drawn with sample(), not rsample()."
             if none
             else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() is no "
-            "function of the parameters.",
+            "function of its parameters.",
         )
     return f"Slopes of {len(own)} parameters agree with differences; {100 * worst:.0f} % of the tolerance is used."
 

@@ -34,10 +34,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"autocast must be torch.bfloat16 or None; got {given['autocast']!r}. float16 would need loss scaling."
         )
-    if "recipe" in given and not callable(getattr(given["recipe"], "fit_options", None)):
+    if given.get("recipe", "own") != "own" and not callable(getattr(given["recipe"], "fit_options", None)):
         raise ConfigError(
-            "recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training; got "
-            f"{given['recipe']!r}."
+            "recipe must be a bayes_adapters.systems.Recipe, such as SYSTEMS['c-lora'].training, 'own', which is that "
+            f"of the system that build() made, or None for the ELBO by AdamW; got {given['recipe']!r}."
         )
 
 

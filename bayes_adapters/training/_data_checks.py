@@ -66,7 +66,8 @@ def no_sizes(data: object) -> ConfigError:
     return ConfigError(
         f"The recipe depends on the sizes of the data set and of its batches, and this {type(data).__name__} does "
         "not say them. Pass a list of Batch or bayes_adapters.training.batches(...), or the options themselves: "
-        "fit(..., **recipe.fit_options(model, guide, num_data=…, batch_size=…))."
+        "fit(..., **recipe.fit_options(model, guide, num_data=…, batch_size=…)). recipe=None takes none: the ELBO, by "
+        "AdamW."
     )
 
 

@@ -24,7 +24,7 @@ from bayes_adapters.training._checks import require_alone
 from bayes_adapters.training._loop import Loop
 from bayes_adapters.training._optimizer import OptimizerLike
 from bayes_adapters.training._progress import Report
-from bayes_adapters.training._settings import Mode, OnStep, RecipeLike, resolve
+from bayes_adapters.training._settings import OWN, Mode, OnStep, RecipeLike, resolve
 from bayes_adapters.training._state import copy_into
 
 
@@ -53,7 +53,7 @@ def fit(
     guide: AdapterGuide,
     data: Iterable[Batch] | Batch,
     *,
-    recipe: RecipeLike | None = None,
+    recipe: RecipeLike | str | None = OWN,
     epochs: int | None = None,
     max_steps: int | None = None,
     optimizer: OptimizerLike | None = None,
@@ -98,23 +98,26 @@ def fit(
             0, 1, … where it exists. What ``identity()`` of it or its data set returns, a dictionary of JSON (size,
             seed, checksum, …, the same in every epoch), must be the same for a run to be continued; without it only
             the number of batches and what batches() and a DataLoader know are compared. So it is with ``validation``.
-        recipe: how a system was published to be trained, such as ``SYSTEMS["c-lora"].training`` of
-            :mod:`bayes_adapters.systems`: it gives those of optimizer, scheduler, kl_weight, kl_mode, clip_norm,
-            num_samples, max_steps and on_step that are None. None is none: the ELBO, by AdamW.
+        recipe: how a system was published to be trained: it gives those of optimizer, scheduler, kl_weight, kl_mode,
+            clip_norm, num_samples, max_steps and on_step that are None. ``"own"`` is the recipe of the system that
+            :func:`bayes_adapters.systems.build` made, ``guide.recipe``; with an optimizer of your own its scheduler is
+            left out, with a kl_weight its kl_mode, and the log begins with what was taken from it. A pair that was put
+            together by hand, or loaded, has none. Another is said as ``SYSTEMS["c-lora"].training``. None is none: the
+            ELBO, by AdamW.
         epochs: passes over the data.
-        max_steps: optimiser steps; at least one of the two, the first one reached counts. An epoch cut short still ends
-            with validation.
+        max_steps: optimiser steps; without a recipe one of the two has to be given, and the first one reached counts.
+            An epoch cut short still ends with validation.
         optimizer: an instance over exactly the trainable parameters (in any groups), or parameters → optimizer; None is
-            AdamW with learning rate 1e-3.
+            the recipe's, or AdamW with learning rate 1e-3.
         scheduler: optimizer → learning-rate scheduler, stepped after every optimiser step.
-        kl_weight: w, a number or a schedule step → w; None is 1, the ELBO, which regularises much more strongly than
-            the weights of most recipes. Each epoch's log says it.
-        kl_mode: ``"full"`` or ``"per_token_mean"``; None is the first.
+        kl_weight: w, a number or a schedule step → w; None is the recipe's, or 1, the ELBO, which regularises much
+            more strongly than the weights of most recipes. Each epoch's log says it.
+        kl_mode: ``"full"`` or ``"per_token_mean"``; None is the recipe's, or the first.
         num_particles: draws of the latents per loss.
         clip_norm: the largest 2-norm of the whole gradient.
         accumulate: micro-batches per optimiser step; an epoch's last step takes what is left.
         validation: batches with targets; ``val_nll`` = −mean log posterior predictive density, nats, over examples.
-        num_samples: draws for ``val_nll``; None is 8.
+        num_samples: draws for ``val_nll``; None is the recipe's, or 8.
         evaluate: (model, guide) → metric → number, run in eval mode without gradients at each epoch's end.
         monitor: the metric that decides which epoch is best; ``"auto"`` is val_nll with ``validation`` and nothing
             without; None watches nothing.
@@ -163,7 +166,9 @@ def fit(
     >>> backbone = BertModel(BertConfig(vocab_size=40, **sizes))
     >>> data = Batch({"input_ids": torch.arange(40).reshape(8, 5)}, torch.tensor([0.0, 1.0] * 4))
     >>> model, guide = build("c-lora", backbone, Bernoulli())
-    >>> result = fit(model, guide, [data[:4], data[4:]], recipe=SYSTEMS["c-lora"].training, max_steps=6, progress=False)
+    >>> guide.recipe == SYSTEMS["c-lora"].training
+    True
+    >>> result = fit(model, guide, [data[:4], data[4:]], max_steps=6, progress=False)  # trained as C-LoRA was
     >>> result.steps, [round(log["epoch"]) for log in result.history]
     (6, [0, 1, 2])
     """
@@ -184,6 +189,8 @@ def fit(
             loop.resume()
         state, folder = loop.state, None if tensorboard is None else Path(tensorboard)
         with closing(Report(progress, epochs, _data.count(data), folder, state.step)) as report:
+            if settings.from_recipe:
+                report.note(f"from the recipe of the system: {settings.from_recipe}")
             if state.step == 0:
                 loop.save()  # a state that no checkpoint can hold, or a folder nobody may write to, is found out here
             loop.run(report)

@@ -56,6 +56,10 @@ class Report:
         self._console.out(f"{self._title(int(log['epoch']))}  step {step}  {numbers(log)}", highlight=False)
         self._write("epoch", log, step)
 
+    def note(self, text: str) -> None:
+        """Say something about the whole run."""
+        self._console.out(text, highlight=False)
+
     def close(self) -> None:
         """Give back the terminal and files."""
         self._bar.stop()

@@ -17,6 +17,10 @@ from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.training import _checks, _data
 from bayes_adapters.training._optimizer import OptimizerLike
 
+OWN = "own"
+"""The value of ``recipe`` that stands for the recipe of the system that the guide was built as a part of."""
+_TOGETHER = {"optimizer": "scheduler", "kl_weight": "kl_mode"}
+"""What a caller gives → what then is not the recipe's: a schedule is that of an optimiser, a weight that of a mode."""
 OnStep = Callable[[int, Any, Any, torch.optim.Optimizer], None]
 """(step, model, guide, optimizer) → None"""
 
@@ -64,6 +68,8 @@ class Settings:
     autocast: torch.dtype | None
     log_every: int
     on_step: OnStep | None
+    from_recipe: str = ""
+    """What the recipe of the guide's own system gave, for a person to read; empty without one."""
 
 
 def resolve(given: dict[str, Any]) -> Settings:
@@ -74,10 +80,18 @@ def resolve(given: dict[str, Any]) -> Settings:
     """
     _checks.check_options(given)
     options: dict[str, Any] = {"kl_weight": 1.0, "kl_mode": KLMode.FULL, "num_samples": 8}
-    if given["recipe"] is not None:
-        options |= _recipe_options(given)
-        _checks.check_options(options)
+    own = isinstance(given["recipe"], str) and given["recipe"] == OWN
+    recipe = getattr(given["guide"], "recipe", None) if own else given["recipe"]
+    taken: dict[str, Any] = {}
+    if recipe is not None:
+        taken = _recipe_options(recipe, given)
+        _checks.check_options(taken)
+        for mine, its in _TOGETHER.items():
+            if own and given[mine] is not None:
+                taken.pop(its, None)
+        options |= taken
     chosen = given | {name: value for name, value in options.items() if name in given and given[name] is None}
+    chosen["from_recipe"] = _shown({name: chosen[name] for name in taken if given.get(name, "") is None}) if own else ""
     chosen["maximise"] = choice(Mode, "mode", chosen["mode"]) is Mode.MAX
     _checks.check_together(chosen, chosen["maximise"])
     if chosen["monitor"] == "auto":
@@ -88,7 +102,7 @@ def resolve(given: dict[str, Any]) -> Settings:
     return Settings(**{field.name: chosen[field.name] for field in fields(Settings)})
 
 
-def _recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe_options(recipe: RecipeLike, given: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's options for these data; ``epochs`` and ``max_steps`` say how long its schedules are."""
     model, guide, epochs = given["model"], given["guide"], given["epochs"]
     require_pair(model, guide)
@@ -96,5 +110,18 @@ def _recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:
     size = min(size * given["accumulate"], examples)
     lengths = [] if epochs is None else [epochs * -(-examples // size)]
     lengths += [] if given["max_steps"] is None else [given["max_steps"]]
-    recipe: RecipeLike = given["recipe"]
     return recipe.fit_options(model, guide, num_data=examples, batch_size=size, max_steps=min(lengths, default=None))
+
+
+def _shown(taken: Mapping[str, Any]) -> str:
+    """Write on one line what a recipe gave, None left out."""
+    parts = []
+    for name, value in taken.items():
+        if isinstance(value, torch.optim.Optimizer):
+            rates = sorted({f"{group['lr']:g}" for group in value.param_groups})
+            value = f"{type(value).__name__}, lr {' and '.join(rates)}"
+        elif name == "scheduler":
+            value = "its warm-up and decay"
+        if value is not None:
+            parts.append(f"{name} {value}")
+    return "; ".join(parts)

@@ -47,6 +47,7 @@ def check_learning(backbones: Backbones, device: str, *, autocast: bool, quick: 
         model,
         guide,
         data,
+        recipe=None,
         epochs=12,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2 if quick else 3e-3),
         kl_weight=1e-4,

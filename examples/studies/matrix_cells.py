@@ -116,9 +116,11 @@ for _cls in _unlisted("likelihood", Likelihood, [Tasks, *(type(task()) for task 
     TASKS[_cls.__name__] = partial(_cls, **_needed(_cls))
 
 _N: dict[str, Any] = {"num_data": SIZE}
+_FUSED: dict[str, Any] = {"context_dim": CONTEXT, "fusion_width": 4}
 MODELS: dict[str, tuple[type[AdapterModel], dict[str, Any]]] = {
     "LoRA": (models.LoRA, {}),
-    "FusionLoRA": (models.FusionLoRA, {"context_dim": CONTEXT, "fusion_width": 4}),
+    "FusionLoRA": (models.FusionLoRA, _FUSED),
+    "FusionCore": (models.FusionCore, _FUSED),
     "StochasticCore token": (models.StochasticCore, {}),
     "StochasticCore sequence": (models.StochasticCore, {"granularity": "sequence"}),
     "StochasticCore global": (models.StochasticCore, {"granularity": "global", **_N}),
@@ -143,6 +145,7 @@ GUIDES: dict[str, tuple[type[AdapterGuide], dict[str, Any]]] = {
     "Amortised, projected": (guides.Amortised, {"context": "global_shared_heads", **_READS}),
     "PooledContext": (guides.PooledContext, _READS),
     "CrossAttention": (guides.CrossAttention, _READS),
+    "CrossAttention, point": (guides.CrossAttention, {"scale": None, **_READS}),
     "CrossAttention, shared": (guides.CrossAttention, {"share_kv": True, **_READS}),
     "Hypernetwork": (guides.Hypernetwork, {"gamma": 2}),
     "Hypernetwork, Gaussian": (guides.Hypernetwork, {"gamma": 2, "scale": "softplus"}),
@@ -169,12 +172,14 @@ _PRIORS: dict[str, Callable[[], Any]] = {
 }
 _SPREAD: dict[str, Any] = {"gamma": 2, "depths": "spread"}
 _SYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
-    "lora-fusion": {"context_dim": CONTEXT, "fusion_width": 4},
+    "lora-fusion": _FUSED,
+    "caliber-x-fusion": {**_FUSED, "dim": 2},
+    "cross-attention-fusion": {**_FUSED, "dim": 2},
     "cola": _SPREAD,
     "bayesian-cola": _SPREAD,
     "wander": MODELS["Wander"][1],
     "bayesian-wander": MODELS["Wander"][1],
-} | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv"), _READS)
+} | dict.fromkeys(("coco-lora", "caliber-g", "caliber-x", "caliber-shared-kv", "cross-attention"), _READS)
 _SEVERAL = ("concat-lora", "cola", "bayesian-cola", "wander", "bayesian-wander")
 _FEW = ("lora", "bayeslora-2025", "bayeslora-2026", "blob", "scalabl", "c-lora", "caliber-x")
 _PAIRS = (
@@ -187,21 +192,22 @@ _PAIRS = (
     "GPT-2 + Llama",
 )
 
+_OF_REALS = tuple(name for name, (cls, _) in GUIDES.items() if any(part.real for part in cls.parts))
+
 TABLES = {
     "Guides and models": (tuple(GUIDES), tuple(MODELS)),
     "Systems and tasks": (tuple(systems.names()), tuple(TASKS)),
     "Backbones and systems": (tuple(BACKBONES), (*_FEW, "lora, Tagging")),
     "Pairs of encoders and systems": (_PAIRS, _SEVERAL),
-    "Guides and priors": (tuple(name for name in GUIDES if name != "MCDropout"), tuple(_PRIORS)),
+    "Guides and priors": (_OF_REALS, tuple(_PRIORS)),
 }
 ABOUT = {
     "Guides and models": "BERT, Bernoulli; models of several encoders: BERT and Whisper's.",
     "Systems and tasks": "BERT; systems of several encoders: BERT and Whisper's.",
     "Backbones and systems": "Bernoulli.",
     "Pairs of encoders and systems": "Bernoulli.",
-    "Guides and priors": "StochasticCore, one draw per token (LowRank: one per data set; RankWise: StochasticFactors; "
-    "TrainingFree: StochasticDown; "
-    "Hypernetwork: CoLA).",
+    "Guides and priors": "StochasticCore, one draw per token where the guide serves that, else one per data set "
+    "(RankWise: StochasticFactors; TrainingFree: StochasticDown; Hypernetwork: CoLA).",
 }
 
 

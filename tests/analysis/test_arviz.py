@@ -11,7 +11,7 @@ import torch
 from bayes_adapters import Batch, Categorical, Gaussian, Tagging, predict
 from bayes_adapters.analysis.arviz import to_arviz
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
-from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.guides import Delta, MeanField, StoredDraws
 from bayes_adapters.models import StochasticCore
 from examples.studies.tiny import bert
 from tests.refusals import refuses
@@ -78,6 +78,13 @@ def test_a_seed_gives_the_same_draws_and_leaves_the_generator_alone() -> None:
     assert (one == two).all()
     assert not (one == three).all()
     assert draws[0].groups() == ["posterior_predictive"]
+
+
+def test_the_stored_draws_of_a_chain() -> None:
+    model, _ = pair(Categorical(3))
+    samples = {site.name: torch.randn(6, *site.shape) for site in model.sites}
+    found = to_arviz(model, StoredDraws.of(model, samples), batch(torch.tensor([0, 1, 2, 1, 0])), num_samples=6)
+    assert dict(found.log_likelihood["obs"].sizes) == {"chain": 1, "draw": 6, "example": 5}
 
 
 def test_batches_come_one_after_the_other() -> None:

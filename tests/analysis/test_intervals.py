@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis import _student, metrics
+from bayes_adapters.analysis import metrics, student
 from bayes_adapters.analysis.intervals import Interval, _stretched, ece_floor, holm, pigeonhole, seeds_and_units
 from bayes_adapters.errors import ConfigError, DataError
 from tests.refusals import refuses
@@ -84,7 +84,7 @@ def test_mean_squares_by_hand() -> None:
     assert min(ms_s, ms_u) > ms_e
     found = seeds_and_units(d)
     assert found.dof == pytest.approx(max(float(dof), 3))
-    assert found.high - found.difference == pytest.approx(_student.quantile(0.95, found.dof) * math.sqrt(v))
+    assert found.high - found.difference == pytest.approx(student.quantile(0.95, found.dof) * math.sqrt(v))
     assert found.high + found.low == pytest.approx(2 * float(d.mean()))
     assert found.seed_variance == pytest.approx(float((ms_s - ms_e) / units))
     assert found.unit_variance == pytest.approx(float((ms_u - ms_e) / seeds))
@@ -99,10 +99,10 @@ def test_a_component_below_the_rest_is_zero() -> None:
     found = seeds_and_units(flat)
     assert found.seed_variance == 0
     half = found.high - found.difference
-    assert half == pytest.approx(_student.quantile(0.95, 49) * float(flat.mean(0).std()) / math.sqrt(50))
+    assert half == pytest.approx(student.quantile(0.95, 49) * float(flat.mean(0).std()) / math.sqrt(50))
     both = seeds_and_units(flat - flat.mean(0))
     assert both.dof == 5 * 49
-    assert both.high == pytest.approx(_student.quantile(0.95, 245) * math.sqrt(both.both_variance / 300))
+    assert both.high == pytest.approx(student.quantile(0.95, 245) * math.sqrt(both.both_variance / 300))
 
 
 def test_equal_methods_and_a_constant_difference() -> None:
@@ -152,9 +152,9 @@ def test_a_metric_that_is_no_mean() -> None:
 def test_students_t() -> None:
     stats = pytest.importorskip("scipy.stats")
     for dof, level in itertools.product((1.0, 1.5, 2.7, 4.0, 30.0, 1e4, 1e7), (0.5, 0.9, 0.95, 0.999)):
-        assert _student.quantile(level, dof) == pytest.approx(stats.t.ppf((1 + level) / 2, dof), rel=1e-5)
-        assert _student.within(2.0, dof) == pytest.approx(1 - 2 * stats.t.sf(2.0, dof), abs=1e-7)
-    assert _student.within(60.0, 50.0) == pytest.approx(1, abs=1e-12)
+        assert student.quantile(level, dof) == pytest.approx(stats.t.ppf((1 + level) / 2, dof), rel=1e-5)
+        assert student.within(2.0, dof) == pytest.approx(1 - 2 * stats.t.sf(2.0, dof), abs=1e-7)
+    assert student.within(60.0, 50.0) == pytest.approx(1, abs=1e-12)
 
 
 def test_holm_closes_bonferroni() -> None:

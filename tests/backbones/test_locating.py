@@ -116,42 +116,47 @@ def test_python_code_in_a_models_folder_is_never_run(tmp_path: Path, monkeypatch
     """transformers would ask, and run it where the standard input says yes."""
     marker = tmp_path / "ran"
     names = {"AutoConfig": "own.Own", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
-    (tmp_path / "own.py").write_text(
-        f"open({str(marker)!r}, 'w')\nfrom transformers import BertConfig as Own, BertModel as Model\n"
-        "from transformers import BertTokenizer as Tokenizer\n"
-    )
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    for kind in ("own", "bert"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "own.py").write_text(
+            f"open({str(marker)!r}, 'w')\nfrom transformers import BertConfig as Own, BertModel as Model\n"
+            "from transformers import BertTokenizer as Tokenizer\n"
+        )
+        (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+        config = {"model_type": kind, "auto_map": names, "vocab_size": 5} | small
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": names}))
     program = (
         "import sys\n"
         "from bayes_adapters import cli\n"
         "from bayes_adapters.backbones import speech_encoder, text_backbone\n"
         "from bayes_adapters.errors import ConfigError, MissingResourceError\n"
-        "for load in (text_backbone, speech_encoder):\n"
-        "    try:\n"
-        "        load(sys.argv[1])\n"
-        "    except (ConfigError, MissingResourceError) as error:\n"
-        "        print(type(error).__name__, error)\n"
-        "print(cli.main(['targets', sys.argv[1]]))\n"
+        "for folder in sys.argv[1:]:\n"
+        "    for load in (text_backbone, speech_encoder):\n"
+        "        try:\n"
+        "            load(folder)\n"
+        "        except (ConfigError, MissingResourceError) as error:\n"
+        "            print(type(error).__name__, error)\n"
+        "    print(cli.main(['targets', folder]))\n"
     )
-    for kind in ("own", "bert"):
-        config = {"model_type": kind, "auto_map": names, "vocab_size": 5} | small
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": names}))
-        clean = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)],
-            input="y\n" * 20,
-            capture_output=True,
-            text=True,
-            env=clean,
-            cwd=Path(__file__).resolve().parents[1],
-        )
-        assert done.returncode == 0, done.stderr
-        assert not marker.exists()
-        assert "trust_remote_code" not in done.stdout
-        assert done.stdout.count(str(tmp_path)) >= 2
-        assert done.stdout.splitlines()[-1] == ("2" if kind == "own" else "0")
+    folders = [str(tmp_path / kind) for kind in ("own", "bert")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *folders],
+        input="y\n" * 20,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+    assert "trust_remote_code" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line in {"0", "2"}] == ["2", "0"], "what a model of its own is not, BERT is"
+    for folder in folders:
+        assert done.stdout.count(folder) >= 2
 
 
 def test_what_is_remembered_is_for_everybody_who_shares_the_cache(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from bayes_adapters.errors import MissingResourceError
 from tests.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("offline")
+CACHES = {"BAYES_ADAPTERS_CACHE": ".", "XDG_CACHE_HOME": "bayes-adapters", "HOME": ".cache/bayes-adapters"}
+"""Variable, the first that is set counts → the folder below it."""
 
 
 @pytest.fixture
@@ -116,10 +118,21 @@ def test_a_converted_model_that_was_altered_is_refused(monkeypatch: pytest.Monke
     assert (copy / "SHA256").is_file()
 
 
-@pytest.mark.parametrize("variable", ["BAYES_ADAPTERS_CACHE", "HOME"])
+@pytest.mark.parametrize("variable", CACHES)
+def test_the_cache_is_where_the_user_keeps_caches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    for name in CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert pretrained.cache_folder() == tmp_path / CACHES[variable]
+
+
+@pytest.mark.parametrize("variable", CACHES)
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.delenv("BAYES_ADAPTERS_CACHE", raising=False)
+    for name in CACHES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
     with refuses(MissingResourceError, "BAYES_ADAPTERS_CACHE") as caught:
         locate(TEXT_BACKBONE)

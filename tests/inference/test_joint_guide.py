@@ -52,7 +52,7 @@ class Full(JointGuide):
 
 class Flow(JointGuide):
     '''An affine map of a Gaussian, then x + x^3 in effect: a skewed posterior without a known mean.'''
-    name: ClassVar[str] = "flow"
+    name: ClassVar[str] = "rotated"
 
     def __init__(self, model):
         super().__init__(model)
@@ -70,7 +70,7 @@ class Flow(JointGuide):
     def config(self):
         return {}
 """
-ENTRY_POINTS = "[bayes_adapters.guides]\nfull = outside_guides:Full\nflow = outside_guides:Flow\n"
+ENTRY_POINTS = "[bayes_adapters.guides]\nfull = outside_guides:Full\nrotated = outside_guides:Flow\n"
 
 
 @pytest.fixture

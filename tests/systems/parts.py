@@ -23,6 +23,9 @@ NAMES = {
     "caliber-g": ("StochasticCore", "PooledContext"),
     "caliber-x": ("StochasticCore", "CrossAttention"),
     "caliber-shared-kv": ("StochasticCore", "CrossAttention"),
+    "caliber-x-fusion": ("FusionCore", "CrossAttention"),
+    "cross-attention": ("StochasticCore", "CrossAttention"),
+    "cross-attention-fusion": ("FusionCore", "CrossAttention"),
     "concat-lora": ("ConcatLoRA", "Delta"),
     "cola": ("CoLA", "Hypernetwork"),
     "bayesian-cola": ("CoLA", "Hypernetwork"),
@@ -45,5 +48,6 @@ def small(name: str) -> tuple[Any, Any, Batch]:
 
 def required(name: str) -> dict[str, Any]:
     """The options a system has no default for, and N."""
-    needs = {"context_dim": CONTEXT} if name in {"lora-fusion", "coco-lora"} or "caliber" in name else {}
+    reads = any(part in name for part in ("fusion", "coco-lora", "caliber", "cross-attention"))
+    needs = {"context_dim": CONTEXT} if reads else {}
     return needs | ({"lengths": {"first": 2, "second": 2}} if "wander" in name else {}) | {"num_data": SIZE}

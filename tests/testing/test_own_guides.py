@@ -12,7 +12,7 @@ import torch
 from bayes_adapters import Batch, Gaussian, registry
 from bayes_adapters._options import parameters_of
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guides import Hypernetwork, LowRank, MeanField, RankWise
+from bayes_adapters.guides import SWAG, Hypernetwork, LowRank, MeanField, RankWise
 from bayes_adapters.inference import JointGuide
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.testing import CHECKS, CONTEXT_WIDTH, Case, Outcome, check_guide, standard_batch, standard_models
@@ -23,7 +23,11 @@ from tests.text_and_audio import encoders
 
 SMALL = {"context_dim": CONTEXT_WIDTH, "dim": 4}
 """Options that constructors need, or that make them smaller."""
-OPTIONS: dict[str, dict[str, Any]] = {"rank_wise": {"init_log_variance": -3.0}, "low_rank": {"covariance_rank": 8}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rank_wise": {"init_log_variance": -3.0},
+    "low_rank": {"covariance_rank": 8},
+    "swag": {"columns": 3},
+}
 NAMED = [name for name in registry.names("guide") if name != "hypernetwork"]
 ALIKE = ("amortised", "pooled_context")
 """Of the class that ``contextual`` and ``cross_attention`` are cases of, too."""
@@ -34,7 +38,15 @@ def made(name: str) -> Callable[[Any], Any]:
     guide = registry.find("guide", name)
     known = parameters_of(guide)
     needed = {option: value for option, value in SMALL.items() if option in known}
-    return lambda model: guide(model, **{**needed, **OPTIONS.get(name, {})})
+
+    def make(model: Any) -> Any:
+        own = guide(model, **{**needed, **OPTIONS.get(name, {})})
+        if isinstance(own, SWAG):  # at the start it is all but a point
+            with torch.random.fork_rng():
+                own.place(own.loc, torch.full_like(own.loc, 0.02), 0.1 * torch.randn(3, own.size))
+        return own
+
+    return make
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -242,6 +242,7 @@ def train(name: str, task: Task, seed: int, settings: AdapterSettings | None = N
         model,
         guide,
         data,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(

@@ -115,7 +115,7 @@ class Signals:
 def default_path() -> Path:
     """Where the file is looked for when no other is named: ``body_signals/windows.npz`` in the cache folder.
 
-    The cache folder is ``$BAYES_ADAPTERS_CACHE``, or ``.cache/bayes-adapters`` in the home folder.
+    The cache folder is that of :func:`bayes_adapters.backbones.cache_folder`.
     """
     return cache_folder() / "body_signals" / "windows.npz"
 

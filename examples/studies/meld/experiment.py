@@ -38,7 +38,7 @@ class Settings:
         train_size: training utterances, drawn by the seed of the run; None is all 9,989.
         dev_size: utterances on which the epoch is chosen, the same in all runs.
         test_size: at least this many test utterances, in whole dialogues, the same in all runs; None is all.
-        epochs: passes over the training utterances; the one with the lowest dev NLL is kept.
+        epochs: passes over the training utterances.
         batch_size: utterances a step.
         lr: peak learning rate of AdamW, after a warm-up of 20 steps, then linear decay.
         rank: r of the adapters, in query and value of all layers.
@@ -48,6 +48,7 @@ class Settings:
         members: members of an ensemble.
         samples: posterior draws at test.
         dev_samples: posterior draws on the dev utterances.
+        select: whether the epoch with the lowest dev NLL is kept, rather than the last one.
         device: torch device.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     members: int = 3
     samples: int = 10
     dev_samples: int = 2
+    select: bool = True
     device: str = "cpu"
 
 
@@ -135,17 +137,32 @@ def train(task: Task, name: str, seed: int, settings: Settings, checkpoint: Path
         settings: shared by all methods.
         checkpoint: where to continue an interrupted run from, a folder a member; None keeps nothing.
     """
-    started = time.perf_counter()
     chosen = method(name)
+    return train_members(
+        task, name, chosen.build, settings.members if chosen.ensemble else 1, seed, settings, checkpoint
+    )
+
+
+def train_members(
+    task: Task,
+    name: str,
+    build: Callable[[Build], Built],
+    count: int,
+    seed: int,
+    settings: Settings,
+    checkpoint: Path | None = None,
+) -> Trained:
+    """Train ``count`` members that ``build`` makes; the rest as for :func:`train`."""
+    started = time.perf_counter()
     members: list[Built] = []
     histories: list[list[dict[str, float]]] = []
     parameters = 0
-    for number in range(settings.members if chosen.ensemble else 1):
+    for number in range(count):
         folder = None if checkpoint is None else checkpoint / str(number)
-        built, history, count = train_member(task, chosen.build, seed + 1000 * number, settings, folder)
+        built, history, numbers = train_member(task, build, seed + 1000 * number, settings, folder)
         members.append(built)
         histories.append(history)
-        parameters += count
+        parameters += numbers
     return Trained(name, seed, members, time.perf_counter() - started, histories, parameters)
 
 
@@ -174,23 +191,29 @@ def train_member(
     model, guide, training = build(parts)
     model.to(settings.device)
     guide.to(settings.device)
-    count = sum(p.numel() for p in [*model.trainable_parameters().values(), *guide.parameters()])
+    numbers = sum(p.numel() for p in [*model.trainable_parameters().values(), *guide.parameters()])
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
 
+    def adamw(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay)
+
     dev = task.batches("dev", settings)
+    if training.start is not None:
+        training.start(model, guide, batches)
     result = fit(
         model,
         guide,
         batches,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=training.lr or settings.lr),
+        optimizer=adamw if training.optimizer is None else training.optimizer(model, guide),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
         kl_weight=training.kl_weight,
         num_particles=training.num_particles,
         clip_norm=1.0,
-        validation=dev,
+        validation=dev if settings.select else None,
         num_samples=settings.dev_samples if training.random else 1,
         seed=seed,
         checkpoint=checkpoint,
@@ -198,7 +221,7 @@ def train_member(
     )
     if training.finish is not None:
         model, guide = training.finish(model, guide, batches, dev)
-    return Built(model, guide, training), result.history, count
+    return Built(model, guide, training), result.history, numbers
 
 
 def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor:
@@ -209,7 +232,15 @@ def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor
     for number, (model, guide, training) in enumerate(trained.members):
         count = settings.samples if training.random else 1
         seed = trained.seed + 1000 * number
-        prediction = predict(model, guide, batches, num_samples=count, return_samples=True, seed=seed)
+        prediction = predict(
+            model,
+            guide,
+            batches,
+            num_samples=count,
+            return_samples=True,
+            seed=seed,
+            linearised=training.linearised,
+        )
         if prediction.samples is None:
             raise DataError("predict(return_samples=True) returned no draws.")
         found.append(prediction.samples.cpu()[:, order])

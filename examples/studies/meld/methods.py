@@ -37,6 +37,12 @@ from examples.studies.meld.data import SENTIMENTS
 Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], Iterable[Batch]], tuple[AdapterModel, AdapterGuide]]
 """What is done after training: (model, guide, training batches, dev batches) → the model and guide to predict with."""
 
+Optimiser = Callable[[AdapterModel, AdapterGuide], torch.optim.Optimizer]
+"""Model, guide → an optimiser of their parameters."""
+
+Start = Callable[[AdapterModel, AdapterGuide, Iterable[Batch]], None]
+"""What is done before training: (model, guide, training batches)."""
+
 OnStep = Callable[[int, AdapterModel, AdapterGuide, torch.optim.Optimizer], None]
 """What is done after each optimiser step; see ``fit``."""
 
@@ -93,18 +99,26 @@ class Training:
         random: whether predictions differ from draw to draw; otherwise one pass is all there is to average.
         kl_weight: a number or a schedule, for ``fit``.
         lr: peak learning rate; None is the one of the settings.
+        weight_decay: of AdamW, torch's own by default.
+        optimizer: another optimiser, with rates of its own; None is AdamW.
         num_particles: draws per loss.
+        start: what is done before training, if anything, with the training batches.
         on_step: what is done after each optimiser step, if anything, such as pruning.
         finish: what is done after training, if anything.
+        linearised: whether predictions are those of the outputs linearised in the weights.
         ranks_kept: model, guide → mean number of ranks in use in a layer; None means all.
     """
 
     random: bool = True
     kl_weight: float | KLSchedule = 1.0
     lr: float | None = None
+    weight_decay: float = 0.01
+    optimizer: Optimiser | None = None
     num_particles: int = 1
+    start: Start | None = None
     on_step: OnStep | None = None
     finish: Finish | None = None
+    linearised: bool = False
     ranks_kept: Callable[[AdapterModel, AdapterGuide], float] | None = None
 
 

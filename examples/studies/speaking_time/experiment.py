@@ -121,7 +121,8 @@ def train(
     chosen = recipe.fit_options(model, guide, num_data=len(rows)) | {"num_samples": 2}
     schedule = None if prune is None else prune(chosen["max_steps"])
     batches, validation = task.batches(rows, recipe.batch_size, seed), task.held_out(task.data.validation)
-    fit(model, guide, batches, validation=validation, seed=seed, progress=False, on_step=schedule, **chosen)
+    options: dict[str, Any] = {"validation": validation, "seed": seed, "progress": False, "on_step": schedule} | chosen
+    fit(model, guide, batches, recipe=None, **options)  # ``chosen`` is all of the recipe that counts
     shown = 1 if isinstance(guide, Delta) else draws or recipe.num_samples
     seconds = time.process_time() - started
     return Trained(model, guide, parameters, shown, seed, seconds, [] if schedule is None else schedule.records)

@@ -23,6 +23,8 @@ ALSO = (
     ("cola", "lora-fusion-r144"),
     ("cola", "concat-lora"),
     ("bayesian-cola", "cola"),
+    ("caliber-x-fusion", "lora-fusion-temperature"),
+    ("caliber-x-fusion", "cross-attention-fusion"),
 )
 """Further pairs: (method, what it is compared with)."""
 

@@ -133,14 +133,17 @@ class Corpus:
 
         return HeardPairs
 
-    def density(self, mix: Mapping[str, float], quantile: float) -> FrameDensity:
-        """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation."""
+    def density(self, mix: Mapping[str, float], quantile: float, *, moments: bool = False) -> FrameDensity:
+        """Fit the density of the training frames, one Gaussian for each condition in ``mix``, limits on validation.
+
+        The published rows were measured before a density had a lower limit, or ``moments``.
+        """
         conditions = [condition for condition in mix if condition != MISSING]
         train, validation = self.stores["train"], self.stores["validation"]
         groups = [torch.cat([train.get("en", c, key) for key in self.splits.train]) for c in conditions]
         held_out = [_frames([validation.get("en", c, key) for key in self.splits.validation]) for c in conditions]
-        # The published rows were measured before a density had a lower limit.
-        return FrameDensity.fit(groups, held_out, quantile=quantile, two_sided=False)
+        sides = {"moments": True} if moments else {"two_sided": False}
+        return FrameDensity.fit(groups, held_out, quantile=quantile, **sides)
 
 
 def _frames(recordings: Sequence[torch.Tensor]) -> Frames:

@@ -18,6 +18,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
+from examples.studies.verify_prompts.after import Judge, Validated
 from examples.studies.verify_prompts.corpus import Corpus, PairBatches
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.methods import Build, find
@@ -76,6 +77,7 @@ class Trained:
         history: of ``fit``.
         seconds: wall-clock time of training.
         parameters: how many numbers were trained, of model and guide together.
+        judge: what is done with its predictions, if anything.
     """
 
     method: str
@@ -85,6 +87,7 @@ class Trained:
     history: list[dict[str, float]]
     seconds: float
     parameters: int
+    judge: Judge | None = None
 
     @property
     def samples(self) -> bool:
@@ -118,7 +121,9 @@ def train(
     reliability = None
     if settings.reliability and chosen.reads_frames:
         reliability = Reliability(
-            corpus.density(settings.mix, settings.quantile), settings.fallback, settings.fallback_scale
+            corpus.density(settings.mix, settings.quantile, moments=chosen.moments),
+            settings.fallback,
+            settings.fallback_scale,
         )
     parts = Build(
         corpus.backbone(),
@@ -140,6 +145,7 @@ def train(
         model,
         guide,
         data,
+        recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
@@ -156,7 +162,16 @@ def train(
     parameters = sum(parameter.numel() for parameter in trained)
     if chosen.finish is not None:
         model, guide = chosen.finish(model, guide, validation, seed)
-    return Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
+    judge = None
+    if chosen.judge is not None:
+        judge = chosen.judge(
+            Validated(
+                _to_cpu(predict(model, guide, validation)),
+                torch.cat([batch.targets for batch in validation]),
+                lambda: corpus.density(settings.mix, 0.95, moments=True),
+            )
+        )
+    return Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters, judge)
 
 
 def training_steps(corpus: Corpus, settings: Settings) -> int:
@@ -223,7 +238,8 @@ def predict_all(trained: Trained, dataset: Any, settings: Settings) -> tuple[Pre
     draws = settings.samples if trained.samples else 1
     prediction = predict(trained.model, trained.guide, batches, num_samples=draws, seed=trained.seed)
     index = torch.cat([batch.ids for batch in batches])
-    return _to_cpu(prediction), index.argsort()
+    prediction = _to_cpu(prediction)
+    return prediction if trained.judge is None else trained.judge(prediction, batches), index.argsort()
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:

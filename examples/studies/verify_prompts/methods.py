@@ -22,6 +22,11 @@ audio where the method reads it. ``lora-text`` (74,113) is as large as MC-dropou
 values, ``-r12`` (308,097) as CoCo-LoRA, ``-r36`` (529,281) as CALIBER-G, ``-r68`` (824,193) as CALIBER-X, and ``-r144``
 (1,524,609) as CoLA and Bayesian CoLA.
 
+Controls of CALIBER. ``cross-attention`` is CALIBER-X without a posterior: the core is the network's mean, and nothing
+is drawn or weighed. ``caliber-x-fusion`` is CALIBER-X on top of late fusion, ``cross-attention-fusion`` that without a
+posterior. ``lora-fusion-temperature`` is late fusion whose answers are scaled by one temperature, fitted on the
+validation pairs, and ``density`` late fusion whose uncertainty is the density of the training frames alone.
+
 All but the last three adapt query and value of the text encoder's layers. CoLA, Bayesian CoLA and ConcatLoRA adapt the
 six linear layers of every block of both encoders, Whisper's as well.
 """
@@ -41,10 +46,11 @@ from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
 from bayes_adapters.modalities.blocks import blocks_of
-from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.models import ConcatLoRA, FusionCore, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.surgery.training_free import bayesianise
+from examples.studies.verify_prompts import after
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
 
@@ -108,6 +114,17 @@ def _caliber_shared_kv(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     return model, CrossAttention(model, share_kv=True, **build.context())
 
 
+def _cross_attention(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    model = _random_core(build)
+    return model, CrossAttention(model, scale=None, **build.context())
+
+
+def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
+    prior = _normal(build.prior_scale)
+    model = FusionCore(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=RANK, alpha=ALPHA, prior=prior)
+    return model, CrossAttention(model, **options, **build.context())
+
+
 def _system(name: str, build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     """A published system with this comparison's rank and scale in the place of its own."""
     own = {"rank": RANK, "alpha": ALPHA} | options
@@ -160,6 +177,10 @@ def _concat_lora(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     return model, Delta(model)
 
 
+Judged = Callable[[after.Validated], after.Judge]
+"""What makes a judge after training."""
+
+
 Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], int], tuple[AdapterModel, AdapterGuide]]
 """What is done after training: (model, guide, validation batches, seed) → the model and guide to predict with."""
 
@@ -176,6 +197,8 @@ class Method:
         hears: whether it adapts the speech encoder too, and so needs mel features; see
             :mod:`examples.studies.verify_prompts.heard`.
         finish: what is done after training, if anything.
+        judge: makes what is done with each prediction, if anything.
+        moments: whether frames are weighed by the density of their moments, rather than by the distance alone.
     """
 
     build: Callable[[Build], tuple[AdapterModel, AdapterGuide]]
@@ -184,6 +207,8 @@ class Method:
     reads_frames: bool = False
     hears: bool = False
     finish: Finish | None = None
+    judge: Judged | None = None
+    moments: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -204,6 +229,11 @@ METHODS: dict[str, Method] = {
     "mc-dropout": Method(_mc_dropout),
     "blob": Method(_blob, kl_weight=1.0),
     "scalabl": Method(_scalabl, kl_weight=1.0),
+    "caliber-x-fusion": Method(_fused, reads_frames=True, moments=True),
+    "cross-attention": Method(_cross_attention, kl_weight=0.0, random=False),
+    "cross-attention-fusion": Method(partial(_fused, scale=None), kl_weight=0.0, random=False),
+    "lora-fusion-temperature": Method(_lora_fusion, random=False, judge=after.temperature),
+    "density": Method(_lora_fusion, random=False, judge=after.density_alone),
     "tfb": Method(_lora_text, finish=_training_free),
     "concat-lora": Method(_concat_lora, random=False, hears=True),
     "cola": Method(_cola, kl_weight=0.0, random=False, hears=True),

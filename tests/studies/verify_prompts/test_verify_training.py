@@ -9,27 +9,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters import predict
+from bayes_adapters import Batch, Prediction, predict
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.reliability import FrameDensity
+from examples.studies.verify_prompts.after import ABSENT, Judge, Validated, density_alone
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
 from examples.studies.verify_prompts.methods import DETERMINISTIC, METHODS, Build, build, find
 from tests.refusals import refuses
+from tests.reliability.parts import cloud, contexts
 from tests.studies.verify_prompts.parts import SETTINGS, SIZES
 
 pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")  # tfb: after two steps B is close to 0
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.judge is None])
 def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
     result = train(corpus, method, 0, SETTINGS)
     assert len(result.history) == 1
     assert all(math.isfinite(result.history[0][name]) for name in ("loss", "nll", "kl", "val_nll", "grad_norm"))
     has_kl = method not in DETERMINISTIC | {"mc-dropout", "tfb"}
     assert (result.history[0]["kl"] > 0.0) == has_kl
+    assert getattr(getattr(result.guide, "reliability", None), "missing", 1.0) == 1.0  # withheld audio is trained on
     layers = adapted_layers(result.model.backbone)
     assert len(layers) == (60 if find(method).hears else 12)  # six in each of 6 + 4 blocks; query and value of 6
     assert all(bool(layer.lora_B.abs().max() > 0) for layer in layers.values())
@@ -69,6 +73,49 @@ def test_tfb_is_the_trained_lora_with_noise_around_it(corpus: Corpus) -> None:
     batches = validation_batches(corpus, SETTINGS)
     mean = predict(noisy.model, noisy.guide, batches, mean_only=True).probs
     torch.testing.assert_close(mean, predict(plain.model, plain.guide, batches).probs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_judge_is_made_on_the_validation_pairs_and_has_the_last_word(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Validated] = []
+
+    def doubts(validated: Validated) -> Judge:
+        seen.append(validated)
+        return lambda prediction, batches: replace(prediction, total=torch.cat([b.targets for b in batches]))
+
+    monkeypatch.setitem(METHODS, "lora-text", replace(find("lora-text"), judge=doubts))
+    result = train(corpus, "lora-text", 0, SETTINGS)
+    (validated,) = seen
+    assert validated.labels.shape == validated.prediction.probs.shape == (2 * SIZES["validation"],)
+    assert validated.density().moments
+    dataset = corpus.evaluation("test", "clean")
+    prediction, order = predict_all(result, dataset, SETTINGS)
+    assert prediction.total[order].tolist() == [pair.label for pair in dataset.pairs]
+
+
+def test_the_density_alone_knows_the_frames_and_nothing_else() -> None:
+    density = FrameDensity.fit([cloud(400, 0)], [contexts(100, 1)], moments=True)
+    answers = Prediction(*torch.rand(4, 6), num_samples=1)
+    heard, odd = contexts(3, 2), contexts(2, 3, shift=20.0)
+    ids = {"input_ids": torch.ones(3, 2, dtype=torch.long)}
+    batches = [Batch(ids, None, {"audio": heard}), Batch(ids, None)[:1]]
+    batches.append(Batch(ids, None)[:2]._with(context={"audio": odd}))
+    found = density_alone(Validated(answers, torch.zeros(6), lambda: density))(answers, batches)
+    assert torch.equal(found.probs, answers.probs)
+    assert torch.equal(found.epistemic[:3], density.distance(heard))
+    assert float(found.epistemic[3]) == ABSENT
+    assert bool((found.total[4:] > 4 * density.limit).all())
+    assert torch.equal(found.total, found.epistemic)
+
+
+def test_late_fusion_is_scaled_by_the_temperature_of_the_validation_pairs() -> None:
+    labels = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    sure = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1])  # right in 7 of 10
+    zero = torch.zeros(10)
+    answers = Prediction(sure, zero, zero, zero, num_samples=1)
+    found = find("lora-fusion-temperature").judge(Validated(answers, labels, FrameDensity))
+    torch.testing.assert_close(found(answers, []).probs, torch.where(sure > 0.5, 0.7, 0.3))
 
 
 def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:

@@ -11,7 +11,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
 def within(t: float, dof: float) -> float:
-    """Return ``P(|T| ≤ t)``: with ``T = √ν tan θ`` it is ``∫₀^{atan(t/√ν)} cos^{ν−1} θ dθ``, over that up to π/2.
+    """Return ``P(|T| ≤ t)`` for ν = ``dof``.
+
+    With ``T = √ν tan θ`` it is ``∫₀^{atan(t/√ν)} cos^{ν−1} θ dθ``, over that up to π/2.
 
     >>> round(within(12.706, 1.0), 4), round(within(2.262, 9.0), 4)
     (0.95, 0.95)
@@ -42,5 +44,9 @@ def quantile(level: float, dof: float) -> float:
 
 
 def normal(level: float) -> float:
-    """Return z with ``P(|Z| ≤ z) = level`` of the standard normal."""
+    """Return z with ``P(|Z| ≤ z) = level`` of the standard normal.
+
+    >>> round(normal(0.95), 2)
+    1.96
+    """
     return NormalDist().inv_cdf((1 + level) / 2)

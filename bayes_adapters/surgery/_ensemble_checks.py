@@ -1,0 +1,59 @@
+"""What cannot be one ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayes_adapters.errors import ConfigError
+
+
+def require_several(members: Sequence[Any]) -> None:
+    """Raise :class:`ConfigError` unless there are two (model, guide) pairs at least."""
+    if len(members) < 2 or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in members):
+        raise ConfigError(f"An ensemble is made of two or more (model, guide) pairs; got {len(members)} members.")
+
+
+def require_alike(
+    members: Sequence[tuple[Any, Any]], weights: str, linear: bool, fingerprint: Callable[[nn.Module], Any]
+) -> None:
+    """Raise :class:`ConfigError` unless all that is not a member's own is the same in all of them.
+
+    Args:
+        members: (model, guide) pairs.
+        weights: which weights are a member's own.
+        linear: whether its head's are, too.
+        fingerprint: of a frozen backbone.
+    """
+    first = members[0][0]
+    for number, (model, _) in enumerate(members[1:], 1):
+        same = type(model.likelihood) is type(first.likelihood) and type(model.head) is type(first.head)
+        shapes = [(m.alpha, m.rank, m.ranks, m.layers, m.head.config(), m.likelihood.config()) for m in (model, first)]
+        if not same or shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"Member {number} differs from member 0 in likelihood, head, layers, rank, alpha or pruned ranks: "
+                f"{type(model).__name__} with rank {model.rank}, alpha {model.alpha:g}, {type(model.head).__name__}, "
+                f"{type(model.likelihood).__name__}. An ensemble on one backbone has one shape."
+            )
+        if model.backbone is not first.backbone and fingerprint(model.backbone) != fingerprint(first.backbone):
+            raise ConfigError(f"Member {number} is on another backbone than member 0; their frozen weights differ.")
+        own = [] if linear and weights != "sites" else _different(model.head, first.head, "head.")
+        own += _different(model, first, "") if weights == "sites" else []
+        if own:
+            raise ConfigError(
+                f"{own[0]!r} of member {number} is trained, is none of the weights that become random, and differs "
+                "from member 0's. Take members with a LinearHead and weights='factors', or freeze it before training."
+            )
+
+
+def _different(model: nn.Module, first: nn.Module, prefix: str) -> list[str]:
+    """Trained parameters with other values."""
+    theirs = dict(first.named_parameters())
+    return [
+        prefix + name
+        for name, p in model.named_parameters()
+        if p.requires_grad and not torch.equal(p.cpu(), theirs[name].cpu())
+    ]

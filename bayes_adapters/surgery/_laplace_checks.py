@@ -1,0 +1,128 @@
+"""What a Laplace approximation refuses, and what it warns of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, positive_number
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.sites import Granularity
+
+_UNTRAINED = 1.0
+"""Posterior standard deviations, along each direction that the data determine, that a point may be off its optimum."""
+
+
+def require_targets(data: Any) -> Iterator[Batch]:
+    """Yield the batches of ``data``; raise :class:`DataError` where there is none, or one without targets."""
+    if not isinstance(data, Batch | Iterable):
+        raise DataError(
+            f"The data must be a Batch or an iterable of them, such as a DataLoader; got {described(data)}."
+        )
+    seen = 0
+    for batch in [data] if isinstance(data, Batch) else data:
+        if not isinstance(batch, Batch):
+            raise DataError(f"The data must hold batches; they hold {described(batch)}.")
+        if batch.targets is None:
+            raise DataError("The curvature is that of the targets' likelihood, and a batch has no targets.")
+        seen += 1
+        yield batch
+    if not seen:
+        raise DataError("There is no curvature: the data holds no batch. Was a generator already exhausted?")
+
+
+def require_finite_curvature(model: AdapterModel, rows: Tensor, number: int) -> None:
+    """Raise :class:`NonFiniteError` where a gradient of example ``number`` is not finite."""
+    if not bool(rows.isfinite().all()):
+        raise NonFiniteError(
+            f"The gradient of example {number}'s outputs under this {type(model).__name__} is NaN or infinite, so the "
+            "precision would not be positive definite. Is the backbone in half precision? Take float32, or look at "
+            "that example."
+        )
+
+
+def require_curved(model: AdapterModel, trace: float, count: int) -> None:
+    """Raise :class:`ConfigError` where no weight has any curvature."""
+    if trace == 0.0:
+        raise ConfigError(
+            f"No weight changes −log p(y | x) of any of {count} examples to second order: the curvature is exactly 0. "
+            "Is B still 0 in every layer, so that the adapter was never trained, are all answers certain to the last "
+            f"digit, or is the density of {type(model.likelihood).__name__} linear in the outputs?"
+        )
+
+
+def require_structure(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where a Gaussian over weights cannot stand for the model's random parts."""
+    if model.head_sites:
+        raise ConfigError(
+            f"The {type(model.head).__name__} brings a posterior of its own, which a Laplace approximation would "
+            "replace. Train the adapters with a plain head, such as LinearHead, and call it then."
+        )
+
+
+def require_global_weights(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where a draw is not one for the whole data set."""
+    for site in model.sites:
+        if site.granularity is not Granularity.GLOBAL:
+            raise ConfigError(
+                f"{site.name!r} has a draw for each {site.granularity.value}, so there is no weight to put a Gaussian "
+                "around. Build the model with granularity='global', or take last_layer_laplace, which stands beside "
+                "any adapters and guide."
+            )
+
+
+def require_memory(size: int, needed: dict[str, float], structure: str, allowed: float) -> None:
+    """Raise :class:`ConfigError` where ``structure`` needs more gigabytes than ``allowed``.
+
+    Args:
+        size: D.
+        needed: structure → gigabytes.
+        structure: the one asked for.
+        allowed: gigabytes.
+    """
+    positive_number("max_gigabytes", allowed)
+    if needed[structure] <= allowed:
+        return
+    fits = [f"structure={name!r} ({need:.2g} GB)" for name, need in needed.items() if need <= allowed]
+    others = f"Take {' or '.join(fits)}" if fits else "Take a smaller rank="
+    raise ConfigError(
+        f"structure={structure!r} over D = {size} weights needs {needed[structure]:.2g} GB, and max_gigabytes is "
+        f"{allowed:g}. {others}, fewer weights (weights='core' has r² per layer, last_layer_laplace those of the head "
+        "only), or pass a larger max_gigabytes."
+    )
+
+
+def require_validation(prior_precision: object, validation: object) -> None:
+    """Raise :class:`ConfigError` unless validation data are given where, and only where, they are used."""
+    if (prior_precision == "validation") != (validation is not None):
+        raise ConfigError(
+            "validation= are the held-out batches that prior_precision='validation' is chosen on: pass both or "
+            f"neither; got prior_precision={prior_precision!r} and validation={described(validation)}."
+        )
+
+
+def warn_untrained(shift: float, stacklevel: int) -> None:
+    """Warn where the gradient says that the optimum is far from the point, in posterior standard deviations."""
+    if shift > _UNTRAINED:
+        warnings.warn(
+            f"The adapter is not at an optimum: by its gradient and curvature that lies {shift:.3g} posterior standard "
+            "deviations away along each direction that the data determine (root mean square; near 0 at an optimum), so "
+            "a Gaussian around the point is not the posterior's. Train it longer first, on these data and without "
+            "early stopping. Or are these other data?",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def warn_unbounded(searched: Sequence[float], best: float, stacklevel: int) -> None:
+    """Warn where the best prior precision lies at an end of what was searched."""
+    ends = {searched[0]: "smallest", searched[-1]: "largest"}
+    if best in ends:
+        warnings.warn(
+            f"The best prior precision is the {ends[best]} of those searched, {best:g}: the data do not bound it. Pass "
+            "a number, or choose it by the other means.",
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,42 @@
+"""What cannot be given random weights after training."""
+
+from __future__ import annotations
+
+from bayes_adapters.adapters._lora_checks import require_lora
+from bayes_adapters.adapters.installation import adapted_layers
+from bayes_adapters.errors import ConfigError
+from bayes_adapters.heads import LinearHead
+from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.surgery._checks import require_plain_model, require_weights
+
+
+def require_choice(model: AdapterModel, weights: str, head: bool) -> None:
+    """Raise :class:`ConfigError` unless the model has what is to be random."""
+    if weights == "sites" and not model.sites:
+        raise ConfigError(
+            f"This {type(model).__name__} has no random weights of its own. Take weights='factors' (A and B) or 'core'."
+        )
+    if weights == "sites" and head:
+        raise ConfigError(
+            "With weights='sites' the model stays as it is, and its head has no random weights. Take weights='factors' "
+            "or 'core', or build the model with head=JointLinear() before training."
+        )
+
+
+def require_lora_model(model: AdapterModel, weights: str) -> None:
+    """Raise :class:`ConfigError` unless the model equals a plain LoRA at fixed weights."""
+    if weights == "sites":
+        raise ConfigError("A model's own sites are random already: nothing is to be built. Take 'factors' or 'core'.")
+    require_weights(model.sites)
+    require_plain_model(model)
+    for layer in adapted_layers(model.backbone).values():
+        require_lora(layer)
+
+
+def require_linear(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` unless the head is the linear one, whose weights have a known place."""
+    if type(model.head) is not LinearHead:
+        raise ConfigError(
+            f"Only the weights of a LinearHead become random after training; the head is a "
+            f"{type(model.head).__name__}. Leave the head as it is (head=False), or train with a LinearHead."
+        )

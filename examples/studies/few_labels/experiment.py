@@ -1,0 +1,122 @@
+"""Train one method with one seed to the end, and measure it with and without a temperature."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayes_adapters import Prediction
+from bayes_adapters.analysis.calibration import TemperatureScaling
+from bayes_adapters.analysis.metrics import Decomposition, decompose, nll
+from bayes_adapters.analysis.records import Record, score
+from examples.studies.few_labels.methods import method
+from examples.studies.few_labels.task import FewLabels
+from examples.studies.meld.experiment import CLEAN, Settings, Trained, draws, train_members
+from examples.studies.meld.records import Row
+
+SETTINGS = Settings(train_size=200, dev_size=200, test_size=1000, epochs=25, select=False)
+"""25 passes over 200 utterances; the last state is kept. The dev utterances are for the knob and the temperature."""
+SCALED = "-temperature"
+"""What a method is called after its temperature."""
+_NEEDS_LABELS = ("accuracy", "auc", "nll", "brier", "ece", "auroc_error", "aurc", "auroc_error_epistemic")
+
+
+@dataclass(frozen=True)
+class Result(Record):
+    """A record of this study.
+
+    Args:
+        train_accuracy: of the last state, on the training utterances.
+        temperature: T fitted on the dev utterances, NaN without.
+        train_seconds: wall-clock time of training, all members together.
+    """
+
+    train_accuracy: float = math.nan
+    temperature: float = math.nan
+    train_seconds: float = math.nan
+
+
+def train(task: FewLabels, name: str, seed: int, settings: Settings, value: float | None = None) -> Trained:
+    """Train a method with a value of its knob; None is the chosen one."""
+    chosen = method(name)
+    value = chosen.chosen if value is None else value
+    members = settings.members if chosen.ensemble else 1
+    return train_members(task, name, lambda parts: chosen.build(parts, value), members, seed, settings)
+
+
+def dev_nll(task: FewLabels, name: str, seed: int, settings: Settings, value: float) -> float:
+    """Return the NLL on the dev utterances with a value of the knob, nats."""
+    trained = train(task, name, seed, settings, value)
+    return nll(draws(trained, task, "dev", settings).double().mean(0), task.dev.targets())
+
+
+def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) -> tuple[list[Result], list[Row]]:
+    """Train and measure one method with one seed: records and predictions of all conditions, each also scaled."""
+    trained = train(task, name, seed, settings)
+    fitted = _answer(draws(trained, task, "train", settings))
+    scaling = TemperatureScaling.fit(_answer(draws(trained, task, "dev", settings)), task.dev.targets())
+    facts = {
+        "parameters": trained.parameters,
+        "train_seconds": trained.seconds,
+        "train_accuracy": float((fitted.mean.argmax(-1) == task.train.targets()).double().mean()),
+    }
+    results: list[Result] = []
+    rows: list[Row] = []
+    reference: dict[str, Decomposition] = {}
+    for condition in (CLEAN, *task.shifted):
+        begun = time.perf_counter()
+        said = _answer(draws(trained, task, "test" if condition == CLEAN else condition, settings))
+        took = time.perf_counter() - begun
+        part = task.part(condition)
+        for label, answer, temperature in (
+            (name, said, math.nan),
+            (name + SCALED, scaling(said), scaling.temperature),
+        ):
+            uncertainty = Decomposition(answer.total, answer.aleatoric, answer.epistemic)
+            record = _score(label, seed, condition, answer, part.targets(), uncertainty, reference.get(label), took)
+            results.append(Result(**vars(record) | facts | {"temperature": temperature}))
+            if condition == CLEAN:
+                reference[label] = uncertainty
+            columns = zip(part.utterances, answer.mean.tolist(), *(v.tolist() for v in uncertainty), strict=True)
+            rows += [
+                Row(label, seed, condition, u.key, u.group, -1 if u.label is None else u.label, *p, *parts)
+                for u, p, *parts in columns
+            ]
+    return results, rows
+
+
+def _answer(samples: Tensor) -> Prediction:
+    samples = samples.double()
+    return Prediction(samples.mean(0), *decompose(samples), num_samples=len(samples), samples=samples)
+
+
+def _score(
+    name: str,
+    seed: int,
+    condition: str,
+    answer: Prediction,
+    targets: Tensor,
+    uncertainty: Decomposition,
+    reference: Decomposition | None,
+    seconds: float,
+) -> Record:
+    labelled = bool((targets >= 0).all())
+    record = score(
+        name,
+        seed,
+        "test",
+        condition,
+        answer.mean,
+        targets if labelled else torch.zeros_like(targets),
+        uncertainty,
+        reference=reference,
+        samples=answer.num_samples,
+        seconds=seconds,
+    )
+    undefined: dict[str, Any] = dict.fromkeys(_NEEDS_LABELS, math.nan)
+    return record if labelled else replace(record, **undefined)

@@ -1,0 +1,170 @@
+"""All methods over several seeds, trained to the end on 200 utterances of MELD; a second call continues.
+
+    python -m examples.studies.few_labels.results --data FOLDER --jobs 2
+
+Records go to ``results/few_labels.json``, predictions, logs and the report to ``runs/few_labels/``; ``--page
+docs/results/few-labels.md`` also puts the tables between the markers ``few_labels`` and ``few_labels_differences`` of
+that file. Of every method there are two rows: as it is, and after one temperature (``…-temperature``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bayes_adapters.analysis.intervals import holm, pigeonhole, seeds_and_units
+from bayes_adapters.analysis.metrics import aurc
+from bayes_adapters.analysis.records import write_records
+from bayes_adapters.backbones import text_backbone
+from examples.studies.comparison import markdown, mean_table, rewrite_file, short
+from examples.studies.few_labels.experiment import SCALED, SETTINGS, Result, run
+from examples.studies.few_labels.methods import METHODS, method
+from examples.studies.few_labels.task import FewLabels
+from examples.studies.grid import Grid, claim_folder
+from examples.studies.meld.data import Meld, voice_prompts
+from examples.studies.meld.experiment import CLEAN
+from examples.studies.meld.records import Row
+from examples.studies.meld.results import backbone
+from examples.studies.rows import read_rows, write_rows
+
+REFERENCE = "lora" + SCALED
+"""The baseline to beat: LoRA and one fitted temperature."""
+COLUMNS: dict[str, tuple[str, str]] = {
+    "train accuracy": (CLEAN, "train_accuracy"),
+    "accuracy": (CLEAN, "accuracy"),
+    "NLL": (CLEAN, "nll"),
+    "Brier": (CLEAN, "brier"),
+    "ECE": (CLEAN, "ece"),
+    "AURC": (CLEAN, "aurc"),
+    "NLL typos 10 %": ("typos@10", "nll"),
+    "NLL typos 30 %": ("typos@30", "nll"),
+    "AUROC prompts (total)": ("ood-prompts", "auroc_ood_total"),
+    "AUROC prompts (epistemic)": ("ood-prompts", "auroc_ood"),
+}
+"""Heading → condition and metric. NLL in nats; three classes in equal shares have 1.099."""
+_DRAWS = 300
+
+Said = dict[str, dict[int, dict[str, Row]]]
+"""Method → seed → key of an utterance → what was said of it."""
+
+
+def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _DRAWS) -> list[str]:
+    """Return a table of each method minus ``reference`` on the clean test utterances.
+
+    Intervals are over training seeds and dialogues together. P-values are adjusted for the number of methods (Holm).
+    """
+    said: Said = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row.condition == CLEAN:
+            said[row.method][row.seed][row.key] = row
+    others = [name for name in said if name != reference]
+    nlls = [_nll_difference(said[name], said[reference]) for name in others]
+    adjusted = holm([found.p_value for found in nlls])
+    lines = []
+    for name, loss, p in zip(others, nlls, adjusted, strict=True):
+        risk = _risk_difference(said[name], said[reference], draws)
+        cells = [_signed(*found[:3]) for found in (loss, risk)]
+        lines.append([f"{name} − {reference}", cells[0], short(p, 3), cells[1]])
+    return markdown(["difference", "NLL", "p (Holm)", "AURC"], lines)
+
+
+def _nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]]):  # type: ignore[no-untyped-def]
+    seeds, keys = _shared(one, two)
+    groups = [one[seeds[0]][key].group for key in keys]
+    table = torch.tensor([[_nll(one[s][k]) - _nll(two[s][k]) for k in keys] for s in seeds], dtype=torch.float64)
+    names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    member = torch.tensor([names[group] for group in groups])
+    count = torch.bincount(member).double()
+    # A dialogue counts as often as it has utterances, so that the mean is that of the table of means.
+    means = torch.zeros(len(seeds), len(names), dtype=torch.float64).index_add_(1, member, table) / count
+    return seeds_and_units(means * count / count.mean())
+
+
+def _risk_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]], draws: int):  # type: ignore[no-untyped-def]
+    seeds, keys = _shared(one, two)
+
+    def tensors(said: Mapping[int, Mapping[str, Row]]) -> tuple[Tensor, Tensor]:
+        totals = torch.tensor([[said[s][k].total for k in keys] for s in seeds], dtype=torch.float64)
+        wrong = torch.tensor([[float(not _right(said[s][k])) for k in keys] for s in seeds], dtype=torch.float64)
+        return totals, wrong
+
+    groups = [one[seeds[0]][key].group for key in keys]
+    return pigeonhole(aurc, tensors(one), tensors(two), groups=groups, draws=draws, seed=0)
+
+
+def _shared(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]]) -> tuple[list[int], list[str]]:
+    seeds = sorted(one.keys() & two.keys())
+    return seeds, list(one[seeds[0]])
+
+
+def _probs(row: Row) -> tuple[float, float, float]:
+    return row.p_negative, row.p_neutral, row.p_positive
+
+
+def _nll(row: Row) -> float:
+    return -math.log(max(_probs(row)[row.label], 1e-7))
+
+
+def _right(row: Row) -> bool:
+    return max(range(3), key=_probs(row).__getitem__) == row.label
+
+
+def _signed(*values: float) -> str:
+    middle, low, high = (short(v, 3) if v < 0 else f"+{short(v, 3)}" for v in values)
+    return f"{middle} [{low}, {high}]"
+
+
+class FewLabelsGrid(Grid[Result]):
+    """Every method × seeds."""
+
+    module = "examples.studies.few_labels.results"
+    description = __doc__
+    methods = tuple(METHODS)
+    record = Result
+    runs, out = Path("runs/few_labels"), Path("results/few_labels.json")
+    on_device = False
+
+    def options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the data, and where the tables go."""
+        parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
+        parser.add_argument("--page", type=Path, help="a file with the markers few_labels and few_labels_differences")
+
+    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+        """Train and measure one method with one seed."""
+        data = Meld.load(arguments.data)
+        task = FewLabels.of(data, voice_prompts(), text_backbone()[1], backbone, SETTINGS, seed)
+        results, rows = run(task, method, seed)
+        write_rows(arguments.runs / f"{method}-{seed}.csv", Row, rows)
+        write_records(arguments.runs / f"{method}-{seed}.json", results)
+
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folder for these data and values of the knobs, and fetch the prompts once."""
+        data = Meld.load(arguments.data)
+        chosen = {name: method(name).chosen for name in METHODS}
+        claim_folder(arguments.runs, SETTINGS, data=data.digest, knobs=chosen)
+        voice_prompts()
+        return ["--data", str(arguments.data)]
+
+    def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
+        """Write ``report.md`` into the folder of the runs, and the tables into the page."""
+        tables = {"few_labels": mean_table(records, COLUMNS, "method")}
+        rows = [row for path in predictions for row in read_rows(path, Row)]
+        seeds = {row.seed for row in rows if row.method == REFERENCE}
+        if len(seeds) > 1:
+            tables["few_labels_differences"] = differences(rows)
+        lines = ["# Few labels, trained to the end", ""]
+        for table in tables.values():
+            lines += [*table, ""]
+        (arguments.runs / "report.md").write_text("\n".join(lines), encoding="utf-8")
+        if arguments.page:
+            rewrite_file(arguments.page, tables)
+
+
+if __name__ == "__main__":
+    raise SystemExit(FewLabelsGrid().main())

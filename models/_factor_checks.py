@@ -1,0 +1,26 @@
+"""What structures refuse of a layer whose factors are directions: singular ones of its weight, or orthonormal ones."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bayes_adapters.errors import ConfigError
+
+
+def require_directions(path: str, rank: int, d_in: int, d_out: int) -> None:
+    """Raise :class:`ConfigError` if a layer of this size has fewer orthogonal directions than ranks."""
+    if rank > min(d_in, d_out):
+        raise ConfigError(
+            f"The layer {path!r} has {d_in} inputs and {d_out} outputs, so no {rank} orthogonal directions on both "
+            f"sides. Take rank={min(d_in, d_out)} or less, or leave the layer out of targets."
+        )
+
+
+def require_float_weight(path: str, layer: nn.Module) -> None:
+    """Raise :class:`ConfigError` unless the layer's weight is a matrix of floating-point numbers."""
+    weight = layer.get_parameter("weight")
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ConfigError(
+            f"The weight of {path!r} has shape {tuple(weight.shape)} and dtype {weight.dtype}, and its singular values "
+            "are needed: take a backbone that is not quantised, or another structure, such as StochasticCore."
+        )
