@@ -31,7 +31,7 @@ def check_gradient(case: Case) -> str:
 
     >>> from bayes_adapters import guides
     >>> from bayes_adapters.testing import standard_batch, standard_models
-    >>> print(check_gradient(Case(guides.MeanField, standard_models()["core, global"], standard_batch()))[:23])
+    >>> print(check_gradient(Case(guides.MeanField, standard_models()["core, global"], standard_batch()))[:22])
     Slopes of 2 parameters
     """
     model, guide = case.build()
@@ -81,9 +81,7 @@ def check_gradient(case: Case) -> str:
             else "a draw or a KL is detached in parts, a custom backward() or register_kl is wrong, or rsample() is no "
             "function of its parameters.",
         )
-    return (
-        f"Slopes of {len(own)} parameters agree with differences; the worst uses {100 * worst:.0f} % of the tolerance."
-    )
+    return f"Slopes of {len(own)} parameters agree with differences; {100 * worst:.0f} % of the tolerance is used."
 
 
 def _groups(slopes: Mapping[str, Tensor | None]) -> list[list[str]]:
