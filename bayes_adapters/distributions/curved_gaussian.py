@@ -65,7 +65,7 @@ class CurvedGaussian(nn.Module):
         loc: Float[Tensor, " D"],
         deviation: Float[Tensor, " D"],
         diagonal: Float[Tensor, " D"] | None,
-        directions: Sequence[tuple[Float[Tensor, "b k"], Float[Tensor, " k"]]],
+        directions: Sequence[tuple[Float[Tensor, "_ _"], Float[Tensor, " _"]]],
     ) -> None:
         """Set m, S, h and (U_b, e_b) of each block.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, constraints
 from torch.distributions.kl import register_kl
 
-Block = tuple[slice, Float[Tensor, "b k"], Float[Tensor, " k"]]
+Block = tuple[slice, Float[Tensor, "_ _"], Float[Tensor, " _"]]
 """Which entries, k orthonormal directions among them, and c, by how much draws are narrower along each."""
 
 

@@ -39,7 +39,7 @@ class Structure(StrEnum):
     """All of it: D² numbers."""
 
 
-Pair = tuple[Float[Tensor, "b k"], Float[Tensor, " k"]]
+Pair = tuple[Float[Tensor, "_ _"], Float[Tensor, " _"]]
 """Orthonormal directions and the curvature along each."""
 
 

@@ -204,7 +204,8 @@ def _blocks(model: AdapterModel, structure: Structure, size: int) -> list[tuple[
     found, start = [], 0
     for site in model.sites:
         width = torch.Size(site.event).numel()
-        found += [(start + place * width, start + (place + 1) * width) for place in range(len(site.layers))]
+        if width:  # pruning may have left a layer without ranks
+            found += [(start + place * width, start + (place + 1) * width) for place in range(len(site.layers))]
         start += len(site.layers) * width
     return found
 

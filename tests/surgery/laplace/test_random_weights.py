@@ -44,6 +44,16 @@ def test_the_new_model_gives_the_old_ones_answers(weights: str, head: bool) -> N
     assert ours.data_ptr() == theirs.data_ptr(), f"{tuple(frozen.shape)} numbers are there twice"
 
 
+@pytest.mark.parametrize("weights", ["factors", "core"])
+def test_pruned_layers(weights: str) -> None:
+    gone, short = "encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value"
+    model, point, batch = lora(ranks={gone: 0, short: 1})
+    new, guide, log = laplace(model, point, batch, weights=weights, structure="block")
+    assert new.ranks == model.ranks
+    assert log.size == (160 if weights == "factors" else 9)
+    torch.testing.assert_close(predict(new, guide, batch, mean_only=True).mean, predict(model, point, batch).mean)
+
+
 @pytest.mark.parametrize("options", [{}, {"weights": "core", "head": True}, {"structure": "diagonal", "head": True}])
 def test_a_lora_gets_a_posterior_that_is_saved_and_loaded(options: dict[str, Any], tmp_path: Path) -> None:
     model, point, batch = lora()
