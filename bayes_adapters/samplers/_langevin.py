@@ -200,7 +200,7 @@ def langevin(
 
     Args:
         model: its random parts are weights: ``num_data`` is N. The prior is its own.
-        guide: ``Delta(model)``: where the chain starts. It is as before afterwards.
+        guide: ``Delta(model)``: where the chain starts. It is as before afterwards, also when the run was interrupted.
         data: as for ``fit``; one batch of all examples has no noise of batches.
         steps: K.
         lr: η, squared units of the weights: below the squared standard deviation of the narrowest direction.
@@ -240,14 +240,16 @@ def langevin(
     start = {name: p.detach().clone() for name, p in point.loc.items()}
     collector, places = Collector(plan), list(point.loc.parameters())
     size = int(model.num_data or 1)
-    with _only(places, model, point):
-        optimizer = Langevin(places, num_data=size, lr=lr, plan=plan, friction=friction, temperature=temperature)
-        options: dict[str, Any] = {"recipe": None, "kl_weight": 1.0, "monitor": None, "max_steps": steps}
-        options |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
-        fit(model, point, data, optimizer=optimizer, on_step=collector, **options)
-    with torch.no_grad():
-        for name, value in start.items():
-            point.loc[name].copy_(value)
+    options: dict[str, Any] = {"recipe": None, "kl_weight": 1.0, "monitor": None, "max_steps": steps}
+    options |= {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+    try:
+        with _only(places, model, point):
+            optimizer = Langevin(places, num_data=size, lr=lr, plan=plan, friction=friction, temperature=temperature)
+            fit(model, point, data, optimizer=optimizer, on_step=collector, **options)
+    finally:  # also of a run that was interrupted: what goes on from its checkpoint starts with the same guide
+        with torch.no_grad():
+            for name, value in start.items():
+                point.loc[name].copy_(value)
     samples = {site.name: torch.stack([draw[site.name] for draw in collector.draws]) for site in model.sites}
     return StoredDraws.of(model, samples)
 

@@ -40,6 +40,13 @@ def require_alike(
             )
         if model.backbone is not first.backbone and fingerprint(model.backbone) != fingerprint(first.backbone):
             raise ConfigError(f"Member {number} is on another backbone than member 0; their frozen weights differ.")
+        sites = [{site.name: site.shape for site in m.sites} for m in (model, first)]
+        if weights == "sites" and (type(model) is not type(first) or sites[0] != sites[1]):
+            raise ConfigError(
+                f"With weights='sites' the members have the same random sites; member {number}, a "
+                f"{type(model).__name__}, has {sites[0]} and member 0, a {type(first).__name__}, has {sites[1]}. Take "
+                "members of one structure, or weights='factors'."
+            )
         own = [] if linear and weights != "sites" else _different(model.head, first.head, "head.")
         own += _different(model, first, "") if weights == "sites" else []
         if own:

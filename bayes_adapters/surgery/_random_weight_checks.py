@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from bayes_adapters.adapters._lora_checks import require_lora
 from bayes_adapters.adapters.installation import adapted_layers
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import LinearHead
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.surgery._checks import require_plain_model, require_weights
+
+
+def read_num_data(num_data: int | None, model: AdapterModel) -> int | None:
+    """Return N as given, else the model's, if it has one; raise :class:`ConfigError` unless it is 1 at least."""
+    if num_data is None:
+        return model.num_data
+    whole_number("num_data", num_data)
+    return num_data
 
 
 def require_choice(model: AdapterModel, weights: str, head: bool) -> None:

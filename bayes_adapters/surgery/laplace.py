@@ -37,6 +37,7 @@ from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precis
 from bayes_adapters.surgery._laplace_fit import LaplaceLog as LaplaceLog
 from bayes_adapters.surgery._laplace_fit import PriorPrecision as PriorPrecision
 from bayes_adapters.surgery._prior_unit import prior_unit
+from bayes_adapters.surgery._random_weight_checks import read_num_data
 from bayes_adapters.surgery.random_weights import Weights as Weights
 from bayes_adapters.surgery.random_weights import random_weights, read_weights
 
@@ -134,7 +135,7 @@ def laplace(
     require_pair(model, guide)
     require_structure(model)
     require_global_weights(model)
-    kind, num_data = read_weights(model, weights, head), num_data or model.num_data
+    kind, num_data = read_weights(model, weights, head), read_num_data(num_data, model)
     with evaluating(model, guide):
         if kind is Weights.SITES:
             values = weight_mean(model, guide)

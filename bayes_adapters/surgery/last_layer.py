@@ -28,7 +28,7 @@ from bayes_adapters.surgery._laplace_checks import (
     require_targets,
 )
 from bayes_adapters.surgery._laplace_fit import Found, LaplaceLog, PriorPrecision, draws_scored, read_precision
-from bayes_adapters.surgery._random_weight_checks import require_linear
+from bayes_adapters.surgery._random_weight_checks import read_num_data, require_linear
 from bayes_adapters.surgery._rebuild import rebuilt
 
 
@@ -102,13 +102,14 @@ def last_layer_laplace(
     require_pair(model, guide)
     require_structure(model)
     require_linear(model)
+    num_data = read_num_data(num_data, model)
     loc = _joined(model.head.get_parameter("weight"), model.head.get_parameter("bias")[:, None])
     rows, width = loc.shape
     curvature, ranges = _empty(structure, rows, width, rank, max_gigabytes)
     with evaluating(model, guide):
         scores = _gather(model, guide, data, curvature)
         prior = torch.zeros_like(loc.flatten()), torch.ones_like(loc.flatten())
-        found = Found(structure, curvature, scores, loc.flatten(), prior, num_data or model.num_data)
+        found = Found(structure, curvature, scores, loc.flatten(), prior, num_data)
         head = LaplaceLinear(found.blocks(ranges), pooling=model.head.pooling)
         new, posterior = rebuilt(model, guide, head=head, num_data=found.num_data)
         gaussian: Any = posterior.head_posterior

@@ -25,7 +25,12 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import StochasticCore, StochasticFactors
 from bayes_adapters.sites import Part, Site
-from bayes_adapters.surgery._random_weight_checks import require_choice, require_linear, require_lora_model
+from bayes_adapters.surgery._random_weight_checks import (
+    read_num_data,
+    require_choice,
+    require_linear,
+    require_lora_model,
+)
 from bayes_adapters.surgery._shared_backbone import shared_copy
 from bayes_adapters.surgery.export import lora_factors
 
@@ -88,7 +93,7 @@ def random_weights(
     config, backbone = model.config(), remove(shared_copy(model.backbone))
     options: dict[str, Any] = {n: config[n] for n in ("rank", "alpha", "dropout", "ranks") if n in config}
     options["targets"] = Targets("|".join(re.escape(path) for path in factors))
-    options["num_data"] = num_data or model.num_data or 1
+    options["num_data"] = read_num_data(num_data, model) or 1
     options["prior"] = dist.Normal(torch.tensor(0.0), torch.tensor(1.0))
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         options["head"] = JointLinear(model.head.pooling) if head else model.head.fresh()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -25,7 +25,7 @@ from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.training import _data, _trials
 from bayes_adapters.training._fit import fit
 from bayes_adapters.training._trials import Trial as Trial
-from bayes_adapters.training._tune_checks import check_grid, check_names
+from bayes_adapters.training._tune_checks import check_grid, check_names, read_seeds, require_lasting
 
 Make = Callable[..., tuple[AdapterModel, AdapterGuide]]
 """Settings of the grid → a new model and its guide, on a backbone of their own."""
@@ -60,7 +60,7 @@ def tune(
     grid: Mapping[str, Sequence[Any]],
     *,
     temperatures: Sequence[float] = (1.0,),
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[SupportsIndex] = (0,),
     num_samples: int = 16,
     folder: str | os.PathLike[str] | None = None,
     narrow: float = 0.1,
@@ -90,7 +90,7 @@ def tune(
         seeds: runs per setting.
         num_samples: S.
         folder: where ``trials.json`` and a checkpoint of every run are kept: a call with the same folder goes on where
-            it stopped, also with a larger grid. None keeps nothing.
+            it stopped, also with a larger grid; every value must then have a ``repr`` that lasts. None keeps nothing.
         narrow: the smallest width of a site beside its prior's, and …
         share: … the smallest epistemic share, that raise no warning of the chosen posterior; see
             :func:`bayes_adapters.analysis.width.warn_of_a_point`. A guide of points raises none.
@@ -99,8 +99,9 @@ def tune(
             or ``monitor`` each run watches ``validation`` as well.
 
     Raises:
-        ConfigError: an empty grid, an option that is unknown, or one that would give the runs different budgets; trials
-            in ``folder`` that were made otherwise.
+        ConfigError: an empty grid, an option that is unknown, or one that would give the runs different budgets; seeds
+            that are no whole numbers; with ``folder``, a value whose ``repr`` holds an address, or trials that were
+            made otherwise.
         AdapterFileError: the record in ``folder`` is damaged.
 
     Warns:
@@ -126,9 +127,11 @@ def tune(
     known = [name for name in inspect.signature(fit).parameters if name not in ("model", "guide", "data")]
     check_grid(grid, temperatures, seeds)
     check_names(grid, options, make, known)
+    numbers = read_seeds(seeds)
     data = _data.listed(data)
     held = _data.readable(_data.listed(validation), "validation", 2)
     about = _trials.shown({name: _stable(value) for name, value in options.items()})
+    require_lasting(about | {name: _trials.shown({name: [*values]}) for name, values in grid.items()}, folder)
     about |= {"num_samples": num_samples, "data": _data.describe(data), "held": _data.describe(held)}
     sweep = _Sweep(make, data, held, known, options, num_samples, None if folder is None else Path(folder), about)
     best: tuple[float, float, dict[str, Any], Any] | None = None
@@ -136,17 +139,17 @@ def tune(
     runs = itertools.count(1)
     for chosen in settings:
         pairs = []
-        for seed in seeds:
+        for seed in numbers:
             pairs.append(sweep.run(chosen, seed, temperatures))
             if progress:
-                sys.stderr.write(f"{sweep.line(chosen, seed, next(runs), len(settings) * len(seeds))}\n")
+                sys.stderr.write(f"{sweep.line(chosen, seed, next(runs), len(settings) * len(numbers))}\n")
         for temperature in temperatures:
-            nll = fmean(sweep.trial(chosen, seed, temperature).nll for seed in seeds)
+            nll = fmean(sweep.trial(chosen, seed, temperature).nll for seed in numbers)
             if best is None or nll < best[0]:
                 best = nll, temperature, chosen, pairs[0]
     assert best is not None  # check_grid has seen to it
     nll, temperature, chosen, pair = best
-    model, guide = sweep.train(chosen, seeds[0])[:2] if pair is None else pair
+    model, guide = sweep.train(chosen, numbers[0])[:2] if pair is None else pair
     said = None
     if not guide.deterministic:
         widths = relative_widths(model, guide, next(iter(held)), temperature=temperature)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +12,11 @@ from bayes_adapters.errors import ConfigError, positive_number, unknown_name
 from bayes_adapters.training._trials import name_of, shown
 
 _OWN = ("model", "guide", "data", "seed", "checkpoint", "resume", "restore_best", "progress", "validation")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _BUDGET = ("epochs", "max_steps", "accumulate")
 
 
-def check_grid(grid: Mapping[str, Sequence[Any]], temperatures: Sequence[float], seeds: Sequence[int]) -> None:
+def check_grid(grid: Mapping[str, Sequence[Any]], temperatures: Sequence[float], seeds: Sequence[Any]) -> None:
     """Raise :class:`ConfigError` for a grid with nothing in it, or whose runs would not have one budget."""
     for name, values in {**grid, "temperatures": temperatures, "seeds": seeds}.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -33,6 +36,30 @@ def check_grid(grid: Mapping[str, Sequence[Any]], temperatures: Sequence[float],
             f"{unequal[0]!r} is the same for all settings, so that they have one budget: pass {unequal[0]}=… beside "
             "the grid."
         )
+
+
+def read_seeds(seeds: Sequence[Any]) -> list[int]:
+    """Return seeds as ints, also of numpy; raise :class:`ConfigError` where one is no whole number."""
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise ConfigError(f"seeds are whole numbers, such as [0, 1, 2]; got {list(seeds)!r}.") from error
+
+
+def require_lasting(settings: Mapping[str, Any], folder: object) -> None:
+    """Raise :class:`ConfigError` for a value that a later call with the same folder could not recognise.
+
+    Args:
+        settings: name → value, or the values of a grid, as JSON.
+        folder: where trials are kept, if they are.
+    """
+    for name, value in settings.items() if folder is not None else ():
+        if found := _ADDRESS.search(repr(value)):
+            raise ConfigError(
+                f"{name} has a value whose repr holds an address ({found[0].strip()}), which differs in the next "
+                f"process: trials in {folder} would not be found again. Give a number or a name and let make() build "
+                "the thing, pass a class or an object with a repr of its own, or folder=None."
+            )
 
 
 def check_names(

@@ -114,8 +114,11 @@ def test_a_chain_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
     broken = Stopped(data)
     broken.reads = 0  # type: ignore[attr-defined]
+    stopped, start = small()
+    before = {name: value.clone() for name, value in start.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        langevin(*small(), broken, checkpoint=tmp_path, **options)  # type: ignore[arg-type]
+        langevin(stopped, start, broken, checkpoint=tmp_path, **options)  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
     rest = langevin(*small(), data, checkpoint=tmp_path, **options)  # type: ignore[arg-type]
     assert torch.equal(rest.values, whole.values)
     assert len({tuple(row) for row in whole.values.tolist()}) == 6

@@ -11,7 +11,7 @@ import torch
 from bayes_adapters import ELBO, Batch, Categorical, Gaussian, load, predict, save
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, StoredDraws
-from bayes_adapters.models import LoRA, StochasticCore
+from bayes_adapters.models import LoRA, StochasticCore, StochasticDown
 from bayes_adapters.surgery.ensemble import ensemble
 from tests.helpers import bert, core_model, token_batch
 from tests.refusals import refuses
@@ -143,3 +143,6 @@ def test_what_it_refuses() -> None:
         cores[1].head.weight.add_(1.0)
     with refuses(ConfigError, "head.weight", "weights='factors'"):
         ensemble([(model, Delta(model)) for model in cores])
+    down = StochasticDown(bert(), cores[0].likelihood, rank=2, num_data=5)
+    with refuses(ConfigError, "A.global", "core.global", "weights='factors'"):
+        ensemble([(cores[0], Delta(cores[0])), (down, Delta(down))])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyro.distributions as dist
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bayes_adapters import predict
 from bayes_adapters.errors import AdapterFileError, ConfigError, PointPosteriorWarning
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.training import TuneResult, fit, tune
+from bayes_adapters.training._tune_checks import read_seeds
 from tests.helpers import core_model, token_batch
 from tests.refusals import refuses, warns
 
@@ -104,6 +106,28 @@ def test_trials_that_were_made_otherwise_are_refused(tmp_path: Path) -> None:
     (tmp_path / "trials.json").write_text("{")
     with refuses(AdapterFileError, tmp_path / "trials.json"):
         run(Maker(), folder=tmp_path)
+
+
+def test_what_a_later_call_could_not_recognise_is_refused(tmp_path: Path) -> None:
+    """The repr of a function holds an address: all runs would be made again, beside those that are there."""
+    grid = {"optimizer": [adam, lambda parameters: torch.optim.SGD(parameters, lr=0.1)]}
+    make = Maker()
+    with refuses(ConfigError, "optimizer", "address", tmp_path, "folder=None"):
+        run(make, folder=tmp_path, grid=grid)
+    assert make.calls == 0
+    assert len(tune(make, TRAIN, HELD, grid, max_steps=1, narrow=0.0, share=0.0, progress=False).trials) == 2
+    classes = {"optimizer": [torch.optim.Adam, torch.optim.SGD]}
+    for _ in range(2):
+        tune(make, TRAIN, HELD, classes, max_steps=1, narrow=0.0, share=0.0, progress=False, folder=tmp_path)
+    assert len(json.loads((tmp_path / "trials.json").read_text())["trials"]) == 2
+
+
+def test_seeds_of_numpy_are_ints(tmp_path: Path) -> None:
+    grid = {"kl_weight": [1.0]}
+    best = run(Maker(), folder=tmp_path, grid=grid, seeds=[0, 1, *numpy.arange(2, 3)])
+    assert [trial.seed for trial in best.trials] == [0, 1, 2]
+    with refuses(ConfigError, "seeds", 0.5):
+        read_seeds([0.5])
 
 
 def test_a_point_is_warned_of_and_a_guide_of_points_is_not(capsys: pytest.CaptureFixture[str]) -> None:

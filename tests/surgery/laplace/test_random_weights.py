@@ -67,6 +67,12 @@ def test_a_lora_gets_a_posterior_that_is_saved_and_loaded(options: dict[str, Any
     assert torch.equal(predict(again, guide_again, batch, linearised=True).mean, answer.mean)
 
 
+@pytest.mark.parametrize("made_by", [laplace, last_layer_laplace])
+def test_a_number_of_examples_is_never_replaced_silently(made_by: Any) -> None:
+    with refuses(ConfigError, "num_data", 0):
+        made_by(*lora(), num_data=0)
+
+
 def last_layer_precision(model: Any, point: Any, batch: Batch) -> torch.Tensor:
     """I + Σ_n (diag(p) − p pᵀ) ⊗ φ φᵀ for classes, from the features that a hook sees."""
     seen: list[torch.Tensor] = []
