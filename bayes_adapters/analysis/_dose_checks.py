@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 from torch import Tensor
 
@@ -16,6 +17,11 @@ def check_doses(
 ) -> tuple[tuple[float, ...], list[Prediction]]:
     """Return doses and predictions in the order of the doses; see ``dose_response`` for what is allowed."""
     whole_number("draws", draws)
+    if any(isinstance(dose, bool) or not isinstance(dose, Real) for dose in predictions):
+        raise ConfigError(
+            f"Doses are numbers that rise as the input gets worse; got {list(predictions)[:8]}. What they are called "
+            "is said by dose_response_plot(ticks=…)."
+        )
     doses = tuple(sorted(float(dose) for dose in predictions))
     if len(doses) < 2 or any(math.isnan(dose) for dose in doses):
         raise ConfigError(f"A dose–response comparison needs at least two doses, none of them NaN; got {list(doses)}.")
@@ -25,6 +31,13 @@ def check_doses(
         raise DataError(
             "Every dose needs one uncertainty for each of the same examples, at least two; got the shapes "
             f"{sorted(shapes)}. Of several labels or tokens per example take prediction.summed()."
+        )
+    parts = [(p.total, p.aleatoric, p.epistemic) for p in ordered]
+    bad = [d for d, values in zip(doses, parts, strict=True) if any(bool(v.isnan().any()) for v in values)]
+    if bad:
+        raise DataError(
+            f"At the doses {bad[:8]} an uncertainty is NaN, which has no rank. Leave these examples out at "
+            "every dose, or look at what the model says of them."
         )
     scored = sum(prediction.log_density is not None for prediction in ordered)
     if scored not in (0, len(ordered)):

@@ -22,7 +22,7 @@ def dose_response_plot(
     """Draw the three parts of uncertainty against the dose, and the NLL beside the marginal predictor's, by method.
 
     Bars are 95 % intervals over examples. The legend says each method's Spearman's ρ of dose and total. The panel of
-    the NLL is there where every method has targets: above the dashed line it is worse than the marginal predictor.
+    the NLL is there where every method has ``excess``: above the dashed line it is worse than the marginal predictor.
 
     Args:
         responses: method → its response; all have the same doses.

@@ -63,9 +63,9 @@ def dose_response(
         seed: of the resampling.
 
     Raises:
-        ConfigError: fewer than two doses, a dose that is NaN, or ``draws`` below 1.
-        DataError: fewer than two examples, other numbers of them, uncertainties per token, or targets at some doses
-            only.
+        ConfigError: fewer than two doses, a dose that is NaN or no number, or ``draws`` below 1.
+        DataError: fewer than two examples, other numbers of them, uncertainties per token or NaN, or targets at some
+            doses only.
 
     >>> def says(total):
     ...     total = torch.tensor(total)

@@ -37,10 +37,11 @@ class Marginal(NamedTuple):
 
         Args:
             targets: shape (N,): int64 class numbers; floating-point 0. and 1. only, for Bernoulli; or other numbers.
-            num_classes: C; None takes the highest class seen.
+            num_classes: C, where the highest class may not occur; a higher class that occurs counts, too.
 
         Raises:
-            DataError: no targets, another shape, NaN or infinity, or numbers that are all the same.
+            DataError: no targets, another shape, NaN or infinity, class numbers below 0, or other numbers that are all
+                the same.
         """
         if targets.dim() != 1 or not len(targets) or not bool(targets.isfinite().all()):
             raise DataError(
@@ -54,6 +55,7 @@ class Marginal(NamedTuple):
                 raise DataError(f"{len(wide)} targets that are all {float(wide[0])} have no variance.")
             return cls(None, float(wide.double().mean()), variance)
         classes = 2 if wide.is_floating_point() else num_classes
+        _require_classes(wide, "Training targets")
         counts = torch.bincount(wide.long(), minlength=classes or 0).double()
         return cls((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
 
@@ -62,14 +64,26 @@ class Marginal(NamedTuple):
 
         Raises:
             ConfigError: a class that the predictor does not know.
+            DataError: a class number below 0, or a number that is none.
         """
         wide = targets.detach().cpu()
         if self.probs is None:
             deviation = wide.double() - self.mean
             return 0.5 * (deviation.square() / self.variance + math.log(2 * math.pi * self.variance))
-        highest = int(wide.max()) if len(wide) else 0
+        _require_classes(wide, "Targets")
+        highest = int(wide.max()) if wide.numel() else 0
         if highest >= len(self.probs):
             raise ConfigError(
                 f"Targets hold class {highest}, and the marginal predictor knows {len(self.probs)}: pass num_classes=."
             )
         return -self.probs.log()[wide.long()]
+
+
+def _require_classes(targets: Tensor, what: str) -> None:
+    """Raise :class:`DataError` unless ``targets`` are whole numbers from 0."""
+    wrong = (targets < 0) | (targets != targets.long())
+    if bool(wrong.any()):
+        raise DataError(
+            f"{what} must be class numbers 0, 1, … here; got {targets[wrong].unique().tolist()[:8]}. −100 marks what "
+            "has no label: leave it out. Numbers other than 0. and 1. need a predictor made of such numbers."
+        )

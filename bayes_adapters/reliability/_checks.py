@@ -163,14 +163,26 @@ def check_scales(scales: Iterable[float], tolerance: float) -> list[float]:
 
 
 def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
-    """Return the targets of ``batches``; raise :class:`DataError` without any, or where every context is trusted."""
+    """Return the targets of ``batches``.
+
+    Raises:
+        DataError: no batch, one without targets or with several per example, or every context is trusted.
+    """
     for number, batch in enumerate(batches):
-        if not isinstance(getattr(batch, "targets", None), Tensor):
-            raise DataError(f"Batch {number} of far contexts has no targets, which the NLL is of. Pass one tensor.")
+        targets = getattr(batch, "targets", None)
+        if targets is None:
+            raise DataError(f"Batch {number} of far contexts has no targets, which the NLL is of. Pass labelled ones.")
+        if not isinstance(targets, Tensor) or targets.dim() != 1:
+            given = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"the tasks {sorted(targets)}"
+            raise DataError(
+                f"Batch {number} of far contexts has targets of {given}. The NLL of an example is compared with that "
+                "of one target: a scale is chosen for models with one target per example, shape (B,)."
+            )
     if not batches:
         raise DataError("There is no batch of far contexts. Pass labelled ones, such as corrupted validation examples.")
     (modality,) = guide.reads
-    frames = [batch.context[modality] for batch in batches if modality in batch.context]
+    device = density.limit.device
+    frames = [batch.context[modality].to(device) for batch in batches if modality in batch.context]
     if guide.reliability.missing == 1.0 and all(bool((density(f) == 1.0).all()) for f in frames):
         raise DataError(
             "Every one of these contexts is trusted fully (γ = 1), so no scale has an effect on them. Pass contexts "
@@ -179,16 +191,21 @@ def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
     return torch.cat([batch.targets for batch in batches])
 
 
-def check_blend(prediction: Any, weight: Tensor, marginal: Any) -> Tensor:
+def check_blend(prediction: Any, weight: Tensor, marginal: Any, targets: Tensor | None) -> Tensor:
     """Return the classes' shares p₀.
 
     Raises:
-        ConfigError: the prediction is of numbers, tokens or tasks, or the shares are of other classes.
-        DataError: ``weight`` is no (B,) of numbers from 0 to 1.
+        ConfigError: the prediction is of numbers, labels, tokens or tasks, or the shares are of other classes.
+        DataError: ``weight`` is no (B,) of numbers from 0 to 1, or ``targets`` are not those of the prediction.
     """
     mean = prediction.mean
-    if prediction.variance is not None or prediction.tasks or mean.dim() > 2 or prediction.total.dim() != 1:
-        raise ConfigError("blend() takes predictions of one class per example. Take the tasks one at a time.")
+    single = prediction.variance is None and not prediction.tasks and prediction.total.dim() == 1
+    # probabilities of several labels do not add up to 1
+    if not single or mean.dim() > 2 or (mean.dim() == 2 and bool(((mean.sum(-1) - 1).abs() > 1e-3).any())):
+        raise ConfigError(
+            "blend() takes predictions of one class per example, not of numbers, of several labels or of tokens. Take "
+            "tasks one at a time: prediction[task]."
+        )
     classes = 2 if mean.dim() == 1 else mean.shape[1]
     shares = marginal.probs
     if shares is None or len(shares) != classes:
@@ -197,6 +214,15 @@ def check_blend(prediction: Any, weight: Tensor, marginal: Any) -> Tensor:
             f"The prediction has {classes} classes, and the marginal predictor knows {known}. Make it of the training "
             f"targets: Marginal.of(targets, num_classes={classes})."
         )
+    if not isinstance(weight, Tensor):
+        raise DataError(f"weight is a tensor, γ of each example; got {weight!r}. torch.full(({len(mean)},), γ) is one.")
+    if targets is not None and prediction.log_density is None:
+        raise DataError(
+            "The prediction has no log_density to blend, for its batch had no targets. Predict with them, or leave "
+            "targets= out."
+        )
+    if targets is not None and targets.shape != mean.shape[:1]:
+        raise DataError(f"targets must be those of the {len(mean)} examples; got shape {tuple(targets.shape)}.")
     if weight.shape != mean.shape[:1] or not bool(((weight >= 0) & (weight <= 1)).all()):
         raise DataError(
             f"weight is γ of each of {len(mean)} examples, from 0 to 1; got shape {tuple(weight.shape)}, from "

@@ -27,7 +27,7 @@ def moments(
     v are 1/S, 1 − 1/S and 1.
 
     Args:
-        y: whitened frames, zero where masked.
+        y: whitened frames, anything finite where masked.
         mask: True where a frame is real.
     """
     weight = mask.to(y.dtype)

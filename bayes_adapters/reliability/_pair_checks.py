@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError, whole_number
@@ -52,3 +55,25 @@ def require_fitted(fitted: bool) -> None:
             "The density on pairs is not fitted, so it would trust every pair. Make it with PairDensity.fit, or load "
             "its state_dict."
         )
+
+
+def require_rank(size: Tensor, resolution: float, components: int, name: str) -> None:
+    """Raise :class:`ConfigError` unless features vary in as many directions; ``size`` holds their singular values."""
+    rank = int((size > resolution * size[:1]).sum())
+    if rank < components:
+        raise ConfigError(
+            f"components={components}, and the {name} vary in {rank} directions only: the others are rounding, which "
+            f"the density would magnify. Pass components={max(rank, 1)} or fewer. Are features copied, or constant?"
+        )
+
+
+def require_modality(batches: Sequence[Any], modality: str) -> None:
+    """Raise :class:`DataError` unless there is a batch, and every one has frames of ``modality``."""
+    if not batches:
+        raise DataError("There is no batch to take features from. Pass one batch, or a list of them.")
+    for number, batch in enumerate(batches):
+        if modality not in batch.context:
+            raise DataError(
+                f"Batch {number} has no context {modality!r}; it has {sorted(batch.context)}. Pass modality=, or give "
+                "the batch frames; where an example has none, their mask is False."
+            )

@@ -29,11 +29,12 @@ def blend(
         prediction: of classes, one per example.
         weight: γ, such as ``density(frames)``, shape (B,), 0 to 1.
         marginal: p₀, such as ``Marginal.of(training_targets)``.
-        targets: those of the prediction, shape (B,), for its ``log_density``; None leaves it out.
+        targets: those that the prediction was made with, shape (B,), for its ``log_density``; None leaves it out.
 
     Raises:
-        ConfigError: the prediction is of numbers, tokens or tasks, or ``marginal`` of other classes.
-        DataError: ``weight`` is no (B,) of numbers from 0 to 1.
+        ConfigError: the prediction is of numbers, labels, tokens or tasks, or ``marginal`` of other classes.
+        DataError: ``weight`` is no (B,) of numbers from 0 to 1; ``targets`` of another shape, or the prediction was
+            made without them.
 
     >>> entropies = torch.tensor([0.056, 0.056])
     >>> sure = Prediction(torch.tensor([0.99, 0.99]), entropies, entropies, 0 * entropies, num_samples=1)
@@ -42,7 +43,7 @@ def blend(
     >>> found.probs, [round(float(t), 3) for t in found.total]
     (tensor([0.9900, 0.5000]), [0.056, 0.693])
     """
-    shares = check_blend(prediction, weight, marginal)
+    shares = check_blend(prediction, weight, marginal, targets)
     binary = prediction.mean.dim() == 1
     gamma, p = float64(weight.to(prediction.mean.device)), float64(prediction.mean)
     p = torch.stack([1 - p, p], -1) if binary else p

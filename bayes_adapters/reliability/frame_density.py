@@ -160,11 +160,11 @@ class FrameDensity(nn.Module):
         return self._mean_distances(frames).amin(1)
 
     def _mean_distances(self, frames: Frames) -> Float[Tensor, "B K"]:
-        """Return d under each component."""
+        """Return d under each component; infinite where frames are not finite, as for :meth:`distance`."""
         mask = frames.mask.float()
         count = mask.sum(-1).clamp_min(1.0)
         per_component = [(y.square().mean(-1) * mask).sum(-1) / count for y in self._whitened(frames)]
-        return torch.stack(per_component, -1)
+        return torch.stack(per_component, -1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _whitened(self, frames: Frames) -> Iterator[Float[Tensor, "B S d"]]:
         """Yield the frames in each component's units."""

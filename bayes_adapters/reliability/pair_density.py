@@ -16,10 +16,18 @@ from bayes_adapters.devices import float64
 from bayes_adapters.heads import Pooling
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
-from bayes_adapters.reliability._pair_checks import check_pairs, require_fitted, require_width
+from bayes_adapters.reliability._pair_checks import (
+    check_pairs,
+    require_fitted,
+    require_modality,
+    require_rank,
+    require_width,
+)
 
 _HIGHEST = 0.95
 """A correlation above it is not believed: 20 held-out pairs can show .99 by chance."""
+_RESOLUTION = 1e-5
+"""Relative size below which a variation of float32 features is rounding."""
 
 
 class PairDensity(nn.Module):
@@ -93,16 +101,18 @@ class PairDensity(nn.Module):
 
         Raises:
             DataError: other shapes, fewer pairs, or features that are not finite.
-            ConfigError: ``components`` is out of range.
+            ConfigError: ``components`` is out of range, or more than the directions in which one side varies.
         """
         check_pairs(inputs, contexts, held_out_inputs, held_out_contexts, components)
         density = cls(inputs.shape[1], contexts.shape[1], components).to(inputs.device)
-        centres, maps, scores = [], [], []
+        centres, maps, scores = list[Tensor](), list[Tensor](), list[Tensor]()
         for features in (inputs, contexts):
             wide = float64(features)
-            unit = wide.std(0).clamp_min(1e-12)
+            unit = wide.std(0)
+            unit = torch.where(unit > _RESOLUTION * wide.abs().amax(0), unit, torch.inf)  # constant: it says nothing
             _, size, rows = torch.linalg.svd((wide - wide.mean(0)) / unit, full_matrices=False)
-            whiten = rows[:components].mT / (size[:components].clamp_min(1e-9) / math.sqrt(len(wide) - 1))
+            require_rank(size, _RESOLUTION, components, "inputs" if not maps else "contexts")
+            whiten = rows[:components].mT / (size[:components] / math.sqrt(len(wide) - 1))
             centres.append(wide.mean(0))
             maps.append(whiten / unit[:, None])
             scores.append((wide - centres[-1]) @ maps[-1])
@@ -141,14 +151,15 @@ class PairDensity(nn.Module):
         return (features.float() - centre) @ mapping - offset
 
     def forward(self, inputs: Float[Tensor, "B d"], contexts: Float[Tensor, "B c"]) -> Float[Tensor, " B"]:
-        """Return γ, in [0, 1].
+        """Return γ, in [0, 1]; 0 where a feature is NaN or infinite.
 
         Raises:
             ConfigError: the density is not fitted.
             DataError: see :meth:`agreement`.
         """
         require_fitted(bool(self.limit.isfinite()))
-        return torch.exp(-(self.limit - self.agreement(inputs, contexts)).clamp_min(0.0) / self.tail)
+        agreement = self.agreement(inputs, contexts).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+        return torch.exp(-(self.limit - agreement).clamp_min(0.0) / self.tail)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
@@ -169,11 +180,16 @@ def frozen_pairs(
     Returns:
         The mean over real tokens of the last hidden states, shape (N, d); the mean over real frames, (N, c), zero where
         there are none; and whether there are any, (N,).
+
+    Raises:
+        DataError: no batch, or one without the modality.
     """
+    batches = [data] if isinstance(data, Batch) else list(data)
+    require_modality(batches, modality)
     device = next(model.parameters()).device
     inputs, contexts, present = [], [], []
     with evaluating(model), model.adapters_disabled() as plain:
-        for batch in [data] if isinstance(data, Batch) else data:
+        for batch in batches:
             batch = batch.to(device)
             hidden = last_hidden_state(plain(**batch.inputs), plain)
             inputs.append(Pooling.MEAN(hidden, batch.token_mask).float())

@@ -80,7 +80,7 @@ def calibrate_scale(
 
     Raises:
         ConfigError: the guide has no reliability, or ``scales`` or ``tolerance`` are out of range.
-        DataError: no targets, or every far context is trusted fully.
+        DataError: no targets, several per example (tokens, labels, tasks), or every far context is trusted fully.
     """
     reliability = require_reliability(guide)
     grid = check_scales(scales, tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -125,13 +126,19 @@ def _gap(case: Case, target: LinearGaussian, guide: AdapterGuide, when: str) -> 
 
 def _require_slopes(case: Case, target: LinearGaussian, guide: AdapterGuide, trained: list[Any]) -> None:
     exact = target.kl_to_posterior(*gaussian_of(case, guide, gradients=True))
-    right = torch.cat([g.flatten() for g in torch.autograd.grad(exact, trained)]).double()
+    if not exact.requires_grad:
+        raise CheckError(
+            f"the posterior depends on none of the guide's {len(trained)} trained parameters.",
+            "what is trained moves q, or training learns nothing about the weights.",
+            "posterior() returns the prior, or a distribution of tensors that are detached.",
+        )
+    right = _flat(torch.autograd.grad(exact, trained, allow_unused=True, materialize_grads=True))
     elbo = ELBO(guide.model, guide, num_particles=50)  # type: ignore[arg-type]
     found = []
     with seeded(case.seed + 23):
         for _ in range(12):
-            slopes = torch.autograd.grad(case.batch.size * elbo(case.batch), trained)
-            found.append(torch.cat([g.flatten() for g in slopes]).double())
+            loss = case.batch.size * elbo(case.batch)
+            found.append(_flat(torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)))
     each = torch.stack(found)
     allowed = 6.0 * each.std(0) / len(found) ** 0.5 + 2e-3 * float(right.abs().max())
     off = ((each.mean(0) - right).abs() / allowed).max()
@@ -143,6 +150,10 @@ def _require_slopes(case: Case, target: LinearGaussian, guide: AdapterGuide, tra
             f"they agree to {float(allowed[worst]):.2g}, since loss and KL to the posterior differ by a constant.",
             "draws are not reparametrised, or the gradient of draws or KL is cut off somewhere.",
         )
+
+
+def _flat(slopes: Sequence[Tensor]) -> Tensor:
+    return torch.cat([slope.flatten() for slope in slopes]).double()
 
 
 def _fit_exactly(case: Case, target: LinearGaussian, guide: AdapterGuide, trained: list[Any]) -> None:

@@ -126,7 +126,7 @@ def _ratios(
             total = total + nodes[name]["fn"].log_prob(node["value"]).double()
         if name == JOINT or JOINT not in latent:
             total = total - node["fn"].log_prob(node["value"]).double()
-    likelihood = nodes["obs"]["fn"].log_prob(batch.targets).double()
+    likelihood = nodes["obs"]["fn"].log_prob(nodes["obs"]["value"]).double()
     return likelihood, total[:, 0] if whole else total
 
 

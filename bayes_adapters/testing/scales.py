@@ -6,6 +6,7 @@ Every statement here is exact, for the noise of an example belongs to its number
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from bayes_adapters.inference.elbo import ElboTerms
 from bayes_adapters.inference.guide import SAME, AdapterGuide
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood, Tasks
 from bayes_adapters.sites import SITE
 from bayes_adapters.testing.case import Case, repeated_draws, terms
 from bayes_adapters.testing.report import CheckError, NotApplicableError
@@ -41,7 +43,7 @@ def check_padding(case: Case) -> str:
     'Three more tokens of padding and two more'
     """
     model, guide = case.build()
-    padded = _padded(case.batch)
+    padded = _padded(case.batch, model)
     before, after = terms(model, guide, case.batch), terms(model, guide, padded)
     _equal(
         "the KL",
@@ -222,20 +224,32 @@ def _counted(model: AdapterModel, guide: AdapterGuide, batch: Batch, nodes: Any,
             event = len(call.site.event)
             mask = torch.ones(()) if call.token_mask is None else call.token_mask.float()
             total = total + (each.sum(tuple(range(-event, 0))) * mask).sum() / 2 / batch.size
-    density = nodes["obs"]["fn"].log_prob(batch.targets)
+    density = nodes["obs"]["fn"].log_prob(nodes["obs"]["value"])
     return total, -density.sum() / 2 / batch.size
 
 
-def _padded(batch: Batch) -> Batch:
-    inputs, context = dict(batch.inputs), {}
+def _padded(batch: Batch, model: AdapterModel) -> Batch:
+    inputs, context, targets = dict(batch.inputs), {}, batch.targets
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is not None and mask is not None and mask.shape == ids.shape:
         inputs["input_ids"] = torch.cat([ids, ids[:, :1].repeat(1, 3)], 1)
         inputs["attention_mask"] = torch.cat([mask, mask.new_zeros(batch.size, 3)], 1)
+        likelihood = model.likelihood
+        if isinstance(likelihood, Tasks) and isinstance(targets, Mapping):
+            targets = {name: _labels(value, likelihood.each[name]) for name, value in targets.items()}
+        elif isinstance(targets, Tensor):
+            targets = _labels(targets, likelihood)
     elif not batch.context:
         raise NotApplicableError("The batch has neither input_ids with an attention_mask nor a context to pad.")
     for name, frames in batch.context.items():
         rest = frames.values.new_full((batch.size, 2, frames.values.shape[-1]), 30.0)
         none = frames.mask.new_zeros(batch.size, 2)
         context[name] = Frames(torch.cat([frames.values, rest], 1), torch.cat([frames.mask, none], 1))
-    return replace(batch, inputs=inputs, context=context)
+    return replace(batch, inputs=inputs, context=context, targets=targets)
+
+
+def _labels(targets: Tensor, likelihood: Likelihood) -> Tensor:
+    """Where there is one target per token, those of three more tokens have no label."""
+    if not likelihood.per_token:
+        return targets
+    return torch.cat([targets, targets.new_full((len(targets), 3), -100)], 1)

@@ -15,6 +15,7 @@ from bayes_adapters.analysis.dose_plots import dose_response_plot
 from bayes_adapters.analysis.dose_response import dose_response
 from bayes_adapters.analysis.marginal import Marginal
 from bayes_adapters.errors import ConfigError, DataError
+from tests.instrument import unchecked
 from tests.refusals import refuses
 from tests.reliability.parts import guide_of, heard
 
@@ -112,6 +113,10 @@ def test_errors() -> None:
     for doses in ({}, {0.0: one}, {0.0: one, math.nan: one}):
         with refuses(ConfigError, "two doses"):
             dose_response(doses)
+    with unchecked(), refuses(ConfigError, "clean", "ticks="):
+        dose_response({"clean": one, "noisy": one})  # type: ignore[dict-item]
+    with refuses(DataError, "NaN", [1.0]):
+        dose_response({0: one, 1: says(torch.tensor([0.1, math.nan, 0.2, 0.3]))})
     with refuses(DataError, (4,), (5,)):
         dose_response({0: one, 1: says(torch.zeros(5))})
     with refuses(DataError, "1 of 2", "targets"):

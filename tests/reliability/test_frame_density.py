@@ -94,6 +94,11 @@ def test_missing_context_is_trusted_and_an_infinitely_far_one_is_not() -> None:
     values = torch.full((2, 3, D), 1e30)
     mask = torch.tensor([[False] * 3, [True] * 3])
     assert density(Frames(values, mask)).tolist() == [1.0, 0.0]
+    mask[0, 0] = True
+    for found in (density, fitted(moments=True)):
+        for value in (torch.nan, torch.inf):
+            values[0] = value
+            assert found(Frames(values, mask)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("quantile", [None, 0.75])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -139,5 +140,30 @@ def test_errors() -> None:
             PairDensity.fit(x, a * torch.nan, x, a, components=2)
         with refuses(ConfigError, "components", 3, 4):
             PairDensity.fit(x, a, x, a, components=4)
+        copied = torch.cat([x, x, torch.full((30, 1), 1234.567)], 1)
+        with refuses(ConfigError, "inputs", "components=6", 3):
+            PairDensity.fit(copied, torch.cat([a] * 6, 1), copied, torch.cat([a] * 6, 1), components=6)
+        with refuses(ConfigError, "contexts", "components=3", 1):
+            PairDensity.fit(x, a[:, :1].expand(30, 3), x, a[:, :1].expand(30, 3), components=3)
         with refuses(DataError, "(B, 3)", (30, 2)):
             fitted().agreement(x, a[:, :2])
+    batch = token_batch()
+    with refuses(DataError, "Batch 1", "lidar", ["audio"], "modality="):
+        frozen_pairs(core_model(), [Batch(batch.inputs, None, {"lidar": batch.context["audio"]}), batch], "lidar")
+    with refuses(DataError, "no batch"):
+        frozen_pairs(core_model(), [])
+
+
+def test_a_constant_feature_says_nothing_and_a_damaged_pair_is_not_believed() -> None:
+    density, (x, a) = fitted(), pairs(200, 4)
+    constant = torch.full((200, 1), 0.1)
+    more = PairDensity.fit(torch.cat([x, constant], 1), a, torch.cat([x, constant], 1), a, components=3)
+    same = PairDensity.fit(x, a, x, a, components=3)
+    moved = torch.cat([x, constant + 1e-3], 1)
+    torch.testing.assert_close(more.agreement(moved, a), same.agreement(x, a), rtol=1e-3, atol=1e-3)
+    for value in (math.nan, math.inf, -math.inf):
+        broken = x.clone()
+        broken[0, 1] = value
+        found = density(broken, a)
+        assert found[0] == 0.0
+        assert torch.equal(found[1:], density(x, a)[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from bayes_adapters import Batch, Bernoulli, Categorical, Frames, predict
 from bayes_adapters.analysis.marginal import Marginal
 from bayes_adapters.errors import ConfigError, DataError, ScaleWarning
 from bayes_adapters.guides import PooledContext
+from bayes_adapters.likelihoods import Tagging
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.reliability import Reliability, blend, calibrate_scale
 from tests.helpers import CONTEXT, Linear, core_model, moments
+from tests.instrument import unchecked
 from tests.refusals import refuses, warns
 from tests.reliability.parts import fitted, guide_of, heard
 
@@ -122,6 +125,15 @@ def test_a_blend_is_the_mixture_and_never_worse_than_its_blind_part(classes: int
         blend(answer, gamma, Marginal.of(torch.arange(4)))
     with refuses(DataError, "weight", 16, 2):
         blend(answer, 2 * gamma, blind)
+    with unchecked(), refuses(DataError, "weight", 0.5):
+        blend(answer, 0.5, blind)  # type: ignore[arg-type]
+    with unchecked(), refuses(DataError, "targets", 16, (1,)):
+        blend(answer, gamma, blind, batch.targets[:1])
+    with refuses(DataError, "targets", "log_density"):
+        blend(replace(answer, log_density=None), gamma, blind, batch.targets)
+    labels = torch.full((16, 2), 0.9)  # of two labels per example, whose uncertainties were summed
+    with refuses(ConfigError, "labels", "prediction[task]"):
+        blend(replace(answer, mean=labels), gamma, Marginal.of(torch.arange(2)))
 
 
 def test_errors() -> None:
@@ -132,6 +144,12 @@ def test_errors() -> None:
         calibrate_scale(trusting.model, trusting, Batch(near.inputs, torch.ones(16), {}), HALF)
     with refuses(DataError, "Batch 0", "targets"):
         calibrate_scale(model, guide, batch.without_targets(), HALF)
+    several = Batch(near.inputs, torch.zeros(16, 7, dtype=torch.long), near.context)
+    tagged = guide_of("pooled_context", core_model(likelihood=Tagging(2)), scale=1.0)
+    with refuses(DataError, "Batch 0", (16, 7), "(B,)"):
+        calibrate_scale(tagged.model, tagged, several, torch.zeros(9, dtype=torch.long))
+    with refuses(DataError, "Batch 0", ["a", "b"]):
+        calibrate_scale(model, guide, replace(batch, targets={"a": HALF, "b": HALF}), HALF)
     with refuses(DataError, "no batch"):
         calibrate_scale(model, guide, [], HALF)
     with refuses(ConfigError, "scales", [1.0]):
@@ -154,3 +172,9 @@ def test_the_marginal_predictor_is_that_of_the_targets(targets: Tensor) -> None:
         torch.testing.assert_close(found.nll(targets), -found.probs.log()[targets.long()])
     with refuses(DataError, "shape (N,)", (0,)):
         Marginal.of(targets[:0])
+    if found.probs is not None:
+        wrong = torch.tensor([0, -100]) if targets.dtype == torch.int64 else torch.tensor([0.0, 0.4])
+        with refuses(DataError, "class numbers", [-100] if targets.dtype == torch.int64 else f"{float(wrong[1])}"):
+            found.nll(wrong)
+    with refuses(DataError, "Training targets", [-100]):
+        Marginal.of(torch.tensor([0, 1, -100]))

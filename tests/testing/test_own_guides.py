@@ -8,12 +8,14 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from bayes_adapters import Batch, Gaussian, registry
 from bayes_adapters._options import parameters_of
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import SWAG, Hypernetwork, LowRank, MeanField, RankWise
 from bayes_adapters.inference import JointGuide
+from bayes_adapters.likelihoods import Tagging, Tasks
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.testing import CHECKS, CONTEXT_WIDTH, Case, Outcome, check_guide, standard_batch, standard_models
 from bayes_adapters.testing.case import standard_backbone
@@ -123,11 +125,37 @@ def test_the_guide_of_paths_between_modalities() -> None:
     report.raise_if_failed()
 
 
-def test_targets_of_another_likelihood() -> None:
-    def model() -> Any:
-        return StochasticCore(standard_backbone(), Gaussian(), granularity="sequence", rank=2)
+@pytest.mark.parametrize("kind", ["real", "tokens", "tasks"])
+def test_targets_of_another_likelihood(kind: str) -> None:
+    batch, source = standard_batch(), torch.Generator().manual_seed(0)
+    numbers, words = torch.randn(batch.size, generator=source), torch.randint(3, (batch.size, 6), generator=source)
+    targets: Any
+    likelihood, targets = {
+        "real": (Gaussian, numbers),
+        "tokens": (lambda: Tagging(3), words),
+        "tasks": (lambda: Tasks({"word": Tagging(3), "number": Gaussian()}), {"word": words, "number": numbers}),
+    }[kind]
 
-    batch = standard_batch()
-    real = Batch(batch.inputs, torch.randn(batch.size), batch.context)
-    report = check_guide(MeanField, model, real, checks=[name for name in CHECKS if name != "conjugate"])
-    report.raise_if_failed()
+    def model() -> Any:
+        return StochasticCore(standard_backbone(), likelihood(), granularity="sequence", rank=2)
+
+    names = [name for name in CHECKS if name != "conjugate"]
+    few = ["one_function", "padding", "scale", "cuts", "files"]  # those that look at targets
+    checks = names if kind == "real" else few
+    check_guide(MeanField, model, Batch(batch.inputs, targets, batch.context), checks=checks).raise_if_failed()
+
+
+def test_a_parameter_without_effect_is_no_fault_and_a_guide_of_such_alone_is_one() -> None:
+    class Spare(MeanField):
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            self.spare = nn.Parameter(torch.zeros(2))
+
+    class Prior(MeanField):
+        def posterior(self, call: Any, prior: Any) -> Any:
+            return prior
+
+    one = {"core": standard_models()["core, global"]}
+    check_guide(Spare, one, checks=["conjugate", "cuts", "gradient"]).raise_if_failed()
+    report = check_guide(Prior, one, checks=["conjugate"])
+    assert "depends on none" in report.failed[0].found

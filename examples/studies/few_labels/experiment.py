@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bayes_adapters import Prediction
 from bayes_adapters.analysis.calibration import TemperatureScaling
 from bayes_adapters.analysis.metrics import Decomposition, decompose, nll
-from bayes_adapters.analysis.records import Record, score
+from bayes_adapters.analysis.records import Record
 from examples.studies.few_labels.methods import method
 from examples.studies.few_labels.task import FewLabels
-from examples.studies.meld.experiment import CLEAN, Settings, Trained, draws, train_members
+from examples.studies.meld.experiment import CLEAN, Settings, Trained, draws, record_of, train_members
 from examples.studies.meld.records import Row
 
 SETTINGS = Settings(train_size=200, dev_size=200, test_size=1000, epochs=25, select=False)
 """25 passes over 200 utterances; the last state is kept. The dev utterances are for the knob and the temperature."""
 SCALED = "-temperature"
 """What a method is called after its temperature."""
-_NEEDS_LABELS = ("accuracy", "auc", "nll", "brier", "ece", "auroc_error", "aurc", "auroc_error_epistemic")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) ->
             (name + SCALED, scaling(said), scaling.temperature),
         ):
             uncertainty = Decomposition(answer.total, answer.aleatoric, answer.epistemic)
-            record = _score(label, seed, condition, answer, part.targets(), uncertainty, reference.get(label), took)
+            mean, count, before = answer.mean, answer.num_samples, reference.get(label)
+            record = record_of(label, seed, condition, mean, count, part.targets(), uncertainty, before, took)
             results.append(Result(**vars(record) | facts | {"temperature": temperature}))
             if condition == CLEAN:
                 reference[label] = uncertainty
@@ -93,30 +91,3 @@ def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) ->
 def _answer(samples: Tensor) -> Prediction:
     samples = samples.double()
     return Prediction(samples.mean(0), *decompose(samples), num_samples=len(samples), samples=samples)
-
-
-def _score(
-    name: str,
-    seed: int,
-    condition: str,
-    answer: Prediction,
-    targets: Tensor,
-    uncertainty: Decomposition,
-    reference: Decomposition | None,
-    seconds: float,
-) -> Record:
-    labelled = bool((targets >= 0).all())
-    record = score(
-        name,
-        seed,
-        "test",
-        condition,
-        answer.mean,
-        targets if labelled else torch.zeros_like(targets),
-        uncertainty,
-        reference=reference,
-        samples=answer.num_samples,
-        seconds=seconds,
-    )
-    undefined: dict[str, Any] = dict.fromkeys(_NEEDS_LABELS, math.nan)
-    return record if labelled else replace(record, **undefined)

@@ -274,7 +274,8 @@ def run(
     for condition, (probs, took) in timed.items():
         part = getattr(task, parts[condition])
         uncertainty = decompose(probs)
-        record = _score(name, seed, condition, probs, part.targets(), uncertainty, reference, took)
+        mean = probs.double().mean(0)
+        record = record_of(name, seed, condition, mean, len(probs), part.targets(), uncertainty, reference, took)
         counted = vars(record) | {"parameters": parameters, "ranks_kept": ranks, "train_seconds": seconds}
         results.append(Result(**counted))
         reference = uncertainty if condition == CLEAN else reference
@@ -291,27 +292,29 @@ def _frozen(task: Task, settings: Settings) -> dict[str, Tensor]:
     return {CLEAN: clean[None], OOD: foreign[None]}
 
 
-def _score(
+def record_of(
     name: str,
     seed: int,
     condition: str,
     probs: Tensor,
+    samples: int,
     targets: Tensor,
     uncertainty: Decomposition,
     reference: Decomposition | None,
     seconds: float,
 ) -> Record:
+    """Score the averaged probabilities (N, C); what needs labels is NaN where an utterance has none."""
     labelled = bool((targets >= 0).all())
     record = score(
         name,
         seed,
         "test",
         condition,
-        probs.double().mean(0),
+        probs,
         targets if labelled else torch.zeros_like(targets),
         uncertainty,
         reference=reference,
-        samples=len(probs),
+        samples=samples,
         seconds=seconds,
     )
     undefined: dict[str, Any] = dict.fromkeys(_NEEDS_LABELS, math.nan)
