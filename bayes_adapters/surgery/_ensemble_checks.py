@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, described
 
 
-def require_several(members: Sequence[Any]) -> None:
+def require_several(members: Any) -> None:
     """Raise :class:`ConfigError` unless there are two (model, guide) pairs at least."""
-    if len(members) < 2 or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in members):
-        raise ConfigError(f"An ensemble is made of two or more (model, guide) pairs; got {len(members)} members.")
+    if not isinstance(members, Sequence):
+        raise ConfigError(f"The members are a list of (model, guide) pairs; got {described(members)}. Pass list(…).")
+    wrong = [member for member in members if not isinstance(member, tuple) or len(member) != 2]
+    if len(members) < 2 or wrong:
+        of = f", {described(wrong[0])} among them: write each as (model, guide)" if wrong else ""
+        raise ConfigError(f"An ensemble is made of two or more (model, guide) pairs; got {len(members)} members{of}.")
 
 
 def require_alike(

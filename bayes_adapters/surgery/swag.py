@@ -81,9 +81,19 @@ class Trajectory:
 
     @torch.no_grad()
     def gather(self, model: AdapterModel, guide: AdapterGuide) -> None:
-        """Take the weights of model and guide, as they are now, into the moments."""
+        """Take the weights of model and guide, as they are now, into the moments.
+
+        Raises:
+            ConfigError: there are other weights than those gathered before.
+        """
         kind, head = self._kind(model)
         values = weight_mean(model, guide) if kind is Weights.SITES else trained_factors(model, guide, head=head)
+        shapes, before = ({n: tuple(v.shape) for n, v in held.items()} for held in (values, self.means))
+        if self.count and shapes != before:
+            raise ConfigError(
+                f"This trajectory gathered weights of shapes {before}, and now sees {shapes}. Ranks were pruned on the "
+                "way, or it watches a second adapter: make a new Trajectory, starting after the last pruning."
+            )
         for name, value in values.items():
             w = float64(value).cpu()
             self.means[name] = self._averaged(self.means.get(name), w)

@@ -12,6 +12,7 @@ from bayes_adapters import ELBO, Batch, Categorical, Gaussian, load, predict, sa
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, StoredDraws
 from bayes_adapters.models import LoRA, StochasticCore, StochasticDown
+from bayes_adapters.surgery._ensemble_checks import require_several
 from bayes_adapters.surgery.ensemble import ensemble
 from tests.helpers import bert, core_model, token_batch
 from tests.refusals import refuses
@@ -138,6 +139,10 @@ def test_members_have_one_shape(second: Any, facts: tuple[str, ...]) -> None:
 def test_what_it_refuses() -> None:
     with refuses(ConfigError, "two or more", "1 members"):
         ensemble([member(0)])
+    with refuses(ConfigError, "a list among them", "(model, guide)"):
+        require_several([member(0), list(member(1))])
+    with refuses(ConfigError, "a generator", "list("):
+        require_several(pair for pair in members(2))
     cores = [core_model("global", rank=2, num_data=5) for _ in range(2)]
     with torch.no_grad():
         cores[1].head.weight.add_(1.0)

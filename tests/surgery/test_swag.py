@@ -139,3 +139,6 @@ def test_what_it_refuses() -> None:
         guide.place(torch.zeros(16), torch.ones(16), torch.zeros(3, 16))
     with refuses(ConfigError, "negative"):
         guide.place(torch.zeros(16), -torch.ones(16), torch.zeros(2, 16))
+    wider = core_model("global", rank=3, num_data=5)
+    with refuses(ConfigError, "(4, 2, 2)", "(4, 3, 3)", "new Trajectory"):
+        few.gather(wider, Delta(wider))
