@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from bayes_adapters.errors import DataError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_WIDEST = 8
+"""Letters of a tick in one line: longer ones would run into their neighbours."""
 
 
 def dose_response_plot(
@@ -48,6 +52,7 @@ def dose_response_plot(
     names = [f"{d:g}" for d in next(iter(doses))] if ticks is None else list(ticks)
     if len(names) != len(next(iter(doses))):
         raise DataError(f"ticks names each of {len(next(iter(doses)))} doses; got {len(names)}.")
+    lines = [fill(name, _WIDEST, break_long_words=False, break_on_hyphens=False) for name in names]
     lossy = all(response.excess for response in responses.values())
     panels = figure.subplots(1, 3 + lossy, squeeze=False)[0]
     figure.set_size_inches(0.6 + 3.2 * len(panels), 3.6)
@@ -60,7 +65,7 @@ def dose_response_plot(
             _line(axes, triples, offset, label, drawn[method])
     for axes, what in zip(panels, [*PARTS, "NLL − marginal"], strict=False):
         axes.set_title(f"{what} (nats)", fontsize=10)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), lines)
         axes.set_xlabel(dose)
         _clean(axes)
     if lossy:

@@ -90,8 +90,9 @@ def test_the_picture_shows_what_was_found() -> None:
     values = torch.rand(3, 8)
     doses = {float(k): says(v, -v) for k, v in enumerate(values)}
     with_losses = dose_response(doses, marginal=torch.full((8,), 0.7), draws=20)
-    figure = dose_response_plot({"one": with_losses, "two": with_losses}, ticks=["clean", "5 dB", "none"])
+    figure = dose_response_plot({"one": with_losses, "two": with_losses}, ticks=["clean", "5 dB", "no recording"])
     assert len(figure.axes) == 4
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["clean", "5 dB", "no\nrecording"]
     assert figure.axes[0].containers[1].lines[0].get_ydata().tolist() == pytest.approx(
         [t[0] for t in with_losses.parts["total"]]
     )
