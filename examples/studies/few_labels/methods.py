@@ -125,7 +125,7 @@ def _swag(parts: Build, rate: float) -> Built:
             model,
             guide,
             batches,
-            max_steps=10 * epoch + 10,
+            max_steps=max(20, 10 * epoch),
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
             clip_norm=1.0,
             on_step=path,
@@ -140,7 +140,9 @@ def _swag(parts: Build, rate: float) -> Built:
 def _ivon(parts: Build, rate: float) -> Built:
     """BLoB's model and posterior, found by IVON."""
     model = StochasticDown(parts.backbone, Categorical(len(SENTIMENTS)), prior=parts.prior, **_shared(parts))
-    guide = MeanField(model, init_scale=0.01)
+    guide = MeanField(
+        model, init_scale=0.1
+    )  # the curvature starts at 1 / (N σ²): at 0.01 steps are a hundred times shorter
     return Built(model, guide, Training(optimizer=lambda m, g: ivon(m, g, lr=rate, point_lr=2e-3)))
 
 
