@@ -72,7 +72,7 @@ class Flow(JointGuide):
     >>> guide = Flow(model, layers=["coupling", "spline"])
     >>> q, w = guide.joint(), torch.zeros(8)
     >>> start = torch.distributions.Normal(guide.loc, 0.1).log_prob(w).sum()
-    >>> torch.allclose(q.log_prob(w), start, rtol=1e-4)
+    >>> torch.allclose(q.log_prob(w), start, rtol=1e-4, atol=1e-2)
     True
     """
 

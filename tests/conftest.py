@@ -31,12 +31,29 @@ bayes_adapters.__path__.append(str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _clean_slate() -> None:
-    """Each test starts with the same torch generator and an empty Pyro parameter store, validation on."""
+def clean_slate() -> None:
+    """The same torch generator, an empty Pyro parameter store, validation on."""
     torch.manual_seed(0)
     pyro.clear_param_store()
     pyro.enable_validation(True)
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate() -> None:
+    """Each test starts alike."""
+    clean_slate()
+
+
+class _Doctests:
+    """Examples of docstrings start alike, too: they lie outside of this folder, where no fixture of it reaches."""
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if isinstance(item, pytest.DoctestItem):
+            clean_slate()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Doctests())
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def _head(head: Callable[[], Head], parts: Build, weight: float) -> Built:
 
 METHODS: dict[str, Tuned] = {
     "lora": Tuned(_lora),
-    "map": Tuned(_map, "weight decay", (0.1, 1.0, 3.0, 10.0), 1.0),
+    "map": Tuned(_map, "weight decay", (1.0, 10.0, 30.0, 100.0), 10.0),
     "ensemble": Tuned(_lora, ensemble=True),
     "mc-dropout": Tuned(partial(_dropout, "mc-dropout"), "p", (0.1, 0.2, 0.4, 0.6), 0.1),
     "bayeslora-2025": Tuned(partial(_dropout, "bayeslora-2025"), "p", (0.15, 0.3, 0.5, 0.7), 0.15),
