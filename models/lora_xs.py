@@ -10,13 +10,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.linear_layers import is_conv1d, linear_size
-from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models._factor_checks import require_directions, require_float_weight
-from bayes_adapters.priors import PriorLike
-from bayes_adapters.sites import Granularity, Part, Site
-
-_START = 1e-5  # deviation of the core at the start, as in the paper
+from bayes_adapters.models._small_core import SmallCore
 
 
 class SingularLinear(AdaptedLinear):
@@ -52,7 +47,7 @@ def directions(
     return sign * singular[:rank, None] * right, (left * sign.mT).contiguous()
 
 
-class LoRAXS(AdapterModel):
+class LoRAXS(SmallCore):
     """``h = W₀ x + (α/r) U_r E Σ_r V_rᵀ x``, ``E ~ prior``: r² numbers per layer, whatever the layer's width.
 
     A and B are the truncated singular value decomposition of W₀ and stay frozen; the core is all that is learned, or,
@@ -68,11 +63,11 @@ class LoRAXS(AdapterModel):
     of the transposed weight: Σ is on the side of the input).
 
     Args:
-        backbone: see :class:`AdapterModel`.
+        backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         granularity: ``"global"`` (then pass ``num_data``), ``"sequence"`` or ``"token"``.
         prior: of E, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        **options: further options of :class:`AdapterModel`.
+        **options: further options of :class:`bayes_adapters.AdapterModel`.
 
     Raises:
         ConfigError: a layer has fewer directions than ranks, or a weight that is no matrix of floating-point numbers.
@@ -90,22 +85,4 @@ class LoRAXS(AdapterModel):
 
     structure: ClassVar[str] = "lora_xs"
     layer: ClassVar[type[AdaptedLinear]] = SingularLinear
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        likelihood: Likelihood,
-        *,
-        granularity: Granularity | str = Granularity.GLOBAL,
-        prior: PriorLike | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(backbone, likelihood, parts=[Part.CORE], granularity=granularity, prior=prior, **options)
-
-    def start(self, site: Site) -> Tensor:
-        if site.part != Part.CORE:
-            return super().start(site)
-        return _START * torch.randn(site.shape, device=next(self.parameters()).device)
-
-    def config(self) -> dict[str, Any]:
-        return super().config() | {"granularity": self.granularity, "num_data": self.num_data}
+    start_scale: ClassVar[float] = 1e-5

@@ -13,13 +13,9 @@ from torch.nn import functional as F
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.linear import AdaptedLinear, Times
 from bayes_adapters.adapters.linear_layers import linear_size
-from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models._factor_checks import require_directions
-from bayes_adapters.priors import PriorLike
-from bayes_adapters.sites import Granularity, Part, Site
-
-_START = 1e-3  # deviation of the core at the start
+from bayes_adapters.models._small_core import SmallCore
+from bayes_adapters.sites import Part
 
 
 class OrthonormalLinear(AdaptedLinear):
@@ -75,7 +71,7 @@ def stable_rank(core: Float[Tensor, "*batch r r"]) -> Float[Tensor, "*batch"]:
     return singular.square().sum(-1) / singular[..., 0].square()
 
 
-class PoLAR(AdapterModel):
+class PoLAR(SmallCore):
     """``h = W₀ x + (α/r) X E Yᵀ x``, ``E ~ prior``, X and Y learned with orthonormal columns.
 
     The core alone has a size, so its singular values are those of the whole update: LoRA's factors can scale each other
@@ -89,11 +85,11 @@ class PoLAR(AdapterModel):
     Source: Lion et al. 2025, "PoLAR: Polar-decomposed low-rank adapter representation", arXiv 2506.03133.
 
     Args:
-        backbone: see :class:`AdapterModel`.
+        backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         granularity: ``"global"`` (then pass ``num_data``), ``"sequence"`` or ``"token"``.
         prior: of E, see :mod:`bayes_adapters.priors`; None means N(0, 0.2²).
-        **options: further options of :class:`AdapterModel`.
+        **options: further options of :class:`bayes_adapters.AdapterModel`.
 
     Raises:
         ConfigError: a layer has fewer inputs or outputs than ranks.
@@ -109,25 +105,7 @@ class PoLAR(AdapterModel):
 
     structure: ClassVar[str] = "polar"
     layer: ClassVar[type[AdaptedLinear]] = OrthonormalLinear
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        likelihood: Likelihood,
-        *,
-        granularity: Granularity | str = Granularity.GLOBAL,
-        prior: PriorLike | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(backbone, likelihood, parts=[Part.CORE], granularity=granularity, prior=prior, **options)
-
-    def start(self, site: Site) -> Tensor:
-        if site.part != Part.CORE:
-            return super().start(site)
-        return _START * torch.randn(site.shape, device=next(self.parameters()).device)
-
-    def config(self) -> dict[str, Any]:
-        return super().config() | {"granularity": self.granularity, "num_data": self.num_data}
+    start_scale: ClassVar[float] = 1e-3
 
     def stable_ranks(self, draws: Mapping[str, Tensor]) -> dict[str, float]:
         """Return path → :func:`stable_rank` of a layer's core.

@@ -111,13 +111,14 @@ class FewLabels(Task):
         def states(utterances: Sequence[Utterance]) -> States:
             return States(utterances, tokenizer, below)
 
+        shifted: dict[str, Utterances] = {name: states(part) for name, part in parts.items()}
         return cls(
             train=states(plain.train.utterances),
             dev=states(plain.dev.utterances),
             test=states(plain.test.utterances),
-            foreign=states(prompts),
+            foreign=shifted["ood-prompts"],
             backbone=lambda: copy.deepcopy(top),
-            shifted={name: states(part) for name, part in parts.items()},
+            shifted=shifted,
         )
 
     def part(self, condition: str) -> Utterances:
