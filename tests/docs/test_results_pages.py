@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from bayes_adapters.analysis.intervals import seeds_and_units
 from bayes_adapters.analysis.records import Record, read_records
 from examples.studies import seeds
 from examples.studies.body_signals.results import COLUMNS as BODY
@@ -71,8 +74,29 @@ def test_a_difference_that_every_seed_shows_excludes_zero() -> None:
         for seed in range(5)
     ]
     pair = seeds.Pair("", "a", "b", "clean", "nll", "NLL")
-    found = seeds.over_seeds(rows, pair)
+    found = seeds.difference(rows, pair)
     assert (found.mean, found.seeds) == (pytest.approx(0.5), 5)
     assert not found.includes_zero
     with refuses(seeds.DataError, "1 common seeds"):
-        seeds.over_seeds(rows[:1] + rows[5:], pair)
+        seeds.difference(rows[:1] + rows[5:], pair)
+
+
+def test_units_widen_an_interval_and_never_narrow_it() -> None:
+    rng = np.random.default_rng(0)
+    seed_effect, unit_effect = 0.1 * rng.standard_normal((5, 1)), rng.standard_normal((1, 60))
+    table = torch.from_numpy(0.4 + seed_effect + unit_effect + 0.5 * rng.standard_normal((5, 60)))
+    rows = [
+        {"method": method, "seed": seed, "condition": "clean", "nll": value}
+        for seed, mean in enumerate(table.mean(1).tolist())
+        for method, value in (("a", mean), ("b", 0.0))
+    ]
+    mean, error = float(table.mean()), float(table.mean(0).std()) / 60**0.5
+    units = (mean - 1.96 * error, mean + 1.96 * error)
+    found = seeds.difference(rows, seeds.Pair("", "a", "b", "clean", "nll", "NLL", units))
+    exact = seeds_and_units(table)
+    half = (exact.high - exact.low) / 2
+    assert found.over_both == pytest.approx(half, rel=0.05)  # σ_both² / (R n) twice, the units' variance as known
+    assert found.over_seeds < found.over_both / 2
+    tight = seeds.difference(rows, seeds.Pair("", "a", "b", "clean", "nll", "NLL", (mean - 1e-3, mean + 1e-3)))
+    alone = seeds.difference(rows, seeds.Pair("", "a", "b", "clean", "nll", "NLL"))
+    assert (tight.over_both, tight.p_value) == (alone.over_both, alone.p_value)
