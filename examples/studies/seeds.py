@@ -12,9 +12,9 @@ with ``R − 1`` degrees of freedom. Both together, by the two-way model ``d[s, 
 
 V_seed estimates ``σ_seed² / R + σ_both² / (R n)`` and V_unit ``σ_unit² / n + σ_both² / (R n)``: V counts the last term
 twice, so the interval is rather too wide. (It needs no predictions, as :func:`bayes_adapters.analysis.intervals` does,
-which counts it once.) Nor is it, or its p-value, ever taken below that of the seeds alone, which more degrees of freedom
-could do. The half-width over units is the wider side of the published interval. The body signals' seeds
-are folds of people: each person is tested once, so that their interval is already over both.
+which counts it once.) Nor is it, or its p-value, ever taken below that of the seeds alone, which more degrees of
+freedom could do. The half-width over units is the wider side of the published interval. The body signals' seeds are
+folds of people: each person is tested once, so that their interval is already over both.
 
 The p-values of the table are over both, adjusted for its number of differences (Holm). It goes between the markers
 ``seeds`` of ``docs/claims.md``.
