@@ -155,6 +155,7 @@ def _show(options: argparse.Namespace) -> str:
         ("options", _pairs({k: v for k, v in config.items() if k not in {"targets", "num_data", "blocks"}})),
         ("likelihood", f"{about['likelihood']['name']} {_pairs(about['likelihood']['config'])}".strip()),
         ("guide", f"{about['guide']['name']} {_pairs(about['guide']['config'])}".strip()),
+        *_temperature(about["guide"]),
         *_prior(about["prior"]),
         ("layers", f"{len(layers)}: {layers[0]} ... {layers[-1]}" if len(layers) > 1 else ", ".join(layers) or "none"),
         ("data", "not needed" if about["num_data"] is None else f"{about['num_data']:,} examples"),
@@ -167,6 +168,11 @@ def _show(options: argparse.Namespace) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {_printable(value)}" for name, value in rows)
+
+
+def _temperature(guide: dict[str, Any]) -> list[tuple[str, str]]:
+    tau = guide.get("posterior_temperature")
+    return [] if tau is None else [("temperature", f"{tau:g} of the posterior: predictions scale its covariance by it")]
 
 
 def _prior(prior: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Needs the extra ``arviz``; it is imported on first use.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -19,6 +20,7 @@ from bayes_adapters.inference._pair_checks import require_one_device, require_pa
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
+from bayes_adapters.inference.tempering import Tempering, temperature_of
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -47,7 +49,7 @@ def to_arviz(
 
     Args:
         model: the model; its modes and parameters are left as they are.
-        guide: the guide made for it.
+        guide: the guide made for it; its ``posterior_temperature`` counts.
         data: one batch, or batches of one data set in order; targets of shape (B,). Without targets there is the group
             ``posterior_predictive`` alone.
         num_samples: S.
@@ -113,8 +115,12 @@ def to_arviz(
 
 def _outcomes(guide: AdapterGuide, batch: Batch, samples: int, chunk: int) -> Iterator[Any]:
     """Yield p(y | x, E_s), batch shape (draws of a chunk, B), until there are ``samples`` draws."""
+    tau = temperature_of(guide)
     for start in range(0, samples, chunk):
-        with pyro.plate("samples", min(chunk, samples - start), dim=-2):
+        with ExitStack() as stack:
+            if tau != 1.0:
+                stack.enter_context(Tempering(tau))
+            stack.enter_context(pyro.plate("samples", min(chunk, samples - start), dim=-2))
             guide(batch.without_targets())
         yield guide.trace.nodes["obs"]["fn"]
 

@@ -22,6 +22,7 @@ from bayes_adapters.inference.handlers import OwnSites, PosteriorMean, UnreadOut
 from bayes_adapters.inference.joint import JOINT, JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
+from bayes_adapters.inference.tempering import temperature_of
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.sites import SITE, SiteCall
 
@@ -29,7 +30,7 @@ from bayes_adapters.sites import SITE, SiteCall
 @exclusive()
 @torch.no_grad()
 def relative_widths(
-    model: AdapterModel, guide: AdapterGuide, batch: Batch, *, temperature: float = 1.0
+    model: AdapterModel, guide: AdapterGuide, batch: Batch, *, temperature: float | None = None
 ) -> dict[str, float]:
     """Return how wide the posterior of each site is beside its prior: site → median over entries of ``σ_q / σ_p``.
 
@@ -59,6 +60,7 @@ def relative_widths(
     require_pair(model, guide)
     require_one_device(model, guide)
     require_batch(batch)
+    temperature = temperature_of(guide, temperature)
     batch = batch.to(next(model.parameters()).device).without_targets()
     with ExitStack() as stack:
         for context in (evaluating(model, guide), UnreadOutcome(), PosteriorMean()):

@@ -40,11 +40,11 @@ from bayes_adapters.files._backbone import fingerprint as fingerprint
 from bayes_adapters.files._budget import Budget
 from bayes_adapters.files._checks import (
     FORMAT,
-    FORMAT_VERSION,
     entries_of,
     kind,
     require_finite,
     require_same,
+    version_of,
 )
 from bayes_adapters.files._folder import WEIGHTS, read_adapter, require_free, to_json, verified, write
 from bayes_adapters.files._folder import describe as describe
@@ -54,6 +54,7 @@ from bayes_adapters.files.marks import Marks, has_fresh_head
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.tempering import temperature_of
 from bayes_adapters.likelihoods import Likelihood
 
 
@@ -81,7 +82,7 @@ def save(
     Args:
         directory: made when absent. An adapter saved there before is replaced; a folder of other things is refused.
         model: its adapters, head, likelihood and buffers are saved in the dtype they have; what is frozen stays so.
-        guide: the guide made for it.
+        guide: the guide made for it, with its ``posterior_temperature``.
         task: anything JSON; :func:`load_task` returns it.
         calibration: what was fitted to the model's predictions, in the order in which it is applied;
             :func:`bayes_adapters.analysis.saved.load_calibration` returns it.
@@ -124,12 +125,12 @@ def _save(
     packages = ("bayes-adapters", "torch", "pyro-ppl", "transformers")
     description = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "model": _entry("model", model, "structure") | {"prior_dtype": _prior_dtype(model)},
         "likelihood": _entry("likelihood", model.likelihood, "name"),
         "prior": model.prior.to_json(registry.find),
-        "guide": _entry("guide", guide, "name"),
+        "guide": _entry("guide", guide, "name") | _temperature(guide),
         "num_data": model.num_data,
         "base": describe_base(model.backbone),
         "weights": {
@@ -144,6 +145,7 @@ def _save(
         description["calibration"] = [{"name": one.name, "config": one.config()} for one in calibration]
     if not model.own_head:
         description["head"] = _entry("head", model.head, "name")
+    description["format_version"] = version_of(description)
     write(folder, data, to_json(description))
 
 
@@ -216,6 +218,12 @@ def _entry(what: str, thing: Any, attribute: str) -> dict[str, Any]:
     return {attribute: name, "config": thing.config()}
 
 
+def _temperature(guide: AdapterGuide) -> dict[str, float]:
+    """Return τ as an entry of the guide's section, where it is not 1."""
+    tau = temperature_of(guide)
+    return {} if tau == 1.0 else {"posterior_temperature": tau}
+
+
 def _prior_dtype(model: AdapterModel) -> str | None:
     floats = (b.dtype for b in model.prior.buffers() if b.is_floating_point())
     return next((str(dtype).removeprefix("torch.") for dtype in floats), None)
@@ -240,6 +248,7 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
     if about["model"]["prior_dtype"] is not None:
         model.prior.to(getattr(torch, about["model"]["prior_dtype"]))
     guide = make_guide(model, **about["guide"]["config"])
+    guide.posterior_temperature = float(about["guide"].get("posterior_temperature", 1.0))
     return model, guide.to(next(backbone.parameters()).device)
 
 

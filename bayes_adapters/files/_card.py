@@ -26,7 +26,7 @@ def card(about: Mapping[str, Any], repo_id: str) -> str:
         f"{base['dtype']}, fingerprint `{base['fingerprint'][:16]}`",
         "structure": f"`{model['structure']}` {_options(config)}",
         "adapted layers": str(len(layers)),
-        "posterior": f"`{guide['name']}` {_options(guide['config'])}",
+        "posterior": f"`{guide['name']}` {_options(guide['config'])}{_temperature(guide)}",
         "likelihood": f"`{about['likelihood']['name']}` {_options(about['likelihood']['config'])}",
         "examples it was trained on": f"{about['num_data']:,}" if about["num_data"] else "not recorded",
         "versions": ", ".join(f"{package} {number}" for package, number in about["versions"].items()),
@@ -61,6 +61,11 @@ def card(about: Mapping[str, Any], repo_id: str) -> str:
             "",
         ]
     )
+
+
+def _temperature(guide: Mapping[str, Any]) -> str:
+    tau = guide.get("posterior_temperature")
+    return "" if tau is None else f" at temperature {tau:g}"
 
 
 def _options(config: Mapping[str, Any]) -> str:

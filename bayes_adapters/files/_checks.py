@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from bayes_adapters.errors import AdapterFileError, NonFiniteError
 
 FORMAT = "bayes-adapters"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read; what an adapter is saved as is :func:`version_of`."""
+_NEEDS_2 = ("guide.posterior_temperature",)
+"""Entries that change what an adapter answers, and that version 1 did not know: it would leave them out, silently."""
 
 _KIND = re.compile(r"([a-z][a-z0-9_]*)\[((?:\d{1,15}(?:, \d{1,15})*)?\])")
 
@@ -43,6 +46,10 @@ def _is_named(entry: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_float_dtype(value: Any) -> bool:
@@ -78,6 +85,7 @@ _SECTIONS: dict[str, Callable[[Any], bool]] = {
     "task": _is(dict, type(None)),
 }
 _LATER: dict[str, Callable[[Any], bool]] = {
+    "guide.posterior_temperature": _is_positive,
     "base.tensors": _text,
     "base.config": _options,
     "base.layers": _text,
@@ -118,6 +126,11 @@ def require_description(path: Path, about: Any) -> dict[str, Any]:
             f"{str(path)!r} lacks or misstates {', '.join(wrong)}. It was altered after saving; save the adapter again."
         )
     return about
+
+
+def version_of(about: Mapping[str, Any]) -> int:
+    """Return the oldest format version that reads all of a description: an older library refuses a newer one."""
+    return 2 if any(_at(about, key) is not ... for key in _NEEDS_2) else 1
 
 
 def require_same(path: Path, what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

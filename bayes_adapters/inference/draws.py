@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +19,7 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KeyedDraws, PosteriorMean
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
+from bayes_adapters.inference.tempering import Tempering, temperature_of
 from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import SITE, SiteCall
 
@@ -31,7 +33,7 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
 
     Args:
         model: all of its sites are global: one draw for the whole data set.
-        guide: made for it.
+        guide: made for it; its ``posterior_temperature`` counts.
         number: s, from 0.
         seed: any integer.
 
@@ -55,10 +57,20 @@ def weight_draw(model: AdapterModel, guide: AdapterGuide, number: int, *, seed: 
 @exclusive()
 @torch.no_grad()
 def weight_draws(
-    model: AdapterModel, guide: AdapterGuide, numbers: Int[Tensor, " S"], *, seed: int = 0
+    model: AdapterModel,
+    guide: AdapterGuide,
+    numbers: Int[Tensor, " S"],
+    *,
+    seed: int = 0,
+    temperature: float | None = None,
 ) -> dict[str, Tensor]:
-    """Return site → values, shape (S, *site.shape), of the draws ``numbers``: see :func:`weight_draw`."""
-    return _sampled(model, guide, KeyedDraws(seed, numbers, torch.zeros_like(numbers[:1])), len(numbers))
+    """Return site → values, shape (S, *site.shape), of the draws ``numbers``: see :func:`weight_draw`.
+
+    ``temperature`` is τ as in :func:`bayes_adapters.predict`.
+    """
+    tau = temperature_of(guide, temperature)
+    keyed = KeyedDraws(seed, numbers, torch.zeros_like(numbers[:1]))
+    return _sampled(model, guide, [*([] if tau == 1.0 else [Tempering(tau)]), keyed], len(numbers))
 
 
 @exclusive()
@@ -83,18 +95,19 @@ def weight_mean(model: AdapterModel, guide: AdapterGuide) -> dict[str, Tensor]:
     >>> torch.equal(weight_mean(model, guide)["A.global"], guide.loc["A-global"])
     True
     """
-    return {name: value[0] for name, value in _sampled(model, guide, PosteriorMean(), 1).items()}
+    return {name: value[0] for name, value in _sampled(model, guide, [PosteriorMean()], 1).items()}
 
 
-def _sampled(model: AdapterModel, guide: AdapterGuide, values: Messenger, count: int) -> dict[str, Tensor]:
-    """Run the statements of all weights, and no pass, under a handler that gives the values."""
+def _sampled(model: AdapterModel, guide: AdapterGuide, values: Sequence[Messenger], count: int) -> dict[str, Tensor]:
+    """Run the statements of all weights, and no pass, under handlers that give the values, the last one first."""
     require_pair(model, guide)
     require_global(model.sites)
     device = next(model.parameters()).device
     draws: dict[str, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model, guide))
-        stack.enter_context(values)
+        for handler in values:
+            stack.enter_context(handler)
         stack.enter_context(pyro.plate("samples", count, dim=-2))
         stack.enter_context(guide)
         prior = model.prior.sampled((count,), device)

@@ -85,6 +85,10 @@ class AdapterGuide(GuideMessenger, nn.Module):
     recipe: Any = None
     """How the published system that this guide was built for was trained, a :class:`bayes_adapters.systems.Recipe`:
     the defaults of ``fit``. None for a guide that was built by itself, or loaded."""
+    posterior_temperature: float = 1.0
+    """τ of :func:`bayes_adapters.predict` where that is given none: chosen on validation data, by
+    :func:`bayes_adapters.training.tune` or by hand, and saved with the adapter. The training loss and ``guide(batch)``
+    are those of q itself, τ = 1."""
     serves_hyper: ClassVar[bool] = False
     """Whether hyper-parameters of the prior are inferred too, by a Gaussian each on the unconstrained space."""
 

@@ -121,7 +121,7 @@ class Linearised:
         _, outputs, jacobian = self._last
         if self.mean_only:
             return self.model.likelihood_of(outputs[None], batch), False
-        draws = weight_draws(self.model, self.guide, numbers, seed=self.seed)
+        draws = weight_draws(self.model, self.guide, numbers, seed=self.seed, temperature=1.0)
         steps = self.root * float64(self.tangent.flat(draws) - self.mean)
         moved = (float64(jacobian).flatten(0, -2) @ steps.mT).mT.reshape(len(numbers), *outputs.shape)
         return self.model.likelihood_of(outputs + moved.to(outputs), batch), False

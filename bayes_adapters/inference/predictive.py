@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import read_together, unchanged
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import FoldError, integer, positive_number, whole_number
+from bayes_adapters.errors import FoldError, integer, whole_number
 from bayes_adapters.inference._checks import named_non_finite, require_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
@@ -28,6 +28,7 @@ from bayes_adapters.inference._sources import AnyGuide, Source, source_of
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating as evaluating
+from bayes_adapters.inference.tempering import temperature_of
 from bayes_adapters.likelihoods import Prediction
 
 _BUDGET = 8192 * 384
@@ -46,7 +47,7 @@ def predict(
     return_samples: bool = False,
     linearised: bool = False,
     seed: int | None = 0,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Prediction:
     """Average the likelihood's predictive over draws of the cores from the guide.
 
@@ -78,8 +79,9 @@ def predict(
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
             ``pyro.sample`` statements in a model's own code are repeated as those of the adapters.
         temperature: τ of the posterior: every draw is ``m + √τ (w − m)``, about its mean m, so that a Gaussian has τ
-            times its covariance: ``q^(1/τ)``. 1 is q itself; it is chosen on validation data, as
-            :func:`bayes_adapters.training.tune` does. See :class:`bayes_adapters.inference.tempering.Tempering`.
+            times its covariance: ``q^(1/τ)``. 1 is q itself; None takes the guide's ``posterior_temperature``, which
+            :func:`bayes_adapters.training.tune` chooses on validation data and a saved adapter keeps; where nothing was
+            chosen it is 1. See :class:`bayes_adapters.inference.tempering.Tempering`.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -105,7 +107,7 @@ def predict(
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
-    positive_number("temperature", temperature)
+    temperature = temperature_of(guide, temperature)
     source = source_of(model, guide, mean_only, seed, linearised, temperature)
     samples = 1 if mean_only else samples
     device = next(model.parameters()).device

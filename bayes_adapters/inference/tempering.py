@@ -55,8 +55,26 @@ class Tempering(Messenger):
         msg["value"] = torch.lerp(mean.expand_as(msg["value"]), msg["value"], self.temperature**0.5)
 
 
+def temperature_of(guide: object, given: float | None = None) -> float:
+    """Return τ: the one that is given, or else the guide's own ``posterior_temperature``; 1 of what has none.
+
+    Raises:
+        ConfigError: it is not positive and finite.
+
+    >>> temperature_of(lambda batch: None), temperature_of(None, 0.5)
+    (1.0, 0.5)
+    """
+    if given is not None:
+        positive_number("temperature", given)
+        return float(given)
+    own = getattr(guide, "posterior_temperature", 1.0)
+    positive_number("posterior_temperature", own)
+    return float(own)
+
+
 def _no_spread(call: SiteCall) -> ConfigError:
     what = "is integrated out, so that there is no draw" if call.site.part.real else "is discrete"
     return ConfigError(
-        f"A temperature scales draws about their mean, and {call.site.name!r} {what}. Predict with temperature=1."
+        f"A temperature scales draws about their mean, and {call.site.name!r} {what}. Predict with temperature=1, "
+        "and leave the guide's posterior_temperature at 1."
     )

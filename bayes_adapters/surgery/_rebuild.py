@@ -43,6 +43,7 @@ def rebuilt(
     with generators_kept(backbone):  # initial values are drawn and then overwritten
         new = make_model(backbone, copy.deepcopy(model.likelihood), **options)
         new_guide = make_guide(new, **guide.config())
+    new_guide.posterior_temperature = guide.posterior_temperature
     trained = own_tensors(model, guide)
     for name, slot in own_tensors(new, new_guide).items():
         if name in trained and (head is None or not name.startswith("model.head.")):

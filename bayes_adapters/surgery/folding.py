@@ -58,4 +58,5 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
         if isinstance(guide, MeanField) and isinstance(folded, MeanField):
             variance = guide.parameter.scale(guide.rho[key]).square().sum(1, keepdim=True)
             folded.rho[key].copy_(guide.parameter.rho(variance.sqrt()))
+    folded.posterior_temperature = guide.posterior_temperature
     return small, folded

@@ -38,7 +38,8 @@ class TuneResult:
     Args:
         model, guide: trained with the best setting and the first seed.
         settings: name → value of the grid.
-        temperature: τ for ``predict(model, guide, …, temperature=τ)``.
+        temperature: τ of the posterior; the guide has it as ``posterior_temperature``, so ``predict(model, guide, …)``
+            and a saved adapter use it.
         nll: of the validation data under them, nats, averaged over seeds: a minimum over the grid, and so too good.
         trials: every setting, seed and temperature, in the order in which they were tried.
         warning: the line that was warned with, if the posterior is little more than a point; else None.
@@ -150,6 +151,7 @@ def tune(
     assert best is not None  # check_grid has seen to it
     nll, temperature, chosen, pair = best
     model, guide = sweep.train(chosen, numbers[0])[:2] if pair is None else pair
+    guide.posterior_temperature = float(temperature)
     said = None
     if not guide.deterministic:
         widths = relative_widths(model, guide, next(iter(held)), temperature=temperature)

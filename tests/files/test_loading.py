@@ -70,10 +70,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[object, ...]]] = {
         lambda f: (f / "adapter.json").write_text('{"peft_type": "LORA"}'),
         ("adapter.json", "'format'", "'bayes-adapters'"),
     ),
-    "newer": (lambda f: edit_json(f, lambda a: a.update(format_version=2)), ("adapter.json", "version 2", "1 to 1")),
+    "newer": (lambda f: edit_json(f, lambda a: a.update(format_version=3)), ("adapter.json", "version 3", "1 to 2")),
     "odd version": (
         lambda f: edit_json(f, lambda a: a.update(format_version="x")),
-        ("adapter.json", "version 'x'", "1 to 1"),
+        ("adapter.json", "version 'x'", "1 to 2"),
     ),
     "no guide": (lambda f: edit_json(f, lambda a: a.pop("guide")), ("adapter.json", "guide, guide.name, guide.config")),
     "no base print": (
