@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bayes_adapters.errors import ConfigError, near_matches, whole_number
+from bayes_adapters.training._data import source
 
 _COUNTS = ("epochs", "max_steps", "accumulate", "num_samples", "patience", "log_every", "checkpoint_every")
 _FUNCTIONS = ("scheduler", "evaluate", "on_step")
@@ -57,7 +58,7 @@ def check_together(options: Mapping[str, Any], maximise: bool) -> None:
         )
     if options["checkpoint"] is None and options["checkpoint_every"] is not None:
         raise ConfigError("checkpoint_every has no effect without checkpoint=, the directory to write into.")
-    for data in (options["data"], options["validation"]):
+    for data in map(source, (options["data"], options["validation"])):
         if options["checkpoint"] is not None and isinstance(data, DataLoader) and data.persistent_workers:
             raise ConfigError(
                 "A DataLoader with persistent_workers=True cannot be continued exactly: its workers keep random states "

@@ -15,6 +15,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part
 from bayes_adapters.training import _data_checks
 from bayes_adapters.training._random import epoch_seed
+from bayes_adapters.training._transformed import Transformed
 
 
 @dataclass(eq=False)
@@ -112,8 +113,16 @@ def count(data: Any) -> int | None:
         return None
 
 
+def source(data: Any) -> Any:
+    """The data behind any transforms."""
+    while isinstance(data, Transformed):
+        data = data.source
+    return data
+
+
 def _examples(data: Any) -> int | None:
     """The size of the data set, where the data say it; a loader without batch sampler gives whole batches."""
+    data = source(data)
     if isinstance(data, Batches):
         return data.examples
     return count(data.dataset) if isinstance(data, DataLoader) and data.batch_sampler is not None else None
@@ -132,6 +141,7 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
     Raises:
         ConfigError: the data do not say.
     """
+    data = source(data)
     examples, size = _examples(data), getattr(data, "batch_size", None)
     size = size or getattr(getattr(data, "batch_sampler", None), "batch_size", None)
     if isinstance(data, Sequence):
@@ -170,6 +180,8 @@ def _loader_parts(data: Any) -> list[Any]:
 
 def set_epoch(data: Any, epoch: int) -> None:
     """Tell the data, their data set and a loader's samplers which epoch starts, wherever they have ``set_epoch``."""
+    while isinstance(data, Transformed):
+        data.epoch, data = epoch, data.source
     behind = [data.dataset] if isinstance(data, Batches | DataLoader) else []
     for part in [*(_loader_parts(data) or [data]), *behind]:
         if callable(getattr(part, "set_epoch", None)):
@@ -178,7 +190,7 @@ def set_epoch(data: Any, epoch: int) -> None:
 
 def own_generators(data: Any) -> list[torch.Generator]:
     """Return the generators a DataLoader draws its order from."""
-    found = (getattr(part, "generator", None) for part in _loader_parts(data))
+    found = (getattr(part, "generator", None) for part in _loader_parts(source(data)))
     return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
@@ -191,6 +203,9 @@ def describe(data: Any) -> dict[str, Any]:
     Raises:
         ConfigError: an identity is no dictionary, or holds something else than JSON.
     """
+    if isinstance(data, Transformed):
+        found = describe(data.source)
+        return found | {"transforms": [*found.get("transforms", []), data.described()]}
     out: dict[str, Any] = {"batches": count(data)}
     parts = {"identity": data}
     if isinstance(data, Batches):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sized
+from collections.abc import Collection, Iterator, Sequence, Sized
 from typing import Any
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, described
 
 _FIX = (
     "Pass a list of Batch, bayes_adapters.training.batches(dataset, batch_size, collate), or a DataLoader whose "
@@ -50,6 +50,20 @@ def check_iterable(data: object, name: str, passes: int | None) -> None:
             f"{name} is a {type(data).__name__}, which can be read only once, and training reads it every epoch. "
             f"Use list({name}), or an object whose __iter__ starts anew."
         )
+
+
+def check_transforms(data: object, transforms: Sequence[object]) -> None:
+    """Raise an error unless there are transforms, all of them can be called, and ``data`` can be read each epoch."""
+    check_iterable(data, "data", 2)
+    if not transforms:
+        raise ConfigError("transformed() needs a transform, such as bayes_adapters.data.transforms.ModalityDropout().")
+    for transform in transforms:
+        if isinstance(transform, type) or not callable(transform):
+            given = f"the class {transform.__name__}" if isinstance(transform, type) else described(transform)
+            raise ConfigError(
+                f"A transform is a callable (batch, generator) → batch, such as ModalityDropout('audio', p=0.5); got "
+                f"{given}."
+            )
 
 
 def require_num_data(num_data: int | None, examples: int | None) -> None:
