@@ -141,7 +141,7 @@ class Amortised(AdapterGuide):
 
     @property
     def deterministic(self) -> bool:
-        return self.scale is None
+        return self.scale is None and self.hyper is None  # the prior's mean may depend on its hyper-parameters
 
     @property
     def reads(self) -> frozenset[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.inference._draw_checks import require_median, require_no_temperature, require_points
+from bayes_adapters.inference._nested_checks import require_nested, require_no_moments
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import (
     KeyedDraws,
@@ -46,13 +47,20 @@ class OwnGuide:
         mean_only: set the latents to their posterior means.
         seed: of keyed draws; None takes torch's generator.
         temperature: τ of :class:`bayes_adapters.inference.tempering.Tempering`.
+        local_samples: K: draw n has the weights of number n // K and the local latents of number n mod K.
     """
 
     def __init__(
-        self, model: AdapterModel, guide: AdapterGuide, mean_only: bool, seed: int | None, temperature: float = 1.0
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        mean_only: bool,
+        seed: int | None,
+        temperature: float = 1.0,
+        local_samples: int = 1,
     ) -> None:
         self.model, self.guide, self.mean_only, self.seed = model, guide, mean_only, seed
-        self.temperature = temperature
+        self.temperature, self.local_samples = temperature, local_samples
 
     def is_random(self, batch: Batch) -> bool:
         adapters = bool(self.model.sites) and not self.guide.deterministic
@@ -61,21 +69,25 @@ class OwnGuide:
 
     def nodes(self, batch: Batch, numbers: Tensor, ids: Tensor) -> dict[str, Any]:
         """Site → its statement in one pass, whose plate of samples holds the draws ``numbers``."""
+        weights = numbers // self.local_samples
+        local = numbers if self.local_samples == 1 else numbers % self.local_samples
         with ExitStack() as stack:
             stack.enter_context(UnreadOutcome())
-            stack.enter_context(OwnSites(self.seed, numbers, ids, self.mean_only))
+            stack.enter_context(OwnSites(self.seed, weights, ids, self.mean_only, local))
             if self.temperature != 1.0:
                 stack.enter_context(Tempering(self.temperature))
             if self.mean_only:
                 stack.enter_context(PosteriorMean())
             elif self.seed is not None:
-                stack.enter_context(KeyedDraws(self.seed, numbers, ids))
+                stack.enter_context(KeyedDraws(self.seed, weights, ids, local))
             stack.enter_context(pyro.plate("samples", len(numbers), dim=-2))
             self.guide(batch)
         nodes: dict[str, Any] = self.guide.trace.nodes
         self.guide.trace = type(self.guide.trace)()
         if self.guide.deterministic:
             require_points(self.guide, self.model.sites, nodes)
+        if self.local_samples > 1:
+            require_no_moments(nodes)
         return nodes
 
     def outcome(self, batch: Batch, numbers: Tensor, ids: Tensor) -> tuple[Any, bool]:
@@ -178,10 +190,13 @@ def source_of(
     seed: int | None,
     linearised: bool = False,
     temperature: float = 1.0,
+    local_samples: int = 1,
 ) -> Source:
     """Return where the draws of ``guide`` come from; without a seed the number of the draws' seed is torch's."""
+    if local_samples > 1:
+        require_nested(model, guide, mean_only=mean_only, seed=seed, linearised=linearised)
     if isinstance(guide, AdapterGuide) and not linearised:
-        return OwnGuide(model, guide, mean_only, seed, temperature)
+        return OwnGuide(model, guide, mean_only, seed, temperature, local_samples)
     number = int(torch.randint(1 << 62, ())) if seed is None else seed
     if linearised:
         return Linearised(model, require_weights_guide(guide), mean_only, number, temperature)

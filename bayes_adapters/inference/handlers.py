@@ -136,6 +136,7 @@ class OwnSites(Messenger):
         samples: shape (S,), int64: the numbers of the samples in the plate around the model.
         examples: shape (B,), int64: the examples' numbers in their data set.
         mean_only: take the mean of each instead.
+        local: shape (S,), int64: the numbers of draws within the plate ``data``; those of ``samples`` unless given.
 
     Raises:
         ConfigError: a distribution has no inverse CDF, or, with ``mean_only``, no mean; or a plate of the model stands
@@ -143,10 +144,16 @@ class OwnSites(Messenger):
     """
 
     def __init__(
-        self, seed: int | None, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"], mean_only: bool
+        self,
+        seed: int | None,
+        samples: Int[Tensor, " S"],
+        examples: Int[Tensor, " B"],
+        mean_only: bool,
+        local: Int[Tensor, " S"] | None = None,
     ) -> None:
         super().__init__()
         self.seed, self.samples, self.examples, self.mean_only = seed, samples, examples, mean_only
+        self.local = samples if local is None else local
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_own(msg) or msg["value"] is not None:
@@ -156,8 +163,8 @@ class OwnSites(Messenger):
             msg["value"] = _centre(fn, name)
         elif self.seed is not None:
             local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-            examples = self.examples if local else self.examples.new_zeros(1)
-            msg["value"] = _keyed(fn, name, self.seed, self.samples, examples)
+            numbers = (self.local, self.examples) if local else (self.samples, self.examples.new_zeros(1))
+            msg["value"] = _keyed(fn, name, self.seed, *numbers)
 
 
 def is_own(site: Any) -> bool:
@@ -215,11 +222,20 @@ class KeyedDraws(Messenger):
         seed: any integer.
         samples: shape (S,), int64: the numbers of the samples in the plate around the model.
         examples: shape (B,), int64: the examples' numbers in their data set.
+        local: shape (S,), int64: the numbers of the samples of local cores; those of ``samples`` unless given. Where
+            they differ, samples may share weights and differ in local cores, and the other way round.
     """
 
-    def __init__(self, seed: int, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        samples: Int[Tensor, " S"],
+        examples: Int[Tensor, " B"],
+        local: Int[Tensor, " S"] | None = None,
+    ) -> None:
         super().__init__()
         self.seed, self.samples, self.examples = seed, samples, examples
+        self.local = samples if local is None else local
 
     def _pyro_sample(self, msg: Any) -> None:
         call: SiteCall | None = msg["infer"].get(SITE)
@@ -231,16 +247,17 @@ class KeyedDraws(Messenger):
             return
         shape = msg["fn"].shape()
         local = call is not None and call.site.granularity is not Granularity.GLOBAL
+        samples = self.local if local else self.samples
         examples = self.examples if local else self.examples.new_zeros(1)
         if call is None:
-            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, self.samples, examples)
+            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, samples, examples)
             return
-        require_plates(msg["name"], tuple(shape[:2]), (len(self.samples), len(examples)))
+        require_plates(msg["name"], tuple(shape[:2]), (len(samples), len(examples)))
         count, device = shape[2:].numel(), device_of(msg["fn"])
         if isinstance(base_distribution(msg["fn"]), _JOINT) and call.token_mask is None:
-            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, self.samples, examples)
+            msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, samples, examples)
             return
-        uniform = keyed_uniform(self.seed, msg["name"], self.samples, examples, count, device).reshape(shape)
+        uniform = keyed_uniform(self.seed, msg["name"], samples, examples, count, device).reshape(shape)
         if call.token_mask is not None:
             # Tokens are numbered among the real ones: left padding, too, must not move the noise.
             number = (call.token_mask.cumsum(-1) - 1).clamp_min(0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bayes_adapters.inference._draw_checks import (
     require_wrapped,
 )
 from bayes_adapters.inference._lock import exclusive
+from bayes_adapters.inference._nested import nested
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference._sources import AnyGuide, Source, source_of
 from bayes_adapters.inference.guide import AdapterGuide
@@ -48,6 +50,7 @@ def predict(
     linearised: bool = False,
     seed: int | None = 0,
     temperature: float | None = None,
+    local_samples: int = 1,
 ) -> Prediction:
     """Average the likelihood's predictive over draws of the cores from the guide.
 
@@ -82,6 +85,10 @@ def predict(
             times its covariance: ``q^(1/τ)``. 1 is q itself; None takes the guide's ``posterior_temperature``, which
             :func:`bayes_adapters.training.tune` chooses on validation data and a saved adapter keeps; where nothing was
             chosen it is 1. See :class:`bayes_adapters.inference.tempering.Tempering`.
+        local_samples: K: with each of the S draws of weights the latents of examples and tokens are drawn K times, the
+            same K noises for every s. ``epistemic`` is then what the weights alone leave open,
+            ``H[p̄] − (1/S) Σ_s H[p̄_s]`` with ``p̄_s = (1/K) Σ_k p(y | x, W_s, E_k)``; the rest is aleatoric, and
+            ``local`` says which part of that the local latents make. It takes S · K draws. 1 makes no such difference.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -90,8 +97,9 @@ def predict(
         DataError: ``data`` holds no batch or something else, only some batches have targets, or targets lie outside
             the likelihood's support.
         NonFiniteError: an example's outputs, or what the likelihood makes of them, are NaN or infinite.
-        ConfigError: ``num_samples`` or ``chunk_size`` below 1, a seed that is no integer; the guide belongs to another
-            model, is on another device, or lacks a site; or draws that do not fit the model.
+        ConfigError: ``num_samples``, ``chunk_size`` or ``local_samples`` below 1, a seed that is no integer; the guide
+            belongs to another model, is on another device, or lacks a site; draws that do not fit the model; or local
+            draws of a model that has no local latents.
         FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
 
     >>> from transformers import BertConfig, BertModel
@@ -108,9 +116,14 @@ def predict(
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
     temperature = temperature_of(guide, temperature)
-    source = source_of(model, guide, mean_only, seed, linearised, temperature)
+    whole_number("local_samples", local_samples)
+    source = source_of(model, guide, mean_only, seed, linearised, temperature, local_samples)
     samples = 1 if mean_only else samples
     device = next(model.parameters()).device
+    if local_samples > 1:
+        how: Callable[..., Prediction] = partial(_predict_nested, local_samples=local_samples)
+    else:
+        how = _predict_batch
     parts: list[Prediction] = []
     offset, alone = 0, False
     modules = [module for module in (model, guide) if isinstance(module, nn.Module)]
@@ -125,12 +138,12 @@ def predict(
             offset += batch.size
             chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
             try:
-                part = _predict_batch(model, source, batch, ids, samples, chunk, return_samples)
+                part = how(model, source, batch, ids, samples, chunk, return_samples)
             except FoldError:
                 if chunk_size is not None:
                     raise
                 alone = True
-                part = _predict_batch(model, source, batch, ids, samples, 1, return_samples)
+                part = how(model, source, batch, ids, samples, 1, return_samples)
             parts.append(part)
     require_some(parts)
     return Prediction.concatenate(parts)
@@ -170,34 +183,90 @@ def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
     return max(1, _BUDGET // max(sizes))
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What some draws tell of a batch.
+
+    Args:
+        count: their number.
+        sums: what the likelihood sums over them.
+        densities: log p(targets | draw), shapes (n, B); none without targets.
+        kept: each draw's mean, shapes (n, B, …), if kept.
+        random: whether anything in the model's own code was.
+    """
+
+    count: int = 0
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    densities: Sequence[Tensor] = ()
+    kept: Sequence[Tensor] = ()
+    random: bool = False
+
+    def and_(self, other: _Drawn) -> _Drawn:
+        """Return both together."""
+        sums = {name: self.sums[name] + value if name in self.sums else value for name, value in other.sums.items()}
+        densities, kept = [*self.densities, *other.densities], [*self.kept, *other.kept]
+        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random)
+
+    def predicted(self, model: AdapterModel, device: torch.device) -> Prediction:
+        """Return their average, on ``device``: the sums are elsewhere where the model's has no float64."""
+        result = model.likelihood.predict(dict(self.sums), self.count).to(device)
+        if not self.densities:
+            return result
+        return replace(result, log_density=torch.logsumexp(torch.cat(list(self.densities)), 0) - math.log(self.count))
+
+
+def _draw(
+    model: AdapterModel, source: Source, batch: Batch, ids: Tensor, numbers: range, chunk: int, keep: bool
+) -> _Drawn:
+    """Run the draws ``numbers``, ``chunk`` of them in a pass."""
+    drawn, unseen = _Drawn(), batch.without_targets()
+    with unchanged(unseen):
+        for start in range(numbers.start, numbers.stop, chunk):
+            some = torch.arange(start, min(start + chunk, numbers.stop), device=ids.device)
+            fn, random = source.outcome(unseen, some, ids)
+            kept = [model.likelihood.draw_mean(fn)] if keep else []
+            densities = [] if batch.targets is None else [model.likelihood.log_density(fn, batch.targets)]
+            drawn = drawn.and_(_Drawn(len(some), model.likelihood.summarise(fn), densities, kept, random))
+    with read_together():
+        for name, value in drawn.sums.items():
+            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
+    return drawn
+
+
 def _predict_batch(
     model: AdapterModel, source: Source, batch: Batch, ids: Tensor, samples: int, chunk: int, keep: bool
 ) -> Prediction:
-    sums: dict[str, Tensor] = {}
-    kept: list[Tensor] = []
-    densities: list[Tensor] = []
-    unseen = batch.without_targets()
-    start, runs = 0, samples if source.is_random(unseen) else 1
-    with unchanged(unseen):
-        while start < runs:
-            numbers = torch.arange(start, min(start + chunk, runs), device=ids.device)
-            fn, random = source.outcome(unseen, numbers, ids)
-            start, runs = start + len(numbers), samples if random else runs  # a model's own code may draw, too
-            for name, value in model.likelihood.summarise(fn).items():
-                sums[name] = sums[name] + value if name in sums else value
-            if keep:
-                kept.append(model.likelihood.draw_mean(fn))
-            if batch.targets is not None:
-                densities.append(model.likelihood.log_density(fn, batch.targets))
-    with read_together():
-        for name, value in sums.items():
-            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
-    # The sums are elsewhere where the model's device has no float64.
-    result = replace(model.likelihood.predict(sums, runs), num_samples=samples).to(ids.device)
-    extra: dict[str, Any] = {}
+    first, last = (0, samples if source.is_random(batch.without_targets()) else 1)
+    drawn = _draw(model, source, batch, ids, range(first, last), chunk, keep)
+    if drawn.random and last < samples:  # a model's own code may draw, too
+        drawn = drawn.and_(_draw(model, source, batch, ids, range(last, samples), chunk, keep))
+    result = drawn.predicted(model, ids.device)
+    extra: dict[str, Any] = {"num_samples": samples}
     if keep:
-        whole = torch.cat(kept)
-        extra["samples"] = whole if runs == samples else whole.expand(samples, *whole.shape[1:]).clone()
-    if densities:
-        extra["log_density"] = torch.logsumexp(torch.cat(densities), 0) - math.log(runs)
+        whole = torch.cat(list(drawn.kept))
+        extra["samples"] = whole if len(whole) == samples else whole.expand(samples, *whole.shape[1:]).clone()
     return replace(result, **extra)
+
+
+def _predict_nested(
+    model: AdapterModel,
+    source: Source,
+    batch: Batch,
+    ids: Tensor,
+    samples: int,
+    chunk: int,
+    keep: bool,
+    local_samples: int,
+) -> Prediction:
+    """S draws of weights, K of local latents with each; draw s · K + k has weights s and local noise k."""
+    whole = _Drawn()
+    parts: list[Prediction] = []
+    for s in range(samples):
+        numbers = range(s * local_samples, (s + 1) * local_samples)
+        drawn = _draw(model, source, batch, ids, numbers, chunk, keep=False)
+        part = drawn.predicted(model, ids.device)
+        needed = keep or part.variance is not None
+        parts.append(replace(part, log_density=None, mean=part.mean if needed else part.mean[:0]))
+        whole = whole.and_(drawn)
+    result = nested(whole.predicted(model, ids.device), parts)
+    return replace(result, samples=torch.stack([part.mean for part in parts])) if keep else result

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bayes_adapters.errors import DataError, unknown_name
 
 _PARTS = ("total", "aleatoric", "epistemic")
-_OF_EXAMPLES = ("mean", *_PARTS, "variance", "aleatoric_variance", "epistemic_variance", "log_density")
+_OF_EXAMPLES = ("mean", *_PARTS, "local", "variance", "aleatoric_variance", "epistemic_variance", "log_density")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Prediction:
         samples: shape (S, B, …): each draw's ``mean``; None unless asked for.
         tasks: task → its own prediction, without ``log_density``; empty where there is one task. ``prediction[task]``
             is the same, with the task's ``samples``.
+        local: the shape of ``aleatoric``, nats: the part of it that latents of examples or tokens make, given weights;
+            None unless ``predict`` was asked for ``local_samples``. Then S counts draws of weights, a draw's predictive
+            is the average over its local latents, and ``epistemic`` is what the weights alone leave open.
 
     >>> from bayes_adapters import Categorical
     >>> likelihood = Categorical(2)
@@ -65,6 +68,7 @@ class Prediction:
     tasks: Mapping[str, Prediction] = field(default_factory=dict)
     aleatoric_variance: Tensor | None = None
     epistemic_variance: Tensor | None = None
+    local: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
@@ -92,7 +96,8 @@ class Prediction:
         Given a draw the labels are independent, so the sum of aleatoric parts is that of all labels together; those of
         total and epistemic are upper bounds.
         """
-        parts = {name: getattr(self, name).flatten(1).sum(1) for name in _PARTS if getattr(self, name).dim() > 1}
+        names = _PARTS if self.local is None else (*_PARTS, "local")
+        parts = {name: getattr(self, name).flatten(1).sum(1) for name in names if getattr(self, name).dim() > 1}
         return replace(self, **parts)
 
     @property

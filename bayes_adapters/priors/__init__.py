@@ -1,6 +1,7 @@
 """Priors over the random parts of an adapter."""
 
 from bayes_adapters.priors.depth import DepthProcess as DepthProcess
+from bayes_adapters.priors.global_weights import GlobalWeights as GlobalWeights
 from bayes_adapters.priors.hierarchical import HYPER as HYPER
 from bayes_adapters.priors.hierarchical import HyperSite as HyperSite
 from bayes_adapters.priors.hierarchical import bijection as bijection

@@ -145,6 +145,22 @@ def require_layers(site: Site) -> None:
         )
 
 
+def require_scales(**scales: float) -> None:
+    """Raise :class:`ConfigError` for a standard deviation that is none."""
+    for name, value in scales.items():
+        if not 0.0 < value < math.inf:
+            raise ConfigError(f"{name} is a standard deviation: it must be positive and finite; got {value}.")
+
+
+def require_local(site: Site) -> None:
+    """Raise :class:`ConfigError` for a weight, which needs no other weight above it."""
+    if site.shape != site.event:
+        raise ConfigError(
+            f"GlobalWeights puts a weight of the data set under latents of examples or tokens, and {site.name!r} is a "
+            "weight of the data set itself. Take granularity='token' or 'sequence', or the prior Normal."
+        )
+
+
 def require_square(site: Site) -> None:
     """Raise :class:`ConfigError` unless the site's weights are square matrices."""
     if len(site.event) != 2 or site.event[0] != site.event[1]:
