@@ -57,7 +57,7 @@ def bayesianise(
     widen: int = 4,
     num_samples: int = 10,
     criterion: Criterion | str = Criterion.NLL,
-    relative_to: Relative | str = Relative.LOSS,
+    relative_to: Relative | str | None = None,
     labels: Labels | str = Labels.MODEL,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -69,36 +69,38 @@ def bayesianise(
 
         B' = U diag(d),   A' = Vᵀ A            (B'A' = B A: the mean does not change)
         q(A'_ij) = N(A'_ij, (σ_q / (d_i + 1e-6))²)
-        σ_q = max σ  such that  |value(σ) − value(0)| / value(0) ≤ tolerance
+        σ_q = max σ  such that  value(σ) − value(0) ≤ tolerance · H
 
     value(σ) uses the same noise for every σ (it is a function of ``seed``), so the search is deterministic; the result
     belongs to these draws and anchors. It bisects log σ between ``low`` and ``high`` and returns the largest feasible
-    σ tried, where the released code returns the last one that **violates** the tolerance. That code also divides the
-    change by the number of anchors: its 0.003 with 500 anchors is ``tolerance=1.5`` here. A loss need not grow
-    monotonically with σ: what is found is a boundary, not always the only one. With ``labels="targets"`` an improvement
-    beyond the tolerance is infeasible too, as in the paper's formula.
+    σ tried. A loss need not grow monotonically with σ: what is found is a boundary, not always the only one. H is the
+    entropy of the anchors' labels, nats, a unit that stays however sure the adapter is. ``relative_to="nats"`` puts 1
+    in its place.
 
-    Which criterion: the published one, ``relative_to="loss"``, suits an adapter whose loss on the anchors is far from
-    0, and comparisons with the paper. Of an adapter that has over-fitted its anchors the loss is nearly 0, and so is
-    the noise it allows, just where most is needed. ``relative_to="marginal"`` has a unit that stays, the entropy H of
-    the labels: ``value(σ) − value(0) ≤ tolerance · H``; ``"nats"`` is its absolute form. Where there are **held-out**
-    examples with targets, ``criterion="least_nll", labels="targets"`` needs no tolerance: it takes the σ_q that makes
-    their loss least.
+    **As published**: ``relative_to="loss"``, ``|value(σ) − value(0)| / value(0) ≤ 0.003``. Of an adapter that has
+    over-fitted its anchors the loss is nearly 0, and so is the noise it allows, just where most is needed: take it for
+    comparisons with the paper. With ``labels="targets"`` an improvement beyond that tolerance is infeasible too. The
+    released code returns the last σ that **violates** the tolerance, and divides the change by the number of anchors:
+    its 0.003 with 500 anchors is ``tolerance=1.5`` here.
+
+    Where there are **held-out** examples with targets, ``criterion="least_nll", labels="targets"`` needs no tolerance:
+    it takes the σ_q that makes their loss least.
 
     Args:
         model: a trained LoRA (also one of :func:`bayes_adapters.files.peft.from_peft`), or a StochasticDown whose
             posterior means are then taken for A ("BLoB-Mean + TFB"). The likelihood must be one of classes.
         guide: the guide made for it, such as ``Delta(model)``.
         anchors: batches the loss is measured on, targets or not; the paper takes 500 training examples.
-        tolerance: greatest change; None is 0.003 for ``"nll"`` and 0.01 for ``"accuracy"`` relative to the loss, and
-            0.05 of the marginal entropy, or of a nat.
+        tolerance: greatest change; None is 0.05 of the marginal entropy, or of a nat, and relative to the loss 0.003
+            for ``"nll"`` and 0.01 for ``"accuracy"``.
         low: smallest σ_q tried, and …
         high: … largest, before widening, in units of the entries of B A (before the scale α / r).
         iterations: bisections between a feasible and an infeasible σ.
         widen: how often the interval may move by its own ratio high / low when all of it is on one side; 0 never.
         num_samples: draws averaged for value(σ).
         criterion: ``"nll"``, ``"accuracy"`` or ``"least_nll"``, see :class:`Criterion`.
-        relative_to: ``"loss"``, ``"marginal"`` or ``"nats"``, see :class:`Relative`; for ``"nll"``.
+        relative_to: ``"marginal"``, ``"nats"`` or ``"loss"``, see :class:`Relative`; None is ``"marginal"`` for
+            ``"nll"``, and for the others the only one they have.
         labels: ``"model"`` or ``"targets"``.
         seed: of the noise, any integer.
         chunk_size: see :func:`bayes_adapters.predict`; bounds memory.
@@ -136,6 +138,8 @@ def bayesianise(
     (True, True)
     """
     criterion, labels = choice(Criterion, "criterion", criterion), choice(Labels, "labels", labels)
+    if relative_to is None:
+        relative_to = Relative.MARGINAL if criterion is Criterion.NLL else Relative.LOSS
     relative = choice(Relative, "relative_to", relative_to)
     check_criterion(criterion, relative, labels, tolerance)
     tolerance = DEFAULT_TOLERANCE.get((criterion, relative), 1.0) if tolerance is None else tolerance

@@ -87,7 +87,8 @@ def main(
     # anchors, 500.
     for tolerance in (0.003, 1.5):
         started = time.perf_counter()
-        new, posterior, log = bayesianise(model, guide, unlabelled, tolerance=tolerance, iterations=5, seed=seed)
+        options: dict[str, Any] = {"relative_to": "loss", "tolerance": tolerance, "iterations": 5, "seed": seed}
+        new, posterior, log = bayesianise(model, guide, unlabelled, **options)
         name = f"tolerance {tolerance:g}: σ_q = {log.scale:.3g}"
         print(f"{name}, searched in {time.perf_counter() - started:.0f} s ({len(log.points)} values of σ_q)")
         rows[name] = _score(predict(new, posterior, held_out, num_samples=10, seed=seed), targets)

@@ -88,12 +88,13 @@ def _dropout(name: str, parts: Build, rate: float) -> Built:
 
 
 def _tfb(parts: Build, tolerance: float) -> Built:
+    """As in the paper the anchors are training utterances without their labels; the tolerance is of their entropy."""
     built = MELD["lora"].build(parts)
 
     def finish(
-        model: Any, guide: AdapterGuide, _batches: Iterable[Batch], dev: Iterable[Batch]
+        model: Any, guide: AdapterGuide, batches: Iterable[Batch], _dev: Iterable[Batch]
     ) -> tuple[AdapterModel, AdapterGuide]:
-        new, posterior, _ = bayesianise(model, guide, dev, tolerance=tolerance, seed=parts.seed)
+        new, posterior, _ = bayesianise(model, guide, batches, tolerance=tolerance, seed=parts.seed)
         return new, posterior
 
     return built._replace(training=Training(finish=finish))
@@ -184,7 +185,8 @@ METHODS: dict[str, Tuned] = {
     "scalabl": Tuned(partial(_weighted, "scalabl"), "KL weight", ELBO, 1.0),
     "bayeslora-2026": Tuned(partial(_weighted, "bayeslora-2026"), "KL weight", ELBO, 1.0),
     "c-lora": Tuned(partial(_weighted, "c-lora"), "KL weight", (0.1, 0.03, 0.01, 0.003), 0.01),
-    "tfb": Tuned(_tfb, "tolerance", (0.003, 0.05, 0.3, 1.5), 0.003),
+    "tfb": Tuned(_tfb, "tolerance", (0.05, 0.2, 0.4, 0.8), 0.05),
+    "tfb-default": Tuned(lambda parts, _: _tfb(parts, 0.05)),
     "laplace": Tuned(_laplace, "prior precision", (1.0, 10.0, 100.0, 1000.0), 10.0),
     "swag": Tuned(_swag, "learning rate of SGD", (0.003, 0.01, 0.03, 0.1), 0.03),
     "ivon": Tuned(_ivon, "learning rate", (0.03, 0.1, 0.3, 1.0), 0.1),

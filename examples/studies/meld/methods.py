@@ -198,7 +198,7 @@ def _training_free(
     model: AdapterModel, guide: AdapterGuide, _batches: Iterable[Batch], dev: Iterable[Batch], *, seed: int
 ) -> tuple[AdapterModel, AdapterGuide]:
     """Put noise around a trained LoRA, as much as its own answers on the dev utterances allow (labels are not read)."""
-    new, posterior, _ = bayesianise(model, guide, dev, seed=seed)  # type: ignore[arg-type]
+    new, posterior, _ = bayesianise(model, guide, dev, relative_to="loss", seed=seed)  # type: ignore[arg-type]
     return new, posterior
 
 

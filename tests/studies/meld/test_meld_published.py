@@ -78,7 +78,7 @@ def test_tfb_puts_noise_around_the_trained_lora(task: Task, monkeypatch: pytest.
 
     def spy(model: Any, guide: Any, anchors: Any, *, seed: int) -> Any:
         calls.append((anchors, seed))
-        return bayesianise(model, guide, anchors, seed=seed)
+        return bayesianise(model, guide, anchors, relative_to="loss", seed=seed)
 
     monkeypatch.setattr(methods, "bayesianise", spy)
     ((model, guide, _),) = train(task, "tfb", 5, settings).members

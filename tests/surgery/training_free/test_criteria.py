@@ -26,7 +26,7 @@ def certain(factor: float) -> Any:
 
 
 def found(model: Any, **options: Any) -> Any:
-    settings = {"num_samples": 4, "iterations": 5, "tolerance": 0.05, "widen": 9}
+    settings = {"relative_to": "loss", "num_samples": 4, "iterations": 5, "tolerance": 0.05, "widen": 9}
     return bayesianise(model, Delta(model), batch(), **settings | options)[2]
 
 
