@@ -52,22 +52,20 @@ def check_criterion(criterion: Criterion, relative: Relative, labels: Labels, to
         )
 
 
-def require_several_labels(targets: Tensor, classes: int) -> float:
-    """Return the entropy of the labels' frequencies, nats; raise :class:`ConfigError` where it is 0.
+def label_entropy(probabilities: Tensor, count: int) -> float:
+    """Return the entropy of the mean over anchors, nats; raise :class:`ConfigError` where it is 0.
 
     Args:
-        targets: classes, or probabilities of the second of two.
-        classes: C.
+        probabilities: of classes, shape (N, C), or of the second of two, (N,); one-hot where labels are known.
+        count: N.
     """
-    if targets.is_floating_point():
-        shares = torch.stack([1.0 - targets.double().mean(), targets.double().mean()])
-    else:
-        shares = torch.bincount(targets, minlength=classes).double() / len(targets)
+    mean = probabilities.mean(0)
+    shares = torch.stack([1.0 - mean, mean]) if mean.dim() == 0 else mean
     entropy = float(torch.special.entr(shares).sum())
-    if not entropy > 0.0:
+    if not entropy > 1e-9:
         raise ConfigError(
-            f"All {len(targets)} anchors have one label, so the entropy of the labels, which relative_to='marginal' is "
-            "measured in, is 0. Take more anchors, or relative_to='nats'."
+            f"All {count} anchors have one label, so the entropy of the labels, which relative_to='marginal' (the "
+            "default) is measured in, is 0. Take anchors of several classes, or relative_to='nats'."
         )
     return entropy
 

@@ -31,8 +31,8 @@ class Relative(StrEnum):
     """The criterion without noise, and a change in either direction, as published. It tightens as an adapter over-fits:
     where that is certain of its anchors the loss without noise vanishes, and with it the noise that is allowed."""
     MARGINAL = "marginal"
-    """The entropy of the labels' frequencies among the anchors, nats: the loss of a predictor that sees no input. It is
-    a unit that no over-fitting changes. Only a loss that grows counts."""
+    """The entropy of the anchors' mean prediction, or of their targets' frequencies, nats: the loss of a predictor that
+    sees no input. It is a unit that no over-fitting changes. Only a loss that grows counts."""
     NATS = "nats"
     """1 nat per anchor. Only a loss that grows counts."""
 

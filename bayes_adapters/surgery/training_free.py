@@ -33,8 +33,8 @@ from bayes_adapters.models import LoRA, StochasticDown
 from bayes_adapters.surgery._anchor_checks import (
     check_criterion,
     check_search,
+    label_entropy,
     read_anchors,
-    require_several_labels,
 )
 from bayes_adapters.surgery._noise_search import DEFAULT_TOLERANCE, Search
 from bayes_adapters.surgery._noise_search import Criterion as Criterion
@@ -74,7 +74,8 @@ def bayesianise(
     value(σ) uses the same noise for every σ (it is a function of ``seed``), so the search is deterministic; the result
     belongs to these draws and anchors. It bisects log σ between ``low`` and ``high`` and returns the largest feasible
     σ tried. A loss need not grow monotonically with σ: what is found is a boundary, not always the only one. H is the
-    entropy of the anchors' labels, nats, a unit that stays however sure the adapter is. ``relative_to="nats"`` puts 1
+    entropy, nats, of the anchors' mean prediction (of their labels' frequencies, with ``labels="targets"``): the loss
+    of a predictor that sees no input, a unit that stays however sure the adapter is. ``relative_to="nats"`` puts 1
     in its place.
 
     **As published**: ``relative_to="loss"``, ``|value(σ) − value(0)| / value(0) ≤ 0.003``. Of an adapter that has
@@ -146,6 +147,7 @@ def bayesianise(
     check_search(model, guide, tolerance, low, high, iterations, widen)
     batches = read_anchors(anchors, labels)
     count = sum(batch.size for batch in batches)
+    plain: Prediction | None = None
     if labels is Labels.MODEL:
         plain = predict(model, guide, batches, mean_only=True, chunk_size=chunk_size)
         batches = _label(batches, plain, model)
@@ -162,7 +164,7 @@ def bayesianise(
             draws: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "chunk_size": chunk_size}
             return _value(predict(new, posterior, batches, mean_only=scale is None, **draws), batches, criterion)
 
-        unit = _unit(relative, criterion, batches, model)
+        unit = _unit(relative, criterion, batches, model, plain)
         search = Search(value, criterion, tolerance, unit)
         boundary: float | None = None
         if criterion is Criterion.LEAST_NLL:
@@ -202,14 +204,20 @@ def rotate(A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]) -> tuple[Ten
     return (right @ float64(A.detach())).to(A), up.to(B)
 
 
-def _unit(relative: Relative, criterion: Criterion, batches: list[Batch], model: AdapterModel) -> float | None:
+def _unit(
+    relative: Relative, criterion: Criterion, batches: list[Batch], model: AdapterModel, own: Prediction | None
+) -> float | None:
     """What a change is a part of, nats; None is the criterion without noise."""
     if criterion is Criterion.LEAST_NLL or relative is Relative.NATS:
         return 1.0
     if relative is Relative.LOSS:
         return None
+    if own is not None:
+        return label_entropy(float64(own.mean), count=len(own.mean))
     targets = torch.cat([batch.targets for batch in batches if isinstance(batch.targets, Tensor)])
-    return require_several_labels(targets, max(model.likelihood.num_outputs, 2))
+    if not targets.is_floating_point():
+        targets = nn.functional.one_hot(targets, max(model.likelihood.num_outputs, 2))
+    return label_entropy(float64(targets), count=len(targets))
 
 
 def _value(found: Prediction, batches: list[Batch], criterion: Criterion) -> float:

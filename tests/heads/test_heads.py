@@ -226,7 +226,7 @@ def test_exporting_keeps_another_head() -> None:
 def test_training_free_keeps_another_head() -> None:
     model = fill_B(LoRA(bert(), Categorical(3), head=TwoLayerHead(4, pooling="cls")))
     batch = token_batch(targets=torch.tensor([0, 1, 2, 1, 0]))
-    new, posterior, _ = bayesianise(model, Delta(model), batch, iterations=2, num_samples=2)
+    new, posterior, _ = bayesianise(model, Delta(model), batch, relative_to="loss", iterations=2, num_samples=2)
     assert new.head.config() == model.head.config()
     torch.testing.assert_close(
         predict(new, posterior, batch, mean_only=True).mean, predict(model, Delta(model), batch).mean

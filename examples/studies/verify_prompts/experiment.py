@@ -121,7 +121,7 @@ def train(
     reliability = None
     if settings.reliability and chosen.reads_frames:
         reliability = Reliability(
-            corpus.density(settings.mix, settings.quantile, moments=chosen.moments),
+            corpus.density(settings.mix, settings.quantile),
             settings.fallback,
             settings.fallback_scale,
         )

@@ -76,9 +76,10 @@ def test_tfb_puts_noise_around_the_trained_lora(task: Task, monkeypatch: pytest.
     settings = replace(SETTINGS, epochs=4, lr=3e-2)
     calls: list[tuple[Any, int]] = []
 
-    def spy(model: Any, guide: Any, anchors: Any, *, seed: int) -> Any:
+    def spy(model: Any, guide: Any, anchors: Any, *, relative_to: str, seed: int) -> Any:
         calls.append((anchors, seed))
-        return bayesianise(model, guide, anchors, relative_to="loss", seed=seed)
+        assert relative_to == "loss", "as published"
+        return bayesianise(model, guide, anchors, relative_to=relative_to, seed=seed)
 
     monkeypatch.setattr(methods, "bayesianise", spy)
     ((model, guide, _),) = train(task, "tfb", 5, settings).members

@@ -31,7 +31,8 @@ def batch(size: int = 24, classes: int = 2) -> Batch:
 
 
 def make(model: LoRA, **options: Any) -> Any:
-    return bayesianise(model, Delta(model), batch(), **{"relative_to": "loss", "tolerance": 0.02, "num_samples": 4, "iterations": 4} | options)
+    settings = {"relative_to": "loss", "tolerance": 0.02, "num_samples": 4, "iterations": 4}
+    return bayesianise(model, Delta(model), batch(), **settings | options)
 
 
 def draws(guide: TrainingFree, count: int) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def test_an_error_leaves_the_model_as_it_was(copy: bool) -> None:
     flags = {k: p.requires_grad for k, p in model.named_parameters()}
     modes = [m.training for m in model.modules()]
     with refuses(ConfigError, "low=", "tolerance=", "1e-12"):
-        bayesianise(model, guide, data, tolerance=1e-12, widen=0, copy=copy, num_samples=2)
+        bayesianise(model, guide, data, relative_to="loss", tolerance=1e-12, widen=0, copy=copy, num_samples=2)
     assert adapted_layers(model.backbone) == layers
     assert {k: p.requires_grad for k, p in model.named_parameters()} == flags
     assert [m.training for m in model.modules()] == modes

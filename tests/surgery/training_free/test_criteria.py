@@ -40,12 +40,15 @@ def test_noise_does_not_vanish_where_the_loss_does() -> None:
     assert marginal[1].scale > marginal[0].scale / 2
 
 
-def test_the_unit_is_the_entropy_of_the_labels() -> None:
+def test_the_unit_is_the_entropy_of_the_mean_prediction() -> None:
     model = certain(2.0)
-    share = (predict(model, Delta(model), batch(), mean_only=True).mean > 0.5).double().mean().item()
+    share = predict(model, Delta(model), batch(), mean_only=True).mean.double().mean().item()
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     log = found(model, relative_to="marginal", tolerance=0.1)
     same = found(model, relative_to="nats", tolerance=0.1 * entropy)
+    held = batch().targets.double().mean().item()  # type: ignore[union-attr]
+    known = found(model, relative_to="marginal", labels="targets", tolerance=0.02)
+    assert known.unit == pytest.approx(-held * math.log(held) - (1 - held) * math.log(1 - held), rel=1e-6)
     assert log.unit == pytest.approx(entropy, rel=1e-6)
     assert (same.unit, same.relative_to) == (1.0, "nats")
     assert log.scale == same.scale

@@ -55,7 +55,7 @@ def test_the_search_without_an_end() -> None:
 def test_the_chosen_scale_is_feasible_and_the_one_above_is_not(criterion: str, labels: str) -> None:
     model = lora()
     data = [batch(40)[:24], batch(40)[24:]]
-    options: dict[str, Any] = {"criterion": criterion, "labels": labels, "num_samples": 6}
+    options: dict[str, Any] = {"criterion": criterion, "relative_to": "loss", "labels": labels, "num_samples": 6}
     new, guide, log = bayesianise(model, Delta(model), iter(data), tolerance=0.05, iterations=5, **options)
     plain = predict(new, guide, data, mean_only=True)
     own = (plain.probs > 0.5).float()
@@ -95,13 +95,13 @@ def test_the_search_is_deterministic_and_leaves_the_generator_alone() -> None:
 def test_the_default_tolerances() -> None:
     model = lora()
     assert make(model, tolerance=None)[2].tolerance == 0.003
+    made = make(model, tolerance=None, relative_to=None)[2]
+    assert (made.relative_to, made.tolerance) == ("marginal", 0.05)
     assert make(model, tolerance=None, criterion="accuracy")[2].tolerance == 0.01
 
 
 def test_anchors_need_no_targets() -> None:
     model = lora()
-    with_targets, without = (
-        make(model),
-        bayesianise(model, Delta(model), batch().without_targets(), tolerance=0.02, num_samples=4, iterations=4),
-    )
+    options: dict[str, Any] = {"relative_to": "loss", "tolerance": 0.02, "num_samples": 4, "iterations": 4}
+    with_targets, without = make(model), bayesianise(model, Delta(model), batch().without_targets(), **options)
     assert with_targets[2] == without[2]
