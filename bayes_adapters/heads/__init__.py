@@ -11,6 +11,7 @@ from bayes_adapters.heads.laplace_linear import LaplaceLinear as LaplaceLinear
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling
 from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior
+from bayes_adapters.heads.predictive import Predictive as Predictive
 from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead
 from bayes_adapters.heads.variational_last_layer import VariationalLastLayer as VariationalLastLayer
