@@ -1,6 +1,7 @@
 """Heads: from what the backbone returns to the numbers that a likelihood takes."""
 
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
+from bayes_adapters.heads.conjugate_last_layer import ConjugateLastLayer as ConjugateLastLayer
 from bayes_adapters.heads.covariance import Covariance as Covariance
 from bayes_adapters.heads.gaussian_process import GaussianProcessHead as GaussianProcessHead
 from bayes_adapters.heads.generative import GenerativeLastLayer as GenerativeLastLayer

@@ -27,6 +27,7 @@ def probit(mean: Float[Tensor, "*S K"], variance: Float[Tensor, "*S K"]) -> Floa
 
     Sources: MacKay 1992, doi 10.1162/neco.1992.4.5.720; several classes: Lu, Ie and Sha 2020, arXiv 2006.07584.
 
+    >>> import torch
     >>> probit(torch.tensor([2.0]), torch.tensor([8 * 3 / math.pi]))
     tensor([1.])
     """
