@@ -42,7 +42,7 @@ class VariationalLastLayer(Head):
 
     and each has one KL(q(W) ‖ p(W)) per data set, so the model needs ``num_data``. σ² has the inverse-gamma prior
     ``noise_prior`` and is a point, at the maximum of the bound with its density. For numbers it is the likelihood's
-    own σ (``likelihood.log_scale``), whose unit is that of f.
+    own σ (``likelihood.log_scale``), whose unit is that of f; :class:`ConjugateLastLayer` integrates it out.
 
     Prediction. Numbers: exact, ``N(m_kᵀ φ, φᵀ S_k φ + σ_k²)``, without draws; epistemic is the part of φᵀ S φ. Classes:
     each of ``num_samples`` draws takes independent logits ``f_k ~ N(m_kᵀ φ, v_k)``, which is their exact joint law for

@@ -78,6 +78,12 @@ def laplace(
     N(0, 1) where it has none. Where Λ_n has negative eigenvalues (Student's t, a noise of its own for each example)
     they count as 0. Sums run over examples, whatever the batches; padding counts nowhere.
 
+    ``structure="kronecker"`` is KFAC: the block of a matrix ``y_t = W x_t`` becomes ``G ⊗ A`` with A the second moment
+    of x and G the curvature in y. It is exact for one example of one token, and where x is always the same; else it
+    takes x and the gradients in y for independent, and sums over tokens first ("reduce") or as over examples
+    ("expand"). Its guide is :class:`~bayes_adapters.guides.KroneckerLaplace`, and the prior must have one standard
+    deviation per matrix. Source: Eschenhagen et al. 2023, arXiv 2311.00636.
+
     λ is the maximum of the evidence ``log p(data | m) − ½ λ ‖S⁻¹(m − μ)‖² − ½ log det(I + S H S / λ)`` or minimises the
     negative log density of ``validation``, or is given.
 
@@ -119,12 +125,6 @@ def laplace(
             local ones, or a head with a posterior of its own; the curvature is 0 (an adapter that was never trained).
         DataError: no batch, or one without targets.
         NonFiniteError: a gradient is NaN or infinite.
-
-    ``structure="kronecker"`` is KFAC: the block of a matrix ``y_t = W x_t`` becomes ``G ⊗ A`` with A the second moment
-    of x and G the curvature in y. It is exact for one example of one token, and where x is always the same; else it
-    takes x and the gradients in y for independent, and sums over tokens first ("reduce") or as over examples
-    ("expand"). Its guide is :class:`~bayes_adapters.guides.KroneckerLaplace`, and the prior must have one standard
-    deviation per matrix. Source: Eschenhagen et al. 2023, arXiv 2311.00636.
 
     Warns:
         UserWarning: the point is no optimum (Laplace before training), with its distance from one in posterior standard
