@@ -123,6 +123,15 @@ def positive_number(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a positive, finite number; got {value!r}.")
 
 
+def true_or_false(name: str, value: object) -> None:
+    """Raise :class:`ConfigError` unless ``value``, given as ``name``, is True or False: 1 may be meant for a number.
+
+    >>> true_or_false("head", True)
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is True or False; got {value!r}.")
+
+
 def integer(name: str, value: object) -> int:
     """Return ``value``, given as ``name``, as an int; numpy's integers are some.
 

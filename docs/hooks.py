@@ -94,6 +94,16 @@ def system_page(name: str, folder: Path) -> str:
     lines += ["## Structure and prior", "", f"Model [`{model.__name__}`][bayes_adapters.models.{model.__name__}]", ""]
     lines += [_before_arguments(model), "", "## Posterior", ""]
     lines += [f"Guide [`{guide.__name__}`][bayes_adapters.guides.{guide.__name__}]", "", _before_arguments(guide), ""]
+    if system.head is not None:
+        head = type(system.head())
+        lines += [
+            "## Head",
+            "",
+            f"[`{head.__name__}`][bayes_adapters.heads.{head.__name__}]",
+            "",
+            _before_arguments(head),
+            "",
+        ]
     if system.inferred:
         lines += ["## What had to be guessed, and where this departs", "", _sentence(system.inferred), ""]
     options = {**system.model_options, **system.guide_options}

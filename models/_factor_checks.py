@@ -1,10 +1,11 @@
-"""What structures refuse of a layer whose factors are directions: singular ones of its weight, or orthonormal ones."""
+"""What structures refuse of factors: directions that a layer has too few of, and names that are none."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, unknown_name
+from bayes_adapters.sites import Part
 
 
 def require_directions(path: str, rank: int, d_in: int, d_out: int) -> None:
@@ -24,3 +25,11 @@ def require_float_weight(path: str, layer: nn.Module) -> None:
             f"The weight of {path!r} has shape {tuple(weight.shape)} and dtype {weight.dtype}, and its singular values "
             "are needed: take a backbone that is not quantised, or another structure, such as StochasticCore."
         )
+
+
+def read_factors(factors: str) -> list[Part]:
+    """Return the parts that ``factors`` names; raise :class:`ConfigError` unless it is "AB", "A" or "B"."""
+    known = {"AB": [Part.A, Part.B], "A": [Part.A], "B": [Part.B]}
+    if factors not in known:
+        raise unknown_name("factors", str(factors), list(known))
+    return known[factors]

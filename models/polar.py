@@ -107,6 +107,12 @@ class PoLAR(SmallCore):
     layer: ClassVar[type[AdaptedLinear]] = OrthonormalLinear
     start_scale: ClassVar[float] = 1e-3
 
+    def measures(self, draws: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return ``"stable_rank"``, the mean of :func:`stable_rank` over layers (and tokens) of the cores drawn."""
+        cores = [draws[site.name] for site in self.sites if site.part == Part.CORE and site.rank]
+        ranks = [stable_rank(core.float()).flatten() for core in cores]
+        return {"stable_rank": float(torch.cat(ranks).mean())} if ranks else {}
+
     def stable_ranks(self, draws: Mapping[str, Tensor]) -> dict[str, float]:
         """Return path → :func:`stable_rank` of a layer's core.
 

@@ -9,8 +9,9 @@ from torch import nn
 from bayes_adapters.distributions import LogUniform
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.models._factor_checks import read_factors
 from bayes_adapters.priors import PriorLike
-from bayes_adapters.sites import Granularity, Part
+from bayes_adapters.sites import Granularity
 
 
 class StochasticFactors(AdapterModel):
@@ -26,6 +27,7 @@ class StochasticFactors(AdapterModel):
         likelihood: see :mod:`bayes_adapters.likelihoods`.
         num_data: N, the size of the data set.
         prior: of A and B, see :mod:`bayes_adapters.priors`; None means :class:`LogUniform`.
+        factors: ``"AB"``, or ``"A"`` or ``"B"`` for one of them; the other is then a parameter, as in a LoRA.
         **options: further options of :class:`AdapterModel`.
 
     >>> from transformers import BertConfig, BertModel
@@ -45,19 +47,21 @@ class StochasticFactors(AdapterModel):
         *,
         num_data: int,
         prior: PriorLike | None = None,
+        factors: str = "AB",
         **options: Any,
     ) -> None:
         super().__init__(
             backbone,
             likelihood,
-            parts=[Part.A, Part.B],
+            parts=read_factors(factors),
             granularity=Granularity.GLOBAL,
             prior=LogUniform() if prior is None else prior,
             num_data=num_data,
             grouped=False,
             **options,
         )
+        self.factors = factors
 
     def config(self) -> dict[str, Any]:
         own = {name: value for name, value in super().config().items() if name != "grouped"}
-        return own | {"num_data": self.num_data}
+        return own | {"num_data": self.num_data, "factors": self.factors}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -187,7 +188,8 @@ def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, draw
         return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
     if call.mean is not None and flipped and call.site.part == Part.A:
         return Flipout(draw, call.mean[layer], rows.count)
-    return Draw(draw, call.site.part.diagonal, call.posterior)
+    watch = None if call.watch is None else partial(call.watch, layer)
+    return Draw(draw, call.site.part.diagonal, call.posterior, watch)
 
 
 def _masked_mean(feature: Tensor, mask: Tensor | None) -> Tensor:

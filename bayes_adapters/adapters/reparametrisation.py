@@ -17,6 +17,7 @@ Under each of them an example's tokens see one function, so its expected loss is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -65,6 +66,7 @@ class Draw:
         value: W, shape (n, k), or w, shape (k,), of a diagonal part; with samples (*S, 1, n, k).
         diagonal: whether it is w, so that the product is ``w ⊙ x``.
         posterior: of a head's own weights, what the value was drawn from; None where it comes from elsewhere.
+        watch: called with x and W x.
 
     >>> Draw(torch.tensor([[1.0, 2.0]])).times(torch.ones(3, 2)).tolist()
     [[3.0], [3.0], [3.0]]
@@ -73,6 +75,7 @@ class Draw:
     value: Float[Tensor, "*S_event"]
     diagonal: bool = False
     posterior: TorchDistributionMixin | None = field(default=None, repr=False)
+    watch: Callable[[Tensor, Tensor], None] | None = field(default=None, repr=False)
 
     @property
     def needs_rows(self) -> bool:
@@ -82,7 +85,10 @@ class Draw:
         rows.require_examples(layer, x, signs=False)
 
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
-        return scale(x, self.value) if self.diagonal else matmul(x, self.value)
+        product = scale(x, self.value) if self.diagonal else matmul(x, self.value)
+        if self.watch is not None:
+            self.watch(x, product)
+        return product
 
 
 @dataclass(frozen=True)

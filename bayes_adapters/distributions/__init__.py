@@ -1,7 +1,12 @@
 """Distributions that Pyro lacks, and what any distribution tells of itself."""
 
 from bayes_adapters.distributions.curved_gaussian import CurvedGaussian as CurvedGaussian
+from bayes_adapters.distributions.curved_matrices import CurvedMatrices as CurvedMatrices
+from bayes_adapters.distributions.kronecker import DampedKronecker as DampedKronecker
 from bayes_adapters.distributions.log_uniform import LogUniform as LogUniform
+from bayes_adapters.distributions.normal_inverse_wishart import (
+    MatrixNormalInverseWishart as MatrixNormalInverseWishart,
+)
 from bayes_adapters.distributions.points import Points as Points
 from bayes_adapters.distributions.reading import base_distribution as base_distribution
 from bayes_adapters.distributions.reading import device_of as device_of

@@ -26,6 +26,18 @@ def require_blocks(blocks: Sequence[Sequence[int]], size: int) -> list[tuple[int
     return [(first, last, count) for first, last, count in found]
 
 
+def require_sides(sides: Sequence[Sequence[int]], size: int) -> list[tuple[int, int, int, int]]:
+    """Return matrices (m, n, p, k); raise :class:`ConfigError` unless they fill ``size`` entries."""
+    found = [tuple(int(number) for number in side) for side in sides]
+    fit = all(len(side) == 4 and 0 <= side[2] <= side[0] and 0 <= side[3] <= side[1] for side in found)
+    if not fit or sum(side[0] * side[1] for side in found) != size:
+        raise ConfigError(
+            "A matrix is (rows, columns, directions along the rows, along the columns), with no more directions than "
+            f"rows or columns, and all of them fill the {size} entries of the model's sites; got {found}."
+        )
+    return [(m, n, p, k) for m, n, p, k in found]
+
+
 def require_curvature(deviation: Tensor, curvatures: Sequence[Tensor]) -> None:
     """Raise :class:`ConfigError` unless prior and curvature make a positive definite precision."""
     positive = bool(((deviation > 0) & deviation.isfinite()).all())

@@ -86,6 +86,10 @@ class CurvedGaussian(nn.Module):
         for name, value in held.items():
             self.get_buffer(name).copy_(value)
 
+    def projected(self, rows: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        """Return ``Tᵀ v`` for each row v: ``Cov(v·w, v'·w)`` is the product of two of them."""
+        return self().projected(rows)
+
     def forward(self) -> ShrunkNormal:
         """Return the Gaussian: batch shape (), event shape (D,)."""
         precision = self.get_buffer("log_precision").exp()

@@ -1,6 +1,7 @@
 """Heads: from what the backbone returns to the numbers that a likelihood takes."""
 
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
+from bayes_adapters.heads.conjugate_last_layer import ConjugateLastLayer as ConjugateLastLayer
 from bayes_adapters.heads.covariance import Covariance as Covariance
 from bayes_adapters.heads.gaussian_process import GaussianProcessHead as GaussianProcessHead
 from bayes_adapters.heads.generative import GenerativeLastLayer as GenerativeLastLayer
@@ -11,6 +12,7 @@ from bayes_adapters.heads.laplace_linear import LaplaceLinear as LaplaceLinear
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling
 from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior
+from bayes_adapters.heads.predictive import Predictive as Predictive
 from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead
 from bayes_adapters.heads.variational_last_layer import VariationalLastLayer as VariationalLastLayer

@@ -227,6 +227,15 @@ def require_expected(head: str, likelihood: Likelihood) -> None:
         )
 
 
+def require_numbers(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the targets are numbers with Gaussian noise that may be integrated out."""
+    if not likelihood.expected_predicts:
+        raise ConfigError(
+            f"The {head} integrates over the covariance of Gaussian noise, and {type(likelihood).__name__} has none "
+            "such. Take Gaussian or MultiGaussian, or the head VariationalLastLayer for classes."
+        )
+
+
 def require_between_0_and_1(name: str, value: float) -> None:
     """Raise :class:`ConfigError` unless 0 < ``value`` < 1."""
     if not 0.0 < value < 1.0:

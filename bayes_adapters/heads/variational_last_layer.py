@@ -22,6 +22,7 @@ from bayes_adapters.heads.covariance import Covariance, GaussianRows
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
+from bayes_adapters.heads.predictive import Predictive, probit
 from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
 from bayes_adapters.sites import Granularity, Part, Site, SiteCall
 
@@ -41,14 +42,14 @@ class VariationalLastLayer(Head):
 
     and each has one KL(q(W) ‖ p(W)) per data set, so the model needs ``num_data``. σ² has the inverse-gamma prior
     ``noise_prior`` and is a point, at the maximum of the bound with its density. For numbers it is the likelihood's
-    own σ (``likelihood.log_scale``), whose unit is that of f.
+    own σ (``likelihood.log_scale``), whose unit is that of f; :class:`ConjugateLastLayer` integrates it out.
 
     Prediction. Numbers: exact, ``N(m_kᵀ φ, φᵀ S_k φ + σ_k²)``, without draws; epistemic is the part of φᵀ S φ. Classes:
     each of ``num_samples`` draws takes independent logits ``f_k ~ N(m_kᵀ φ, v_k)``, which is their exact joint law for
     one example; where nothing else is random all of them come from one pass of the backbone. Draws of different
     examples are independent, so averages over examples within a draw mean nothing; :class:`BayesianLinear` has
-    functions. Cheaper forms, for ``mean_only=True`` gives m: ``softmax(m + ½ v)``, the normalised Jensen form, which
-    favours uncertain classes, and ``softmax(m / √(1 + π v / 8))``, the probit one.
+    functions. ``predictive="probit"`` draws nothing: each pass answers ``softmax(m / √(1 + π v / 8))``, and what is not
+    known of W counts as aleatoric. ``mean_only=True`` gives ``softmax(m)``.
 
     The head stands beside any guide of the adapters. Where that draws, the loss is the bound per draw, averaged, and
     prediction splits uncertainty over adapters and head together. Pyro's own guides and MCMC draw W, ε and σ² from the
@@ -61,6 +62,7 @@ class VariationalLastLayer(Head):
         init_scale: the standard deviation of an entry at the start, as a part of the prior's.
         noise_prior: (a, b) of ``σ² ~ InverseGamma(a, b)``, density ∝ σ^(−2(a+1)) exp(−b/σ²); for classes σ² starts at
             its mode b / (a + 1). None: no ε, and for numbers no prior on the likelihood's σ.
+        predictive: how classes are predicted: ``"draws"`` or ``"probit"``; see :class:`Predictive`.
         bias: whether φ has its last entry.
         pooling: see :class:`Pooling`; None is the mean.
 
@@ -95,10 +97,12 @@ class VariationalLastLayer(Head):
         prior_scale: float = 1.0,
         init_scale: float = 0.1,
         noise_prior: Sequence[float] | None = (1.0, 0.01),
+        predictive: Predictive | str = Predictive.DRAWS,
         bias: bool = True,
         pooling: Pooling | str | None = None,
     ) -> None:
         super().__init__(pooling)
+        self.predictive = choice(Predictive, "predictive", predictive)
         self.covariance = choice(Covariance, "covariance", covariance)
         whole_number("covariance_rank", covariance_rank)
         require_positive(prior_scale=prior_scale, init_scale=init_scale)
@@ -128,7 +132,7 @@ class VariationalLastLayer(Head):
         start = torch.cat([linear.weight, linear.bias[:, None] / math.sqrt(width - self.bias)], 1)[:, :width]
         scale = self.init_scale * self.prior_scale / math.sqrt(width - self.bias)
         weight = GaussianRows(start, scale, self.covariance, self.covariance_rank)
-        return _IntegratedOut(weight, likelihood, self.noise_prior, rows)
+        return _IntegratedOut(weight, likelihood, self.noise_prior, rows, self.predictive)
 
     def build(self, width: int, likelihood: Likelihood) -> None:
         self._exact = likelihood.expected_predicts
@@ -145,6 +149,8 @@ class VariationalLastLayer(Head):
                 return GaussianOutputs(mean, variance)
             if not integrated and noise is None:
                 return mean
+            if integrated and self.predictive is Predictive.PROBIT:
+                return probit(mean, variance)
             shape = (*forward_pass.rows.outer, forward_pass.rows.batch.size, mean.shape[1])
             fn = dist.Normal(mean.reshape(shape), variance.reshape(shape).sqrt(), validate_args=False)
             return pyro.sample(OUTPUTS, fn.to_event(1)).reshape(mean.shape)
@@ -163,6 +169,7 @@ class VariationalLastLayer(Head):
             "prior_scale": self.prior_scale,
             "init_scale": self.init_scale,
             "noise_prior": None if self.noise_prior is None else list(self.noise_prior),
+            "predictive": self.predictive.value,
             "bias": self.bias,
         }
 
@@ -177,13 +184,19 @@ class _IntegratedOut(HeadPosterior):
     """A Gaussian over W, told by its moments, and a point for the noise: of its own, or the likelihood's."""
 
     def __init__(
-        self, weight: GaussianRows, likelihood: Likelihood, noise_prior: tuple[float, float] | None, outputs: int
+        self,
+        weight: GaussianRows,
+        likelihood: Likelihood,
+        noise_prior: tuple[float, float] | None,
+        outputs: int,
+        predictive: Predictive,
     ) -> None:
         super().__init__()
         self.weight = weight
-        self.draws = not likelihood.expected_predicts
+        self._exact = likelihood.expected_predicts
+        self.draws = not self._exact and predictive is Predictive.DRAWS
         self._likelihood = (likelihood,)  # in a tuple: its parameters are the model's
-        if self.draws and noise_prior is not None:
+        if not self._exact and noise_prior is not None:
             a, b = noise_prior
             self.log_noise = nn.Parameter(torch.full((1, outputs), math.log(b / (a + 1.0))))
 
@@ -192,5 +205,5 @@ class _IntegratedOut(HeadPosterior):
             call.moments = self.weight()
             return call.moments
         likelihood: Any = self._likelihood[0]
-        log_noise: Any = self.log_noise if self.draws else 2.0 * likelihood.log_scale
+        log_noise: Any = 2.0 * likelihood.log_scale if self._exact else self.log_noise
         return dist.Delta(log_noise.exp().expand(1, *call.site.event), event_dim=1)

@@ -49,6 +49,7 @@ class ElboTerms:
         kl_weight: w.
         scales: site → posterior standard deviations (mean, minimum, maximum) of the cores that have a KL, which
             padding and examples that lack a path's modality have not; computed on demand.
+        measures: what the model measures of the draws (``AdapterModel.measures``); computed on demand.
     """
 
     loss: Tensor
@@ -56,9 +57,10 @@ class ElboTerms:
     kl: Tensor
     kl_weight: float
     scales: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
 
     def log(self) -> dict[str, float]:
-        """Return loss, nll, kl, kl / nll and, if present, the mean, minimum and maximum scale, as numbers."""
+        """Return loss, nll, kl, kl / nll and, if present, measures and the mean, minimum and maximum scale."""
         loss, nll, kl = torch.stack([self.loss.detach(), self.nll.detach(), self.kl.detach()]).tolist()
         out = {
             "loss": loss,
@@ -66,7 +68,7 @@ class ElboTerms:
             "kl": kl,
             "kl_over_nll": kl / nll if nll else float("nan"),
             "kl_weight": self.kl_weight,
-        }
+        } | self.measures
         if self.scales:
             values = list(self.scales.values())
             out |= {
@@ -125,7 +127,7 @@ class ELBO(nn.Module):
         return self.terms(batch, step).loss
 
     def terms(self, batch: Batch, step: int = 0, *, with_scales: bool = False) -> ElboTerms:
-        """Return the loss and its parts; ``with_scales`` adds statistics of the posterior's standard deviations.
+        """Return the loss and its parts; ``with_scales`` adds statistics of the posterior's scales and its draws.
 
         Raises:
             ConfigError: the batch has no targets, or a posterior with parameters to train has no reparametrised draws.
@@ -156,8 +158,11 @@ class ELBO(nn.Module):
                 kl = kl + _sum(joint_kl(site, parts), site)
             else:
                 kl = kl + _kl(site, model_trace.nodes[name])
-        scales = _scale_statistics(guide_trace) if with_scales else {}
-        return ElboTerms(nll + kl, nll, kl, weight, scales)
+        if not with_scales:
+            return ElboTerms(nll + kl, nll, kl, weight)
+        nodes: Any = guide_trace.nodes
+        draws = {site.name: nodes[site.name]["value"].detach() for site in self.model.sites if site.name in nodes}
+        return ElboTerms(nll + kl, nll, kl, weight, _scale_statistics(guide_trace), self.model.measures(draws))
 
 
 def _log_likelihood(observed: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from bayes_adapters.inference.draws import weight_draws, weight_mean
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import SubstitutedDraws, UnreadOutcome
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.inference.watching import Watching
 
 
 class Tangent:
@@ -69,7 +70,47 @@ class Tangent:
 
     @torch.enable_grad()
     def at(self, batch: Batch) -> tuple[Float[Tensor, "B *T K"], Float[Tensor, "B *T K D"]]:
-        """Return f(x; m), and J, for every example; each entry of an output takes a backward pass of its own."""
+        """Return f(x; m), and J, for every example.
+
+        An example's part of the gradient of a matrix W, of which ``y_t = W x_t`` is all that the pass makes, is
+        ``Σ_t (∂f/∂y_t) x_tᵀ`` over its tokens. So one forward pass serves the whole batch, and one backward pass an
+        output of all of its examples. Where the model has another use of a weight, or where it cannot be told whose
+        tokens a layer sees, each example has a forward pass and one backward pass per output.
+        """
+        with Watching() as watching:
+            found, leaves = self.outputs(batch)
+        each = [self._of_examples(found, leaves, watching, entry) for entry in range(found[0].numel())]
+        if any(rows is None for rows in each):
+            return self._one_by_one(batch)
+        jacobian = torch.stack([rows for rows in each if rows is not None], 1)
+        return found.detach(), jacobian.reshape(*found.shape, -1)
+
+    def _of_examples(
+        self, found: Tensor, leaves: list[Tensor], watching: Watching, entry: int
+    ) -> Float[Tensor, "B D"] | None:
+        """The gradient of one entry of the outputs of every example; None where the products do not tell it."""
+        size = len(found)
+        products = [(key, product) for key, products in watching.products.items() for product in products]
+        weights = torch.zeros_like(found).reshape(size, -1)
+        weights[:, entry] = 1.0
+        ends = [*leaves, *(product.y for _, product in products)]
+        gradients = torch.autograd.grad(found, ends, weights.reshape(found.shape), retain_graph=True, allow_unused=True)
+        rows = {name: value.new_zeros(size, *value.shape) for name, value in self.values.items()}
+        for ((name, layer), product), slope in zip(products, gradients[len(leaves) :], strict=True):
+            if slope is None:
+                continue
+            if product.arrange is None or rows[name].dim() not in (3, 4):
+                return None
+            g, x = product.arrange(slope), product.arrange(product.x.detach()).to(slope)
+            part = torch.einsum("btm,btk->bmk", g, x) if rows[name].dim() == 4 else (g * x).sum(1)
+            rows[name][:, layer] += part
+        for (name, parts), whole in zip(rows.items(), gradients, strict=False):
+            total = torch.zeros_like(self.values[name]) if whole is None else whole
+            if not torch.allclose(parts.sum(0), total, rtol=1e-3, atol=1e-4 * float(total.abs().max())):
+                return None
+        return self.flat(rows)
+
+    def _one_by_one(self, batch: Batch) -> tuple[Float[Tensor, "B *T K"], Float[Tensor, "B *T K D"]]:
         outputs, rows = [], []
         for place in range(batch.size):
             found, leaves = self.outputs(batch[place : place + 1])
@@ -79,12 +120,15 @@ class Tangent:
         whole = torch.cat(outputs)
         return whole, torch.stack(rows).reshape(*whole.shape, -1)
 
-    @staticmethod
-    def pulled(entries: Tensor, leaves: list[Tensor], weights: Tensor) -> Float[Tensor, " D"]:
+    def pulled(self, entries: Tensor, leaves: list[Tensor], weights: Tensor) -> Float[Tensor, " D"]:
         """Return ``Jᵀ v`` for outputs with a graph, which is kept, and v = ``weights`` of their shape."""
         weights = weights.to(entries)
         found = torch.autograd.grad(entries, leaves, weights, retain_graph=True, allow_unused=True)
-        whole = [torch.zeros_like(m) if g is None else g for g, m in zip(found, leaves, strict=True)]
+        return self.joined(found)
+
+    def joined(self, gradients: Sequence[Tensor | None]) -> Float[Tensor, " D"]:
+        """Return the gradients of all sites in a row; None is 0."""
+        whole = [torch.zeros_like(m) if g is None else g for g, m in zip(gradients, self.values.values(), strict=True)]
         return torch.cat([part.flatten() for part in whole])
 
 

@@ -12,6 +12,7 @@ is nats per datum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -168,6 +169,14 @@ class AdapterModel(AdaptedBackbone):
         A structure that draws something of its own in :meth:`encode` returns True.
         """
         return bool(self.sites) or not self.head_sites
+
+    def measures(self, draws: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return what ``fit`` logs of draws of the adapters' sites at every ``log_every`` steps; nothing by default.
+
+        Args:
+            draws: site → values, shape (*plates, *site.shape) or one that broadcasts to it.
+        """
+        return {}
 
     def data_size(self, batch: Batch) -> int:
         """Return N, the examples that the density counts: ``num_data``, or those of the batch where it is not known."""

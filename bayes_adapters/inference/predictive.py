@@ -76,7 +76,7 @@ def predict(
         linearised: replace the outputs by their tangent at the posterior's mean, ``f(x; w) ≈ f(x; m) + J(x) (w − m)``:
             of a Gaussian posterior of covariance Σ they are then Gaussian with covariance J Σ Jᵀ. For a guide of this
             library over weights; the draws of w are those of ``linearised=False``. It takes one backward pass per
-            example and output, and no passes per draw.
+            output, or per example and output where a structure uses its weights in other ways, and none per draw.
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.

@@ -5,6 +5,7 @@ from bayes_adapters.likelihoods.classes import Bernoulli as Bernoulli
 from bayes_adapters.likelihoods.classes import Categorical as Categorical
 from bayes_adapters.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from bayes_adapters.likelihoods.counts import Poisson as Poisson
+from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs as ConjugateOutputs
 from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs as GaussianOutputs
 from bayes_adapters.likelihoods.multi_gaussian import MultiGaussian as MultiGaussian
 from bayes_adapters.likelihoods.multi_label import MultiLabel as MultiLabel

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from bayes_adapters.likelihoods._conjugate import ConjugateNormal
+
 
 class JensenCategorical(TorchDistribution):
     """``E_f log softmax(f)[y] ≥ m_y − logsumexp_k(m_k + ½ v_k)``: Jensen's inequality for the logarithm.
@@ -112,7 +114,12 @@ class ExpectedNormal(dist.Normal):
 
 
 def predictive(normal: Any) -> Any:
-    """Return p(y) = ∫ N(y; f, σ²) N(f; m, v) df = N(y; m, v + σ²); a plain Gaussian is returned as it is."""
+    """Return p(y) = ∫ N(y; f, σ²) N(f; m, v) df = N(y; m, v + σ²); a plain Gaussian is returned as it is.
+
+    Where σ² is integrated over, too, p(y) is Student's t.
+    """
+    if isinstance(normal, ConjugateNormal):
+        return normal.predictive()
     if not isinstance(normal, ExpectedNormal):
         return normal
     return dist.Normal(normal.loc, (normal.scale.square() + normal.spread).sqrt(), validate_args=False)

@@ -34,6 +34,29 @@ class GaussianOutputs:
         return GaussianOutputs(self.mean.reshape(shape), self.variance.reshape(shape), noise)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConjugateOutputs(GaussianOutputs):
+    """``f | Σ ~ N(m, h Σ)`` with ``Σ ~ InverseWishart(Ψ, ν)``, the covariance of the targets' noise, too.
+
+    Args:
+        mean: m, shape (rows, K), or (*S, B, K).
+        variance: h E Σ_kk, the same shape.
+        leverage: h ≥ 0, shape (rows), or (*S, B).
+        spread: the Cholesky factor of Ψ, shape (K, K), in the unit of f.
+        df: ν, shape (); None where Σ is known, and is Ψ.
+    """
+
+    leverage: Float[Tensor, "*rows"]
+    spread: Float[Tensor, "K K"]
+    df: Float[Tensor, ""] | None
+
+    def reshape(self, *shape: int) -> ConjugateOutputs:
+        """Return the same outputs in another shape."""
+        mean, variance = self.mean.reshape(shape), self.variance.reshape(shape)
+        leverage = self.leverage.reshape(shape[:-1])
+        return ConjugateOutputs(mean=mean, variance=variance, leverage=leverage, spread=self.spread, df=self.df)
+
+
 def point_of(outputs: Tensor | GaussianOutputs) -> Tensor:
     """Return the outputs themselves, or the mean of those that are told by their moments."""
     return outputs.mean if isinstance(outputs, GaussianOutputs) else outputs

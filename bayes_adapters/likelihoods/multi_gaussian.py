@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError, DataError, whole_number
 from bayes_adapters.likelihoods._checks import require_rows_of_reals
+from bayes_adapters.likelihoods._conjugate import ConjugateNormal, conjugate
 from bayes_adapters.likelihoods._expected import ExpectedNormal, predictive
 from bayes_adapters.likelihoods._known import KnownEntries
 from bayes_adapters.likelihoods._real import far_from_unit, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
 from bayes_adapters.likelihoods.base import Likelihood
-from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
+from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs, GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -89,6 +90,8 @@ class MultiGaussian(Likelihood):
 
     def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
         unit, centre = outputs.mean.new_tensor(self.target_scale), outputs.mean.new_tensor(self.target_mean)
+        if isinstance(outputs, ConjugateOutputs):
+            return conjugate(outputs, centre, unit, single=False)
         loc = centre + unit * outputs.mean
         scale = self.log_scale.exp().expand_as(loc) if outputs.noise is None else outputs.noise.sqrt()
         spread = unit.square() * outputs.variance
@@ -104,10 +107,13 @@ class MultiGaussian(Likelihood):
         return [text for column in columns for text in far_from_unit(type(self).__name__, column)][:1]
 
     def log_density(self, fn: Any, targets: Any) -> Float[Tensor, "S B"]:
+        if isinstance(fn, ConjugateNormal):
+            return predictive(fn).log_prob(targets)
         return KnownEntries(predictive(fn.base_dist), validate_args=False).log_prob(targets)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
-        return normal_sums(fn.base_dist.loc, fn.base_dist.scale, getattr(fn.base_dist, "spread", None))
+        normal = fn if isinstance(fn, ConjugateNormal) else fn.base_dist
+        return normal_sums(normal.loc, normal.scale, getattr(normal, "spread", None))
 
     def predict(self, sums: dict[str, Tensor], num_samples: int) -> Prediction:
         return normal_prediction(sums, num_samples)

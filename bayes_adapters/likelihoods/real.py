@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from bayes_adapters.conditions import checked
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.likelihoods._conjugate import conjugate
 from bayes_adapters.likelihoods._expected import ExpectedNormal, predictive
 from bayes_adapters.likelihoods._real import RealLikelihood, finite_log_scale
 from bayes_adapters.likelihoods._splits import normal_prediction, normal_sums
-from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs
+from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs, GaussianOutputs
 from bayes_adapters.likelihoods.prediction import Prediction
 
 
@@ -67,6 +68,9 @@ class Gaussian(_NormalLikelihood):
         return checked(dist.Normal, loc=loc, scale=(self.target_scale * self.log_scale.exp()).expand_as(loc))
 
     def expected(self, outputs: GaussianOutputs) -> TorchDistributionMixin:
+        if isinstance(outputs, ConjugateOutputs):
+            centre, unit = (outputs.mean.new_tensor([value]) for value in (self.target_mean, self.target_scale))
+            return conjugate(outputs, centre, unit, single=True)
         loc = self.target_mean + self.target_scale * outputs.mean[..., 0]
         scale = self.log_scale.exp().expand_as(loc) if outputs.noise is None else outputs.noise[..., 0].sqrt()
         spread = self.target_scale**2 * outputs.variance[..., 0]

@@ -70,6 +70,8 @@ class SiteCall:
             computes with its mean and variance.
         point: said with ``scale`` or ``moments``: the tensor in the draw's place, the posterior's mean. A value other
             than this one was conditioned on.
+        watch: said by whoever wants to see what the drawn matrix W of a layer is multiplied with: called with the
+            number of the layer, x and W x, once for each time that the layer runs.
         posterior: said by the guide of a head's own weights: q of one draw, event shape ``site.event``. None where the
             model runs without a guide of this library, or the site is conditioned on.
     """
@@ -85,6 +87,7 @@ class SiteCall:
     moments: TorchDistributionMixin | None = None
     point: Float[Tensor, "*S *shape"] | None = None
     posterior: TorchDistributionMixin | None = None
+    watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:

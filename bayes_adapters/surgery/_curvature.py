@@ -8,9 +8,10 @@ for each. Padding has no columns, for its outputs are not scored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,8 @@ class Structure(StrEnum):
     """One block per site and layer, dense within: Σ_b D_b² numbers."""
     LOW_RANK = "low_rank"
     """Its k largest directions over all entries, found as the data go by: D k numbers. Exact where it has no more."""
+    KRONECKER = "kronecker"
+    """One Kronecker product per site and layer (KFAC): of an n × k matrix n² + k² numbers, and no D_b²."""
     FULL = "full"
     """All of it: D² numbers."""
 
@@ -43,7 +46,21 @@ Pair = tuple[Float[Tensor, "_ _"], Float[Tensor, " _"]]
 """Orthonormal directions and the curvature along each."""
 
 
-class Diagonal:
+class Columns:
+    """What a curvature that is a sum over columns needs of a pass: the columns, and nothing else."""
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """A context in which an example's pass is seen."""
+        return nullcontext()
+
+    def pulled(
+        self, tangent: Tangent, entries: Tensor, leaves: list[Tensor], weights: Sequence[Tensor]
+    ) -> list[Float[Tensor, " D"]]:
+        """Return ``Jᵀ v`` for every v of ``weights``."""
+        return [tangent.pulled(entries, leaves, one) for one in weights]
+
+
+class Diagonal(Columns):
     """``Σ c²`` over columns c. As every curvature it has ``add(columns)``, and after the last what was gathered."""
 
     def __init__(self, size: int) -> None:
@@ -66,7 +83,7 @@ class Diagonal:
         return 1.0
 
 
-class Dense:
+class Dense(Columns):
     """``Σ c cᵀ`` within each of the blocks (first, last), on the CPU in float64."""
 
     def __init__(self, blocks: Sequence[tuple[int, int]]) -> None:
@@ -79,7 +96,7 @@ class Dense:
             matrix.addmm_(columns[first:last], columns[first:last].mT)
 
     def eigen(self) -> list[Pair]:
-        return [_largest(matrix, len(matrix)) for matrix in self.matrices]
+        return [largest(matrix, len(matrix)) for matrix in self.matrices]
 
     @property
     def trace(self) -> float:
@@ -90,7 +107,7 @@ class Dense:
         return 1.0
 
 
-class LowRank:
+class LowRank(Columns):
     """The ``rank`` largest directions of ``Σ c cᵀ``: columns are gathered and, when there are many, compressed."""
 
     def __init__(self, size: int, rank: int) -> None:
@@ -123,17 +140,33 @@ class LowRank:
         self.waiting = []
         if whole.shape[1] == 0:
             return
-        vectors, _ = _largest(whole.mT @ whole, self.rank)
+        vectors, _ = largest(whole.mT @ whole, self.rank)
         self.columns = whole @ vectors  # orthogonal, of squared length ``values``
 
 
-def _largest(matrix: Float[Tensor, "b b"], count: int) -> Pair:
+def largest(matrix: Float[Tensor, "b b"], count: int) -> Pair:
     """The ``count`` largest eigenpairs, those that are rounding left out, but never all of them."""
     values, vectors = torch.linalg.eigh(matrix)
     keep = values > _SMALLEST * _SMALLEST * values.max().clamp_min(0.0)
     keep[: max(len(values) - count, 0)] = False
     keep[-1] = True
     return vectors[:, keep], values[keep].clamp_min(0.0)
+
+
+@runtime_checkable
+class Curvature(Protocol):
+    """What is gathered example by example, and its trace."""
+
+    def watching(self) -> AbstractContextManager[Any]: ...
+
+    def pulled(
+        self, tangent: Tangent, entries: Tensor, leaves: list[Tensor], weights: Sequence[Tensor]
+    ) -> list[Float[Tensor, " D"]]: ...
+
+    def add(self, columns: Float[Tensor, "D c"]) -> None: ...
+
+    @property
+    def trace(self) -> float: ...
 
 
 @dataclass
@@ -157,7 +190,7 @@ def gather(
     tangent: Tangent,
     data: Batch | Iterable[Batch],
     unit: Float[Tensor, " D"],
-    curvature: Diagonal | Dense | LowRank,
+    curvature: Curvature,
 ) -> Scores:
     """Add every example's columns, each entry times its ``unit``, to the curvature.
 
@@ -174,10 +207,11 @@ def gather(
         model.likelihood.accept(targets)
         for place in range(batch.size):
             one = batch[place : place + 1]
-            outputs, leaves = tangent.outputs(one)
+            with curvature.watching():
+                outputs, leaves = tangent.outputs(one)
+            require_finite_curvature(model, outputs.detach(), scores.count + place, "output")
             score, slope, root = bend(model, outputs.detach(), one)
-            entries = outputs.flatten()
-            pulled = [tangent.pulled(entries, leaves, weights) for weights in (slope, *root)]
+            pulled = curvature.pulled(tangent, outputs.flatten(), leaves, (slope, *root))
             rows = float64(torch.stack(pulled)).to(unit.device)
             require_finite_curvature(model, rows, scores.count + place)
             scores.log_likelihood += score

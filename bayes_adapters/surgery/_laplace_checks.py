@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, positive_number
+from bayes_adapters.errors import ConfigError, DataError, described, positive_number
+from bayes_adapters.inference._checks import non_finite
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.sites import Granularity
+from bayes_adapters.sites import Granularity, Site
 
 _UNTRAINED = 1.0
 """Posterior standard deviations, along each direction that the data determine, that a point may be off its optimum."""
@@ -35,13 +36,13 @@ def require_targets(data: Any) -> Iterator[Batch]:
         raise DataError("There is no curvature: the data holds no batch. Was a generator already exhausted?")
 
 
-def require_finite_curvature(model: AdapterModel, rows: Tensor, number: int) -> None:
-    """Raise :class:`NonFiniteError` where a gradient of example ``number`` is not finite."""
+def require_finite_curvature(model: AdapterModel, rows: Tensor, number: int, what: str = "gradient") -> None:
+    """Raise :class:`NonFiniteError`, naming the tensor at fault, where what example ``number`` has is not finite."""
     if not bool(rows.isfinite().all()):
-        raise NonFiniteError(
-            f"The gradient of example {number}'s outputs under this {type(model).__name__} is NaN or infinite, so the "
-            "precision would not be positive definite. Is the backbone in half precision? Take float32, or look at "
-            "that example."
+        raise non_finite(
+            f"The {what} of example {number} under this {type(model).__name__}: there is NaN or infinity, and the "
+            "precision would not be positive definite",
+            model,
         )
 
 
@@ -73,6 +74,44 @@ def require_global_weights(model: AdapterModel) -> None:
                 "around. Build the model with granularity='global', or take last_layer_laplace, which stands beside "
                 "any adapters and guide."
             )
+
+
+def require_watched(sites: Sequence[Site], seen: Collection[str]) -> None:
+    """Raise :class:`ConfigError` where a matrix was multiplied by no vectors, so that it has no Kronecker factors."""
+    for site in sites:
+        if len(site.event) > 2 or (len(site.event) == 2 and site.name not in seen):
+            raise ConfigError(
+                f"{site.name!r}, of shape {tuple(site.event)}, is multiplied with no vectors in this model, so its "
+                "curvature has no Kronecker form. Take structure='block' or 'low_rank'."
+            )
+
+
+def require_one_unit(name: str, unit: Tensor) -> None:
+    """Raise :class:`ConfigError` where the prior of a matrix has more than one standard deviation."""
+    if unit.numel() and not bool((unit == unit[0]).all()):
+        raise ConfigError(
+            f"The prior of {name!r} has standard deviations from {float(unit.min()):.3g} to {float(unit.max()):.3g} "
+            "within one matrix, and added to a Kronecker product they have no closed form. Take structure='block', or "
+            "a prior with one standard deviation per matrix."
+        )
+
+
+def require_tokens(structure: str, tokens: str | None) -> None:
+    """Raise :class:`ConfigError` where ``tokens`` is given to a structure that it has no effect in."""
+    if tokens is not None and structure != "kronecker":
+        raise ConfigError(
+            f"tokens={str(tokens)!r} says how Kronecker factors sum over tokens, and structure={str(structure)!r} sums "
+            "exactly. Leave it out, or take structure='kronecker'."
+        )
+
+
+def require_no_kronecker(structure: str) -> None:
+    """Raise :class:`ConfigError` for the structure that a last layer has no guide for."""
+    if structure == "kronecker":
+        raise ConfigError(
+            "structure='kronecker' is for adapters, surgery.laplace; of the last layer take 'block', which is exact "
+            "within each output, or 'low_rank'."
+        )
 
 
 def require_memory(size: int, needed: dict[str, float], structure: str, allowed: float) -> None:

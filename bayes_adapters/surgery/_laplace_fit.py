@@ -14,13 +14,14 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
-from bayes_adapters.distributions import CurvedGaussian
+from bayes_adapters.distributions import CurvedGaussian, CurvedMatrices
 from bayes_adapters.errors import choice, positive_number
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
 from bayes_adapters.surgery import _evidence
 from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, Scores, Structure
+from bayes_adapters.surgery._kronecker import Kronecker
 from bayes_adapters.surgery._laplace_checks import require_validation, warn_unbounded, warn_untrained
 
 VALIDATED = tuple(10.0 ** (power / 2) for power in range(-8, 9))
@@ -98,7 +99,7 @@ class Found:
     def __init__(
         self,
         structure: Structure,
-        curvature: Diagonal | Dense | LowRank,
+        curvature: Diagonal | Dense | LowRank | Kronecker,
         scores: Scores,
         loc: Float[Tensor, " D"],
         prior: tuple[Float[Tensor, " D"], Float[Tensor, " D"]],
@@ -108,9 +109,18 @@ class Found:
         self.mean, self.unit = prior
         self.num_data = num_data or scores.count
         self.scale = self.num_data / scores.count
-        self.pairs = [(directions, self.scale * along) for directions, along in curvature.eigen()]
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.diagonal = self.scale * curvature.diagonal if isinstance(curvature, Diagonal) else None
-        self.bent = torch.cat([along for _, along in self.pairs]) if self.diagonal is None else self.diagonal
+        if isinstance(curvature, Kronecker):
+            self.sides = [(rows, self.scale * g, columns, a) for rows, g, columns, a in curvature.sides()]
+            self.deviation = curvature.unit
+            self.bent = torch.cat([(g[:, None] * a).flatten() for _, g, _, a in self.sides])
+        elif self.diagonal is None:
+            self.pairs = [(directions, self.scale * along) for directions, along in curvature.eigen()]
+            self.bent = torch.cat([along for _, along in self.pairs])
+        else:
+            self.bent = self.diagonal
 
     def blocks(self, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Return (first, last, number of directions) of each block."""
@@ -120,7 +130,7 @@ class Found:
 
     def settle(
         self,
-        gaussian: CurvedGaussian,
+        gaussian: CurvedGaussian | CurvedMatrices,
         prior_precision: PriorPrecision | float,
         validated: Callable[[], list[float]],
         stacklevel: int,
@@ -133,7 +143,10 @@ class Found:
             validated: returns the criterion for each λ of :data:`VALIDATED`.
             stacklevel: of warnings.
         """
-        gaussian.place(self.loc, self.unit, self.diagonal, self.pairs)
+        if isinstance(gaussian, CurvedMatrices):
+            gaussian.place(self.loc, self.deviation, self.sides)
+        else:
+            gaussian.place(self.loc, self.unit, self.diagonal, self.pairs)
         offset = (self.loc - self.mean) / self.unit
         norm, searched = float(offset.square().sum()), []
         if prior_precision == PriorPrecision.EVIDENCE:
@@ -154,18 +167,23 @@ class Found:
         counted = (self.structure.value, len(self.loc), self.scores.count, self.num_data)
         return LaplaceLog(*counted, precision, log_likelihood, evidence, gamma, self.kept, shift, tuple(searched))
 
-    def _newton(self, gaussian: CurvedGaussian, pull: Float[Tensor, " D"], precision: float) -> float:
+    def _newton(self, gaussian: CurvedGaussian | CurvedMatrices, pull: Float[Tensor, " D"], precision: float) -> float:
         """gᵀ Σ g, the squared length of a Newton step, in posterior standard deviations.
 
         g is the gradient of the log-likelihood or of the log-joint, whichever is nearer to its optimum.
         """
-        likelihood, q = self.scale * self.scores.gradient, gaussian()
-        both = torch.stack([likelihood, likelihood - precision * pull]).to(q.loc)
-        return float(float64(q.projected(both)).square().sum(-1).min())
+        likelihood = self.scale * self.scores.gradient
+        both = torch.stack([likelihood, likelihood - precision * pull]).to(gaussian.get_buffer("loc"))
+        return float(float64(gaussian.projected(both)).square().sum(-1).min())
 
 
 def draws_scored(
-    model: AdapterModel, guide: AdapterGuide, gaussian: CurvedGaussian, held: list[Batch], draws: int, seed: int
+    model: AdapterModel,
+    guide: AdapterGuide,
+    gaussian: CurvedGaussian | CurvedMatrices,
+    held: list[Batch],
+    draws: int,
+    seed: int,
 ) -> list[float]:
     """The negative log density of held-out examples, nats per example, for every λ of :data:`VALIDATED`."""
     scores = []

@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
-from bayes_adapters.distributions import CurvedGaussian
-from bayes_adapters.errors import choice, whole_number
-from bayes_adapters.guides import Laplace
+from bayes_adapters.distributions import CurvedGaussian, CurvedMatrices
+from bayes_adapters.errors import choice, true_or_false, whole_number
+from bayes_adapters.guides import KroneckerLaplace, Laplace
+from bayes_adapters.guides.kronecker_laplace import matrices
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.draws import weight_mean
@@ -26,11 +28,15 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, gather
 from bayes_adapters.surgery._curvature import Structure as Structure
+from bayes_adapters.surgery._kronecker import Kronecker
+from bayes_adapters.surgery._kronecker import Tokens as Tokens
 from bayes_adapters.surgery._laplace_checks import (
     require_global_weights,
     require_memory,
+    require_one_unit,
     require_structure,
     require_targets,
+    require_tokens,
 )
 from bayes_adapters.surgery._laplace_fit import VALIDATED as VALIDATED
 from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precision
@@ -52,6 +58,7 @@ def laplace(
     head: bool = False,
     structure: Structure | str = Structure.LOW_RANK,
     rank: int = 256,
+    tokens: Tokens | str | None = None,
     prior_precision: PriorPrecision | str | float = PriorPrecision.EVIDENCE,
     validation: Batch | Iterable[Batch] | None = None,
     linearised: bool = True,
@@ -59,7 +66,7 @@ def laplace(
     num_data: int | None = None,
     max_gigabytes: float = 4.0,
     seed: int = 0,
-) -> tuple[AdapterModel, Laplace, LaplaceLog]:
+) -> tuple[AdapterModel, Laplace | KroneckerLaplace, LaplaceLog]:
     """Put a Gaussian around the weights of a trained adapter: their Laplace approximation.
 
     Formula, over the D entries w of all random sites, at the value m that the guide gives them::
@@ -70,6 +77,12 @@ def laplace(
     λ = 1 is the prior itself. A prior that is no Gaussian is replaced by the one with its mean and variance, or by
     N(0, 1) where it has none. Where Λ_n has negative eigenvalues (Student's t, a noise of its own for each example)
     they count as 0. Sums run over examples, whatever the batches; padding counts nowhere.
+
+    ``structure="kronecker"`` is KFAC: the block of a matrix ``y_t = W x_t`` becomes ``G ⊗ A`` with A the second moment
+    of x and G the curvature in y. It is exact for one example of one token, and where x is always the same; else it
+    takes x and the gradients in y for independent, and sums over tokens first ("reduce") or as over examples
+    ("expand"). Its guide is :class:`~bayes_adapters.guides.KroneckerLaplace`, and the prior must have one standard
+    deviation per matrix. Source: Eschenhagen et al. 2023, arXiv 2311.00636.
 
     λ is the maximum of the evidence ``log p(data | m) − ½ λ ‖S⁻¹(m − μ)‖² − ½ log det(I + S H S / λ)`` or minimises the
     negative log density of ``validation``, or is given.
@@ -90,7 +103,10 @@ def laplace(
             first for a model that has sites, else the second.
         head: whether the weights of a linear head are among them; not with ``weights="sites"``.
         structure: see :class:`Structure`.
-        rank: k of ``"low_rank"``. With at least N times (C − 1) of C classes it is exact.
+        rank: k of ``"low_rank"``, with at least N times (C − 1) of C classes it is exact; of ``"kronecker"`` the most
+            directions that are kept of either factor.
+        tokens: how the factors of ``"kronecker"`` sum over tokens, see :class:`Tokens`; None is ``"expand"`` where the
+            likelihood has one target per token, else ``"reduce"``.
         prior_precision: λ, or how it is chosen, see :class:`PriorPrecision`.
         validation: held-out batches for ``"validation"``.
         linearised: whether validation predicts by the linearised outputs.
@@ -131,7 +147,10 @@ def laplace(
     """
     structure = choice(Structure, "structure", structure)
     precision = read_precision(prior_precision, validation)
+    summed = None if tokens is None else choice(Tokens, "tokens", tokens)
+    require_tokens(structure, summed)
     whole_number("rank", rank)
+    true_or_false("linearised", linearised)
     require_pair(model, guide)
     require_structure(model)
     require_global_weights(model)
@@ -141,10 +160,14 @@ def laplace(
             values = weight_mean(model, guide)
         else:
             model, values = random_weights(model, guide, kind, head=head, num_data=num_data)
-        found = _curved(model, values, data, structure, rank, num_data, max_gigabytes)
+        found = _curved(model, values, data, structure, rank, summed, num_data, max_gigabytes)
         if kind is not Weights.SITES:
             model.num_data = found.num_data
-        new = Laplace(model, blocks=found.blocks(_blocks(model, structure, len(found.loc)))).eval()
+        if structure is Structure.KRONECKER:
+            kept = [(len(g), len(a)) for _, g, _, a in found.sides]
+            new: Laplace | KroneckerLaplace = KroneckerLaplace(model, kept=kept).eval()
+        else:
+            new = Laplace(model, blocks=found.blocks(_blocks(model, structure, len(found.loc)))).eval()
         held = [validation] if isinstance(validation, Batch) else list(validation or [])
 
         def validated() -> list[float]:
@@ -161,6 +184,7 @@ def _curved(
     data: Batch | Iterable[Batch],
     structure: Structure,
     rank: int,
+    tokens: Tokens | None,
     num_data: int | None,
     max_gigabytes: float,
 ) -> Found:
@@ -169,9 +193,12 @@ def _curved(
     require_memory(len(loc), _gigabytes(model, len(loc), rank), structure.value, max_gigabytes)
     prior = prior_unit(model)
     if structure is Structure.DIAGONAL:
-        curvature: Diagonal | LowRank | Dense = Diagonal(len(loc))
+        curvature: Diagonal | LowRank | Dense | Kronecker = Diagonal(len(loc))
     elif structure is Structure.LOW_RANK:
         curvature = LowRank(len(loc), rank)
+    elif structure is Structure.KRONECKER:
+        tokens = tokens or (Tokens.EXPAND if model.likelihood.per_token else Tokens.REDUCE)
+        curvature = Kronecker(model, tokens, rank, _unit_of_matrices(model, prior[1]))
     else:
         curvature = Dense(_blocks(model, structure, len(loc)))
     scores = gather(model, tangent, data, prior[1], curvature)
@@ -180,7 +207,12 @@ def _curved(
 
 @torch.no_grad()
 def _tangents_scored(
-    model: AdapterModel, guide: AdapterGuide, gaussian: CurvedGaussian, held: list[Batch], draws: int, seed: int
+    model: AdapterModel,
+    guide: AdapterGuide,
+    gaussian: CurvedGaussian | CurvedMatrices,
+    held: list[Batch],
+    draws: int,
+    seed: int,
 ) -> list[float]:
     """As :func:`draws_scored`, of linearised outputs, whose Jacobians no λ changes: each batch has them made once."""
     device = next(model.parameters()).device
@@ -211,13 +243,28 @@ def _blocks(model: AdapterModel, structure: Structure, size: int) -> list[tuple[
     return found
 
 
+def _unit_of_matrices(model: AdapterModel, unit: Float[Tensor, " D"]) -> Float[Tensor, " b"]:
+    """The prior's standard deviation of every site and layer, 1 where there are no entries."""
+    found, start = [], 0
+    for site in model.sites:
+        width = torch.Size(site.event).numel()
+        for place in range(len(site.layers)):
+            part = unit[start + place * width : start + (place + 1) * width]
+            require_one_unit(site.name, part)
+            found.append(part[0] if width else torch.ones((), dtype=unit.dtype))
+        start += len(site.layers) * width
+    return torch.stack(found)
+
+
 def _gigabytes(model: AdapterModel, size: int, rank: int) -> dict[str, float]:
     """Structure → gigabytes of float64: the sums, their eigenvectors, and what the decomposition needs beside them."""
     widths = [last - first for first, last in _blocks(model, Structure.BLOCK, size)]
     directions = min(rank, size)
+    shapes = matrices(model)
     return {
         Structure.LOW_RANK.value: 8e-9 * 5 * size * directions,
         Structure.BLOCK.value: 8e-9 * (2 * sum(width**2 for width in widths) + 2 * max(widths) ** 2),
+        Structure.KRONECKER.value: 8e-9 * 2 * sum(m**2 + n**2 for m, n in shapes),
         Structure.DIAGONAL.value: 8e-9 * 4 * size,
         Structure.FULL.value: 8e-9 * 4 * size**2,
     }

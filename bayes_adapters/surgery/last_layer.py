@@ -24,6 +24,7 @@ from bayes_adapters.surgery._laplace_checks import (
     require_curved,
     require_finite_curvature,
     require_memory,
+    require_no_kronecker,
     require_structure,
     require_targets,
 )
@@ -97,6 +98,7 @@ def last_layer_laplace(
     (True, 18)
     """
     structure = choice(Structure, "structure", structure)
+    require_no_kronecker(structure)
     precision = read_precision(prior_precision, validation)
     whole_number("rank", rank)
     require_pair(model, guide)

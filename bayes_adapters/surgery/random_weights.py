@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.installation import adapted_layers, remove
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.devices import generators_kept
-from bayes_adapters.errors import choice
+from bayes_adapters.errors import choice, true_or_false
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.heads import JointLinear, LinearHead
 from bayes_adapters.heads.joint_linear import BIAS, WEIGHT
@@ -30,6 +30,7 @@ from bayes_adapters.surgery._random_weight_checks import (
     require_choice,
     require_linear,
     require_lora_model,
+    trained_parts,
 )
 from bayes_adapters.surgery._shared_backbone import shared_copy
 from bayes_adapters.surgery.export import lora_factors
@@ -41,7 +42,8 @@ class Weights(StrEnum):
     SITES = "sites"
     """The model's own random sites."""
     FACTORS = "factors"
-    """A and B of every layer: r (d_in + d_out) numbers each. Laplace-LoRA's."""
+    """A and B of every layer: r (d_in + d_out) numbers each. Laplace-LoRA's. A factor that was frozen while the other
+    was trained stays a point, and frozen."""
     CORE = "core"
     """A core E = I between the trained A and B of every layer: r² numbers each."""
 
@@ -58,7 +60,8 @@ def random_weights(
     """Build the model whose adapters have random weights and, at the values returned, the same outputs.
 
     ``StochasticFactors`` has A ~ N(0, 1) and B ~ N(0, 1) at the trained A' and B' of the plain LoRA that the adapter
-    equals; ``StochasticCore`` has these as they are, and a core E ~ N(0, 1) at I.
+    equals; ``StochasticCore`` has these as they are, and a core E ~ N(0, 1) at I. Of a LoRA whose A was frozen in
+    training, B alone is random, and the other way round.
 
     Args:
         model: a LoRA, or another structure that equals one at fixed weights.
@@ -72,7 +75,8 @@ def random_weights(
         value, shape ``site.shape``.
 
     Raises:
-        ConfigError: the model equals no plain LoRA, or its head is not linear where ``head`` is asked for.
+        ConfigError: the model equals no plain LoRA, some of its layers have one factor frozen and others not, or its
+            head is not linear where ``head`` is asked for.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Bernoulli
@@ -85,6 +89,7 @@ def random_weights(
     {'core.global': (2, 2, 2), 'head.weight': (1, 1, 8), 'head.bias': (1, 1)}
     """
     kind = choice(Weights, "weights", weights)
+    true_or_false("head", head)
     require_pair(model, guide)
     require_lora_model(model, kind)
     if head:
@@ -103,14 +108,15 @@ def random_weights(
         if kind is Weights.CORE:
             new: AdapterModel = StochasticCore(backbone, likelihood, granularity="global", **options)
         else:
-            new = StochasticFactors(backbone, likelihood, **options)
+            new = StochasticFactors(backbone, likelihood, factors=trained_parts(model), **options)
     if not head:
         new.head = copy.deepcopy(model.head)
         Marks.of(model).put_on(new)
-    if kind is Weights.CORE:
-        for path, layer in adapted_layers(new.backbone).items():
-            for name, value in zip(("lora_A", "lora_B"), factors[path], strict=True):
-                setattr(layer, name, nn.Parameter(value.detach().clone()))
+    frozen = kind is Weights.FACTORS
+    for path, layer in adapted_layers(new.backbone).items():
+        for part, value in zip((Part.A, Part.B), factors[path], strict=True):
+            if part not in layer.sites:  # a point: under a random core to be trained on, beside a random factor not
+                setattr(layer, f"lora_{part.name}", nn.Parameter(value.detach().clone(), requires_grad=not frozen))
     values = {site.name: _value(site, factors, model) for site in new.sites}
     return new.eval(), values
 
@@ -129,11 +135,10 @@ def trained_factors(model: AdapterModel, guide: AdapterGuide, *, head: bool) -> 
     """Return site → value of the model that :func:`random_weights` builds of factors, without building it."""
     require_lora_model(model, Weights.FACTORS)
     values: dict[str, Tensor] = {}
-    for path, (down, up) in lora_factors(model, weight_mean(model, guide)).items():
-        values |= {
-            f"{Part.A.name}.{path}": down.detach().float()[None],
-            f"{Part.B.name}.{path}": up.detach().float()[None],
-        }
+    parts = trained_parts(model)
+    for path, factors in lora_factors(model, weight_mean(model, guide)).items():
+        pairs = zip((Part.A, Part.B), factors, strict=True)
+        values |= {f"{part.name}.{path}": value.detach().float()[None] for part, value in pairs if part.name in parts}
     if head:
         require_linear(model)
         for name in (WEIGHT, BIAS):

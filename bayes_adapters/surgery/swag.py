@@ -29,10 +29,10 @@ class Trajectory:
 
         w̄ ← (n w̄ + w) / (n + 1),   w̄² ← (n w̄² + w²) / (n + 1),   D gets the column w − w̄, and keeps its last K
 
-    w are A and B of every layer and, where the head is linear, its weights; or a model's own random sites, at the
-    guide's means. What else is trained (σ of a likelihood, another head) is averaged, and is no random weight
-    afterwards. SWAG wants SGD with a rate high enough to move about: with a rate that has decayed to 0 the moments are
-    those of a point.
+    w are A and B of every layer, except one that is frozen, and the weights of a linear head; or a model's own random
+    sites, at the guide's means. What else is trained (σ of a likelihood, another head) is averaged, and is no random
+    weight afterwards. SWAG wants SGD with a rate high enough to move about: with a rate that has decayed to 0 the
+    moments are those of a point.
 
     ``fit`` keeps what was gathered in its checkpoints. With ``restore_best`` and a monitor the model may end elsewhere;
     the posterior is where the trajectory was.
@@ -160,7 +160,7 @@ class Trajectory:
 
     def _kind(self, model: AdapterModel) -> tuple[Weights, bool]:
         head = type(model.head) is LinearHead and not (model.sites and self.weights is None)
-        head = head and self.weights != Weights.SITES
+        head = head and self.weights != Weights.SITES and any(p.requires_grad for p in model.head.parameters())
         kind = read_weights(model, self.weights, head)
         if kind is Weights.CORE:
             raise ConfigError("A core stands at I all along training: it has no trajectory. Take weights='factors'.")

@@ -13,8 +13,9 @@ from bayes_adapters.heads import Head
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
+from bayes_adapters.systems.procedures import PROCEDURES
 from bayes_adapters.systems.system import MEANINGS, QUERY_VALUE, query_value, required
-from bayes_adapters.systems.table import PROCEDURES, SYSTEMS
+from bayes_adapters.systems.table import SYSTEMS
 
 
 def names() -> list[str]:
@@ -61,6 +62,8 @@ def build(
         {**defaults, **{k: v for k, v in overrides.items() if k in allowed[kind]}}
         for kind, defaults in (("model", system.model_options), ("guide", system.guide_options))
     ]
+    if system.head is not None and chosen[0].get("head") is None:
+        chosen[0]["head"] = system.head(pooling=chosen[0].pop("pooling", None))
     head = chosen[0].get("head")
     counted = isinstance(head, Head) and head.may_be_random  # the adapters of the system may have no KL that counts N
     if num_data is not None and ("num_data" in allowed["model"] or counted):

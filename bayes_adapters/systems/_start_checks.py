@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bayes_adapters.adapters._lora_checks import require_lora
+from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Site
+from bayes_adapters.systems.table import SYSTEMS
 
 _OWN = ("targets", "rank", "alpha", "ranks", "pooling", "head")
 
@@ -21,6 +23,12 @@ def require_startable(name: str, lora: AdapterModel, overrides: Collection[str])
         raise ConfigError(
             f"start({name!r}, …) takes a trained LoRA; of this {type(lora).__name__} {what}. Export its mean first: "
             "bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
+        )
+    system = SYSTEMS.get(name)
+    if system is not None and system.model.layer is not AdaptedLinear:
+        raise ConfigError(
+            f"The layers of {name} are {system.model.layer.__name__}, whose factors are no LoRA's, so no LoRA says "
+            f"where they start. Make it with build({name!r}, …), or start another system, such as 'blob' or 'c-lora'."
         )
     lora.require_installed()
     for layer in lora.installed.values():

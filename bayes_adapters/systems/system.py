@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from bayes_adapters import guides, models
 from bayes_adapters._options import parameters_of
 from bayes_adapters.adapters.targets import Targets, select
 from bayes_adapters.errors import TargetError
+from bayes_adapters.heads import Head
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.systems.recipes import Recipe
@@ -41,6 +42,8 @@ class System:
         guide_options: of the guide.
         training: how it was trained.
         source: paper, code, and where the values come from.
+        head: ``pooling`` → the system's head, made anew for each model; None is the structure's own. The option
+            ``head`` of the model beats it.
         inferred: what no source says, and where this library departs from it.
 
     >>> from bayes_adapters.systems import SYSTEMS
@@ -56,6 +59,7 @@ class System:
     source: str
     model_options: Mapping[str, Any] = field(default_factory=dict)
     guide_options: Mapping[str, Any] = field(default_factory=dict)
+    head: Callable[..., Head] | None = None
     inferred: str = ""
 
     def options(self) -> dict[str, list[str]]:

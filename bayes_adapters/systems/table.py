@@ -2,32 +2,20 @@
 
 ``build("c-lora", backbone, Categorical(2))`` gives model and guide; ``SYSTEMS["c-lora"].training`` says how the paper
 trained them. A system is a row here and nothing else: any other pair of a model and a guide works as well. What begins
-with a trained system is in :data:`PROCEDURES`.
+with a trained system is in :mod:`bayes_adapters.systems.procedures`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from bayes_adapters import guides, models
+from bayes_adapters.heads import VariationalLastLayer
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.systems.recipes import Decay, Rate, Recipe, Unit
 from bayes_adapters.systems.system import ON_TOKENS, QUERY_VALUE
 from bayes_adapters.systems.system import System as System
-
-PROCEDURES: dict[str, str] = {
-    "tfb": "it makes one of a trained lora or blob. Train that, then call "
-    "bayes_adapters.surgery.training_free.bayesianise(model, guide, anchors) (TFB, arXiv 2412.05723).",
-    "laplace": "it makes one of a trained lora. Train that, then call "
-    "bayes_adapters.surgery.laplace.laplace(model, guide, data) (Laplace-LoRA, arXiv 2308.13111).",
-    "last-layer-laplace": "it makes one of any trained model with a linear head. Train that, then call "
-    "bayes_adapters.surgery.last_layer.last_layer_laplace(model, guide, data) (arXiv 2106.14806).",
-    "swag": "it gathers the weights of a lora while that is trained: fit(…, on_step=trajectory) with "
-    "bayes_adapters.surgery.swag.Trajectory, then trajectory.posterior(model, guide) (arXiv 1902.02476).",
-    "ensemble": "it makes one of several trained loras. Train these from several seeds, then call "
-    "bayes_adapters.surgery.ensemble.ensemble(members) (arXiv 1612.01474).",
-}
-"""Names of methods that begin with a trained model → what to call."""
 
 _USUAL = {"targets": QUERY_VALUE, "rank": 8, "alpha": 16.0}
 _BLOB_REPOSITORY = "the scripts of Wang-ML-Lab/bayesian-peft"
@@ -137,6 +125,22 @@ SYSTEMS: dict[str, System] = {
             {"init_scale": (0.05 / 2**0.5, 0.05), "positive_mean": True},
             inferred="s_σ starts uniform in its root, between ρ/√2 and ρ. The KL is KL(q‖p), the paper's; the "
             f"code's is KL(p‖q). alpha is the other papers'; the learning rate is constant. {_HEAD}",
+        ),
+        System(
+            "polar-vbll",
+            models.PoLAR,
+            guides.Delta,
+            replace(_BASELINE, kl_weight=1.0),
+            "PoLAR-VBLL, arXiv 2604.03388 (Llama-3.1-8B); the structure is PoLAR's, arXiv 2506.03133, the head that of "
+            "Harrison, Willes and Snoek, arXiv 2404.11599.",
+            _USUAL,
+            head=partial(VariationalLastLayer, "dense", predictive="probit"),
+            inferred="Its numbers are not public: learning rate, batch, steps, rank and alpha are the baseline's; the "
+            "KL weight is the ELBO's. X and Y are orthonormal in every step, where the paper nears that manifold "
+            "by a landing field; one AdamW moves all, where the paper alternates adapters and head. The core is the "
+            "maximum under N(0, 0.2²). The probit form predicts classes, from one pass and without draws: epistemic "
+            "is 0. For that part pass head=VariationalLastLayer('dense'), whose draws are of logits, still from one "
+            "pass of the backbone.",
         ),
         System(
             "c-lora",

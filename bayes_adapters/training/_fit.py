@@ -135,8 +135,8 @@ def fit(
         progress: a bar on a terminal, one line per epoch on stderr elsewhere. False is silent.
         tensorboard: a directory for event files.
         autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
-        log_every: statistics of posterior scales, which cost time, are taken at every such step of an epoch from the
-            first on; TensorBoard gets these steps.
+        log_every: statistics of posterior scales and of draws, which cost time, are taken at every such step of an
+            epoch from the first on; TensorBoard gets these steps.
         on_step: ``(step, model, guide, optimizer)``, called after each optimiser step, ``step`` counting from 1; such
             as :class:`bayes_adapters.surgery.pruning.PruneSchedule`. It may take out ranks; the best epoch is then
             looked for among those after the last removal. It should depend on its arguments and ``state_dict()`` only,
@@ -147,7 +147,7 @@ def fit(
         A :class:`FitResult`. Its history has loss, nll, kl (weighted), kl_over_nll, kl_weight, lr (lr_1 … for further
         groups), grad_norm (before clipping) and examples_per_second, averaged over the epoch's examples; scale_mean,
         scale_min, scale_max where the guide has scales; attention_entropy (nats, on the epoch's first batch) where it
-        attends.
+        attends; what the structure measures of its draws (``AdapterModel.measures``), such as PoLAR's stable_rank.
 
     Raises:
         ConfigError: settings that do not fit, an unknown monitor, or a checkpoint of another run (differences listed).

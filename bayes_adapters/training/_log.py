@@ -8,8 +8,8 @@ import torch
 
 STEP_METRICS = ("loss", "nll", "kl", "kl_over_nll", "kl_weight", "lr", "grad_norm", "examples_per_second")
 """In every epoch's log."""
-SOMETIMES = ("scale_mean", "scale_min", "scale_max", "attention_entropy")
-"""In the log where the guide has scales, or attends."""
+SOMETIMES = ("scale_mean", "scale_min", "scale_max", "attention_entropy", "stable_rank")
+"""In the log where the guide has scales or attends, or the structure measures its draws."""
 _EXTREMES = {"scale_min": min, "scale_max": max}
 
 

@@ -32,6 +32,8 @@ class Trial:
             where no site tells both.
         steps: optimiser steps of the run.
         seconds: wall-clock time of training.
+        failure: why there are no numbers: what the :class:`NonFiniteError` of a run that diverged said. nll, total,
+            epistemic and width are then NaN.
     """
 
     settings: dict[str, Any]
@@ -43,11 +45,17 @@ class Trial:
     width: float
     steps: int
     seconds: float
+    failure: str = ""
 
     @property
     def key(self) -> tuple[str, int, float]:
         """What tells trials apart."""
         return name_of(self.settings), self.seed, self.temperature
+
+
+def failed(settings: dict[str, Any], seed: int, temperature: float, steps: int, seconds: float, why: str) -> Trial:
+    """Return the trial of a run that has no numbers."""
+    return Trial(settings, seed, temperature, math.nan, math.nan, math.nan, math.nan, steps, seconds, why)
 
 
 def shown(settings: Mapping[str, Any]) -> dict[str, Any]:

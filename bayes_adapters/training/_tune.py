@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from bayes_adapters.analysis.width import relative_widths, warn_of_a_point
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
+from bayes_adapters.errors import NonFiniteError
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
@@ -25,7 +27,7 @@ from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.training import _data, _trials
 from bayes_adapters.training._fit import fit
 from bayes_adapters.training._trials import Trial as Trial
-from bayes_adapters.training._tune_checks import check_grid, check_names, read_seeds, require_lasting
+from bayes_adapters.training._tune_checks import all_diverged, check_grid, check_names, read_seeds, require_lasting
 
 Make = Callable[..., tuple[AdapterModel, AdapterGuide]]
 """Settings of the grid → a new model and its guide, on a backbone of their own."""
@@ -104,6 +106,8 @@ def tune(
             that are no whole numbers; with ``folder``, a value whose ``repr`` holds an address, or trials that were
             made otherwise.
         AdapterFileError: the record in ``folder`` is damaged.
+        NonFiniteError: every setting diverged; the reasons are listed. Where only some do, their trials say why in
+            ``failure``, and the search goes on. A setting that diverges under one seed is not chosen.
 
     Warns:
         PointPosteriorWarning: the chosen posterior is little more than a point.
@@ -146,9 +150,10 @@ def tune(
                 sys.stderr.write(f"{sweep.line(chosen, seed, next(runs), len(settings) * len(numbers))}\n")
         for temperature in temperatures:
             nll = fmean(sweep.trial(chosen, seed, temperature).nll for seed in numbers)
-            if best is None or nll < best[0]:
+            if not math.isnan(nll) and (best is None or nll < best[0]):
                 best = nll, temperature, chosen, pairs[0]
-    assert best is not None  # check_grid has seen to it
+    if best is None:
+        raise all_diverged(sweep.done.values())
     nll, temperature, chosen, pair = best
     model, guide = sweep.train(chosen, numbers[0])[:2] if pair is None else pair
     guide.posterior_temperature = float(temperature)
@@ -183,25 +188,45 @@ class _Sweep:
     def run(
         self, settings: Mapping[str, Any], seed: int, temperatures: Sequence[float]
     ) -> tuple[AdapterModel, AdapterGuide] | None:
-        """Do a run and record it; None where it was done before."""
+        """Do a run and record it; None where it was done before, or diverged."""
         written = _trials.shown(settings)
         missing = [t for t in temperatures if (_trials.name_of(written), seed, float(t)) not in self.done]
         if not missing:
             return None
-        model, guide, steps, seconds = self.train(settings, seed)
-        for temperature in map(float, missing):
-            answer = self.answer(model, guide, temperature)
-            widths = relative_widths(model, guide, next(iter(self.held)), temperature=temperature)
-            width = median(widths.values()) if widths else float("nan")
-            assert answer.log_density is not None  # read() lets only batches with targets pass
-            nll, total, epistemic = (
-                float(float64(part).mean()) for part in (answer.log_density, answer.total, answer.epistemic)
-            )
-            trial = Trial(written, seed, temperature, -nll, total, epistemic, width, steps, seconds)
-            self.done[trial.key] = trial
+        started, trained = time.perf_counter(), None
+        try:
+            trained = self.train(settings, seed)
+        except NonFiniteError as error:
+            spent = time.perf_counter() - started
+            trials = [_trials.failed(written, seed, float(t), 0, spent, str(error)) for t in missing]
+        else:
+            trials = [self._scored(*trained, written, seed, float(t)) for t in missing]
+        self.done.update({trial.key: trial for trial in trials})
         if self.folder is not None:
             _trials.write(self.folder, self.about, list(self.done.values()))
-        return model, guide
+        return None if trained is None else trained[:2]
+
+    def _scored(
+        self,
+        model: AdapterModel,
+        guide: AdapterGuide,
+        steps: int,
+        seconds: float,
+        written: dict[str, Any],
+        seed: int,
+        temperature: float,
+    ) -> Trial:
+        try:
+            answer = self.answer(model, guide, temperature)
+        except NonFiniteError as error:
+            return _trials.failed(written, seed, temperature, steps, seconds, str(error))
+        widths = relative_widths(model, guide, next(iter(self.held)), temperature=temperature)
+        width = median(widths.values()) if widths else float("nan")
+        assert answer.log_density is not None  # read() lets only batches with targets pass
+        nll, total, epistemic = (
+            float(float64(part).mean()) for part in (answer.log_density, answer.total, answer.epistemic)
+        )
+        return Trial(written, seed, temperature, -nll, total, epistemic, width, steps, seconds)
 
     def train(self, settings: Mapping[str, Any], seed: int) -> tuple[AdapterModel, AdapterGuide, int, float]:
         """Return what a run has trained, its steps and seconds; from its checkpoint where it was done before."""
@@ -222,8 +247,10 @@ class _Sweep:
 
     def line(self, settings: Mapping[str, Any], seed: int, number: int, count: int) -> str:
         own = [t for t in self.done.values() if t.settings == _trials.shown(settings) and t.seed == seed]
-        best = min(own, key=lambda trial: trial.nll)
+        best = min(own, key=lambda trial: math.inf if trial.failure else trial.nll)
         shown = ", ".join(f"{name} {value}" for name, value in best.settings.items())
+        if best.failure:
+            return f"[{number}/{count}] {shown}, seed {seed}: failed. {best.failure.splitlines()[0]}"
         return (
             f"[{number}/{count}] {shown}, seed {seed}: NLL {best.nll:.4f} nats at temperature {best.temperature:g}, "
             f"epistemic {best.epistemic:.3g} of {best.total:.3g} nats, width {best.width:.2g} of the prior's"

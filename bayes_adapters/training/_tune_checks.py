@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bayes_adapters.errors import ConfigError, positive_number, unknown_name
-from bayes_adapters.training._trials import name_of, shown
+from bayes_adapters.errors import ConfigError, NonFiniteError, positive_number, unknown_name
+from bayes_adapters.training._trials import Trial, name_of, shown
 
 _OWN = ("model", "guide", "data", "seed", "checkpoint", "resume", "restore_best", "progress", "validation")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -79,3 +79,13 @@ def check_names(
     for name in grid:
         if name not in names and name not in taken:
             raise unknown_name("setting of the grid", name, [*names, *taken])
+
+
+def all_diverged(trials: Iterable[Trial]) -> NonFiniteError:
+    """The error for a grid in which no setting has a finite NLL under every seed and at some temperature."""
+    said = {f"{trial.settings}, seed {trial.seed}": trial.failure.splitlines()[0] for trial in trials if trial.failure}
+    listed = "\n".join(f"  {run}: {why}" for run, why in said.items())
+    return NonFiniteError(
+        f"No setting of the grid could be trained under every seed:\n{listed}\nLook at the data first; then take a "
+        "smaller learning rate, clip_norm=1.0, or a smaller initial scale."
+    )

@@ -17,6 +17,7 @@ NAMES = {
     "bayeslora-2026": ("StochasticFactors", "RankWise"),
     "blob": ("StochasticDown", "MeanField"),
     "scalabl": ("DiagonalCore", "MeanField"),
+    "polar-vbll": ("PoLAR", "Delta"),
     "c-lora": ("StochasticCore", "Contextual"),
     "fixed-e": ("StochasticCore", "MeanField"),
     "coco-lora": ("StochasticCore", "Amortised"),

@@ -104,6 +104,8 @@ def test_what_cannot_start_leaves_the_lora_as_it_was() -> None:
         start("blob", old, num_data=50, rank=4)
     with refuses(ConfigError, "num_data="):
         start("blob", old)
+    with refuses(ConfigError, "polar-vbll", "OrthonormalLinear", "build('polar-vbll'"):
+        start("polar-vbll", old, num_data=50)
     with refuses(ConfigError, "'blobb'", "blob"):
         start("blobb", old)
     with refuses(ConfigError, "StochasticCore", "to_lora"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from bayes_adapters import predict
-from bayes_adapters.errors import AdapterFileError, ConfigError, PointPosteriorWarning
+from bayes_adapters.errors import AdapterFileError, ConfigError, NonFiniteError, PointPosteriorWarning
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.training import TuneResult, fit, tune
 from bayes_adapters.training._tune_checks import read_seeds
@@ -168,4 +169,28 @@ def test_sweeps_that_cannot_be(options: dict[str, Any], facts: tuple[Any, ...]) 
     make = Maker()
     with refuses(ConfigError, *facts):
         run(make, **options)
+    assert make.calls == 0
+
+
+def diverging(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e30)
+
+
+def test_a_run_that_diverges_is_recorded_and_the_search_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"optimizer": [diverging, adam]}
+    best = run(Maker(), grid=grid, temperatures=[1.0, 0.5], max_steps=3, folder=None, progress=True)
+    assert best.settings == {"optimizer": adam}
+    lost = [trial for trial in best.trials if trial.failure]
+    assert [trial.temperature for trial in lost] == [1.0, 0.5]
+    assert all(math.isnan(trial.nll) and "diverging" in trial.settings["optimizer"] for trial in lost)
+    assert "step" in lost[0].failure
+    assert "failed. " in capsys.readouterr().err.splitlines()[0]
+    names = {"prior_scale": [0.2]}
+    with refuses(NonFiniteError, "'prior_scale': 0.2", "seed 0", "learning rate"):
+        run(Maker(), grid=names, optimizer=diverging, max_steps=3, folder=tmp_path)
+    make = Maker()
+    with refuses(NonFiniteError, "'prior_scale': 0.2"):  # as it is written, and no run is repeated
+        run(make, grid=names, optimizer=diverging, max_steps=3, folder=tmp_path)
     assert make.calls == 0
