@@ -165,6 +165,7 @@ def _show(options: argparse.Namespace) -> str:
         ("versions", _pairs(about["versions"])),
         ("task", "none" if about["task"] is None else json.dumps(about["task"])),
         *(("calibration", f"{one['name']} {_pairs(one['config'])}") for one in about.get("calibration", [])),
+        *(("pairs", f"{one['modality']} {_pairs(one['config'])}") for one in about.get("pair_densities", [])),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {_printable(value)}" for name, value in rows)
@@ -193,7 +194,7 @@ def _verify(options: argparse.Namespace) -> str:
     VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
     verifier = Verifier.from_directory(options.adapter, options.device)
     verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)
-    numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic)
+    numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic, verdict.agreement or 0.0)
     require_answer(numbers)
     if options.json:
         return json.dumps(asdict(verdict) | {"calibration": verifier.task.calibration}, allow_nan=False)
@@ -202,7 +203,22 @@ def _verify(options: argparse.Namespace) -> str:
         f"total        {verdict.total:.4f} nats\n"
         f"  aleatoric  {verdict.aleatoric:.4f} nats  (the pair leaves it open)\n"
         f"  epistemic  {verdict.epistemic:.4f} nats  (the model does not know)"
+        f"{_more(verdict)}"
     )
+
+
+def _more(verdict: Any) -> str:
+    """Lines on what was fitted after training and saved with the adapter, each where it was."""
+    from bayes_adapters.speech.advice import listed
+
+    lines = []
+    if verdict.answers is not None:
+        promise = f"(the right one is among them in {100 * (1 - verdict.alpha):g} % of cases)"
+        lines.append(f"answers      {listed(verdict.answers)}  {promise}")
+    if verdict.agreement is not None:
+        share = f"{100 * verdict.agreement_share:.2g} % of matching pairs agree no better"
+        lines.append(f"agreement    {verdict.agreement:.2f} nats  ({share})")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _quiet() -> None:

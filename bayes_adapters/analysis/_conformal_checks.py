@@ -21,6 +21,19 @@ def require_share(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must lie between 0 and 1, such as 0.1; got {value!r}.")
 
 
+def require_part(part: str, allowed: tuple[str, ...]) -> None:
+    """Raise :class:`ConfigError` unless the part of the uncertainty exists."""
+    if part not in allowed:
+        raise unknown_name("part", part, allowed)
+
+
+def require_limit(threshold: Any) -> None:
+    """Raise :class:`ConfigError` unless this is a finite number, or None."""
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+    if threshold is not None and not number:
+        raise ConfigError(f"threshold must be a finite number, or None to trust nothing; got {threshold!r}.")
+
+
 def fewest(share: float) -> int:
     """Return the smallest n with ``⌈(n + 1)(1 − share)⌉ ≤ n``.
 

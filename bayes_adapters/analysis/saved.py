@@ -8,6 +8,7 @@ from typing import Any
 
 from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling, VectorScaling
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalIntervals, ConformalQuantiles
+from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.errors import AdapterFileError, ConfigError, unknown_name
 from bayes_adapters.files import verified
 
@@ -15,6 +16,8 @@ Scaling = TemperatureScaling | VectorScaling | DeviationScaling
 """Takes a prediction and returns one."""
 Sets = ConformalClasses | ConformalIntervals | ConformalQuantiles
 """Takes a prediction, or quantiles, and returns sets of answers."""
+Calibration = Scaling | Sets | RiskThreshold
+"""What :func:`load_calibration` returns; a threshold takes a prediction and returns which answers are trusted."""
 _KINDS: dict[str, Any] = {
     kind.name: kind
     for kind in (
@@ -24,11 +27,12 @@ _KINDS: dict[str, Any] = {
         ConformalClasses,
         ConformalIntervals,
         ConformalQuantiles,
+        RiskThreshold,
     )
 }
 
 
-def load_calibration(directory: str | Path) -> list[Scaling | Sets]:
+def load_calibration(directory: str | Path) -> list[Calibration]:
     """Return what was given as ``calibration`` to :func:`bayes_adapters.save`, in its order; empty where none was.
 
     Raises:
@@ -50,7 +54,7 @@ def load_calibration(directory: str | Path) -> list[Scaling | Sets]:
         ) from error
 
 
-def from_config(name: str, config: dict[str, Any]) -> Scaling | Sets:
+def from_config(name: str, config: dict[str, Any]) -> Calibration:
     """Return what has this ``name`` and :meth:`config`.
 
     Raises:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from bayes_adapters.analysis._checks import checked_scores
-from bayes_adapters.analysis._conformal_checks import require_enough, require_losses, require_share
+from bayes_adapters.analysis._conformal_checks import (
+    checked,
+    require_enough,
+    require_limit,
+    require_losses,
+    require_part,
+    require_share,
+)
+from bayes_adapters.likelihoods import Prediction
 
 
 class Selection(NamedTuple):
@@ -61,3 +71,64 @@ def selective(uncertainty: Tensor, error: Tensor, *, risk: float) -> Selection:
     threshold = float(levels[fits - 1])
     trusted = u <= threshold
     return Selection(threshold, float(trusted.double().mean()), float(e[trusted].mean()))
+
+
+_PARTS = ("total", "aleatoric", "epistemic")
+
+
+@dataclass(frozen=True)
+class RiskThreshold:
+    """The uncertainty up to which a classifier's answers are trusted, so that few of all answers are trusted and wrong.
+
+    ``P(uncertainty ≤ t and the most probable class is wrong) ≤ risk``, by :func:`selective`, for answers exchangeable
+    with those of :meth:`fit`. It is saved with an adapter, after the scalings whose predictions it was fitted to.
+
+    Args:
+        threshold: t, nats; None where nothing can be trusted at this risk.
+        risk: between 0 and 1.
+        part: of the uncertainty, ``total``, ``aleatoric`` or ``epistemic``.
+
+    >>> p, u = torch.full((20,), 0.8), torch.arange(20.0)
+    >>> answer = Prediction(p, u, u, 0 * u, num_samples=1)
+    >>> limit = RiskThreshold.fit(answer, (torch.arange(20) < 15).float(), risk=0.1)  # wrong from the 15th on
+    >>> limit.threshold, int(limit(answer).sum())
+    (15.0, 16)
+    """
+
+    name: ClassVar[str] = "risk_threshold"
+    threshold: float | None
+    risk: float
+    part: str = "total"
+
+    def __post_init__(self) -> None:
+        require_share("risk", self.risk)
+        require_part(self.part, _PARTS)
+        require_limit(self.threshold)
+
+    @classmethod
+    def fit(cls, prediction: Prediction, targets: Tensor, *, risk: float = 0.1, part: str = "total") -> RiskThreshold:
+        """Return the threshold of these calibration examples.
+
+        Args:
+            prediction: of n examples, one class each.
+            targets: class numbers (n,); of P(y = 1) 0 and 1.
+            risk: the share of all answers that may be trusted and wrong.
+            part: of the uncertainty.
+
+        Raises:
+            ConfigError: an option out of range; numbers, several tasks, tokens or several labels are predicted.
+            DataError: fewer than 1/risk − 1 examples, or what are no probabilities and class numbers.
+        """
+        require_part(part, _PARTS)
+        probs, y = checked(prediction, targets, "RiskThreshold")
+        found = selective(getattr(prediction, part), probs.argmax(-1) != y, risk=risk)
+        return cls(None if found.threshold == -math.inf else found.threshold, risk, part)
+
+    def __call__(self, prediction: Prediction) -> Bool[Tensor, " B"]:
+        """Return which answers are trusted."""
+        uncertainty: Tensor = getattr(prediction, self.part)
+        return torch.zeros_like(uncertainty) > 0 if self.threshold is None else uncertainty <= self.threshold
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as JSON."""
+        return asdict(self)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -48,6 +49,7 @@ from bayes_adapters.files._checks import (
 )
 from bayes_adapters.files._folder import WEIGHTS, read_adapter, require_free, to_json, verified, write
 from bayes_adapters.files._folder import describe as describe
+from bayes_adapters.files._pair_densities import FittedPairs, described, without
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks, has_fresh_head
@@ -76,6 +78,7 @@ def save(
     *,
     task: Mapping[str, Any] | None = None,
     calibration: Sequence[Fitted] = (),
+    pair_densities: Mapping[str, FittedPairs] = MappingProxyType({}),
 ) -> None:
     """Write the adapter, without its frozen backbone, to ``directory``; each file appears whole or not at all.
 
@@ -86,11 +89,14 @@ def save(
         task: anything JSON; :func:`load_task` returns it.
         calibration: what was fitted to the model's predictions, in the order in which it is applied;
             :func:`bayes_adapters.analysis.saved.load_calibration` returns it.
+        pair_densities: modality → what says whether such a context belongs to its input, a
+            :class:`bayes_adapters.reliability.PairDensity`;
+            :func:`bayes_adapters.reliability.load_pair_densities` returns it.
 
     Raises:
         ConfigError: the guide belongs to another model; a class is not registered under its name; a backbone weight is
             trainable (only the adapter is saved); an option or ``task`` is not JSON; ``calibration`` is no sequence of
-            fitted things.
+            fitted things, or ``pair_densities`` no dictionary of fitted densities.
         NonFiniteError: a parameter holds NaN or an infinity, or a buffer NaN.
         AdapterFileError: ``directory`` is a file, holds other things, or cannot be written.
     """
@@ -100,7 +106,7 @@ def save(
         require_pair(model, guide)  # says what is wrong
     with unwrapped(model):
         require_pair(model, guide)
-        _save(folder, model, guide, task, calibration)
+        _save(folder, model, guide, task, calibration, pair_densities)
 
 
 def _save(
@@ -109,6 +115,7 @@ def _save(
     guide: AdapterGuide,
     task: Mapping[str, Any] | None,
     calibration: Sequence[Fitted],
+    pair_densities: Mapping[str, FittedPairs],
 ) -> None:
     require_fitted(calibration)
     require_unmerged(adapted_layers(model.backbone), "saved")
@@ -120,7 +127,8 @@ def _save(
         require_free(folder)
     own = own_tensors(model, guide)
     require_finite(own)
-    tensors = {name: _dense(tensor) for name, tensor in own.items()}
+    densities, surplus = described(pair_densities)
+    tensors = {name: _dense(tensor) for name, tensor in (own | surplus).items()}
     data = tensors_to_bytes(tensors)
     packages = ("bayes-adapters", "torch", "pyro-ppl", "transformers")
     description = {
@@ -143,6 +151,8 @@ def _save(
         description["frozen"] = frozen
     if calibration:
         description["calibration"] = [{"name": one.name, "config": one.config()} for one in calibration]
+    if densities:
+        description["pair_densities"] = densities
     if not model.own_head:
         description["head"] = _entry("head", model.head, "name")
     description["format_version"] = version_of(description)
@@ -176,7 +186,7 @@ def load(directory: str | Path, backbone: nn.Module) -> tuple[AdapterModel, Adap
                 # initial values are drawn and then overwritten
                 with generators_kept(plain), Budget(entries, plain, str(folder)):
                     model, guide = _build(about, plain)
-                _assign(folder, own_tensors(model, guide), tensors)
+                _assign(folder, own_tensors(model, guide), without(about, tensors))
                 _restore_flags(model, guide, about)
                 Marks.from_json(about).put_on(model)
         except AdapterFileError:

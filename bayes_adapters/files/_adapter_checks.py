@@ -53,6 +53,27 @@ def require_fitted(calibration: object) -> None:
         )
 
 
+def require_pair_densities(densities: object) -> None:
+    """Raise :class:`ConfigError` unless this is modality → fitted density, whose tensors are all finite."""
+    if not isinstance(densities, Mapping):
+        raise ConfigError(
+            "pair_densities must be a dictionary modality → PairDensity, such as "
+            f'{{"audio": PairDensity.fit(...)}}; got {described(densities)}.'
+        )
+    for modality, density in densities.items():
+        if not isinstance(modality, str) or not isinstance(density, nn.Module) or not hasattr(density, "config"):
+            raise ConfigError(
+                "pair_densities must be a dictionary modality → PairDensity; got "
+                f"{described(density)} under {modality!r}."
+            )
+        wrong = [name for name, value in density.state_dict().items() if not bool(value.isfinite().all())]
+        if wrong:
+            raise ConfigError(
+                f"The density on pairs of {modality!r} is not fitted, or damaged: its {wrong[0]!r} is not finite. Make "
+                "it with PairDensity.fit, or load its state_dict, before it is saved."
+            )
+
+
 def _fitted(thing: object) -> bool:
     return isinstance(getattr(thing, "name", None), str) and callable(getattr(thing, "config", None))
 

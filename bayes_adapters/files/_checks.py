@@ -16,8 +16,8 @@ from bayes_adapters.errors import AdapterFileError, NonFiniteError
 FORMAT = "bayes-adapters"
 FORMAT_VERSION = 2
 """The newest that is read; what an adapter is saved as is :func:`version_of`."""
-_NEEDS_2 = ("guide.posterior_temperature",)
-"""Entries that change what an adapter answers, and that version 1 did not know: it would leave them out, silently."""
+_NEEDS_2 = ("guide.posterior_temperature", "pair_densities")
+"""Entries that version 1 did not know, and that must not be left out silently."""
 
 _KIND = re.compile(r"([a-z][a-z0-9_]*)\[((?:\d{1,15}(?:, \d{1,15})*)?\])")
 
@@ -42,6 +42,10 @@ def _is_prior(entry: Any) -> bool:
 
 def _is_named(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("config"), dict)
+
+
+def _is_density(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("modality"), str) and isinstance(entry.get("config"), dict)
 
 
 def _is_count(value: Any) -> bool:
@@ -95,6 +99,7 @@ _LATER: dict[str, Callable[[Any], bool]] = {
     "head.config": _options,
     "untrained_head": _is(bool),
     "calibration": _list_of(_is_named),
+    "pair_densities": _list_of(_is_density),
     "peft": _dict_of(_is(str, type(None))),
     "checksum": _text,
 }

@@ -9,17 +9,17 @@ from pathlib import Path
 from bayes_adapters.errors import AdapterFileError, BayesAdaptersError, ConfigError, MissingResourceError, described
 
 
-def require_source(source: object, model: type, guide: object, task: object, calibration: object = ()) -> None:
+def require_source(source: object, model: type, guide: object, task: object, *fitted: object) -> None:
     """Raise :class:`ConfigError` unless ``source`` is a folder alone, or an instance of ``model`` with its guide."""
     if isinstance(source, model):
         if guide is None:
             raise ConfigError(f"A {type(source).__name__} is saved together with its guide: push_to_hub(..., guide=…).")
     elif not hasattr(source, "__fspath__") and not isinstance(source, str):
         raise ConfigError(f"push_to_hub takes a folder of save(), or a model; got {described(source)}.")
-    elif guide is not None or task is not None or calibration:
+    elif guide is not None or task is not None or any(fitted):
         raise ConfigError(
-            f"The folder {str(source)!r} has its guide, task and calibration in it already; guide=, task= and "
-            "calibration= are for a model."
+            f"The folder {str(source)!r} has its guide, task and calibration in it already; guide=, task=, "
+            "calibration= and pair_densities= are for a model."
         )
 
 

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from bayes_adapters.files._adapter import Fitted, load, save
 from bayes_adapters.files._card import card
 from bayes_adapters.files._folder import DESCRIPTION, WEIGHTS, verified
 from bayes_adapters.files._hub_checks import hub_answers, require_adapter, require_online, require_source
+from bayes_adapters.files._pair_densities import FittedPairs
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 
@@ -27,6 +29,7 @@ def push_to_hub(
     guide: AdapterGuide | None = None,
     task: Mapping[str, Any] | None = None,
     calibration: Sequence[Fitted] = (),
+    pair_densities: Mapping[str, FittedPairs] = MappingProxyType({}),
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload adapter",
@@ -43,6 +46,7 @@ def push_to_hub(
         guide: the guide made for the model; needed for a model, and for nothing else.
         task: as for :func:`bayes_adapters.save`; for a model only.
         calibration: the same.
+        pair_densities: the same.
         private: whether a new repository is private.
         revision: the branch; None is the main one.
         message: of the commit.
@@ -56,11 +60,11 @@ def push_to_hub(
         ConfigError: a model without its guide, a folder with one, or no name for a repository.
         MissingResourceError: the hub is set to offline, does not answer, or refuses.
     """
-    require_source(source, AdapterModel, guide, task, calibration)
+    require_source(source, AdapterModel, guide, task, calibration, pair_densities)
     require_online("push_to_hub", repo_id)
     if isinstance(source, AdapterModel) and guide is not None:
         with tempfile.TemporaryDirectory(prefix="bayes-adapters-") as folder:
-            save(folder, source, guide, task=task, calibration=calibration)
+            save(folder, source, guide, task=task, calibration=calibration, pair_densities=pair_densities)
             return _push(Path(folder), repo_id, private, revision, message, token)
     return _push(Path(str(source)), repo_id, private, revision, message, token)
 

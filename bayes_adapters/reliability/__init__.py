@@ -8,5 +8,6 @@ from bayes_adapters.reliability.pair_density import frozen_pairs as frozen_pairs
 from bayes_adapters.reliability.reliability import Fallback as Fallback
 from bayes_adapters.reliability.reliability import Reliability as Reliability
 from bayes_adapters.reliability.reliability import fall_back as fall_back
+from bayes_adapters.reliability.saved import load_pair_densities as load_pair_densities
 from bayes_adapters.reliability.widening import Widening as Widening
 from bayes_adapters.reliability.widening import calibrate_scale as calibrate_scale

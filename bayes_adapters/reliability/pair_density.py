@@ -46,8 +46,8 @@ class PairDensity(nn.Module):
     clipped to 0 … .95 and made not to rise with j.
 
     The guide does not read it: give its γ to :func:`bayes_adapters.reliability.blend`, or its agreement to
-    :func:`bayes_adapters.analysis.selection.selective`. Nor is it saved with an adapter: keep ``config()`` and
-    ``state_dict()``. Features of the frozen encoders come from :func:`frozen_pairs`.
+    :func:`bayes_adapters.analysis.selection.selective`. It is saved with an adapter by ``save(…, pair_densities=)``.
+    Features of the frozen encoders come from :func:`frozen_pairs`.
 
     The constructor makes an unfitted density, whose tensors are about to be loaded; :meth:`fit` makes one to use.
 
@@ -55,6 +55,7 @@ class PairDensity(nn.Module):
         input_dim: width of x.
         context_dim: width of a.
         components: how many canonical variates.
+        pairs: M, the number of held-out pairs whose agreements :meth:`p_value` compares with.
 
     >>> _ = torch.manual_seed(0)
     >>> shared = torch.randn(400, 5)
@@ -67,8 +68,9 @@ class PairDensity(nn.Module):
     correlation: Float[Tensor, " k"]
     limit: Float[Tensor, ""]
     tail: Float[Tensor, ""]
+    held_out: Float[Tensor, " M"]
 
-    def __init__(self, input_dim: int, context_dim: int, components: int) -> None:
+    def __init__(self, input_dim: int, context_dim: int, components: int, pairs: int = 0) -> None:
         super().__init__()
         self.input_dim, self.context_dim, self.components = input_dim, context_dim, components
         for name, width in (("input", input_dim), ("context", context_dim)):
@@ -78,6 +80,7 @@ class PairDensity(nn.Module):
         self.register_buffer("correlation", torch.zeros(components))
         self.register_buffer("limit", torch.tensor(-math.inf))
         self.register_buffer("tail", torch.tensor(1.0))
+        self.register_buffer("held_out", torch.zeros(pairs))
 
     @classmethod
     @torch.no_grad()
@@ -104,7 +107,7 @@ class PairDensity(nn.Module):
             ConfigError: ``components`` is out of range, or more than the directions in which one side varies.
         """
         check_pairs(inputs, contexts, held_out_inputs, held_out_contexts, components)
-        density = cls(inputs.shape[1], contexts.shape[1], components).to(inputs.device)
+        density = cls(inputs.shape[1], contexts.shape[1], components, len(held_out_inputs)).to(inputs.device)
         centres, maps, scores = list[Tensor](), list[Tensor](), list[Tensor]()
         for features in (inputs, contexts):
             wide = float64(features)
@@ -132,6 +135,7 @@ class PairDensity(nn.Module):
         limit, median = agreement.quantile(torch.tensor([0.05, 0.5], device=agreement.device)).unbind()
         density.limit.copy_(limit)
         density.tail.copy_((median - limit).clamp_min(1e-6))
+        density.held_out.copy_(agreement.sort().values)
         return density
 
     def agreement(self, inputs: Float[Tensor, "B d"], contexts: Float[Tensor, "B c"]) -> Float[Tensor, " B"]:
@@ -161,9 +165,28 @@ class PairDensity(nn.Module):
         agreement = self.agreement(inputs, contexts).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         return torch.exp(-(self.limit - agreement).clamp_min(0.0) / self.tail)
 
+    def p_value(self, inputs: Float[Tensor, "B d"], contexts: Float[Tensor, "B c"]) -> Float[Tensor, " B"]:
+        """Return the share of matched pairs that agree no better.
+
+        Formula: ``(1 + #{held-out agreements ≤ this one}) / (M + 1)``. A pair of the same kind as the held-out ones has
+        a share of at most α with probability at most α, as in conformal prediction, but for this: correlations and
+        units were estimated on the held-out pairs too, which therefore agree a little better than new ones (on the
+        prompts 9 % of new matched pairs fell below the 5 % quantile of 54 held-out ones). A context of another input
+        tends to a small share.
+
+        Raises:
+            ConfigError: the density is not fitted.
+            DataError: see :meth:`agreement`.
+        """
+        require_fitted(bool(self.limit.isfinite()))
+        agreement = self.agreement(inputs, contexts).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+        no_better = torch.searchsorted(self.held_out, agreement, right=True)
+        return (1 + no_better) / (len(self.held_out) + 1)
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""
-        return {"input_dim": self.input_dim, "context_dim": self.context_dim, "components": self.components}
+        sizes = ("input_dim", "context_dim", "components")
+        return {name: getattr(self, name) for name in sizes} | {"pairs": len(self.held_out)}
 
 
 @torch.no_grad()

@@ -132,6 +132,24 @@ def require_bernoulli(name: str) -> None:
         raise ConfigError(f"Verifying needs the likelihood 'bernoulli'; the model has {name!r}.")
 
 
+def require_verifiable(calibration: Sequence[Any]) -> None:
+    """Raise :class:`ConfigError` for what was fitted to something else than answers yes or no, or for two sets."""
+    for fitted in calibration:
+        classes = getattr(fitted, "classes", 2)
+        if fitted.name in {"deviation", "conformal_intervals", "conformal_quantiles"} or classes != 2:
+            what = f"{classes} classes" if classes != 2 else "numbers"
+            raise ConfigError(
+                f"Verifying answers yes or no, and {fitted.name!r} of the calibration is for {what}. Save the adapter "
+                "with what was fitted to its own predictions of validation pairs."
+            )
+    sets = [fitted for fitted in calibration if fitted.name == "conformal_classes"]
+    if len(sets) > 1:
+        raise ConfigError(
+            f"The calibration holds {len(sets)} conformal sets, with alpha {', '.join(f'{s.alpha:g}' for s in sets)}; "
+            "a verdict has one. Save the adapter with the one that is meant."
+        )
+
+
 def require_trained_on(encoder: str, found: str, wanted: str | None, directory: str | Path) -> None:
     """Raise :class:`AdapterFileError` where an adapter was trained on frames of another speech encoder.
 

@@ -13,7 +13,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.analysis.saved import Scaling, load_calibration
+from bayes_adapters.analysis.conformal import ConformalClasses
+from bayes_adapters.analysis.saved import Calibration, Scaling, load_calibration
+from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.backbones import SpeechEncoder, speech_encoder, text_backbone
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.devices import pick_device
@@ -22,14 +24,20 @@ from bayes_adapters.files import load, load_task
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
+from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.reliability import PairDensity, frozen_pairs, load_pair_densities
 from bayes_adapters.speech._checks import (
     require_bernoulli,
     require_entries,
     require_short,
     require_task,
     require_trained_on,
+    require_verifiable,
     require_words,
 )
+from bayes_adapters.speech.advice import LOW, beyond, strangers
+from bayes_adapters.speech.advice import advice as advice
+from bayes_adapters.speech.advice import claim as claim
 from bayes_adapters.speech.audio import read_audio, refuse_silence
 
 TASK = "verify_prompts"
@@ -106,8 +114,15 @@ class Verdict:
         probability: that the recording says the script, 0 to 1.
         total, aleatoric, epistemic: uncertainty in nats, total = aleatoric + epistemic ≤ log 2.
         words: answer and advice in two sentences.
-        trusted: whether total and epistemic uncertainty are within the 90 % quantiles of validation pairs, and the
-            total within the range where at most 10 % of the answers were wrong.
+        trusted: whether total and epistemic uncertainty are within the 90 % quantiles of validation pairs, the total
+            within the range where at most 10 % of the answers were wrong, every saved risk threshold is kept, and a
+            recording that is said to say the script belongs to it by the saved density on pairs.
+        answers: ``no`` and ``yes`` as far as the saved conformal set holds them, which holds the right one with
+            probability ``1 − alpha``; None where no set was saved.
+        alpha: of that set.
+        agreement: of recording and script, nats, by the saved density on pairs; None where none was saved.
+        agreement_share: of matching validation pairs that agree no better, 0 to 1: see
+            :meth:`bayes_adapters.reliability.PairDensity.p_value`.
     """
 
     probability: float
@@ -116,6 +131,10 @@ class Verdict:
     epistemic: float
     words: str
     trusted: bool
+    answers: tuple[str, ...] | None = None
+    alpha: float | None = None
+    agreement: float | None = None
+    agreement_share: float | None = None
 
 
 class Verifier:
@@ -126,11 +145,14 @@ class Verifier:
         tokenizer: of the text backbone.
         encoder: the frozen speech encoder.
         task: what the adapter says of itself.
-        calibration: applied to every answer, in this order, before it meets the thresholds of ``task``, which must then
-            be those of calibrated answers.
+        calibration: applied to every answer, in this order: a scaling to all that comes after it, and to the thresholds
+            of ``task``, which must then be those of calibrated answers; a risk threshold and a set to what they are
+            given.
+        pairs: of the script's and the recording's frozen features.
 
     Raises:
-        ConfigError: the model's likelihood is not ``Bernoulli``.
+        ConfigError: the model's likelihood is not ``Bernoulli``, or ``calibration`` holds something for numbers, for
+            other classes than two, or two conformal sets.
     """
 
     def __init__(
@@ -140,15 +162,17 @@ class Verifier:
         tokenizer: Any,
         encoder: SpeechEncoder,
         task: VerifyTask,
-        calibration: Sequence[Scaling] = (),
+        calibration: Sequence[Calibration] = (),
+        pairs: PairDensity | None = None,
     ) -> None:
         require_bernoulli(model.likelihood.name)
+        require_verifiable(calibration)
         self.model, self.guide, self.tokenizer, self.encoder, self.task = model, guide, tokenizer, encoder, task
-        self.calibration = calibration
+        self.calibration, self.pairs = calibration, pairs
 
     @classmethod
     def from_directory(cls, directory: str | Path, device: str = "auto") -> Verifier:
-        """Load a saved adapter, the scalings of probabilities saved with it, and the two backbones it names.
+        """Load a saved adapter, what was fitted after training and saved with it, and the two backbones it names.
 
         Args:
             directory: what ``bayes_adapters.save`` wrote, with a ``verify_prompts`` task.
@@ -166,8 +190,9 @@ class Verifier:
         encoder = speech_encoder(task.speech_encoder, task.max_seconds)
         require_trained_on(task.speech_encoder, encoder.fingerprint(), task.fingerprint, directory)
         encoder.encoder.to(place)
-        scalings = [fitted for fitted in load_calibration(directory) if isinstance(fitted, Scaling)]
-        return cls(model, guide, tokenizer, encoder, task, scalings)
+        pairs = load_pair_densities(directory).get("audio")
+        calibration = load_calibration(directory)
+        return cls(model, guide, tokenizer, encoder, task, calibration, None if pairs is None else pairs.to(place))
 
     def verify(self, recording: str | Path, script: str, *, samples: int = 32, seed: int = 0) -> Verdict:
         """Answer for one pair.
@@ -193,13 +218,41 @@ class Verifier:
         batch = Batch(inputs, context={"audio": frames})
         drawn = bool(self.calibration)  # each draw is scaled too
         answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed, return_samples=drawn)
-        for scaling in self.calibration:
-            answer = scaling(answer)
+        answer, kept, limited = self._calibrated(answer, seed)
         probability, total, epistemic = (float(v[0]) for v in (answer.probs, answer.total, answer.epistemic))
         sentence, trusted = advice(total, epistemic, self.task.thresholds)
-        return Verdict(
-            probability, total, float(answer.aleatoric[0]), epistemic, f"{claim(probability)} {sentence}", trusted
-        )
+        if trusted and limited:
+            sentence, trusted = limited, False
+        agreement, share = self._agreement(batch)
+        if trusted and share is not None and share <= LOW and probability >= 0.4:  # a "no" is what it would say too
+            sentence, trusted = strangers(share), False
+        words = f"{claim(probability)} {sentence}"
+        aleatoric = float(answer.aleatoric[0])
+        return Verdict(probability, total, aleatoric, epistemic, words, trusted, *kept, agreement, share)
+
+    def _calibrated(
+        self, answer: Prediction, seed: int
+    ) -> tuple[Prediction, tuple[tuple[str, ...] | None, float | None], str]:
+        """Return the scaled answer, the set of answers with its α, and why a threshold does not trust it, if so."""
+        kept: tuple[tuple[str, ...] | None, float | None] = (None, None)
+        limited = ""
+        for fitted in self.calibration:
+            if isinstance(fitted, ConformalClasses):
+                inside = fitted.sets(answer, seed=seed)[0].tolist()
+                kept = tuple(name for name, held in zip(("no", "yes"), inside, strict=True) if held), fitted.alpha
+            elif isinstance(fitted, RiskThreshold):
+                value = float(getattr(answer, fitted.part)[0])
+                if not bool(fitted(answer)[0]):
+                    limited = limited or beyond(value, fitted.part, fitted.threshold, fitted.risk)
+            elif isinstance(fitted, Scaling):
+                answer = fitted(answer)
+        return answer, kept, limited
+
+    def _agreement(self, batch: Batch) -> tuple[float | None, float | None]:
+        if self.pairs is None:
+            return None, None
+        inputs, contexts, _ = frozen_pairs(self.model, batch, "audio")
+        return float(self.pairs.agreement(inputs, contexts)), float(self.pairs.p_value(inputs, contexts))
 
 
 def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -212,60 +265,3 @@ def as_stored(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     False
     """
     return values.half()
-
-
-def claim(probability: float) -> str:
-    """Say the answer in a sentence.
-
-    >>> claim(0.97)
-    'Yes, this recording says the script (p = 0.97).'
-    >>> claim(0.5)
-    'Undecided: the recording may say the script or not (p = 0.50).'
-    >>> claim(0.2)
-    'Probably not: this recording does not seem to say the script (p = 0.20).'
-    """
-    p = f"(p = {probability:.2f})"
-    if probability >= 0.9:
-        return f"Yes, this recording says the script {p}."
-    if probability > 0.6:
-        return f"Probably yes: this recording seems to say the script {p}."
-    if probability >= 0.4:
-        return f"Undecided: the recording may say the script or not {p}."
-    if probability > 0.1:
-        return f"Probably not: this recording does not seem to say the script {p}."
-    return f"No, this recording does not say the script {p}."
-
-
-def advice(total: float, epistemic: float, thresholds: dict[str, float]) -> tuple[str, bool]:
-    """Say whether to trust an answer, by comparing its uncertainty with that of validation pairs.
-
-    Args:
-        total: nats.
-        epistemic: nats.
-        thresholds: see :class:`VerifyTask`.
-
-    Returns:
-        A sentence, and whether both parts are within their 90 % quantiles and the total within ``total_risk10``.
-
-    >>> limits = {"total_q90": 0.4, "total_q99": 0.6, "epistemic_q90": 0.02, "epistemic_q99": 0.05, "total_risk10": 0.3}
-    >>> advice(0.1, 0.01, limits)
-    ('Trust it: its uncertainty is within what was seen on validation recordings.', True)
-    """
-    reasons = {
-        "epistemic": ("this recording or script is unlike the training data", epistemic),
-        "total": ("recording and script leave the answer open", total),
-    }
-    for quantile, level, order in ((99, "99th", "Do not rely on it"), (90, "90th", "Check it by ear")):
-        for part, (reason, value) in reasons.items():
-            limit = thresholds[f"{part}_q{quantile}"]
-            if not value <= limit:
-                return (
-                    f"{order}: its {part} uncertainty, {value:.2g} nats, is above the {level} percentile of validation "
-                    f"recordings ({limit:.2g}): {reason}."
-                ), False
-    if not total <= thresholds["total_risk10"]:
-        return (
-            f"Check it by ear: its total uncertainty, {total:.2g} nats, is above {thresholds['total_risk10']:.2g}; "
-            "only up to there were at most 10 % of the answers on validation recordings wrong."
-        ), False
-    return "Trust it: its uncertainty is within what was seen on validation recordings.", True

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayes_adapters import Bernoulli, Categorical, Gaussian, Prediction
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalIntervals, ConformalQuantiles, selective
+from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import MultiLabel, Tasks
 from tests.information import averaged
@@ -65,7 +66,8 @@ def test_intervals_and_quantiles_cover() -> None:
 
 def _part(answer: Prediction, rows: slice) -> Prediction:
     names = ("mean", "total", "aleatoric", "epistemic", "variance")
-    return replace(answer, **{name: getattr(answer, name)[rows] for name in names})
+    given = [name for name in names if getattr(answer, name) is not None]
+    return replace(answer, **{name: getattr(answer, name)[rows] for name in given})
 
 
 def test_thresholds_by_hand() -> None:
@@ -124,6 +126,26 @@ def test_a_risk_by_hand() -> None:
         assert selective(u.flip(0), wrong.flip(0), risk=risk).threshold == largest
     assert selective(torch.zeros(20), wrong, risk=0.1) == (-math.inf, 0.0, pytest.approx(math.nan, nan_ok=True))
     assert selective(u, 0.5 * wrong, risk=0.1).threshold == 16
+
+
+def test_a_risk_threshold_is_that_of_the_wrong_answers() -> None:
+    p, y = _classes(200)
+    entropy = torch.special.entr(p).sum(-1)
+    answer = Prediction(p, entropy, entropy, 1 - entropy, 1)
+    for part, uncertainty in (("total", entropy), ("epistemic", 1 - entropy)):
+        found = RiskThreshold.fit(answer, y, risk=0.2, part=part)
+        assert found.threshold == selective(uncertainty, p.argmax(-1) != y, risk=0.2).threshold
+        assert torch.equal(found(answer), uncertainty <= found.threshold)
+    both = averaged(Bernoulli(), torch.randn(3, 40, 1))
+    sure = RiskThreshold.fit(both, (both.mean > 0.5).float(), risk=0.1)
+    assert bool(sure(both).all())
+    never = RiskThreshold.fit(both, (both.mean <= 0.5).float(), risk=0.03)
+    assert never.threshold is None
+    assert not bool(never(both).any())
+    with refuses(DataError, 9, 8):
+        RiskThreshold.fit(_part(answer, slice(None, 8)), y[:8])
+    with refuses(ConfigError, "part", "sum", "total"):
+        RiskThreshold.fit(answer, y, part="sum")
 
 
 def test_what_is_refused() -> None:

@@ -13,7 +13,6 @@ import torch
 
 from bayes_adapters import Batch, Frames, load, predict, save
 from bayes_adapters.analysis.calibration import TemperatureScaling
-from bayes_adapters.analysis.conformal import ConformalClasses
 from bayes_adapters.backbones import speech_encoder, text_backbone
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.speech.audio import read_audio
@@ -30,8 +29,10 @@ def test_verify_as_a_user_runs_it(home: Path) -> None:
     assert (first.returncode, first.stderr) == (0, "")
     verdict = json.loads(first.stdout)
     assert verdict.keys() == {
-        "probability", "total", "aleatoric", "epistemic", "words", "trusted", "calibration"
+        "probability", "total", "aleatoric", "epistemic", "words", "trusted", "calibration", "answers", "alpha",
+        "agreement", "agreement_share",
     }  # fmt: skip
+    assert verdict["answers"] is verdict["agreement"] is None
     assert verdict["calibration"] == {"ece": 0.02}
     bad = subprocess.run([*command[:2], "absent.wav", *command[3:]], capture_output=True, text=True, check=False)
     check_refusal(
@@ -68,8 +69,7 @@ def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
 def test_a_saved_calibration_is_applied(home: Path, tmp_path: Path, run: Run) -> None:
     model, guide = load(home / "adapter", text_backbone(home / "text")[0])
     scaling = TemperatureScaling(2.5)
-    sets = ConformalClasses(0.7, 0.1, 2)  # no scaling: verify leaves it alone
-    save(tmp_path, model, guide, task=task(home), calibration=[scaling, sets])
+    save(tmp_path, model, guide, task=task(home), calibration=[scaling])
     options = ("verify", home / "good.wav", "your call", "--samples", 5, "--json", "--adapter")
     plain, scaled = (json.loads(run(*options, folder)[1]) for folder in (home / "adapter", tmp_path))
     assert plain.keys() == scaled.keys()

@@ -14,10 +14,12 @@ from bayes_adapters import save
 from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling, VectorScaling
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalIntervals, ConformalQuantiles
 from bayes_adapters.analysis.saved import from_config, load_calibration
+from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.cli import main
 from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files import describe
 from tests.files.parts import pair
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 FITTED = [
@@ -27,6 +29,8 @@ FITTED = [
     ConformalClasses(0.9, 0.1, 3, "raps", 0.2, 2, True),
     ConformalIntervals(1.7, 0.05),
     ConformalQuantiles(-0.2, 0.1),
+    RiskThreshold(1 / 3, 0.1, "epistemic"),
+    RiskThreshold(None, 0.01),
 ]
 
 
@@ -77,6 +81,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     save(tmp_path, model, guide, calibration=[_Later()])
     with refuses(AdapterFileError, str(tmp_path), "temperatures", "temperature"):
         load_calibration(tmp_path)
+    for wrong in ({"threshold": math.nan}, {"threshold": "x"}):
+        with unchecked(), refuses(ConfigError, "threshold", wrong["threshold"]):
+            from_config("risk_threshold", {"risk": 0.1, "part": "total"} | wrong)
+    with refuses(ConfigError, "part", "sum", "epistemic"):
+        from_config("risk_threshold", {"risk": 0.1, "part": "sum", "threshold": 0.1})
     with refuses(ConfigError, "temperature", 0.0):
         from_config("temperature", {"temperature": 0.0})
     about = describe(tmp_path)

@@ -20,6 +20,7 @@ from bayes_adapters.devices import pick_device
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files import save
 from examples.studies.user_errors import user_errors
+from examples.studies.verify_prompts import kept
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.experiment import Settings, evaluate, task_description, train, training_steps
 from examples.studies.verify_prompts.markdown import count
@@ -66,7 +67,14 @@ def run(out: Path, methods: tuple[str, ...], seed: int, settings: Settings, bar:
             trained = train(corpus, method, seed, settings, advance=advance)
         times.append(f"{method} {trained.seconds:.0f} s")
         if method == methods[0]:
-            save(out / "adapter", trained.model, trained.guide, task=task_description(corpus, trained, settings))
+            save(
+                out / "adapter",
+                trained.model,
+                trained.guide,
+                task=task_description(corpus, trained, settings),
+                calibration=kept.fitted(corpus, trained, settings),
+                pair_densities=kept.pair_densities(corpus, trained.model),
+            )
             stages.say(
                 f"saved {out / 'adapter'}, for: bayes-adapters verify RECORDING SCRIPT --adapter {out / 'adapter'}"
             )

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from bayes_adapters import save
+from bayes_adapters.analysis.saved import load_calibration
 from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.reliability import frozen_pairs
 from bayes_adapters.speech.verify import VerifyTask
+from examples.studies.verify_prompts import kept
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.experiment import (
     PLAIN,
@@ -42,6 +45,26 @@ def test_verify_can_read_the_task(corpus: Corpus, trained: Trained, tmp_path: Pa
     save(tmp_path, trained.model, trained.guide, task=task_description(corpus, trained, SETTINGS))
     task = VerifyTask.from_directory(tmp_path)
     assert (task.max_tokens, task.frames_per_second) == (64, 25)
+
+
+def test_what_is_kept_with_the_adapter_is_that_of_its_validation_pairs(
+    corpus: Corpus, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "VERIFY_SAMPLES", 2)  # draws cost time
+    calibration = kept.fitted(corpus, trained, SETTINGS, alpha=0.2)
+    pairs = kept.pair_densities(corpus, trained.model)
+    assert pairs == {}  # twelve recordings are too few
+    save(tmp_path, trained.model, trained.guide, calibration=calibration, pair_densities=pairs)
+    assert load_calibration(tmp_path) == calibration
+    dataset = corpus.evaluation("validation", "clean")
+    prediction, order = predict_all(trained, dataset, replace(SETTINGS, samples=2))
+    labels = torch.tensor([pair.label for pair in dataset.pairs])
+    score = (prediction.probs[order] - labels).abs().double()  # 1 − p of the right answer
+    assert calibration[0].threshold == pytest.approx(float(score.sort().values[18]))  # ⌈23 · .8⌉ = 19
+    x, a = kept.features(corpus, trained.model, "validation", label=0)
+    wrong = [i for i, pair in enumerate(dataset.pairs) if pair.label == 0]
+    inputs, contexts, _ = frozen_pairs(trained.model, dataset.batch(wrong[-1:]))
+    torch.testing.assert_close((x[-1:], a[-1:]), (inputs, contexts), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
