@@ -23,7 +23,7 @@ values, ``-r12`` (308,097) as CoCo-LoRA, ``-r36`` (529,281) as CALIBER-G, ``-r68
 (1,524,609) as CoLA and Bayesian CoLA.
 
 Controls of CALIBER. ``cross-attention`` is CALIBER-X without a posterior: the core is the network's mean, and nothing
-is drawn or weighed. ``caliber-x-fusion`` is CALIBER-X on top of late fusion, with CALIBER-X's density of frames, so that
+is drawn or weighed. ``caliber-x-fusion`` is CALIBER-X on top of late fusion, with its density of frames, so that
 the two differ in the head alone; ``cross-attention-fusion`` is that without a posterior. (Seed 0 of
 ``caliber-x-fusion`` was also measured with the density of the frames' moments, which widens more of the clean
 recordings, clean AUC .909 for .929, and without any density, .937.) ``lora-fusion-temperature`` is late fusion whose
