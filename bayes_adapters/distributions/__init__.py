@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks, and what any distribution tells of itself."""
 
 from bayes_adapters.distributions.curved_gaussian import CurvedGaussian as CurvedGaussian
+from bayes_adapters.distributions.induced import Induced as Induced
 from bayes_adapters.distributions.log_uniform import LogUniform as LogUniform
 from bayes_adapters.distributions.points import Points as Points
 from bayes_adapters.distributions.reading import base_distribution as base_distribution
