@@ -29,8 +29,8 @@ def prior_deviation(prior: Any, site: Site) -> Tensor:
         deviation = prior.sample().new_full((), float("nan"))
     if not bool(deviation.isfinite().all()) or not bool(prior.mean.isfinite().all()):
         raise ConfigError(
-            f"The weights of {site.name!r} follow U by the conditional of a Gaussian of the prior's mean and standard "
-            f"deviation, and its prior {type(base_distribution(prior)).__name__} has none that are finite. Take Normal, Laplace or a "
-            "StudentT of more than 2 degrees of freedom."
+            f"The weights of {site.name!r} follow U by the conditional of a Gaussian of the prior's mean and "
+            f"standard deviation, and its prior {type(base_distribution(prior)).__name__} has none that are finite. "
+            "Take Normal, Laplace or a StudentT of more than 2 degrees of freedom."
         )
     return deviation

@@ -97,7 +97,7 @@ class BaLoRA(AdapterModel):
         self.drop = drop
         if prior is None:
             prior = dist.Normal(torch.tensor(0.0), torch.tensor((drop / (1.0 - drop)) ** 0.5))
-        random = {"parts": [Part.NOISE], "granularity": Granularity.SEQUENCE, "prior": prior}
+        random: dict[str, Any] = {"parts": [Part.NOISE], "granularity": Granularity.SEQUENCE, "prior": prior}
         super().__init__(backbone, likelihood, **random, **options)
 
     def start(self, site: Site) -> Tensor:
