@@ -10,6 +10,8 @@ from bayes_adapters.guides.delta import Delta as Delta
 from bayes_adapters.guides.flow import Flow as Flow
 from bayes_adapters.guides.full_gaussian import FullGaussian as FullGaussian
 from bayes_adapters.guides.hypernetwork import Hypernetwork as Hypernetwork
+from bayes_adapters.guides.inducing_weights import InducingWeights as InducingWeights
+from bayes_adapters.guides.input_noise import InputNoise as InputNoise
 from bayes_adapters.guides.kronecker_laplace import KroneckerLaplace as KroneckerLaplace
 from bayes_adapters.guides.laplace import Laplace as Laplace
 from bayes_adapters.guides.low_rank import LowRank as LowRank

@@ -5,6 +5,7 @@ from bayes_adapters.priors.global_weights import GlobalWeights as GlobalWeights
 from bayes_adapters.priors.hierarchical import HYPER as HYPER
 from bayes_adapters.priors.hierarchical import HyperSite as HyperSite
 from bayes_adapters.priors.hierarchical import bijection as bijection
+from bayes_adapters.priors.layer_scales import LayerScales as LayerScales
 from bayes_adapters.priors.prior import SINGLE_PRIOR as SINGLE_PRIOR
 from bayes_adapters.priors.prior import Prior as Prior
 from bayes_adapters.priors.prior import PriorLike as PriorLike

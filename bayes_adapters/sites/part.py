@@ -46,6 +46,8 @@ class Part:
     """m, shape (d_in,): 0 or 1; what is kept is divided by the prior's mean."""
     GATE: ClassVar[Part]
     """g, shape (r,): 0 or 1, which ranks there are; not divided by anything."""
+    NOISE: ClassVar[Part]
+    """η, shape (r, d_in): what the entries of A are multiplied by, 1 on average."""
     CROSS: ClassVar[Part]
     """Φ, the core of a path between modalities, shape (r_C, r_C); see :mod:`bayes_adapters.modalities.inter_path`."""
     FACTOR: ClassVar[Part]
@@ -87,6 +89,7 @@ Part.A = Part("A", ("r", "d_in"))
 Part.B = Part("B", ("d_out", "r"))
 Part.MASK = Part("mask", ("d_in",), real=False, diagonal=True)
 Part.GATE = Part("gate", ("r",), real=False, diagonal=True, divided=False)
+Part.NOISE = Part("noise", ("r", "d_in"))
 Part.CROSS = Part("cross", ("r", "r"))
 Part.FACTOR = Part("factor", None)
 
@@ -104,5 +107,5 @@ class _EveryReal(frozenset[Part]):
         return isinstance(part, Part) and part.real
 
 
-REAL: frozenset[Part] = _EveryReal({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.CROSS, Part.FACTOR})
+REAL: frozenset[Part] = _EveryReal({Part.CORE, Part.DIAGONAL, Part.A, Part.B, Part.NOISE, Part.CROSS, Part.FACTOR})
 """Every real-valued part, third parties' too: all but masks and gates."""

@@ -21,6 +21,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
 from bayes_adapters.likelihoods import Bernoulli
 from bayes_adapters.models.adapter_dropout import AdapterDropout
+from bayes_adapters.models.balora import BaLoRA
 from bayes_adapters.models.diagonal_core import DiagonalCore
 from bayes_adapters.models.gated_lora import GatedLoRA
 from bayes_adapters.models.stochastic_core import StochasticCore
@@ -209,8 +210,8 @@ def standard_models() -> Mapping[str, MakeModel]:
     """Return name → a function that makes a small model; a guide is checked on each that it serves.
 
     Random cores per token, per sequence and for the data set; a random diagonal; a random A; random A and B, under a
-    Gaussian prior; masks per token and per data set; gates on ranks. Each has 20 examples, of which
-    :func:`standard_batch` holds five.
+    Gaussian prior; masks per token and per data set; gates on ranks; noise on A per sequence. Each has 20
+    examples, of which :func:`standard_batch` holds five.
     """
     options: dict[str, Any] = {"rank": 2, "num_data": _NUM_DATA}
 
@@ -232,6 +233,7 @@ def standard_models() -> Mapping[str, MakeModel]:
         "mask, token": mask("token"),
         "mask, global": mask("global"),
         "gates, global": lambda: GatedLoRA(standard_backbone(), Bernoulli(), **options),
+        "noise, sequence": lambda: BaLoRA(standard_backbone(), Bernoulli(), **options),
     }
 
 

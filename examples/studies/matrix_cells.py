@@ -161,6 +161,7 @@ _NATURAL = {
     "RankWise": "StochasticFactors",
     "TrainingFree": "StochasticDown",
     "LowRank": "StochasticCore global",
+    "InputNoise": "BaLoRA",
 }
 _PRIORS: dict[str, Callable[[], Any]] = {
     "N(0, .2²)": lambda: dist.Normal(0.0, 0.2),
@@ -207,7 +208,7 @@ ABOUT = {
     "Backbones and systems": "Bernoulli.",
     "Pairs of encoders and systems": "Bernoulli.",
     "Guides and priors": "StochasticCore, one draw per token where the guide serves that, else one per data set "
-    "(RankWise: StochasticFactors; TrainingFree: StochasticDown; Hypernetwork: CoLA).",
+    "(RankWise: StochasticFactors; TrainingFree: StochasticDown; Hypernetwork: CoLA; InputNoise: BaLoRA).",
 }
 
 

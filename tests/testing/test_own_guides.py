@@ -29,6 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rank_wise": {"init_log_variance": -3.0},
     "low_rank": {"covariance_rank": 8},
     "swag": {"columns": 3},
+    "inducing_weights": {"inducing": (2, 1)},
+    "input_noise": {"context_dim": None, "width": 4},
 }
 NAMED = [name for name in registry.names("guide") if name != "hypernetwork"]
 ALIKE = ("amortised", "pooled_context")
