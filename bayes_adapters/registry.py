@@ -12,8 +12,11 @@ Others come from :func:`register`, or from an installed package's entry points, 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 from enum import StrEnum
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import FunctionType
 from typing import Any, TypeVar
@@ -183,10 +186,27 @@ def _built_in(kind: Kind) -> dict[str, type]:
 
 def _entry_points(kind: Kind) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=f"bayes_adapters.{kind.value}s"):
+    for point in _offered(f"bayes_adapters.{kind.value}s", _installed()):
         if point.value not in [other.value for other in found.setdefault(point.name, [])]:
             found[point.name].append(point)
     return found
+
+
+@lru_cache(maxsize=16)
+def _offered(group: str, installed: tuple[tuple[str, int | None], ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001
+    """Return the entry points of a group; to read those of every package takes longer than to load a guide."""
+    return tuple(entry_points(group=group))
+
+
+def _installed() -> tuple[tuple[str, int | None], ...]:
+    """Return the places of ``sys.path`` and when each last changed, as it does where a package comes or goes."""
+    found = []
+    for place in sys.path:
+        try:
+            found.append((place, os.stat(place or ".").st_mtime_ns))
+        except OSError:
+            found.append((place, None))
+    return tuple(found)
 
 
 def _load(kind: Kind, point: EntryPoint) -> Any:

@@ -120,6 +120,8 @@ def pigeonhole(
 
     V comes from three parts of V*: that of seeds alone, ``V*_s R/(R−1) = MS_s/(R n)``, of units alone,
     ``V*_u n/(n−1) = MS_u/(R n)``, and the rest, ``V*_e R n/((R−1)(n−1)) = MS_e/(R n)``. For a mean these hold exactly.
+    Of the difference of two AUCs, 95 % intervals held the truth in .93 to .95 of simulated studies of 5 and 10 seeds,
+    wherever the variance was (``python -m examples.studies.coverage``).
 
     Args:
         metric_fn: called as ``metric_fn(*tensors)`` with the tensors of one seed, each with examples first; returns one

@@ -13,11 +13,11 @@ from torch import nn
 from bayes_adapters import Batch, Gaussian, registry
 from bayes_adapters._options import parameters_of
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guides import SWAG, Hypernetwork, LowRank, MeanField, RankWise
+from bayes_adapters.guides import SWAG, Amortised, Hypernetwork, MeanField, RankWise
 from bayes_adapters.inference import JointGuide
 from bayes_adapters.likelihoods import Tagging, Tasks
 from bayes_adapters.models import StochasticCore
-from bayes_adapters.testing import CHECKS, CONTEXT_WIDTH, Case, Outcome, check_guide, standard_batch, standard_models
+from bayes_adapters.testing import CONTEXT_WIDTH, Case, Outcome, check_guide, standard_batch, standard_models
 from bayes_adapters.testing.case import standard_backbone
 from tests.cola.parts import cola
 from tests.text_and_audio import batch as text_and_audio
@@ -33,9 +33,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "input_noise": {"context_dim": None, "width": 4},
 }
 NAMED = [name for name in registry.names("guide") if name != "hypernetwork"]
-ALIKE = ("amortised", "pooled_context")
-"""Of the class that ``contextual`` and ``cross_attention`` are cases of, too."""
+WHOLE = {"cross_attention": Amortised, "low_rank": JointGuide}
+"""Guides that have every check for all that is written in a base, which others of that base inherit."""
+OF_OPTIONS = ("one_function", "padding", "gradient", "files")
+"""What can be wrong where a guide only fixes options of a base: what it reads, what is trained, its config."""
+OF_JOINT = ("repeatable", "density", "kl", "gradient", "files", "conjugate")
+"""… where it only says which distribution over all weights it is; how that is drawn and scaled is the base's."""
 SLOW = ("conjugate", "files", "gradient")
+FULL = ("low_rank",)
+"""Holds every Gaussian over the weights of its target, with so many directions: it must reach the posterior."""
 
 
 def made(name: str) -> Callable[[Any], Any]:
@@ -53,6 +59,25 @@ def made(name: str) -> Callable[[Any], Any]:
     return make
 
 
+def own_checks(name: str) -> tuple[str, ...] | None:
+    """The checks that see what a guide's class writes itself; None is all of them."""
+    guide = registry.find("guide", name)
+    base = next((base for base in WHOLE.values() if issubclass(guide, base)), None)
+    if base is None or name in WHOLE:
+        return None
+    overrides = {member for member, value in vars(guide).items() if callable(value) and hasattr(base, member)}
+    others = overrides - {"__init__", "config", "joint"}
+    if base is Amortised:
+        return OF_OPTIONS if guide is Amortised or not others else None
+    return OF_JOINT if not others else None
+
+
+def test_guides_that_write_more_than_their_base_expects_have_every_check() -> None:
+    fewer = {name for name in NAMED if own_checks(name)}
+    assert {"contextual", "flow", "swag"} <= fewer
+    assert not fewer & {"mean_field", "rank_wise", "mc_dropout", "rank_gates", *WHOLE}
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_every_registered_guide(name: str) -> None:
     """On the first standard model that it serves."""
@@ -61,23 +86,30 @@ def test_every_registered_guide(name: str) -> None:
             Case(made(name), make, standard_batch()).build()
         except ConfigError:
             continue
-        check_guide(made(name), {model: make}, skip=SLOW if name in ALIKE else ()).raise_if_failed()
+        family = "full" if name in FULL else None
+        report = check_guide(made(name), {model: make}, checks=own_checks(name), family=family).raise_if_failed()
+        assert family is None or report.of("conjugate")[0].outcome is Outcome.PASSED
         return
     raise AssertionError("no standard model is served: add a case of its own below")
 
 
 @pytest.mark.parametrize(
-    ("guide", "model", "family"),
+    ("guide", "model", "family", "check"),
     [
-        (MeanField, "A, global", "mean_field"),
-        (lambda m: MeanField(m, parameter="root"), "diagonal, global", "mean_field"),
-        (lambda m: LowRank(m, covariance_rank=4), "core, global", "full"),
-        (lambda m: RankWise(m, init_log_variance=-3.0, local_reparametrisation=True), "A, global", None),
+        (MeanField, "A, global", "mean_field", "frozen"),
+        (lambda m: MeanField(m, parameter="root"), "diagonal, global", "mean_field", "gradient"),
+        (
+            lambda m: RankWise(m, init_log_variance=-3.0, local_reparametrisation=True),
+            "A, global",
+            None,
+            "training_noise",
+        ),
     ],
-    ids=["mean field", "root", "full", "local reparametrisation"],
+    ids=["mean field", "root", "local reparametrisation"],
 )
-def test_families_reach_their_optimum(guide: Any, model: str, family: str | None) -> None:
-    checks = ["density", "kl", "gradient", "training_noise", "conjugate"]
+def test_families_reach_their_optimum(guide: Any, model: str, family: str | None, check: str) -> None:
+    """And the one other check of what they have beside the guide of the test above, which has seen all."""
+    checks = [check, "conjugate"]
     report = check_guide(guide, {model: standard_models()[model]}, checks=checks, family=family).raise_if_failed()
     assert report.of("conjugate")[0].outcome is Outcome.PASSED
 
@@ -127,23 +159,20 @@ def test_the_guide_of_paths_between_modalities() -> None:
     report.raise_if_failed()
 
 
-@pytest.mark.parametrize("kind", ["real", "tokens", "tasks"])
+@pytest.mark.parametrize("kind", ["real", "tasks"])
 def test_targets_of_another_likelihood(kind: str) -> None:
     batch, source = standard_batch(), torch.Generator().manual_seed(0)
     numbers, words = torch.randn(batch.size, generator=source), torch.randint(3, (batch.size, 6), generator=source)
     targets: Any
     likelihood, targets = {
         "real": (Gaussian, numbers),
-        "tokens": (lambda: Tagging(3), words),
         "tasks": (lambda: Tasks({"word": Tagging(3), "number": Gaussian()}), {"word": words, "number": numbers}),
     }[kind]
 
     def model() -> Any:
         return StochasticCore(standard_backbone(), likelihood(), granularity="sequence", rank=2)
 
-    names = [name for name in CHECKS if name != "conjugate"]
-    few = ["one_function", "padding", "scale", "cuts", "files"]  # those that look at targets
-    checks = names if kind == "real" else few
+    checks = ["one_function", "padding", "scale", "cuts", "files"]  # those that look at targets
     check_guide(MeanField, model, Batch(batch.inputs, targets, batch.context), checks=checks).raise_if_failed()
 
 
