@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -17,8 +16,8 @@ from bayes_adapters.errors import PointPosteriorWarning
 from bayes_adapters.inference._checks import require_batch
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
+from bayes_adapters.inference._sources import OwnGuide
 from bayes_adapters.inference.guide import AdapterGuide
-from bayes_adapters.inference.handlers import OwnSites, PosteriorMean, UnreadOutcome
 from bayes_adapters.inference.joint import JOINT, JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating
@@ -62,13 +61,8 @@ def relative_widths(
     require_batch(batch)
     temperature = temperature_of(guide, temperature)
     batch = batch.to(next(model.parameters()).device).without_targets()
-    with ExitStack() as stack:
-        for context in (evaluating(model, guide), UnreadOutcome(), PosteriorMean()):
-            stack.enter_context(context)
-        stack.enter_context(OwnSites(None, batch.ids, batch.ids, mean_only=True))
-        guide(batch)
-    nodes: dict[str, Any] = guide.trace.nodes
-    guide.trace = type(guide.trace)()
+    with evaluating(model, guide):
+        nodes = OwnGuide(model, guide, mean_only=True, seed=0).nodes(batch, torch.zeros_like(batch.ids[:1]), batch.ids)
     whole = _variance(nodes[JOINT]["fn"]) if JOINT in nodes else None
     found: dict[str, float] = {}
     for site in model.latent_sites:
@@ -77,7 +71,7 @@ def relative_widths(
             continue
         q, p = _variance(node["fn"]), _variance(node["infer"]["prior"])
         if whole is not None and isinstance(guide, JointGuide) and site.name in guide.layout:
-            q = whole[guide.layout[site.name]].reshape(site.shape)
+            q = whole.flatten()[guide.layout[site.name]].reshape(site.shape)
         if q is None or p is None or not bool(p.isfinite().all()):
             continue
         ratios = (temperature * q / p).sqrt()

@@ -48,7 +48,9 @@ class MatrixNormalInverseWishart(TorchDistribution):
         "spread": constraints.lower_cholesky,
         "df": constraints.positive,
     }
-    support = constraints.independent(constraints.real, 2)
+    support = constraints.dependent(
+        is_discrete=False, event_dim=2
+    )  # the second part is a Cholesky factor: no bijection
     has_rsample = True
 
     def __init__(

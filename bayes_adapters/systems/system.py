@@ -102,6 +102,7 @@ _FIXED: dict[type, Iterable[str]] = {
     models.AdapterDropout: ("parts", "num_data", "flipout"),
     models.StochasticCore: ("parts", "flipout"),
     models.FusionCore: ("parts", "flipout"),
+    models.PoLAR: ("parts", "flipout"),
     models.StochasticDown: ("parts", "granularity"),
     models.DiagonalCore: ("parts", "granularity", "flipout"),
     models.StochasticFactors: ("parts", "granularity", "grouped", "flipout"),

@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from scipy.stats import invwishart, multivariate_t
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -234,3 +236,8 @@ def test_what_cannot_be() -> None:
         ConjugateLastLayer(noise_weight=0.0)
     with refuses(ConfigError, "num_data="):
         LoRA(bert(), Gaussian(), head=ConjugateLastLayer())
+    model, *_ = regression(1)
+    with pytest.raises(NotImplementedError):  # rather than a negative variance
+        AutoNormal(pyro.poutine.block(model, hide=["obs"]))(
+            Batch({"x": torch.randn(2, 2, 4).double()}, torch.randn(2).double())
+        )
