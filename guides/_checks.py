@@ -46,12 +46,12 @@ def check_heads(dim: int, heads: int) -> None:
         raise ConfigError(f"heads must divide dim; got heads={heads}, dim={dim}.")
 
 
-def check_context(context: str, context_dim: int | None, shared: bool, unread: Mapping[str, bool]) -> None:
+def check_context(context: str, context_dim: object, shared: bool, unread: Mapping[str, bool]) -> None:
     """Raise :class:`ConfigError` for an option of an amortised guide that its context does not read.
 
     Args:
         context: what the posterior is conditioned on besides the layer's feature.
-        context_dim: d_a, or None.
+        context_dim: d_a, or modality → d_a, or None.
         shared: whether layers share key and value projections.
         unread: option that has no effect with this context → whether it was given.
     """
@@ -60,8 +60,6 @@ def check_context(context: str, context_dim: int | None, shared: bool, unread: M
             f"context={context!r} and context_dim={context_dim} do not fit: with 'none' there are no frames and no "
             "width; every other context needs context_dim, the width of its frames."
         )
-    if context_dim is not None:
-        require_sizes(context_dim=context_dim)
     if shared and context not in ("global", "cross_attention"):
         raise ConfigError(
             f"kv_sharing='shared' has no effect with context={context!r}; it is for 'global' and 'cross_attention'."

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import nn
+
 from bayes_adapters.data.batch import Frames, find_frames
+from bayes_adapters.data.contexts import module_key
 from bayes_adapters.guides._checks import check_reliability, require_frames
+from bayes_adapters.guides._context_checks import require_named
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.sites import SiteCall
 
 
-def frames_of(call: SiteCall, modality: str, context_dim: int, null_context: bool) -> Frames | None:
+def frames_of(
+    call: SiteCall, modality: str, context_dim: int, null_context: bool, reads: Collection[str] = ()
+) -> Frames | None:
     """Return the call's frames of ``modality``, or None where the whole batch lacks them.
 
     Raises:
-        ConfigError: the call has other modalities only.
+        ConfigError: the call has other modalities only than those of ``reads``, which the guide reads.
         DataError: frames of another width; or context missing for the batch or an example while the guide has no null
             context to stand in for it.
     """
-    frames = find_frames(call.context, modality, context_dim, "guide")
+    frames = find_frames(call.context, modality, context_dim, "guide", reads)
     seen = ("frames", modality, null_context)  # once a pass: it waits for the device
     call.memo.once(seen, "required", lambda: require_frames(frames, modality, null_context))
     return frames
@@ -41,3 +47,20 @@ def as_reliability(
         reliability = Reliability.from_config(reliability)
     check_reliability(reliability, context_dim, model)
     return reliability
+
+
+def as_reliabilities(
+    given: Reliability | Mapping[str, Any] | None, widths: Mapping[str, int], model: AdapterModel
+) -> Reliability | nn.ModuleDict | None:
+    """Accept the reliability of a guide's one context, or modality → that of some of its several ones.
+
+    Raises:
+        ConfigError: as :func:`as_reliability`; or a modality is not read, or not named.
+    """
+    if given is None or not widths:
+        return None
+    if len(widths) == 1:
+        return as_reliability(given, next(iter(widths.values())), model)
+    named = require_named(given, widths)
+    found = {name: as_reliability(named[name], widths[name], model) for name in widths if name in named}
+    return nn.ModuleDict({module_key(name): one for name, one in found.items() if one is not None})

@@ -35,6 +35,10 @@ class PooledReader(nn.Module):
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in own})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(dim)) for k in own} if null_context else {})
 
+    def absent(self, key: str) -> Float[Tensor, " c"]:
+        """Return what the layer ``key`` reads where the context is missing."""
+        return self.null[SHARED if self.shared else key]
+
     def forward(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         """Return the context of the layer ``key`` for every token."""
         key = SHARED if self.shared else key
@@ -63,6 +67,11 @@ class ProjectedReader(nn.Module):
         self.projection = nn.Linear(context_dim, dim)
         self.layers = nn.ModuleDict({k: nn.Linear(dim, dim) for k in keys})
         self.null = nn.ParameterDict({SHARED: nn.Parameter(torch.zeros(dim))} if null_context else {})
+
+    def absent(self, key: str) -> Float[Tensor, " c"]:
+        """Return what the layer ``key`` reads where the context is missing."""
+        found: Tensor = self.layers[key](self.null[SHARED])
+        return found
 
     def forward(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         """Return the context of the layer ``key`` for every token."""
@@ -107,6 +116,10 @@ class AttentionReader(nn.Module):
         self.key = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in own})
         self.value = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in own})
         self.null = nn.ParameterDict({k: nn.Parameter(torch.zeros(2, dim)) for k in own} if null_context else {})
+
+    def absent(self, key: str) -> Float[Tensor, " c"]:
+        """Return what each token reads at the layer ``key`` where the context is missing: the null value."""
+        return self.null[SHARED if self.shared else key][1]
 
     def forward(self, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
         """Return each token's context at the layer ``key``."""

@@ -7,14 +7,16 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import nn
+from torch import Tensor, nn
 
-from bayes_adapters.data._checks import one_modality
+from bayes_adapters.data.batch import Frames
+from bayes_adapters.data.contexts import as_given, context_gates, context_widths, module_key
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice
 from bayes_adapters.guides._checks import check_context, check_heads, require_float32, require_spread
-from bayes_adapters.guides._context import as_reliability, frames_of
+from bayes_adapters.guides._context import as_reliabilities, frames_of
 from bayes_adapters.guides._head import PosteriorHead, ScaleTransform
 from bayes_adapters.guides._readers import AttentionReader, PooledReader, ProjectedReader
 from bayes_adapters.inference.guide import AdapterGuide, site_key
@@ -54,22 +56,34 @@ class Amortised(AdapterGuide):
     ``kl_weight=0``, as the systems' recipes are, it is the deterministic network, with r² · (``width`` + 1) numbers
     fewer per layer.
 
+    Several contexts, ``context_dim={"audio": 384, "image": 768}``, have a reader, a null and, if asked for, a density
+    each: ``u_t = [z_t ; c_t^audio ; c_t^image]``, in the order of their names. One that is missing, for an example or
+    for the batch, is its own null. The trusts of several densities multiply where they fall back to one scale.
+
+    ``gate=g`` lets a context count less than training made of it: ``c_t ← c_t^∅ + g (c_t − c_t^∅)``, c_t^∅ being what a
+    missing context gives. At 1 nothing changes; at 0 the posterior is that of missing context, the context is not read,
+    nor trusted or distrusted. g is no parameter: :func:`bayes_adapters.reliability.choose_gate` finds it, and says why
+    training cannot.
+
     Source: C-LoRA, arXiv 2505.17773 (network, f); CoCo-LoRA, arXiv 2604.16615, and CALIBER, arXiv 2604.16657, whose
     equations are not public: their forms are reconstructions on C-LoRA.
 
     Args:
         model: a model with token or sequence cores.
         context: see :class:`Context`.
-        context_dim: d_a, width of the context's frames; none with ``context="none"``.
+        context_dim: d_a, width of the context's frames, or modality → width of several contexts; none with
+            ``context="none"``.
         dim: d_c, width of what is read from the context.
         heads: H of the attention; must divide ``dim``.
         kv_sharing: see :class:`KVSharing`; for ``global`` and ``cross_attention``.
-        modality: the key of the frames in ``Batch.context``.
+        modality: the key of the frames in ``Batch.context``, where ``context_dim`` does not name them.
         width: hidden units of the posterior network.
         scale: f, ``"sigmoid_squared"`` or ``"softplus"``; None for a point.
         null_context: learn what stands in for missing context; without it that is an error.
         reliability: makes the posterior less sure where a context is far from those of training (see
-            :class:`bayes_adapters.reliability.Reliability`). None trusts every context.
+            :class:`bayes_adapters.reliability.Reliability`), or modality → that of several contexts. None trusts every
+            context.
+        gate: g, from 0 to 1, or modality → g of several contexts.
 
     Raises:
         ConfigError: a size below 1, heads that do not divide ``dim``, an option without effect, or a site that cannot
@@ -97,7 +111,7 @@ class Amortised(AdapterGuide):
         model: AdapterModel,
         *,
         context: Context | str = Context.CROSS_ATTENTION,
-        context_dim: int | None = None,
+        context_dim: int | Mapping[str, int] | None = None,
         dim: int = 64,
         heads: int = 1,
         kv_sharing: KVSharing | str = KVSharing.PER_MODULE,
@@ -106,38 +120,48 @@ class Amortised(AdapterGuide):
         scale: ScaleTransform | str | None = ScaleTransform.SIGMOID_SQUARED,
         null_context: bool = True,
         reliability: Reliability | Mapping[str, Any] | None = None,
+        gate: float | Mapping[str, float] = 1.0,
     ) -> None:
         super().__init__(model)
         self.context, self.kv_sharing = choice(Context, "context", context), choice(KVSharing, "kv_sharing", kv_sharing)
-        self.context_dim, self.dim, self.num_heads, self.modality = context_dim, dim, heads, one_modality(modality)
+        self.widths = {} if context_dim is None else context_widths(context_dim, modality)
+        """Modality → d_a of the contexts that are read, in the order of their names."""
+        self.modality = next(iter(self.widths)) if len(self.widths) == 1 else modality
+        self.dim, self.num_heads = dim, heads
         self.scale = None if scale is None else choice(ScaleTransform, "scale", scale)
         self.width, self.null_context = width, null_context
-        self._check(reliability is not None)
-        self.reliability = None if context_dim is None else as_reliability(reliability, context_dim, model)
+        self._check(reliability is not None, gate != 1.0)
+        self.gate = context_gates(gate, self.widths, null_context) if self.widths else {}
+        """Modality → g."""
+        self.reliability = as_reliabilities(reliability, self.widths, model)
         ranks = {site_key(site): site.rank for site in model.sites}
-        self.reader = self._reader(ranks)
-        extra = 0 if self.reader is None else dim
+        readers = {module_key(name): self._reader(ranks, width) for name, width in self.widths.items()}
+        self.reader = nn.ModuleDict(readers) if len(readers) > 1 else next(iter(readers.values()), None)
+        extra = len(readers) * dim
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
         self.to(next(model.parameters()).device).float()  # whatever torch's default dtype is
 
-    def _check(self, reliable: bool) -> None:
+    def _check(self, reliable: bool, gated: bool) -> None:
         check_heads(self.dim, self.num_heads)
         require_spread(self.scale is not None, reliable)
         unread = {"heads": self.num_heads != 1} if self.context is not Context.CROSS_ATTENTION else {}
         if self.context is Context.NONE:
             own = {"dim": self.dim != 64, "modality": self.modality != "audio", "null_context": not self.null_context}
-            unread |= own | {"reliability": reliable}
+            unread |= own | {"reliability": reliable, "gate": gated}
         check_context(self.context.value, self.context_dim, self.kv_sharing is KVSharing.SHARED, unread)
 
-    def _reader(self, ranks: dict[str, int]) -> nn.Module | None:
+    def _reader(self, ranks: dict[str, int], width: int) -> nn.Module:
         shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context
-        if self.context_dim is None:
-            return None
         if self.context is Context.CROSS_ATTENTION:
-            return AttentionReader(ranks, self.context_dim, self.dim, self.num_heads, shared, null)
+            return AttentionReader(ranks, width, self.dim, self.num_heads, shared, null)
         if self.context is Context.GLOBAL:
-            return PooledReader(list(ranks), self.context_dim, self.dim, shared, null)
-        return ProjectedReader(list(ranks), self.context_dim, self.dim, null)
+            return PooledReader(list(ranks), width, self.dim, shared, null)
+        return ProjectedReader(list(ranks), width, self.dim, null)
+
+    @property
+    def context_dim(self) -> int | dict[str, int] | None:
+        """d_a of the one context, or modality → d_a."""
+        return as_given(self.widths) if self.widths else None
 
     @property
     def deterministic(self) -> bool:
@@ -145,17 +169,28 @@ class Amortised(AdapterGuide):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset() if self.context is Context.NONE else frozenset({self.modality})
+        return frozenset(self.widths)
 
     def posterior(self, call: SiteCall, prior: TorchDistributionMixin) -> TorchDistributionMixin:
         key = site_key(call.site)
         require_float32(self)
         with fp32(call.z.device):
-            if self.reader is None or self.context_dim is None:
-                return self.heads[key](call.z, prior)
-            frames = frames_of(call, self.modality, self.context_dim, self.null_context)
-            posterior = self.heads[key](torch.cat([call.z, self.reader(key, frames, call)], -1), prior)
-            return posterior if self.reliability is None else self.reliability(posterior, prior, frames, call.memo)
+            found = {m: frames_of(call, m, d, self.null_context, self.widths) for m, d in self.widths.items()}
+            seen = [call.z, *(self._read(name, key, frames, call) for name, frames in found.items())]
+            posterior = self.heads[key](seen[0] if len(seen) == 1 else torch.cat(seen, -1), prior)
+            for name, frames in found.items():
+                reliability = _of(self.reliability, name)
+                if reliability is not None and self.gate[name] > 0.0:
+                    posterior = reliability(posterior, prior, frames, call.memo)
+            return posterior
+
+    def _read(self, name: str, key: str, frames: Frames | None, call: SiteCall) -> Float[Tensor, "*S B T c"]:
+        """Return what the layer ``key`` reads of the context ``name``, as far as its gate is open."""
+        reader, gate = _of(self.reader, name), self.gate[name]
+        if gate == 0.0:
+            return reader.absent(key).expand(*call.z.shape[:-1], self.dim)
+        context: Tensor = reader(key, frames, call)
+        return context if gate == 1.0 else torch.lerp(reader.absent(key).expand_as(context), context, gate)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -168,8 +203,18 @@ class Amortised(AdapterGuide):
             "width": self.width,
             "scale": None if self.scale is None else self.scale.value,
             "null_context": self.null_context,
-            "reliability": None if self.reliability is None else self.reliability.config(),
-        }
+            "reliability": self._reliabilities(),
+        } | ({} if all(g == 1.0 for g in self.gate.values()) else {"gate": as_given(self.gate)})
+
+    def _reliabilities(self) -> dict[str, Any] | None:
+        found = {name: _of(self.reliability, name) for name in self.widths}
+        known = {name: one.config() for name, one in found.items() if one is not None}
+        return known if len(self.widths) > 1 and known else known.get(self.modality)
+
+
+def _of(parts: Any, name: str) -> Any:
+    """Return the part of the context ``name``: ``parts`` itself where there is one context, or None."""
+    return dict(parts.items()).get(module_key(name)) if isinstance(parts, nn.ModuleDict) else parts
 
 
 def without(config: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from bayes_adapters.guides.amortised import Amortised, Context, KVSharing, without
@@ -22,10 +23,10 @@ class CrossAttention(Amortised):
 
     Args:
         model: a model with token or sequence cores.
-        context_dim: d_a, width of the context's frames.
+        context_dim: d_a, width of the context's frames; or modality → width of several contexts.
         share_kv: one (W_k, W_v, null pair) for the whole network instead of one per layer.
-        **options: ``dim``, ``heads``, ``modality``, ``width``, ``scale``, ``null_context`` and ``reliability`` of
-            :class:`Amortised`.
+        **options: ``dim``, ``heads``, ``modality``, ``width``, ``scale``, ``null_context``, ``reliability`` and
+            ``gate`` of :class:`Amortised`.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel
@@ -42,7 +43,9 @@ class CrossAttention(Amortised):
 
     name: ClassVar[str] = "cross_attention"
 
-    def __init__(self, model: AdapterModel, *, context_dim: int, share_kv: bool = False, **options: Any) -> None:
+    def __init__(
+        self, model: AdapterModel, *, context_dim: int | Mapping[str, int], share_kv: bool = False, **options: Any
+    ) -> None:
         sharing = KVSharing.SHARED if share_kv else KVSharing.PER_MODULE
         super().__init__(model, context=Context.CROSS_ATTENTION, context_dim=context_dim, kv_sharing=sharing, **options)
 

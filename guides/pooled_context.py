@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from bayes_adapters.guides.amortised import Amortised, Context, without
@@ -15,9 +16,9 @@ class PooledContext(Amortised):
 
     Args:
         model: a model with token or sequence cores.
-        context_dim: d_a, width of the context's frames.
-        **options: ``dim``, ``kv_sharing``, ``modality``, ``width``, ``scale``, ``null_context`` and ``reliability`` of
-            :class:`Amortised`. Missing context is a learned vector (d_c) per layer.
+        context_dim: d_a, width of the context's frames; or modality → width of several contexts.
+        **options: ``dim``, ``kv_sharing``, ``modality``, ``width``, ``scale``, ``null_context``, ``reliability`` and
+            ``gate`` of :class:`Amortised`. Missing context is a learned vector (d_c) per layer.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel
@@ -33,7 +34,7 @@ class PooledContext(Amortised):
 
     name: ClassVar[str] = "pooled_context"
 
-    def __init__(self, model: AdapterModel, *, context_dim: int, **options: Any) -> None:
+    def __init__(self, model: AdapterModel, *, context_dim: int | Mapping[str, int], **options: Any) -> None:
         super().__init__(model, context=Context.GLOBAL, context_dim=context_dim, **options)
 
     def config(self) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.data._checks import one_modality
 from bayes_adapters.data.batch import Batch, find_frames
+from bayes_adapters.data.contexts import as_given, context_gates, context_widths, module_key
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import Head, Pooling, TwoLayerHead
 from bayes_adapters.inference.model import AdapterModel
@@ -26,12 +27,17 @@ class LateFusion(AdapterModel):
     ``W₂ ReLU(W₁ [pool(h) ; ā] + b₁) + b₂``. A head given as ``head=`` sees the same d + d_a numbers. Where there is one
     target per token, every token has the same ā beside it. An example's ā depends on no other example.
 
+    Several contexts, ``context_dim={"audio": 384, "image": 768}``, stand side by side in the order of their names, each
+    with a learned vector of its own. ``gate=g`` lets a context count less than training made of it:
+    ``ā ← n + g (ā − n)``, n its learned vector; see :func:`bayes_adapters.reliability.choose_gate`.
+
     Args:
         backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        context_dim: d_a, width of the context's frames.
-        modality: the key of the frames in ``Batch.context``.
+        context_dim: d_a, width of the context's frames, or modality → width of several contexts.
+        modality: the key of the frames in ``Batch.context``, where ``context_dim`` does not name them.
         fusion_width: hidden units of the default head.
+        gate: g, from 0 to 1, or modality → g of several contexts.
         **options: options of the structure.
     """
 
@@ -40,20 +46,29 @@ class LateFusion(AdapterModel):
         backbone: nn.Module,
         likelihood: Likelihood,
         *,
-        context_dim: int,
+        context_dim: int | Mapping[str, int],
         modality: str = "audio",
         fusion_width: int = _WIDTH,
+        gate: float | Mapping[str, float] = 1.0,
         **options: Any,
     ) -> None:
-        whole_number("context_dim", context_dim)
         whole_number("fusion_width", fusion_width)
-        self.context_dim, self.modality, self.fusion_width = context_dim, one_modality(modality), fusion_width
+        self.widths, self.fusion_width = context_widths(context_dim, modality), fusion_width
+        self.modality = next(iter(self.widths)) if len(self.widths) == 1 else modality
+        self.gate = context_gates(gate, self.widths, True)
         super().__init__(backbone, likelihood, **options)
-        self.null = nn.Parameter(torch.zeros(context_dim, device=next(backbone.parameters()).device))
+        device = next(backbone.parameters()).device
+        nulls = {module_key(name): nn.Parameter(torch.zeros(d, device=device)) for name, d in self.widths.items()}
+        self.null = nn.ParameterDict(nulls) if len(nulls) > 1 else next(iter(nulls.values()))
+
+    @property
+    def context_dim(self) -> int | dict[str, int]:
+        """d_a of the one context, or modality → d_a."""
+        return as_given(self.widths)
 
     @property
     def reads(self) -> frozenset[str]:
-        return super().reads | {self.modality}
+        return super().reads | set(self.widths)
 
     def default_head(self, pooling: Pooling | str | None) -> Head:
         return TwoLayerHead(self.fusion_width, pooling=pooling)
@@ -64,21 +79,28 @@ class LateFusion(AdapterModel):
             raise ConfigError(f"fusion_width={self.fusion_width} has no effect where head= is given.")
 
     def feature_width(self, backbone: nn.Module) -> int:
-        return super().feature_width(backbone) + self.context_dim
+        return super().feature_width(backbone) + sum(self.widths.values())
 
     def outputs(
         self, features: Float[Tensor, "rows *T d"], batch: Batch
     ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
-        frames = find_frames(batch.context, self.modality, self.context_dim, "model")
-        if frames is None:
-            context = self.null.expand(batch.size, self.context_dim)
-        else:
-            context = torch.where(frames.present[:, None], frames.mean(), self.null)
+        context = torch.cat([self._pooled(name, batch) for name in self.widths], -1)
         context = context.repeat(features.shape[0] // batch.size, 1)
         if features.dim() == 3:
             context = context[:, None].expand(-1, features.shape[1], -1)
         return super().outputs(torch.cat([features.to(context.dtype), context], -1), batch)
 
+    def _pooled(self, name: str, batch: Batch) -> Float[Tensor, "B d"]:
+        """Return each example's mean frame of the context ``name``, as far as its gate is open."""
+        frames = find_frames(batch.context, name, self.widths[name], "model", self.widths)
+        null = self.null[module_key(name)] if isinstance(self.null, nn.ParameterDict) else self.null
+        absent, gate = null.expand(batch.size, -1), self.gate[name]
+        if frames is None or gate == 0.0:
+            return absent
+        context = torch.where(frames.present[:, None], frames.mean(), null)
+        return context if gate == 1.0 else torch.lerp(absent, context, gate)
+
     def config(self) -> dict[str, Any]:
         extra = {"context_dim": self.context_dim, "modality": self.modality, "fusion_width": self.fusion_width}
-        return super().config() | extra
+        gate = {} if all(g == 1.0 for g in self.gate.values()) else {"gate": as_given(self.gate)}
+        return super().config() | extra | gate

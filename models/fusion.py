@@ -16,9 +16,11 @@ class FusionLoRA(LateFusion, LoRA):
     Args:
         backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        context_dim: d_a, width of the context's frames.
+        context_dim: d_a, width of the context's frames; or modality → width of several contexts.
         modality: the key of the frames in ``Batch.context``.
         fusion_width: hidden units of the classifier.
+        gate: g, from 0 to 1: the classifier sees ``n + g (ā − n)`` for ā, n being the learned vector; see
+            :func:`bayes_adapters.reliability.choose_gate`.
         **options: options of :class:`LoRA`.
 
     >>> import torch

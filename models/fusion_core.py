@@ -19,9 +19,11 @@ class FusionCore(LateFusion, StochasticCore):
     Args:
         backbone: see :class:`bayes_adapters.AdapterModel`.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        context_dim: d_a, width of the context's frames.
+        context_dim: d_a, width of the context's frames; or modality → width of several contexts.
         modality: the key of the frames in ``Batch.context``.
         fusion_width: hidden units of the classifier, where no ``head=`` is given.
+        gate: g, from 0 to 1: the head sees ``n + g (ā − n)`` for ā, n being what stands in for missing context; see
+            :func:`bayes_adapters.reliability.choose_gate`.
         **options: options of :class:`StochasticCore`.
 
     >>> import torch

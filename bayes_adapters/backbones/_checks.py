@@ -115,6 +115,15 @@ def require_seconds(max_seconds: float, limit: float) -> None:
         )
 
 
+def require_layer(name: str, layer: object, layers: int, least: int = 0) -> None:
+    """Raise :class:`ConfigError` unless ``layer`` is a whole number from ``least`` to ``layers``."""
+    if isinstance(layer, bool) or not isinstance(layer, int) or not least <= layer <= layers:
+        raise ConfigError(
+            f"{name} counts the blocks whose output is taken, from {least} to {layers}; got {layer!r}. None is the "
+            "last block's after its norm."
+        )
+
+
 def require_waves(waves: Sequence[Tensor], limit: int, seconds: float, sample_rate: int) -> None:
     """Raise :class:`DataError` unless there are waveforms, each of shape (N,) with 1 to ``limit`` samples."""
     if not waves:

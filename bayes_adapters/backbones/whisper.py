@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.backbones._checks import (
     explained,
+    require_layer,
     require_pool,
     require_pool_within,
     require_seconds,
@@ -32,7 +33,9 @@ SAMPLE_RATE = 16_000
 _HOP = 320  # samples per encoder position: 160 per mel frame, then a stride of 2
 
 
-def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0) -> SpeechEncoder:
+def speech_encoder(
+    name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: float = 5.0, *, layer: int | None = None
+) -> SpeechEncoder:
     """Load a frozen Whisper encoder that takes recordings of at most ``max_seconds``.
 
     Whisper pads every recording to 30 s. The first ``max_seconds`` of its position embedding are kept, so short
@@ -41,12 +44,18 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
     Args:
         name_or_folder: a hub name or a local folder in Hugging Face's layout.
         max_seconds: longest recording in seconds, above 0 and at most 30; rounded up to 0.02 s.
+        layer: k, from 1 to the number of blocks L: frames are the output of the k-th block, and those above it are left
+            out. They are not normalised, so bring them to unit scale with
+            :func:`bayes_adapters.data.frame_statistics`. None is the last block's output after its layer norm. Which
+            layer says most of a label is a matter of the label: words are in the upper ones, who speaks and how in
+            lower ones.
 
     Returns:
         A callable that turns waveforms into :class:`~bayes_adapters.data.batch.Frames`.
 
     Raises:
-        ConfigError: ``max_seconds`` is out of range, or the model is no Whisper that transformers can build.
+        ConfigError: ``max_seconds`` or ``layer`` is out of range, or the model is no Whisper that transformers can
+            build.
         MissingResourceError: the model, or a file of it, is neither local nor reachable.
     """
     settle_torchaudio()
@@ -67,6 +76,10 @@ def speech_encoder(name_or_folder: str | Path = SPEECH_ENCODER, max_seconds: flo
     config.max_source_positions = positions
     encoder = WhisperEncoder(config)
     encoder.load_state_dict(state, strict=True)
+    if layer is not None:
+        require_layer("layer", layer, len(encoder.layers), least=1)
+        encoder.layers, encoder.layer_norm = encoder.layers[:layer], nn.Identity()
+        config.encoder_layers = layer
     return SpeechEncoder(encoder.eval().requires_grad_(False), extractor)
 
 
@@ -137,8 +150,9 @@ class SpeechEncoder:
             pool: how many neighbouring positions are averaged; 1 gives 50 frames per second, 2 gives 25.
 
         Returns:
-            Values (B, S, d), float32, the last layer after its layer norm, zero where masked; S is that of the longest
-            recording: ceil(ceil(N / 320) / pool).
+            Values (B, S, d), float32, the last layer after its layer norm or the ``layer`` that
+            :func:`speech_encoder` was asked for, zero where masked; S is that of the longest recording:
+            ceil(ceil(N / 320) / pool).
 
         Raises:
             ConfigError: ``pool`` is below 1.

@@ -190,7 +190,7 @@ def one_modality(name: object) -> str:
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(
-            f"modality must be the key of one entry of Batch.context, such as 'audio'; got {name!r}. A guide or a "
-            "model reads one: join several into one Frames, or take a model of several encoders."
+            f"modality must be the key of one entry of Batch.context, such as 'audio'; got {name!r}. Where a "
+            "guide or a model reads several contexts, context_dim= is modality → width."
         )
     return name

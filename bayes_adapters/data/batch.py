@@ -5,7 +5,7 @@ Context is passed with every call and never stored on a module, so two calls can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -225,23 +225,32 @@ def _each(targets: TargetValues | None, change: Callable[[Tensor], Tensor]) -> T
     return {task: change(values) for task, values in targets.items()}
 
 
-def find_frames(context: Mapping[str, Frames], modality: str, context_dim: int, reader: str) -> Frames | None:
-    """Return the frames of ``modality``, or None where there is no context at all.
+def find_frames(
+    context: Mapping[str, Frames], modality: str, context_dim: int, reader: str, reads: Collection[str] = ()
+) -> Frames | None:
+    """Return the frames of ``modality``, or None where there is no context at all, or only others that are read.
 
     Args:
         context: modality → frames.
         modality: the one that is read.
         context_dim: the width d_a its frames must have.
         reader: what reads them, for the errors: ``"guide"`` or ``"model"``.
+        reads: all modalities that it reads, where there are several.
 
     Raises:
-        ConfigError: there is context, but none of this modality.
+        ConfigError: there is context, but none of these modalities, or one whose name may be a misspelled one.
         DataError: the frames are of another width.
     """
     frames = context.get(modality)
     if frames is None:
-        if context:
-            given = sorted(context)
+        given = sorted(context)
+        near = near_matches(modality, set(given) - set(reads))
+        if len(reads) > 1 and given and (near or not set(reads) & set(given)):
+            raise ConfigError(
+                f"The {reader} reads the modalities {sorted(reads)}; the batch has {given}.{near} Rename the context. "
+                "Where a modality is missing for all examples, the others of them stay in the batch."
+            )
+        if given and len(reads) < 2:
             raise ConfigError(
                 f"The {reader} reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)} "
                 f"Rename the context, or build the {reader} with modality={given[0]!r}."

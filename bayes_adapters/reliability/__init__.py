@@ -3,6 +3,8 @@
 from bayes_adapters.reliability.blending import blend as blend
 from bayes_adapters.reliability.feature_density import feature_density as feature_density
 from bayes_adapters.reliability.frame_density import FrameDensity as FrameDensity
+from bayes_adapters.reliability.gating import GateChoice as GateChoice
+from bayes_adapters.reliability.gating import choose_gate as choose_gate
 from bayes_adapters.reliability.pair_density import PairDensity as PairDensity
 from bayes_adapters.reliability.pair_density import frozen_pairs as frozen_pairs
 from bayes_adapters.reliability.reliability import Fallback as Fallback

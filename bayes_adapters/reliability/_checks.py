@@ -147,6 +147,11 @@ def require_reliability(guide: Any) -> Any:
             f"This {type(guide).__name__} has no reliability whose scale could be chosen. Build it with "
             "reliability=Reliability(FrameDensity.fit(...)), and train it."
         )
+    if len(guide.reads) > 1:
+        raise ConfigError(
+            f"This {type(guide).__name__} reads {sorted(guide.reads)}, and a scale is chosen for one context's "
+            "reliability. Give each Reliability its scale= when you build the guide."
+        )
     return found
 
 

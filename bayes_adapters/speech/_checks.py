@@ -21,6 +21,18 @@ def require_condition(name: str, kind: str, noisy: tuple[str, ...], plain: tuple
         )
 
 
+def require_kinds(kinds: Sequence[str], noisy: tuple[str, ...], plain: tuple[str, ...]) -> None:
+    """Raise :class:`ConfigError` unless there are kinds of conditions and all of them exist."""
+    if isinstance(kinds, str) or not kinds:
+        raise ConfigError(f"kinds is a list of {', '.join(plain + noisy)}; got {kinds!r}.")
+    for kind in kinds:
+        if kind not in noisy + plain:
+            raise ConfigError(
+                f"Unknown kind {kind!r}.{near_matches(kind, noisy + plain)} Allowed: {', '.join(plain + noisy)}; the "
+                "strength of a noise is snr_db=."
+            )
+
+
 def require_no_strength(name: str, kind: str, at: str) -> None:
     """Raise :class:`ConfigError` where a condition that takes no strength has one."""
     if at:

@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.data._transform_checks import check_interval
 from bayes_adapters.speech._checks import (
     require_babble_power,
     require_condition,
     require_finite_snr,
     require_gain,
+    require_kinds,
     require_no_strength,
     require_powers,
     require_recordings,
@@ -109,6 +111,50 @@ def corrupt(
     n = wave.numel()
     noise = white_noise(n, generator) if condition.kind == "white" else babble(others, n, generator)
     return add_noise(wave, noise, snr_db)
+
+
+def corrupt_at_random(
+    wave: Float[Tensor, " N"],
+    generator: torch.Generator,
+    *,
+    kinds: Sequence[str] = ("clean", "white"),
+    snr_db: tuple[float, float] = (-5.0, 20.0),
+    others: Sequence[Float[Tensor, " _"]] = (),
+    sample_rate: int = 16_000,
+) -> Float[Tensor, " N"]:
+    """Apply a condition that is drawn: its kind from ``kinds``, each as likely, its strength uniform in ``snr_db``.
+
+    For training before the encoder, where recordings are encoded anew each epoch; frames that are there already take
+    :class:`bayes_adapters.data.transforms.FrameNoise`. A recording without any power stays as it is.
+
+    Args:
+        wave: shape (N,), floating point.
+        generator: source of everything random.
+        kinds: kinds of :class:`Condition`; one given twice is twice as likely.
+        snr_db: (low, high), dB, for ``white`` and ``babble``.
+        others: recordings that babble is made of, see :func:`corrupt`.
+        sample_rate: samples per second.
+
+    Returns:
+        Shape (N,), the same dtype.
+
+    Raises:
+        ConfigError: a kind is unknown or there is none, or the interval is not finite and in order.
+        DataError: babble without ``others``.
+
+    >>> tone = torch.sin(torch.arange(16_000) / 16_000 * 6.2832 * 440)
+    >>> noisy = corrupt_at_random(tone, torch.Generator().manual_seed(0), kinds=["white"], snr_db=(5.0, 15.0))
+    >>> 5.0 < float(10 * torch.log10(tone.square().mean() / (noisy - tone).square().mean())) < 15.0
+    True
+    """
+    require_kinds(kinds, _NOISY, _PLAIN)
+    check_interval("snr_db", snr_db)
+    kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+    level = snr_db[0] + (snr_db[1] - snr_db[0]) * float(torch.rand((), generator=generator))
+    condition = Condition(kind, level if kind in _NOISY else None)
+    if _power(wave) == 0.0:
+        return wave
+    return corrupt(wave, condition, generator, others=others, sample_rate=sample_rate)
 
 
 def add_noise(wave: Float[Tensor, " N"], noise: Float[Tensor, " _"], snr_db: float) -> Float[Tensor, " N"]:

@@ -116,6 +116,6 @@ _FIXED: dict[type, Iterable[str]] = {
 
 MEANINGS = {
     "num_data": "the size of the training set, for which a posterior over weights has one KL",
-    "context_dim": "the width of the frames in Batch.context",
+    "context_dim": "the width of the frames in Batch.context, or modality → width of several contexts",
     "lengths": "encoder → rows of its token factor, about as many as its sequences have tokens",
 }

@@ -92,6 +92,22 @@ def test_short_encoder_beside_the_thirty_second_one(short: SpeechEncoder) -> Non
     assert cosine.mean() > 0.7  # on real speech with 5 s it is 0.98: tests/studies/verify_prompts/test_prompts.py
 
 
+def test_a_layer_gives_the_output_of_that_block(short: SpeechEncoder) -> None:
+    wave = hum(16_000)
+    with torch.no_grad():
+        states = short.encoder(short.mel([wave]), output_hidden_states=True).hidden_states
+    blocks = len(short.encoder.layers)
+    assert len(states) == blocks + 1
+    for layer in (1, blocks - 1):
+        lower = speech_encoder(max_seconds=2.0, layer=layer)
+        torch.testing.assert_close(lower([wave]).values[0], states[layer][0, :50], atol=1e-4, rtol=1e-4)
+        assert lower.long([wave, hum(40_000)]).values.shape == (2, 125, 384)
+        assert lower.fingerprint() != short.fingerprint()
+    for wrong in (0, blocks + 1, -1):
+        with refuses(ConfigError, "layer", 1, blocks, wrong):
+            speech_encoder(max_seconds=2.0, layer=wrong)
+
+
 def test_fingerprint_follows_weights_and_length(short: SpeechEncoder) -> None:
     again = speech_encoder(max_seconds=2.0)
     assert again.fingerprint() == short.fingerprint() != speech_encoder(max_seconds=1.0).fingerprint()

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.speech.corruption import Condition, add_noise, babble, clip, corrupt, reverb, white_noise
+from bayes_adapters.speech.corruption import (
+    Condition,
+    add_noise,
+    babble,
+    clip,
+    corrupt,
+    corrupt_at_random,
+    reverb,
+    white_noise,
+)
 from tests.refusals import refuses
 
 
@@ -116,3 +125,25 @@ def test_unusable_recordings() -> None:
         clip(speech(), gain_db=-1.0)
     with refuses(ConfigError, "'white'", "snr_db"):
         corrupt(speech(), Condition("white"), seeded())
+
+
+def test_a_drawn_condition_has_a_strength_within_the_ends_and_kinds_as_often_as_named() -> None:
+    wave, source = speech(), seeded(3)
+    clean, levels = 0, []
+    for _ in range(300):
+        added = corrupt_at_random(wave, source, kinds=["clean", "clean", "white"], snr_db=(-5.0, 15.0)) - wave
+        if power(added) == 0.0:
+            clean += 1
+        else:
+            levels.append(decibels(wave, added))
+    assert clean == pytest.approx(200, abs=4 * math.sqrt(300 * 2 / 9))
+    assert -5.01 < min(levels) < -2.0
+    assert 12.0 < max(levels) < 15.01
+    first, again = (corrupt_at_random(wave, seeded(5), kinds=["babble"], others=[speech(seed=9)]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(corrupt_at_random(torch.zeros(80), seeded(), kinds=["white"]), torch.zeros(80))
+    for kinds, fact in (([], "kinds"), (["wite"], "'white'"), (["white@10"], "snr_db")):
+        with refuses(ConfigError, fact):
+            corrupt_at_random(wave, seeded(), kinds=kinds)
+    with refuses(ConfigError, "snr_db", (10.0, 0.0)):
+        corrupt_at_random(wave, seeded(), snr_db=(10.0, 0.0))

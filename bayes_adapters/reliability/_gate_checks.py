@@ -1,0 +1,55 @@
+"""What the choice of a gate refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from bayes_adapters.errors import ConfigError, DataError, unknown_name
+
+
+def check_gates(gates: Iterable[float], cost: float) -> list[float]:
+    """Return 0 and the gates in rising order; raise :class:`ConfigError` unless all of them and the cost are usable."""
+    found = sorted({0.0, *(float(gate) for gate in gates)})
+    if len(found) < 2 or not 0.0 <= found[0] <= found[-1] <= 1.0:
+        raise ConfigError(f"gates are numbers from 0 to 1, one above 0 at least; got {found}.")
+    if not 0.0 <= cost < math.inf:
+        raise ConfigError(f"cost is nats that validation must gain, at least 0; got {cost}.")
+    return found
+
+
+def require_gated(model: Any, guide: Any, modality: str | None) -> tuple[str, list[Any]]:
+    """Return the modality, and those of guide and model that have a gate for it.
+
+    Raises:
+        ConfigError: there is none, or several and none was named; or the guide has no null context.
+    """
+    owners = [owner for owner in (guide, model) if getattr(owner, "gate", None)]
+    names = sorted({name for owner in owners for name in owner.gate})
+    if not names:
+        raise ConfigError(
+            f"Neither this {type(guide).__name__} nor this {type(model).__name__} reads a context with a gate. Take a "
+            "guide that reads one, such as CrossAttention or PooledContext, or a model of late fusion."
+        )
+    if modality is None and len(names) > 1:
+        raise ConfigError(f"There are gates for {names}: say which by modality=, one after the other.")
+    name = names[0] if modality is None else modality
+    if name not in names:
+        raise unknown_name("context", name, names)
+    if name in getattr(guide, "gate", {}) and not guide.null_context:
+        raise ConfigError(
+            f"This {type(guide).__name__} was built with null_context=False: a closed gate has nothing to give in the "
+            "place of the context. Build it with null_context=True, and train it on some examples without context."
+        )
+    return name, [owner for owner in owners if name in owner.gate]
+
+
+def require_density_of(prediction: Any) -> Tensor:
+    """Return log p̄(y) of the examples; raise :class:`DataError` if they have no targets."""
+    found: Tensor | None = prediction.log_density
+    if found is None:
+        raise DataError("The validation examples have no targets, which the gate's likelihood is of.")
+    return found
