@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.adapters.reparametrisation import Draw
 from bayes_adapters.heads.head import Head
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.sites import Granularity, Part, Site
@@ -43,6 +45,9 @@ class JointLinear(Head):
         """Nothing of its own: the weights are drawn."""
 
     def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"]:
-        outputs, bias = self.drawn(WEIGHT).times(features), self.drawn(BIAS).value
-        bias = bias.reshape(-1, 1, bias.shape[-1])  # of each sample; rows are [sample, example, token]
-        return (outputs.reshape(len(bias), -1, bias.shape[-1]) + bias).reshape(outputs.shape)
+        outputs, bias = self.drawn(WEIGHT).times(features), self.drawn(BIAS)
+        each = bias.value.reshape(-1, 1, outputs.shape[-1])  # of each sample; rows are [sample, example, token]
+        shift = each.expand(-1, outputs.shape[:-1].numel() // len(each), -1).reshape(outputs.shape)
+        if isinstance(bias, Draw) and bias.watch is not None:
+            bias.watch(torch.ones_like(shift), shift)  # b ⊙ 1
+        return outputs + shift

@@ -35,7 +35,8 @@ CASES: dict[str, tuple[Any, Any, bool]] = {
     "diagonal": (lambda: DiagonalCore(bert(), Bernoulli(), num_data=5, rank=2), tokens, True),
     "tokens in a row": (lambda: StochasticDown(opt(), Bernoulli(), targets=["fc1"], num_data=5, rank=2), tokens, True),
     "windows": (lambda: StochasticDown(swin(), Bernoulli(), targets=["q_proj"], num_data=5, rank=2), images, True),
-    "a bias by itself": (lambda: core(bert(), Bernoulli(), head=JointLinear()), tokens, False),
+    "the head, too": (lambda: core(bert(), Categorical(3), head=JointLinear()), tokens, True),
+    "and for tokens": (lambda: core(bert(), Tagging(2), head=JointLinear()), tokens, True),
     "positions for all": (lambda: core(deberta_v3(), Bernoulli(), targets=["pos_query_proj"]), tokens, False),
 }
 
