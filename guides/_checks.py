@@ -268,23 +268,3 @@ def require_orthogonal(path: str, up: Tensor, singular: Tensor) -> None:
             "singular values. Rotate the adapter first "
             "(bayes_adapters.surgery.training_free.rotate), or let bayesianise do all of it."
         )
-
-
-def require_memory(over: str, needs: Mapping[str, int], most: float) -> None:
-    """Raise :class:`ConfigError` if the square root of a covariance would take more than ``most`` gigabytes.
-
-    Args:
-        over: the choice that was made.
-        needs: choice → numbers of float32 that it keeps.
-        most: the limit, gigabytes.
-    """
-    size = {name: 4e-9 * numbers for name, numbers in needs.items()}
-    if size[over] <= most:
-        return
-    others = [f"over={name!r} it takes {size[name]:.3g} GB" for name in size if size[name] <= most]
-    raise ConfigError(
-        f"A dense covariance with over={over!r} takes {size[over]:.3g} GB for its square root, and four times that in "
-        f"training; max_gigabytes={most:g}. " + "".join(f"With {other}. " for other in others) + "The "
-        "guide LowRank keeps correlations over all weights in k + 2 numbers per entry; or take a smaller rank, or "
-        "raise max_gigabytes=."
-    )

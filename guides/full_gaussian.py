@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.distributions import Blocks, StructuredGaussian
 from bayes_adapters.errors import choice, positive_number
-from bayes_adapters.guides._checks import require_deviation, require_memory
+from bayes_adapters.guides._checks import require_deviation
+from bayes_adapters.guides._covariance_checks import require_memory
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part

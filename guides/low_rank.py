@@ -10,8 +10,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
+from bayes_adapters.distributions._checks import positive_definite
 from bayes_adapters.errors import whole_number
 from bayes_adapters.guides._checks import require_deviation
+from bayes_adapters.guides._covariance_checks import require_factor_memory
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import REAL, Granularity, Part
@@ -30,6 +32,11 @@ class LowRank(JointGuide):
         model: a model whose random parts are weights.
         covariance_rank: k.
         init_scale: σ at the start, a standard deviation; W starts at a tenth of it, at random.
+        max_gigabytes: the largest W that is accepted. Training takes four times that: W, its gradient and two moments
+            of Adam.
+
+    Raises:
+        ConfigError: W would be larger than ``max_gigabytes``; an option is out of range.
 
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
@@ -45,11 +52,14 @@ class LowRank(JointGuide):
     serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.GLOBAL})
     parts: ClassVar[frozenset[Part]] = REAL
 
-    def __init__(self, model: AdapterModel, *, covariance_rank: int = 4, init_scale: float = 0.1) -> None:
+    def __init__(
+        self, model: AdapterModel, *, covariance_rank: int = 4, init_scale: float = 0.1, max_gigabytes: float = 1.0
+    ) -> None:
         super().__init__(model)
         whole_number("covariance_rank", covariance_rank)
         require_deviation(init_scale)
-        self.covariance_rank, self.init_scale = covariance_rank, init_scale
+        require_factor_memory(self.size, covariance_rank, max_gigabytes)
+        self.covariance_rank, self.init_scale, self.max_gigabytes = covariance_rank, init_scale, max_gigabytes
         start = self.start()
         self.loc = nn.Parameter(start)
         self.log_scale = nn.Parameter(torch.full_like(start, math.log(init_scale)))
@@ -57,8 +67,10 @@ class LowRank(JointGuide):
         self.factor = nn.Parameter(factor.to(start))
 
     def joint(self) -> TorchDistributionMixin:
-        variance = (2.0 * self.log_scale).exp()
-        return dist.LowRankMultivariateNormal(self.loc, self.factor, variance, validate_args=False)
+        scale = self.log_scale.exp()
+        with positive_definite(self, scale):
+            return dist.LowRankMultivariateNormal(self.loc, self.factor, scale.square(), validate_args=False)
 
     def config(self) -> dict[str, Any]:
-        return {"covariance_rank": self.covariance_rank, "init_scale": self.init_scale}
+        sizes = {"covariance_rank": self.covariance_rank, "init_scale": self.init_scale}
+        return sizes | ({} if self.max_gigabytes == 1.0 else {"max_gigabytes": self.max_gigabytes})

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bayes_adapters.distributions._checks import require_moments, require_rows
+from bayes_adapters.distributions._checks import positive_definite, require_moments, require_rows
 from bayes_adapters.errors import whole_number
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -76,7 +76,8 @@ class SWAG(JointGuide):
         if self.columns == 0:
             return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(1)
         factor = self.get_buffer("deviations").mT / math.sqrt(2 * (self.columns - 1))
-        return dist.LowRankMultivariateNormal(loc, factor, 0.5 * variance, validate_args=False)
+        with positive_definite(self, (0.5 * variance).sqrt()):
+            return dist.LowRankMultivariateNormal(loc, factor, 0.5 * variance, validate_args=False)
 
     def config(self) -> dict[str, Any]:
         return {"columns": self.columns}

@@ -74,7 +74,9 @@ class Marginal(NamedTuple):
         highest = int(wide.max()) if wide.numel() else 0
         if highest >= len(self.probs):
             raise ConfigError(
-                f"Targets hold class {highest}, and the marginal predictor knows {len(self.probs)}: pass num_classes=."
+                f"Targets hold class {highest}, and the marginal predictor knows {len(self.probs)}, 0 to "
+                f"{len(self.probs) - 1}. Make it of targets that hold it, or with Marginal.of(targets, num_classes="
+                f"{highest + 1})."
             )
         return -self.probs.log()[wide.long()]
 

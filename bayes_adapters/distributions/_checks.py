@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, NonFiniteError
+
+
+@contextmanager
+def positive_definite(owner: object, scale: Tensor) -> Iterator[None]:
+    """Turn the failure to factorise ``W Wᵀ + diag(σ²)`` into an error that names its cause.
+
+    Args:
+        owner: whose covariance it is.
+        scale: σ.
+
+    Raises:
+        NonFiniteError: the covariance, in float32, is not positive definite.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        least, most = (float(value) for value in scale.detach().aminmax())
+        raise NonFiniteError(
+            f"The covariance of this {type(owner).__name__}, W Wᵀ + diag(σ²), is not positive definite in float32: σ "
+            f"goes from {least:.3g} to {most:.3g}, and a σ this small beside W cannot be told from 0. Training let it "
+            "vanish: take a checkpoint from before, a smaller learning rate or clip_norm, or a larger kl_weight, which "
+            "keeps σ near the prior's."
+        ) from error
 
 
 def require_blocks(blocks: Sequence[Sequence[int]], size: int) -> list[tuple[int, int, int]]:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_adapters.distributions._checks import positive_definite
+
 
 class Covariance(StrEnum):
     """S_k, shape (D, D), of each of K rows ``w_k ~ N(m_k, S_k)``; rows are independent of each other."""
@@ -65,7 +67,8 @@ class GaussianRows(nn.Module):
         if self.covariance is Covariance.DIAGONAL:
             return dist.Normal(self.loc, scale, validate_args=False).to_event(2)
         if self.covariance is Covariance.LOW_RANK:
-            q = dist.LowRankMultivariateNormal(self.loc, self.factor, scale.square(), validate_args=False)
+            with positive_definite(self, scale):
+                q = dist.LowRankMultivariateNormal(self.loc, self.factor, scale.square(), validate_args=False)
         else:
             lower = self.lower.tril(-1) + torch.diag_embed(scale)
             q = dist.MultivariateNormal(self.loc, scale_tril=lower, validate_args=False)

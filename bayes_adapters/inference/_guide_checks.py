@@ -66,8 +66,12 @@ def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> Non
     if site.granularity not in guide.serves:
         raise ConfigError(
             f"{kind} cannot infer {site.name!r}, which is {site.granularity.value}; it serves "
-            f"{', '.join(sorted(g.value for g in guide.serves))}. Build the model with another granularity=, or "
-            "take a guide that serves it (MeanField and Delta serve all)."
+            f"{', '.join(sorted(g.value for g in guide.serves))}. "
+            + _INFERS.get(
+                site.part,
+                "Build the model with another granularity=, or take a guide that serves it (MeanField and Delta serve "
+                "all).",
+            )
         )
     if site.part not in guide.parts:
         raise ConfigError(
@@ -83,7 +87,10 @@ def require_served(guide: Any, site: Site, prior: TorchDistributionMixin) -> Non
         )
 
 
-_INFERS = {Part.MASK: "A keep mask is inferred by MCDropout.", Part.GATE: "Gates are inferred by RankGates."}
+_INFERS = {
+    Part.MASK: "It is discrete, and has no density: a keep mask is inferred by MCDropout.",
+    Part.GATE: "It is discrete, and has no density: gates are inferred by RankGates.",
+}
 
 
 def require_no_look_ahead(guide: Any, site: Site, model: Any) -> None:

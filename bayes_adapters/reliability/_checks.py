@@ -196,6 +196,17 @@ def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
     return torch.cat([batch.targets for batch in batches])
 
 
+def require_known(targets: Tensor, probs: Tensor | None) -> None:
+    """Raise :class:`DataError` where far contexts have a class or count that the training targets give no share."""
+    highest = int(targets.max()) if probs is not None else 0
+    if probs is not None and highest >= len(probs):
+        raise DataError(
+            f"The far contexts hold the target {highest}, and the training targets go from 0 to {len(probs) - 1}: the "
+            "marginal predictor, which they are compared with, gives it no probability. Pass all training targets, or "
+            "leave these examples out. Are classes counted from 1?"
+        )
+
+
 def check_blend(prediction: Any, weight: Tensor, marginal: Any, targets: Tensor | None) -> Tensor:
     """Return the classes' shares p₀.
 

@@ -15,7 +15,7 @@ from bayes_adapters.errors import ScaleWarning
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
 from bayes_adapters.likelihoods import Prediction
-from bayes_adapters.reliability._checks import check_scales, require_far, require_reliability
+from bayes_adapters.reliability._checks import check_scales, require_far, require_known, require_reliability
 
 _SCALES = tuple(0.25 * 2.0**k for k in range(12))
 _HALVINGS = 4
@@ -80,13 +80,15 @@ def calibrate_scale(
 
     Raises:
         ConfigError: the guide has no reliability, or ``scales`` or ``tolerance`` are out of range.
-        DataError: no targets, several per example (tokens, labels, tasks), or every far context is trusted fully.
+        DataError: no targets, several per example (tokens, labels, tasks), one that the training targets do not
+            know, or every far context is trusted fully.
     """
     reliability = require_reliability(guide)
     grid = check_scales(scales, tolerance)
     batches = [far] if isinstance(far, Batch) else list(far)
     targets = require_far(reliability.density, guide, batches)
     known = Marginal.of(training_targets, getattr(model.likelihood, "num_outputs", None))
+    require_known(targets, known.probs)
     marginal = float(known.nll(targets).mean())
     before, tried = reliability.scale, dict[float, float]()
 

@@ -18,7 +18,20 @@ def require_several(members: Any) -> None:
     wrong = [member for member in members if not isinstance(member, tuple) or len(member) != 2]
     if len(members) < 2 or wrong:
         of = f", {described(wrong[0])} among them: write each as (model, guide)" if wrong else ""
-        raise ConfigError(f"An ensemble is made of two or more (model, guide) pairs; got {len(members)} members{of}.")
+        count = f"{len(members)} member{'s' * (len(members) != 1)}"
+        fix = of or ", whose draws could not disagree. Train others from other seeds, or predict with that one alone"
+        raise ConfigError(f"An ensemble is made of two or more (model, guide) pairs; got {count}{fix}.")
+    same = next((n for n, own in enumerate(members) if any(_is_again(own, other) for other in members[:n])), None)
+    if same is not None:
+        raise ConfigError(
+            f"Member {same} of {len(members)} is an earlier one again, so the two could not disagree. Was one model "
+            "trained again in place? Train each member as a model of its own, on a copy of the backbone."
+        )
+
+
+def _is_again(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Whether two members have the same weights: guides of one model may lie at different values of its sites."""
+    return one[0] is other[0] and (one[1] is other[1] or not getattr(one[0], "sites", ()))
 
 
 def require_alike(

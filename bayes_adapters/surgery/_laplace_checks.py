@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, described, positive_number
+from bayes_adapters.files.marks import has_fresh_head
 from bayes_adapters.inference._checks import non_finite
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Site
@@ -56,8 +58,26 @@ def require_curved(model: AdapterModel, trace: float, count: int) -> None:
         )
 
 
+def require_trained(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where B is 0 in every layer, as before training: A then has no curvature at all."""
+    layers = adapted_layers(model.backbone).values()
+    factors = [layer.lora_B for layer in layers if layer.rank > 0 and layer.lora_B is not None]
+    if factors and not any(bool(factor.any()) for factor in factors):
+        raise ConfigError(
+            f"B is 0 in all {len(factors)} adapted layers: this {type(model).__name__} was never trained, and this "
+            "is a Gaussian around a trained point. Train it first, with fit(model, guide, data), or load "
+            "an adapter; last_layer_laplace serves a trained head without adapters."
+        )
+
+
 def require_structure(model: AdapterModel) -> None:
-    """Raise :class:`ConfigError` where a Gaussian over weights cannot stand for the model's random parts."""
+    """Raise :class:`ConfigError` where a Gaussian cannot stand for the model's random parts or its head."""
+    if has_fresh_head(model):
+        raise ConfigError(
+            "The model's head was never trained: its adapters come from PEFT and their head did not come along, so the "
+            "curvature would be that of answers at random. Train the head first (fit), or put a trained one into "
+            "model.head."
+        )
     if model.head_sites:
         raise ConfigError(
             f"The {type(model.head).__name__} brings a posterior of its own, which a Laplace approximation would "

@@ -37,6 +37,7 @@ from bayes_adapters.surgery._laplace_checks import (
     require_structure,
     require_targets,
     require_tokens,
+    require_trained,
 )
 from bayes_adapters.surgery._laplace_fit import VALIDATED as VALIDATED
 from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precision
@@ -159,7 +160,10 @@ def laplace(
         if kind is Weights.SITES:
             values = weight_mean(model, guide)
         else:
-            model, values = random_weights(model, guide, kind, head=head, num_data=num_data)
+            point = model
+            model, values = random_weights(point, guide, kind, head=head, num_data=num_data)
+            if kind is Weights.FACTORS:
+                require_trained(point)
         found = _curved(model, values, data, structure, rank, summed, num_data, max_gigabytes)
         if kind is not Weights.SITES:
             model.num_data = found.num_data

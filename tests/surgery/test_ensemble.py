@@ -137,7 +137,7 @@ def test_members_have_one_shape(second: Any, facts: tuple[str, ...]) -> None:
 
 
 def test_what_it_refuses() -> None:
-    with refuses(ConfigError, "two or more", "1 members"):
+    with refuses(ConfigError, "two or more", "1 member"):
         ensemble([member(0)])
     with refuses(ConfigError, "a list among them", "(model, guide)"):
         require_several([member(0), list(member(1))])

@@ -36,7 +36,8 @@ def features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the frozen features of scripts and recordings of one split's right (1) or wrong (0) pairs."""
     dataset = corpus.evaluation(split, condition)
-    chosen = dataset.with_pairs([pair for pair in dataset.pairs if pair.label == label], {condition: 1.0})
+    sound = "clean" if condition == "hard" else condition  # which says of what kind the wrong scripts are
+    chosen = dataset.with_pairs([pair for pair in dataset.pairs if pair.label == label], {sound: 1.0})
     batches = list(PairBatches(chosen, BATCH, shuffle=False))
     inputs, contexts, _ = frozen_pairs(model, batches)
     order = torch.cat([batch.ids for batch in batches]).argsort()
