@@ -15,7 +15,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types smoke oldest newest upgrade results docs notebooks benchmark gpu-check format clean again
+.PHONY: help demo test lint types smoke oldest newest upgrade results docs notebooks benchmark cost gpu-check format clean again
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -70,6 +70,9 @@ notebooks: $(STAMP) ## run the notebooks and keep what they show
 
 benchmark: $(STAMP) ## time and memory of training and prediction, beside PEFT (runs/benchmark)
 	$(PY) -m examples.benchmarks.speed --out runs/benchmark
+
+cost: $(STAMP) ## time, memory and size of every family beside MeanField (results/cost.json, docs/which-when.md)
+	$(THREADS) $(PY) -m examples.benchmarks.cost
 
 gpu-check: $(STAMP) ## agreement, training, memory and time on a CUDA GPU (runs/gpu-check)
 	$(PY) -m examples.benchmarks.gpu_check --out runs/gpu-check

@@ -200,7 +200,7 @@ def _offered(group: str, installed: tuple[tuple[str, int | None], ...]) -> tuple
 
 def _installed() -> tuple[tuple[str, int | None], ...]:
     """Return the places of ``sys.path`` and when each last changed, as it does where a package comes or goes."""
-    found = []
+    found: list[tuple[str, int | None]] = []
     for place in sys.path:
         try:
             found.append((place, os.stat(place or ".").st_mtime_ns))

@@ -5,6 +5,9 @@
     report = check_guide(MyGuide)
     print(report)              # in a notebook
     report.raise_if_failed()   # in a test
+
+``reference(name)`` is a stored posterior of a small target, and ``closeness(model, guide, reference)`` says how far a
+fitted guide is from it.
 """
 
 from bayes_adapters.testing.calibration import Calibration as Calibration
@@ -13,6 +16,9 @@ from bayes_adapters.testing.case import CONTEXT_WIDTH as CONTEXT_WIDTH
 from bayes_adapters.testing.case import Case as Case
 from bayes_adapters.testing.case import standard_batch as standard_batch
 from bayes_adapters.testing.case import standard_models as standard_models
+from bayes_adapters.testing.comparison import Closeness as Closeness
+from bayes_adapters.testing.comparison import closeness as closeness
+from bayes_adapters.testing.comparison import energy_distance as energy_distance
 from bayes_adapters.testing.conjugate import Family as Family
 from bayes_adapters.testing.conjugate import check_conjugate as check_conjugate
 from bayes_adapters.testing.densities import check_density as check_density
@@ -36,4 +42,8 @@ from bayes_adapters.testing.report import Report as Report
 from bayes_adapters.testing.scales import check_cuts as check_cuts
 from bayes_adapters.testing.scales import check_padding as check_padding
 from bayes_adapters.testing.scales import check_scale as check_scale
+from bayes_adapters.testing.stored import Reference as Reference
+from bayes_adapters.testing.stored import reference as reference
+from bayes_adapters.testing.targets import TARGETS as TARGETS
+from bayes_adapters.testing.targets import Target as Target
 from bayes_adapters.testing.training_noise import check_training_noise as check_training_noise

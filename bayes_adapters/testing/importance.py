@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.distributions import Points, base_distribution
 from bayes_adapters.errors import ConfigError, missing_package, whole_number
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
@@ -69,8 +70,8 @@ def importance(
 
     Raises:
         ConfigError: another model's guide, no targets, or ``num_samples`` below 25.
-        NotApplicableError: the posterior is a point or its own prior's, global and local sites occur together, or the
-            prior has hyper-parameters.
+        NotApplicableError: the posterior is a point, stored draws or its own prior's, global and local sites occur
+            together, or the prior has hyper-parameters.
         MissingResourceError: arviz is not installed.
 
     >>> from bayes_adapters import guides
@@ -122,6 +123,8 @@ def _ratios(
     for name, node in latent.items():
         if node["type"] != "sample" or node["is_observed"]:
             continue
+        if isinstance(base_distribution(node["fn"]), Points):
+            raise NotApplicableError("Importance weights need a density; a posterior that is stored draws has none.")
         if SITE in node["infer"]:
             total = total + nodes[name]["fn"].log_prob(node["value"]).double()
         if name == JOINT or JOINT not in latent:

@@ -25,9 +25,9 @@ def test_pseudo_values_have_the_auc_as_their_mean_and_its_variance() -> None:
     torch.testing.assert_close(values.mean(-1), auc(scores, y))
     assert float(auc(scores, y)[0, 0]) == pytest.approx(float(library_auc(scores[0, 0].sigmoid(), y)), abs=1e-6)
     one_seed = World(seeds=0.0)
-    many = torch.stack([simulate(one_seed, 1, 40, torch.Generator().manual_seed(s))[0][0, 0] for s in range(400)])
+    many = torch.stack([simulate(one_seed, 1, 40, torch.Generator().manual_seed(s))[0][0, 0] for s in range(150)])
     found, each = auc(many, y), pseudo_values(many, y)
-    assert float(each.var(1).mean() / 40) == pytest.approx(float(found.var()), rel=0.35)
+    assert float(each.var(1).mean() / 40) == pytest.approx(float(found.var()), rel=0.4)
     assert float(pseudo_values(torch.ones(4), torch.tensor([0.0, 1.0, 0.0, 1.0])).mean()) == 0.5
 
 
