@@ -153,6 +153,11 @@ def test_each_context_has_a_density_of_its_own() -> None:
     torch.testing.assert_close(loc, same)
     assert float(both["image"].density(far)[0]) < 0.1
     assert float(both["audio"].density(batch.context["audio"])[0]) > 0.5
+    guide.gate["image"] = plain.gate["image"] = 0.0
+    (_, closed), (_, narrow) = (next(iter(moments(g, far_batch).values())) for g in (guide, plain))
+    weight = both["audio"].density(batch.context["audio"])[:, None, None, None]
+    expected = (weight * narrow**2 + (1 - weight) * 4.0).sqrt()
+    torch.testing.assert_close(closed, expected)  # behind a closed gate nothing is distrusted
     one = made("cross", reliability={"image": both["image"]})
     assert list(one.config()["reliability"]) == ["image"]
 

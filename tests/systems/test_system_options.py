@@ -23,7 +23,7 @@ def test_every_option_that_is_allowed_can_be_given(name: str) -> None:
     system = SYSTEMS[name]
     allowed = system.options()
     # what both take, both read: the head sees the context that conditions the cores
-    assert set(allowed["model"]) & set(allowed["guide"]) <= {"context_dim", "modality"}
+    assert set(allowed["model"]) & set(allowed["guide"]) <= {"context_dim", "modality", "gate"}
     assert set(system.model_options) <= set(allowed["model"])
     assert set(system.guide_options) <= set(allowed["guide"])
     given: dict[str, Any] = {}

@@ -42,6 +42,9 @@ def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
     assert same(seen(stream(), 1), seen(stream(), 1))
     assert not same(seen(stream(), 0), seen(stream(), 1))
     assert not same(seen(stream(), 1), seen(stream(seed=1), 1))
+    fixed = transformed(batches(DATA, 5, shuffle=False), ModalityDropout("audio", 0.5))
+    assert same(seen(fixed, 1), seen(fixed, 1))
+    assert not same(seen(fixed, 0), seen(fixed, 1)), "the same batches are dropped from anew"
     order = seen(stream(), 1)[::3]
     plain = batches(DATA, 5)
     plain.set_epoch(1)
