@@ -157,16 +157,16 @@ def trained(n: int) -> Any:
         p.requires_grad_("head" in name)  # factors that adapt would do without the cores
     guide = Contextual(model, scale="softplus", width=8)
     batches = [texts[i : i + 32] for i in range(0, n, 32)]
-    steps = {"epochs": 1000, "max_steps": 100, "progress": False}
-    fit(model, guide, batches, optimizer=lambda p: torch.optim.AdamW(p, lr=0.05), **steps)
-    return model, guide, texts[400:]
+    steps = {"epochs": 1000, "max_steps": 80, "progress": False}
+    fit(model, guide, batches, optimizer=lambda p: torch.optim.AdamW(p, lr=0.06), **steps)
+    return model, guide, texts[400:440]
 
 
 def test_what_weights_leave_open_shrinks_with_the_data_and_local_latents_do_not(tmp_path: Path) -> None:
     few, many = trained(16), trained(400)
     small, large = (predict(*each, num_samples=8, local_samples=4) for each in (few, many))
-    assert float(large.epistemic.mean()) < 0.25 * float(small.epistemic.mean())  # 16 examples and 400: .077, .007 nats
-    assert float(large.local.mean()) == pytest.approx(float(small.local.mean()), rel=0.3)  # .016 and .016
+    assert float(large.epistemic.mean()) < 0.25 * float(small.epistemic.mean())  # 16 examples and 400: .11, .02 nats
+    assert float(large.local.mean()) == pytest.approx(float(small.local.mean()), rel=0.3)  # .026 and .025
     save(tmp_path / "adapter", many[0], many[1])
     again = load(tmp_path / "adapter", backbone())
     loaded = predict(*again, many[2], num_samples=8, local_samples=4)
