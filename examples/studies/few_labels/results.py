@@ -14,12 +14,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis.intervals import holm, pigeonhole, seeds_and_units
-from bayes_adapters.analysis.metrics import aurc
+from bayes_adapters.analysis.intervals import ece_floor, holm, pigeonhole, seeds_and_units
+from bayes_adapters.analysis.metrics import aurc, ece
 from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
 from examples.studies.comparison import markdown, mean_table, rewrite_file, short
@@ -58,6 +59,8 @@ def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _D
     """Return a table of each method minus ``reference`` on the clean test utterances.
 
     Intervals are over training seeds and dialogues together. P-values are adjusted for the number of methods (Holm).
+    The last columns are the ECE, its mean over seeds, and its floor: what these probabilities would show if they were
+    true (:func:`bayes_adapters.analysis.intervals.ece_floor`).
     """
     said: Said = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -70,8 +73,19 @@ def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _D
     for name, loss, p in zip(others, nlls, adjusted, strict=True):
         risk = _risk_difference(said[name], said[reference], draws)
         cells = [_signed(*found[:3]) for found in (loss, risk)]
-        lines.append([f"{name} − {reference}", cells[0], short(p, 3), cells[1]])
-    return markdown(["difference", "NLL", "p (Holm)", "AURC"], lines)
+        calibration = [short(value, 3) for value in _calibration(said[name])]
+        lines.append([f"{name} − {reference}", cells[0], short(p, 3), cells[1], *calibration])
+    lines.append([reference, "", "", "", *(short(value, 3) for value in _calibration(said[reference]))])
+    return markdown(["difference", "NLL", "p (Holm)", "AURC", "ECE", "its floor"], lines)
+
+
+def _calibration(said: Mapping[int, Mapping[str, Row]]) -> tuple[float, float]:
+    found = []
+    for rows in said.values():
+        probs = torch.tensor([_probs(row) for row in rows.values()], dtype=torch.float64)
+        labels = torch.tensor([row.label for row in rows.values()])
+        found.append((ece(probs, labels), ece_floor(probs, seed=0).mean))
+    return fmean(one for one, _ in found), fmean(floor for _, floor in found)
 
 
 def _nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]]):  # type: ignore[no-untyped-def]
