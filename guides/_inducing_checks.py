@@ -1,15 +1,19 @@
-"""What a posterior of inducing weights refuses."""
+"""What a posterior of inducing weights asks of its options and of the prior."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.sites import Site
+
+USUAL = 0.2
+"""The standard deviation that stands for that of a prior without one: that of the library's usual prior."""
 
 
 def require_sides(inducing: Sequence[int]) -> tuple[int, int]:
@@ -21,16 +25,23 @@ def require_sides(inducing: Sequence[int]) -> tuple[int, int]:
     return (inducing[0], inducing[1])
 
 
-def prior_deviation(prior: Any, site: Site) -> Tensor:
-    """Return the prior's standard deviation; raise :class:`ConfigError` where there is none that is finite."""
+def centre_and_deviation(prior: Any, site: Site, needed: bool) -> tuple[Tensor, Tensor]:
+    """Return the prior's mean and standard deviation, shape ``site.shape``, or 0 and 0.2 where they are not finite.
+
+    Raises:
+        ConfigError: they are not finite and are ``needed``.
+    """
     try:
-        deviation: Tensor = prior.stddev
+        mean, deviation = prior.mean.expand(site.shape), prior.stddev.expand(site.shape)
+        known = bool((mean.isfinite() & deviation.isfinite()).all())
     except NotImplementedError:
-        deviation = prior.sample().new_full((), float("nan"))
-    if not bool(deviation.isfinite().all()) or not bool(prior.mean.isfinite().all()):
+        known = False
+    if known:
+        return mean, deviation
+    if needed:
         raise ConfigError(
-            f"The weights of {site.name!r} follow U by the conditional of a Gaussian of the prior's mean and "
-            f"standard deviation, and its prior {type(base_distribution(prior)).__name__} has none that are finite. "
-            "Take Normal, Laplace or a StudentT of more than 2 degrees of freedom."
+            f"keep_conditional=True lets the weights of {site.name!r} follow U by the conditional of a Gaussian of the "
+            f"prior's mean and standard deviation, and its prior {type(base_distribution(prior)).__name__} has none "
+            "that are finite. Take Normal, Laplace or a StudentT of more than 2 degrees of freedom, or leave it out."
         )
-    return deviation
+    return torch.zeros(site.shape), torch.full(site.shape, USUAL)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.distributions import Induced, StructuredGaussian
 from bayes_adapters.guides._checks import require_deviation
-from bayes_adapters.guides._inducing_checks import prior_deviation, require_sides
+from bayes_adapters.guides._inducing_checks import centre_and_deviation, require_sides
 from bayes_adapters.inference.guide import site_key
 from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -43,6 +43,9 @@ class InducingWeights(JointGuide):
     say of W stays as the prior has it. Else λ is learned, one per matrix. Where U is as large as W and D → 0, V is
     orthogonal and q is any Gaussian over the matrix.
 
+    m₀ and s are the prior's mean and its standard deviation, averaged over a matrix; 0 and 0.2 where it has none that
+    are finite. Under a prior that is not Gaussian q is the same family, and the KL is taken from that prior at draws.
+
     The mean of W has rank min(M_r, M_c) at most about m₀. It starts nearest to where the model starts.
 
     Source: Ritter, Kukla, Zhang and Li 2021, "Sparse uncertainty representation in deep learning with inducing
@@ -56,7 +59,8 @@ class InducingWeights(JointGuide):
         keep_conditional: λ = 1, fixed.
 
     Raises:
-        ConfigError: an option is out of range, or a prior without a finite standard deviation, which gives no s.
+        ConfigError: an option is out of range, or ``keep_conditional`` under a prior without a finite standard
+            deviation.
 
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
@@ -95,9 +99,9 @@ class InducingWeights(JointGuide):
         for site in model.sites:
             key, start = site_key(site), model.start(site)
             layers, m = len(site.layers), site.event[0]
-            prior = model.prior.of(site)
-            centre = prior.mean.expand(start.shape).reshape(layers, m, -1)
-            scale = prior_deviation(prior, site).expand(start.shape).reshape(layers, -1).mean(1)
+            known = centre_and_deviation(model.prior.of(site), site, keep_conditional)
+            centre, deviation = (each.to(start) for each in known)
+            centre, scale = centre.reshape(layers, m, -1), deviation.reshape(layers, -1).mean(1)
             self.register_buffer(f"centre_{key}", centre.clone(), persistent=False)
             self.register_buffer(f"scale_{key}", scale.clone(), persistent=False)
             a, b = min(self.inducing[0], m), min(self.inducing[1], centre.shape[-1])

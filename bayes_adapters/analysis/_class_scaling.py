@@ -44,6 +44,7 @@ def rescaled(prediction: Prediction, use: str, rows: Callable[[Tensor], Tensor])
         epistemic=epistemic.to(prediction.total),
         samples=None if drawn is None else _as_given(drawn, binary, prediction.samples),
         log_density=None,
+        local=None,  # given no draws of local latents nobody knows what becomes of their part
     )
 
 

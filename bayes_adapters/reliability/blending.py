@@ -65,4 +65,5 @@ def blend(
         epistemic=(total - aleatoric).float(),
         log_density=density,
         samples=None,
+        local=None if prediction.local is None else (gamma * float64(prediction.local)).float(),
     )

@@ -121,5 +121,7 @@ def test_refusals() -> None:
         InducingWeights(model, inducing=[3])
     with refuses(ConfigError, "inducing", 0):
         InducingWeights(model, inducing=(0, 2))
-    with refuses(ConfigError, "Cauchy", "Normal"):
-        InducingWeights(core_model("global", prior=dist.Cauchy(0.0, 1.0)))
+    heavy = core_model("global", prior=dist.Cauchy(0.0, 1.0))
+    with refuses(ConfigError, "Cauchy", "Normal", "keep_conditional=True"):
+        InducingWeights(heavy, keep_conditional=True)
+    assert ELBO(heavy, InducingWeights(heavy))(token_batch(targets=torch.ones(5))).isfinite()

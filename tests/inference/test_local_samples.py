@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.special import entr
 
 from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, predict
+from bayes_adapters.analysis.calibration import TemperatureScaling
+from bayes_adapters.analysis.marginal import Marginal
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, MeanField
 from bayes_adapters.heads import VariationalLastLayer
@@ -17,6 +19,7 @@ from bayes_adapters.inference.handlers import keyed_uniform
 from bayes_adapters.likelihoods import Tasks
 from bayes_adapters.models import StochasticCore
 from bayes_adapters.priors import GlobalWeights
+from bayes_adapters.reliability.blending import blend
 from tests.helpers import Linear, bert, core_model, fill_B, token_batch
 from tests.refusals import refuses
 
@@ -120,6 +123,17 @@ def test_tasks_are_split_one_by_one() -> None:
         tasks = sum(getattr(task, name) for task in found.tasks.values())
         torch.testing.assert_close(getattr(found, name), tasks, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.total, found.aleatoric + found.epistemic)
+
+
+def test_what_is_done_to_a_prediction_afterwards_leaves_no_stale_part() -> None:
+    model, guide, batch = case(Categorical(3))
+    found = predict(model, guide, batch, **DRAWS)
+    assert TemperatureScaling(2.0)(found).local is None
+    gamma = torch.tensor([1.0, 0.5, 0.0, 0.2])
+    blended = blend(found, gamma, Marginal(torch.full((3,), 1 / 3, dtype=torch.float64)))
+    torch.testing.assert_close(blended.local, gamma * found.local)
+    torch.testing.assert_close(blended.total, blended.aleatoric + blended.epistemic)
+    assert (blended.local <= blended.aleatoric).all()
 
 
 @pytest.mark.parametrize("option", [{"mean_only": True}, {"seed": None}, {"linearised": True}])
