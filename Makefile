@@ -57,6 +57,7 @@ upgrade: $(STAMP) ## pin the newest versions (constraints.txt; .ci/held.txt stay
 results: $(STAMP) ## run every method with every seed; write the records, and the tables and the picture in docs/
 	$(PY) -m examples.studies.verify_prompts.results
 	$(PY) -m examples.studies.verify_prompts.tables
+	$(PY) -m examples.studies.verify_prompts.densities
 	$(PY) -m examples.studies.verify_prompts.picture
 	$(PY) -m examples.studies.seeds
 
