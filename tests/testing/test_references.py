@@ -201,19 +201,8 @@ def test_the_energy_distance_of_two_gaussians() -> None:
 
 
 def test_a_reference_made_anew_is_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [
-        "--draws",
-        "30",
-        "--warmup",
-        "20",
-        "--chains",
-        "1",
-        "--proposals",
-        "60",
-        "--plain",
-        "--out",
-        str(tmp_path),
-    ]
+    sizes = ["--draws", "10", "--warmup", "5", "--chains", "1", "--proposals", "20"]
+    options = [*sizes, "--plain", "--out", str(tmp_path)]
     assert recreate.main(["linear-core", *options]) == 0
     assert "linear-core: R-hat" in capsys.readouterr().out
     found = json.loads((tmp_path / "linear-core.json").read_text())
