@@ -88,6 +88,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert "Permission is hereby granted" in archive.read(licence).decode()
     assert {n.split("/")[0] for n in names} == {"bayes_adapters", "bayes_adapters-0.1.0.dist-info"}
     assert "bayes_adapters/py.typed" in names
+    for path in (ROOT / "bayes_adapters/testing/references").glob("*.json"):
+        assert f"bayes_adapters/testing/references/{path.name}" in names
     sources = {"bayes_adapters": "bayes_adapters", "models": "bayes_adapters/models", "guides": "bayes_adapters/guides"}
     for folder, target in sources.items():
         for path in (ROOT / folder).rglob("*.py"):
