@@ -33,8 +33,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bayesian"))
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--epochs", type=int, default=10)
-    said = "how much the NLL may grow, as a share of the labels' entropy"
-    parser.add_argument("--tolerance", type=float, default=0.05, help=said)
+    growth = "how much the NLL may grow, as a share of the labels' entropy"
+    parser.add_argument("--tolerance", type=float, default=0.05, help=growth)
     arguments = parser.parse_args()
     with arguments.data.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
