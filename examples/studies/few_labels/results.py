@@ -19,7 +19,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis.intervals import ece_floor, holm, pigeonhole, seeds_and_units
+from bayes_adapters.analysis.intervals import Interval, ece_floor, holm, pigeonhole, seeds_and_units
 from bayes_adapters.analysis.metrics import aurc, ece
 from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
@@ -67,12 +67,12 @@ def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _D
         if row.condition == CLEAN:
             said[row.method][row.seed][row.key] = row
     others = [name for name in said if name != reference]
-    nlls = [_nll_difference(said[name], said[reference]) for name in others]
+    nlls = [nll_difference(said[name], said[reference]) for name in others]
     adjusted = holm([found.p_value for found in nlls])
     lines = []
     for name, loss, p in zip(others, nlls, adjusted, strict=True):
         risk = _risk_difference(said[name], said[reference], draws)
-        cells = [_signed(*found[:3]) for found in (loss, risk)]
+        cells = [signed(*found[:3]) for found in (loss, risk)]
         calibration = [short(value, 3) for value in _calibration(said[name])]
         lines.append([f"{name} − {reference}", cells[0], short(p, 3), cells[1], *calibration])
     lines.append([reference, "", "", "", *(short(value, 3) for value in _calibration(said[reference]))])
@@ -88,7 +88,13 @@ def _calibration(said: Mapping[int, Mapping[str, Row]]) -> tuple[float, float]:
     return fmean(one for one, _ in found), fmean(floor for _, floor in found)
 
 
-def _nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]]):  # type: ignore[no-untyped-def]
+def nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]]) -> Interval:
+    """Return the difference of two methods' NLLs, nats, over their common seeds, with dialogues as units.
+
+    Args:
+        one: seed → key → what the first said, the same keys for every seed.
+        two: the same of the second.
+    """
     seeds, keys = _shared(one, two)
     groups = [one[seeds[0]][key].group for key in keys]
     table = torch.tensor([[_nll(one[s][k]) - _nll(two[s][k]) for k in keys] for s in seeds], dtype=torch.float64)
@@ -100,7 +106,9 @@ def _nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapp
     return seeds_and_units(means * count / count.mean())
 
 
-def _risk_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]], draws: int):  # type: ignore[no-untyped-def]
+def _risk_difference(
+    one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mapping[str, Row]], draws: int
+) -> Interval:
     seeds, keys = _shared(one, two)
 
     def tensors(said: Mapping[int, Mapping[str, Row]]) -> tuple[Tensor, Tensor]:
@@ -129,7 +137,8 @@ def _right(row: Row) -> bool:
     return max(range(3), key=_probs(row).__getitem__) == row.label
 
 
-def _signed(*values: float) -> str:
+def signed(*values: float) -> str:
+    """Return "difference [low, high]" with signs."""
     middle, low, high = (short(v, 3) if v < 0 else f"+{short(v, 3)}" for v in values)
     return f"{middle} [{low}, {high}]"
 

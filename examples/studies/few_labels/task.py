@@ -46,6 +46,13 @@ class States(Utterances):
                 ):
                     self._states[row] = state[: int(mask.sum())].clone()
 
+    def subset(self, rows: Sequence[int]) -> States:
+        """Return these utterances, with the states they have."""
+        some = copy.copy(self)
+        some.utterances = [self.utterances[row] for row in rows]
+        some._tokens, some._states = {}, {number: self._states[row] for number, row in enumerate(rows)}
+        return some
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """Pad hidden states to a batch; there are no targets where an utterance has no sentiment."""
         states = nn.utils.rnn.pad_sequence([self._states[i] for i in rows], batch_first=True)

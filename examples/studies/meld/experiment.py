@@ -279,7 +279,7 @@ def run(
         counted = vars(record) | {"parameters": parameters, "ranks_kept": ranks, "train_seconds": seconds}
         results.append(Result(**counted))
         reference = uncertainty if condition == CLEAN else reference
-        rows += _rows(name, seed, condition, part.utterances, probs, uncertainty)
+        rows += rows_of(name, seed, condition, part.utterances, probs, uncertainty)
     return results, rows
 
 
@@ -321,9 +321,10 @@ def record_of(
     return record if labelled else replace(record, **undefined)
 
 
-def _rows(
+def rows_of(
     name: str, seed: int, condition: str, said: Sequence[Utterance], probs: Tensor, uncertainty: Decomposition
 ) -> list[Row]:
+    """Return what was said of every utterance; ``probs`` are those of the draws, (S, N, C)."""
     columns = zip(said, probs.double().mean(0).tolist(), *(part.tolist() for part in uncertainty), strict=True)
     return [
         Row(name, seed, condition, u.key, u.group, -1 if u.label is None else u.label, *p, *parts)
