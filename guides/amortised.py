@@ -135,7 +135,7 @@ class Amortised(AdapterGuide):
         """Modality → g."""
         self.reliability = as_reliabilities(reliability, self.widths, model)
         ranks = {site_key(site): site.rank for site in model.sites}
-        readers = {module_key(name): self._reader(ranks, width) for name, width in self.widths.items()}
+        readers = {module_key(name): self._reader(ranks, name) for name in self.widths}
         self.reader = nn.ModuleDict(readers) if len(readers) > 1 else next(iter(readers.values()), None)
         extra = len(readers) * dim
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
@@ -150,10 +150,11 @@ class Amortised(AdapterGuide):
             unread |= own | {"reliability": reliable, "gate": gated}
         check_context(self.context.value, self.context_dim, self.kv_sharing is KVSharing.SHARED, unread)
 
-    def _reader(self, ranks: dict[str, int], width: int) -> nn.Module:
-        shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context
+    def _reader(self, ranks: dict[str, int], name: str) -> nn.Module:
+        shared, null, width = self.kv_sharing is KVSharing.SHARED, self.null_context, self.widths[name]
         if self.context is Context.CROSS_ATTENTION:
-            return AttentionReader(ranks, width, self.dim, self.num_heads, shared, null)
+            named = name if len(self.widths) > 1 else ""
+            return AttentionReader(ranks, width, self.dim, self.num_heads, shared, null, named)
         if self.context is Context.GLOBAL:
             return PooledReader(list(ranks), width, self.dim, shared, null)
         return ProjectedReader(list(ranks), width, self.dim, null)

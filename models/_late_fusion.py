@@ -98,7 +98,7 @@ class LateFusion(AdapterModel):
         if frames is None or gate == 0.0:
             return absent
         context = torch.where(frames.present[:, None], frames.mean(), null)
-        return context if gate == 1.0 else torch.lerp(absent, context, gate)
+        return context if gate == 1.0 else torch.lerp(absent.to(context.dtype), context, gate)
 
     def config(self) -> dict[str, Any]:
         extra = {"context_dim": self.context_dim, "modality": self.modality, "fusion_width": self.fusion_width}

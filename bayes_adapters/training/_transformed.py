@@ -23,17 +23,21 @@ class Transformed:
     transforms: tuple[Transform, ...]
     seed: int = 0
     epoch: int = field(default=0, init=False)
+    depth: int = field(default=0, init=False)
+    """How many streams of this kind are behind this one: each has noise of its own, though their seeds be equal."""
 
     def __post_init__(self) -> None:
         self.seed = integer("seed", self.seed)
+        self.depth = self.source.depth + 1 if isinstance(self.source, Transformed) else 0
         _data_checks.check_transforms(self.source, self.transforms)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
+        purpose = "transforms" if self.depth == 0 else f"transforms {self.depth}"
         for number, batch in enumerate(self.source):
-            seed = epoch_seed(self.seed, self.epoch, f"transforms of batch {number}")
+            seed = epoch_seed(self.seed, self.epoch, f"{purpose} of batch {number}")
             generator = torch.Generator().manual_seed(seed)
             for transform in self.transforms:
                 batch = transform(batch, generator)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bayes_adapters import Batch
+from bayes_adapters import Batch, Frames
 from bayes_adapters.data.transforms import FrameNoise, ModalityDropout
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, MeanField
@@ -59,6 +59,16 @@ def test_two_layers_of_transforms_are_both_told_the_epoch_and_both_described() -
     found = describe(twice)
     assert found["batch_size"] == 5
     assert [part["seed"] for part in found["transforms"]] == [0, 7]
+
+
+def test_two_layers_of_one_seed_draw_apart() -> None:
+    """Else both would drop the very same examples: p = ½ twice would leave a half of them, not a quarter."""
+    many = token_batch(40)
+    frames = Frames(torch.ones(40, 1, 2), torch.ones(40, 1, dtype=torch.bool))
+    data = [Batch(many.inputs, many.targets, {"audio": frames, "image": frames})]
+    twice = transformed(transformed(data, ModalityDropout("audio", 0.5)), ModalityDropout("image", 0.5))
+    heard, pictured = (next(iter(twice)).context[name].present for name in ("audio", "image"))
+    assert 8 <= int((heard != pictured).sum()) <= 32
 
 
 def weights(model: Any, guide: Any) -> dict[str, torch.Tensor]:
