@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.data.contexts import as_given, context_gates, context_widths, module_key
+from bayes_adapters.data.contexts import as_given, context_gates, context_widths, gate_option, module_key
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice
 from bayes_adapters.guides._checks import check_context, check_heads, require_float32, require_spread
@@ -205,7 +205,7 @@ class Amortised(AdapterGuide):
             "scale": None if self.scale is None else self.scale.value,
             "null_context": self.null_context,
             "reliability": self._reliabilities(),
-        } | ({} if all(g == 1.0 for g in self.gate.values()) else {"gate": as_given(self.gate)})
+        } | gate_option(self.gate, self.widths, self.null_context)
 
     def _reliabilities(self) -> dict[str, Any] | None:
         found = {name: _of(self.reliability, name) for name in self.widths}

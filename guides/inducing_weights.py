@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import Induced, StructuredGaussian
+from bayes_adapters.errors import true_or_false
 from bayes_adapters.guides._checks import require_deviation
 from bayes_adapters.guides._inducing_checks import prior_deviation, require_sides
 from bayes_adapters.inference.guide import site_key
@@ -83,6 +84,7 @@ class InducingWeights(JointGuide):
         super().__init__(model)
         self.inducing = require_sides(inducing)
         require_deviation(init_scale)
+        true_or_false("keep_conditional", keep_conditional)
         self.init_scale, self.keep_conditional = init_scale, keep_conditional
         self.rows, self.columns = nn.ParameterDict(), nn.ParameterDict()
         """Z_r, shape (L, M_r, m), and Z_c, shape (L, M_c, n); their rows are orthonormal at the start."""
@@ -93,11 +95,12 @@ class InducingWeights(JointGuide):
         self.log_conditional = nn.ParameterDict()
         """Log λ, shape (L,)."""
         for site in model.sites:
-            key, start = site_key(site), model.start(site)
+            key = site_key(site)
+            start = model.start(site).to(torch.get_default_dtype())  # whatever the model was cast to
             layers, m = len(site.layers), site.event[0]
             prior = model.prior.of(site)
-            centre = prior.mean.expand(start.shape).reshape(layers, m, -1)
-            scale = prior_deviation(prior, site).expand(start.shape).reshape(layers, -1).mean(1)
+            centre = prior.mean.to(start).expand(start.shape).reshape(layers, m, -1)
+            scale = prior_deviation(prior, site).to(start).expand(start.shape).reshape(layers, -1).mean(1)
             self.register_buffer(f"centre_{key}", centre.clone(), persistent=False)
             self.register_buffer(f"scale_{key}", scale.clone(), persistent=False)
             a, b = min(self.inducing[0], m), min(self.inducing[1], centre.shape[-1])

@@ -74,6 +74,16 @@ def context_gates(gate: float | Mapping[str, float], widths: Mapping[str, int], 
     return {name: float(given.get(name, 1.0)) for name in widths}
 
 
+def gate_option(gate: Mapping[str, float], widths: Mapping[str, int], has_null: bool) -> dict[str, Any]:
+    """Return gates as an option of a constructor, none where all are open; a gate may have been set since.
+
+    Raises:
+        ConfigError: see :func:`context_gates`.
+    """
+    found = context_gates(gate, widths, has_null)
+    return {} if all(g == 1.0 for g in found.values()) else {"gate": as_given(found)}
+
+
 def as_given(values: Mapping[str, _T]) -> _T | dict[str, Any]:
     """Return the value of the one context there is, or the dictionary of several, as options and JSON have them."""
     return next(iter(values.values())) if len(values) == 1 else dict(values)

@@ -145,13 +145,6 @@ def require_layers(site: Site) -> None:
         )
 
 
-def require_scales(**scales: float) -> None:
-    """Raise :class:`ConfigError` for an option of a prior that is not positive and finite."""
-    for name, value in scales.items():
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"{name} must be positive and finite; got {value}.")
-
-
 def require_local(site: Site) -> None:
     """Raise :class:`ConfigError` for a weight, which needs no other weight above it."""
     if site.shape != site.event:

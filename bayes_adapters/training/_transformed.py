@@ -45,7 +45,7 @@ class Transformed:
 
     def described(self) -> dict[str, Any]:
         """Return what a run that is continued must share, besides what the source says of itself."""
-        return {"seed": self.seed, "of": [repr(transform) for transform in self.transforms]}
+        return {"seed": self.seed, "of": [_data_checks.ADDRESS.sub("", repr(t)) for t in self.transforms]}
 
 
 def transformed(data: Iterable[Batch] | Batch, *transforms: Transform, seed: int = 0) -> Transformed:
@@ -58,7 +58,7 @@ def transformed(data: Iterable[Batch] | Batch, *transforms: Transform, seed: int
         data: as for :func:`bayes_adapters.training.fit`: a list of :class:`~bayes_adapters.data.batch.Batch`,
             :func:`~bayes_adapters.training.batches`, a DataLoader.
         *transforms: see :mod:`bayes_adapters.data.transforms`; any ``transform(batch, generator) → batch``. What
-            ``repr`` says of them must be the same for a run to be continued.
+            ``repr`` says of them, addresses aside, must be the same for a run to be continued.
         seed: any integer.
 
     Raises:

@@ -61,6 +61,16 @@ def test_two_layers_of_transforms_are_both_told_the_epoch_and_both_described() -
     assert [part["seed"] for part in found["transforms"]] == [0, 7]
 
 
+def own(batch: Batch, generator: torch.Generator) -> Batch:
+    return batch
+
+
+def test_what_is_described_of_a_function_holds_in_the_next_process() -> None:
+    from bayes_adapters.training._data import describe
+
+    assert describe(transformed(batches(DATA, 5), own))["transforms"] == [{"seed": 0, "of": ["<function own>"]}]
+
+
 def test_two_layers_of_one_seed_draw_apart() -> None:
     """Else both would drop the very same examples: p = ½ twice would leave a half of them, not a quarter."""
     many = token_batch(40)
