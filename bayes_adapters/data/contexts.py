@@ -61,7 +61,7 @@ def context_gates(gate: float | Mapping[str, float], widths: Mapping[str, int], 
     given = dict(gate) if isinstance(gate, Mapping) else dict.fromkeys(widths, gate)
     for name, value in given.items():
         if name not in widths:
-            raise unknown_name("context in gate", name, widths)
+            raise unknown_name("context in gate", str(name), widths)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
             raise ConfigError(
                 f"gate is the share of a context's effect, from 0 (as if missing) to 1; got {value!r} for {name!r}."

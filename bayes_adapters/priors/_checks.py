@@ -150,7 +150,8 @@ def require_local(site: Site) -> None:
     if site.shape != site.event:
         raise ConfigError(
             f"GlobalWeights puts a weight of the data set under latents of examples or tokens, and {site.name!r} is a "
-            "weight of the data set itself. Take granularity='token' or 'sequence', or the prior Normal."
+            "weight of the data set itself. Take granularity='token' or 'sequence', or the prior Normal; where this is "
+            "one site of several, name them: prior={'core.*': GlobalWeights(), '*': Normal(0.0, 1.0)}."
         )
 
 

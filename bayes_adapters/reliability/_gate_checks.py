@@ -29,7 +29,8 @@ def require_gated(model: Any, guide: Any, modality: str | None) -> tuple[str, li
     Raises:
         ConfigError: there is none, or several and none was named; or the guide has no null context.
     """
-    owners = [owner for owner in (guide, model) if getattr(owner, "gate", None)]
+    # Wander's gates are learned, and of another kind
+    owners = [owner for owner in (guide, model) if isinstance(getattr(owner, "gate", None), dict)]
     names = sorted({name for owner in owners for name in owner.gate})
     if not names:
         raise ConfigError(
@@ -41,7 +42,7 @@ def require_gated(model: Any, guide: Any, modality: str | None) -> tuple[str, li
     name = names[0] if modality is None else modality
     if name not in names:
         raise unknown_name("context", str(name), names)
-    if name in getattr(guide, "gate", {}) and not guide.null_context:
+    if any(owner is guide and name in guide.gate for owner in owners) and not guide.null_context:
         raise ConfigError(
             f"This {type(guide).__name__} was built with null_context=False: a closed gate has nothing to give in the "
             "place of the context. Build it with null_context=True, and train it on some examples without context."

@@ -169,6 +169,10 @@ def test_refusals() -> None:
     guide = FAMILIES["cross"](model)
     with refuses(ConfigError, "CrossAttention", "Contextual"):
         choose_gate(model, Contextual(model), batch)
+    fused = core_model()
+    fused.gate = torch.nn.ParameterList([torch.zeros(1, 2)])  # a learned gate of another kind, as Wander has
+    with refuses(ConfigError, "Contextual", "StochasticCore"):
+        choose_gate(fused, Contextual(fused), batch)
     with refuses(ConfigError, "'audoi'", "audio"):
         choose_gate(model, guide, batch, modality="audoi")
     with refuses(ConfigError, "null_context=False"):
