@@ -52,7 +52,7 @@ def as_reliability(
 def as_reliabilities(
     given: Reliability | Mapping[str, Any] | None, widths: Mapping[str, int], model: AdapterModel
 ) -> Reliability | nn.ModuleDict | None:
-    """Accept the reliability of a guide's one context, or modality → that of some of its several ones.
+    """Accept the reliability of a guide's one context, bare or named, or modality → that of some of its several ones.
 
     Raises:
         ConfigError: as :func:`as_reliability`; or a modality is not read, or not named.
@@ -60,7 +60,9 @@ def as_reliabilities(
     if given is None or not widths:
         return None
     if len(widths) == 1:
-        return as_reliability(given, next(iter(widths.values())), model)
+        name, width = next(iter(widths.items()))
+        named = isinstance(given, Mapping) and any(isinstance(one, Reliability) for one in given.values())
+        return as_reliability(require_named(given, widths)[name] if named else given, width, model)
     named = require_named(given, widths)
     found = {name: as_reliability(named[name], widths[name], model) for name in widths if name in named}
     return nn.ModuleDict({module_key(name): one for name, one in found.items() if one is not None})

@@ -19,3 +19,12 @@ def require_named(given: object, widths: Mapping[str, int]) -> Mapping[str, Any]
         if name not in widths:
             raise unknown_name("context in reliability", str(name), widths)
     return given
+
+
+def require_width_of(modality: str, context_dim: object, *, unused: str) -> None:
+    """Raise :class:`ConfigError` if a modality other than the default ``unused`` is named, and no width of it."""
+    if context_dim is None and modality != unused:
+        raise ConfigError(
+            f"modality={modality!r} has no effect without context_dim, the width of its frames: the guide would read "
+            "each layer's own input. Pass context_dim too, or leave modality out."
+        )

@@ -18,8 +18,8 @@ USUAL = 0.2
 
 def require_sides(inducing: Sequence[int]) -> tuple[int, int]:
     """Return (M_r, M_c); raise :class:`ConfigError` unless ``inducing`` is a pair of sizes."""
-    if len(inducing) != 2:
-        raise ConfigError(f"inducing is a pair, the rows and columns of U; got {list(inducing)}. Give, say, (4, 8).")
+    if not isinstance(inducing, Sequence) or len(inducing) != 2:
+        raise ConfigError(f"inducing is a pair, the rows and columns of U; got {inducing!r}. Give, say, (4, 8).")
     for name, size in zip(("rows", "columns"), inducing, strict=True):
         whole_number(f"inducing, {name} of U,", size)
     return (inducing[0], inducing[1])

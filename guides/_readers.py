@@ -104,13 +104,21 @@ class AttentionReader(nn.Module):
         heads: H, which divides ``dim``.
         shared: one (W_k, W_v, null pair) for all layers.
         null_context: learn the null pair.
+        context: the name under which entropies are recorded beside the site's, where there are several contexts.
     """
 
     def __init__(
-        self, ranks: dict[str, int], context_dim: int, dim: int, heads: int, shared: bool, null_context: bool
+        self,
+        ranks: dict[str, int],
+        context_dim: int,
+        dim: int,
+        heads: int,
+        shared: bool,
+        null_context: bool,
+        context: str = "",
     ) -> None:
         super().__init__()
-        self.dim, self.num_heads, self.shared = dim, heads, shared
+        self.dim, self.num_heads, self.shared, self.context = dim, heads, shared, context
         own = [SHARED] if shared else list(ranks)
         self.query = nn.ModuleDict({k: nn.Linear(r, dim, bias=False) for k, r in ranks.items()})
         self.key = nn.ModuleDict({k: nn.Linear(context_dim, dim, bias=False) for k in own})
@@ -132,7 +140,7 @@ class AttentionReader(nn.Module):
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None, None])
         record(
             "attention_entropy",
-            call.site.name,
+            f"{call.site.name} {self.context}".rstrip(),
             lambda: _of_real_tokens(_attention_entropy(query, keys, mask).unflatten(-1, (samples, length)), call),
         )
         out = attended.transpose(1, 2).reshape(size, samples, length, self.dim).transpose(0, 1)

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Frames
-from bayes_adapters.data.contexts import as_given, context_gates, context_widths, module_key
+from bayes_adapters.data.contexts import as_given, context_gates, context_widths, gate_option, module_key
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice
 from bayes_adapters.guides._checks import check_context, check_heads, require_float32, require_spread
@@ -135,7 +135,7 @@ class Amortised(AdapterGuide):
         """Modality → g."""
         self.reliability = as_reliabilities(reliability, self.widths, model)
         ranks = {site_key(site): site.rank for site in model.sites}
-        readers = {module_key(name): self._reader(ranks, width) for name, width in self.widths.items()}
+        readers = {module_key(name): self._reader(ranks, name) for name in self.widths}
         self.reader = nn.ModuleDict(readers) if len(readers) > 1 else next(iter(readers.values()), None)
         extra = len(readers) * dim
         self.heads = nn.ModuleDict({k: PosteriorHead(r + extra, r, width, self.scale) for k, r in ranks.items()})
@@ -150,10 +150,11 @@ class Amortised(AdapterGuide):
             unread |= own | {"reliability": reliable, "gate": gated}
         check_context(self.context.value, self.context_dim, self.kv_sharing is KVSharing.SHARED, unread)
 
-    def _reader(self, ranks: dict[str, int], width: int) -> nn.Module:
-        shared, null = self.kv_sharing is KVSharing.SHARED, self.null_context
+    def _reader(self, ranks: dict[str, int], name: str) -> nn.Module:
+        shared, null, width = self.kv_sharing is KVSharing.SHARED, self.null_context, self.widths[name]
         if self.context is Context.CROSS_ATTENTION:
-            return AttentionReader(ranks, width, self.dim, self.num_heads, shared, null)
+            named = name if len(self.widths) > 1 else ""
+            return AttentionReader(ranks, width, self.dim, self.num_heads, shared, null, named)
         if self.context is Context.GLOBAL:
             return PooledReader(list(ranks), width, self.dim, shared, null)
         return ProjectedReader(list(ranks), width, self.dim, null)
@@ -204,7 +205,7 @@ class Amortised(AdapterGuide):
             "scale": None if self.scale is None else self.scale.value,
             "null_context": self.null_context,
             "reliability": self._reliabilities(),
-        } | ({} if all(g == 1.0 for g in self.gate.values()) else {"gate": as_given(self.gate)})
+        } | gate_option(self.gate, self.widths, self.null_context)
 
     def _reliabilities(self) -> dict[str, Any] | None:
         found = {name: _of(self.reliability, name) for name in self.widths}

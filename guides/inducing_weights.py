@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.distributions import Induced, StructuredGaussian
+from bayes_adapters.errors import true_or_false
 from bayes_adapters.guides._checks import require_deviation
 from bayes_adapters.guides._inducing_checks import centre_and_deviation, require_sides
 from bayes_adapters.inference.guide import site_key
@@ -87,6 +88,7 @@ class InducingWeights(JointGuide):
         super().__init__(model)
         self.inducing = require_sides(inducing)
         require_deviation(init_scale)
+        true_or_false("keep_conditional", keep_conditional)
         self.init_scale, self.keep_conditional = init_scale, keep_conditional
         self.rows, self.columns = nn.ParameterDict(), nn.ParameterDict()
         """Z_r, shape (L, M_r, m), and Z_c, shape (L, M_c, n); their rows are orthonormal at the start."""
@@ -97,7 +99,8 @@ class InducingWeights(JointGuide):
         self.log_conditional = nn.ParameterDict()
         """Log λ, shape (L,)."""
         for site in model.sites:
-            key, start = site_key(site), model.start(site)
+            key = site_key(site)
+            start = model.start(site).to(torch.get_default_dtype())  # whatever the model was cast to
             layers, m = len(site.layers), site.event[0]
             known = centre_and_deviation(model.prior.of(site), site, keep_conditional)
             centre, deviation = (each.to(start) for each in known)

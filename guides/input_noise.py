@@ -18,6 +18,7 @@ from bayes_adapters.devices import fp32
 from bayes_adapters.errors import positive_number, whole_number
 from bayes_adapters.guides._checks import require_float32, require_sizes
 from bayes_adapters.guides._context import frames_of
+from bayes_adapters.guides._context_checks import require_width_of
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity, Part, SiteCall
@@ -45,7 +46,8 @@ class InputNoise(AdapterGuide):
         init_variance: a at the start, for every input.
 
     Raises:
-        ConfigError: a size below 1, a variance that is not positive, or a site that cannot be served.
+        ConfigError: a size below 1, a variance that is not positive, ``modality`` without ``context_dim``, or a site
+            that cannot be served.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import Batch, Bernoulli, predict
@@ -75,6 +77,7 @@ class InputNoise(AdapterGuide):
         whole_number("width", width)
         positive_number("init_variance", init_variance)
         self.context_dim, self.modality = context_dim, one_modality(modality)
+        require_width_of(modality, context_dim, unused="features")
         self.width, self.init_variance = width, float(init_variance)
         self.order = {site_key(site): place for place, site in enumerate(model.sites)}
         start = self.init_variance + math.log(-math.expm1(-self.init_variance))  # softplus⁻¹

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch, find_frames
-from bayes_adapters.data.contexts import as_given, context_gates, context_widths, module_key
+from bayes_adapters.data.contexts import as_given, context_gates, context_widths, gate_option, module_key
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import Head, Pooling, TwoLayerHead
 from bayes_adapters.inference.model import AdapterModel
@@ -98,9 +98,8 @@ class LateFusion(AdapterModel):
         if frames is None or gate == 0.0:
             return absent
         context = torch.where(frames.present[:, None], frames.mean(), null)
-        return context if gate == 1.0 else torch.lerp(absent, context, gate)
+        return context if gate == 1.0 else torch.lerp(absent.to(context.dtype), context, gate)
 
     def config(self) -> dict[str, Any]:
         extra = {"context_dim": self.context_dim, "modality": self.modality, "fusion_width": self.fusion_width}
-        gate = {} if all(g == 1.0 for g in self.gate.values()) else {"gate": as_given(self.gate)}
-        return super().config() | extra | gate
+        return super().config() | extra | gate_option(self.gate, self.widths, True)

@@ -37,7 +37,7 @@ class NoisyDownLinear(AdaptedLinear):
         down = self.get_parameter("lora_A")
         noise = forward_pass.draw(self.sites[part], x)[:, 0]  # one per sample and example, for all of its tokens
         rows = x.reshape(noise.shape[0], -1, x.shape[-1]).to(down.dtype)
-        return torch.matmul(rows, (down * (noise - 1.0)).mT).reshape(*x.shape[:-1], down.shape[0])
+        return torch.matmul(rows, (down * (noise - 1.0)).to(down.dtype).mT).reshape(*x.shape[:-1], down.shape[0])
 
 
 class BaLoRA(AdapterModel):

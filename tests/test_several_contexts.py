@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, load, predict, save
+from bayes_adapters.analysis.diagnostics import collecting
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Amortised, CrossAttention, PooledContext
 from bayes_adapters.models import FusionLoRA
@@ -188,6 +189,28 @@ def test_saved_loaded_and_trained_together(tmp_path: Path) -> None:
     assert model.gate == guide.gate == {"audio": 1.0, "image": choice.gate}
 
 
+def test_the_entropy_of_attention_is_recorded_for_each_context() -> None:
+    guide = made("cross")
+    with collecting() as seen, torch.no_grad():
+        guide(pictured())
+    assert sorted(seen["attention_entropy"]) == sorted(f"{s.name} {m}" for s in guide.model.sites for m in BOTH)
+
+
+def test_one_named_context_may_have_a_named_density() -> None:
+    reliable = Reliability(density(CONTEXT), scale=2.0)
+    bare, named = (made("pooled", {"audio": CONTEXT}, reliability=r) for r in (reliable, {"audio": reliable}))
+    assert bare.config() == named.config()
+    assert equal(moments(bare, token_batch()), moments(named, token_batch()))
+
+
+@pytest.mark.parametrize("gate", [1.0, 0.5, 0.0])
+def test_gates_of_a_model_in_bfloat16(gate: float) -> None:
+    from bayes_adapters.guides import Delta
+
+    model = FusionLoRA(bert(), Bernoulli(), context_dim=CONTEXT, rank=2, gate=gate).to(torch.bfloat16)
+    assert predict(model, Delta(model), token_batch()).probs.isfinite().all()
+
+
 def test_the_head_of_late_fusion_sees_all_of_them_side_by_side() -> None:
     from bayes_adapters.guides import Delta
 
@@ -215,6 +238,10 @@ def test_refusals() -> None:
         guide(Batch(batch.inputs, None, {"depth": batch.context["audio"]}))
     with refuses(DataError, "'image'", CONTEXT, IMAGE):
         guide(Batch(batch.inputs, None, {"image": batch.context["audio"]}))
+    with refuses(ConfigError, "'values'", "values_frames"):
+        FAMILIES["cross"](model, {"values": CONTEXT, "image": IMAGE})
+    with refuses(ConfigError, "'a-b'", "'a.b'", "Rename"):
+        FusionLoRA(bert(1), Bernoulli(), rank=2, context_dim={"a.b": CONTEXT, "a-b": IMAGE})
     strict = FAMILIES["cross"](model, BOTH, null_context=False)
     with refuses(DataError, "'audio'", [2]):
         strict(batch)
@@ -229,6 +256,8 @@ def test_refusals() -> None:
     reliable = Reliability(density(IMAGE))
     with refuses(ConfigError, "reliability", "audio", "image"):
         FAMILIES["cross"](model, BOTH, reliability=reliable)
+    with refuses(ConfigError, "reliability", "depth"):
+        FAMILIES["cross"](model, {"image": IMAGE}, reliability={"depth": reliable})
     with refuses(ConfigError, "reliability", "depth"):
         FAMILIES["cross"](model, BOTH, reliability={"depth": reliable})
     with refuses(ConfigError, "audio", "image", "modality"):

@@ -16,7 +16,7 @@ _collected: ContextVar[dict[str, dict[str, float]] | None] = ContextVar("bayes_a
 def collecting() -> Iterator[dict[str, dict[str, float]]]:
     """Within the context guides record diagnostics: quantity → site → mean value over real tokens.
 
-    There is ``attention_entropy``, in nats.
+    There is ``attention_entropy``, in nats; of several contexts it is under ``"<site> <context>"``.
     """
     seen: dict[str, dict[str, float]] = {}
     token = _collected.set(seen)

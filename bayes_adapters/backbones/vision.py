@@ -23,7 +23,8 @@ class Pictured(StrEnum):
     MEAN = "mean"
     """One frame: their mean."""
     FIRST = "first"
-    """One frame: the first position, the class token of ViT, CLIP and DINO."""
+    """One frame: the first position, the class token of ViT, CLIP and DINO. Encoders without a class token, such as
+    SigLIP and Swin, have a corner of the picture there: take the mean."""
 
 
 @torch.no_grad()
@@ -52,7 +53,8 @@ def vision_frames(
         convolutional network's map (B, d, h, w) gives S = h w, row by row.
 
     Raises:
-        ConfigError: ``layer`` is out of range, or the encoder returns no hidden states.
+        ConfigError: ``layer`` is out of range, the encoder is none of pictures or returns no hidden states, or
+            ``"first"`` of a map.
         DataError: ``pixels`` are no (B, C, H, W) of numbers.
 
     >>> from transformers import ViTConfig, ViTModel
@@ -63,7 +65,7 @@ def vision_frames(
     """
     what = choice(Pictured, "frames", frames)
     whole_number("batch_size", batch_size)
-    require_pictures(pixels)
+    require_pictures(pixels, encoder)
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
@@ -76,9 +78,9 @@ def vision_frames(
 
 def _encoded(encoder: nn.Module, pixels: Tensor, what: Pictured, layer: int | None) -> Float[Tensor, "B S d"]:
     asked = {} if layer is None else {"output_hidden_states": True}
-    output: Any = encoder(pixel_values=pixels.to(next(encoder.parameters()).device), **asked)
+    output: Any = encoder(pixel_values=pixels.to(next(encoder.parameters())), **asked)
     states = _states(encoder, output, layer)
-    require_maps(states, encoder)
+    require_maps(states, encoder, first=what is Pictured.FIRST)
     states = states.flatten(2).mT if states.dim() == 4 else states
     if what is Pictured.MEAN:
         return states.mean(1, keepdim=True)

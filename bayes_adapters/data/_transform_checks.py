@@ -35,6 +35,7 @@ def require_modality(batch: Batch, modality: str) -> Frames | None:
         given = sorted(batch.context)
         raise ConfigError(
             f"The transform changes the modality {modality!r}; the batch has {given}.{near_matches(modality, given)} "
-            f"Pass the transform modality={given[0]!r}, or rename the context."
+            f"Pass the transform modality={given[0]!r}, or rename the context. Where this batch alone lacks it, pass "
+            "frames whose mask is False everywhere."
         )
     return frames

@@ -28,7 +28,7 @@ from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
 from bayes_adapters.kernels import Kernel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.sites import Granularity, Part, Site, SiteCall
+from bayes_adapters.sites import OF_WEIGHTS, Granularity, Part, Site, SiteCall
 
 INDUCING = "head.inducing"
 """The sample site of the whitened values at the inducing points."""
@@ -191,7 +191,8 @@ class GaussianProcessHead(Head):
         each = terms.weights.unflatten(-1, (len(u), -1))  # rows are [S, B]
         mean = terms.prior + torch.einsum("cmsb,scm->csb", each, u).flatten(1)
         zero = torch.zeros(len(mean), device=mean.device)
-        noise = pyro.sample(_REST, dist.Normal(zero, 1.0, validate_args=False).to_event(1))
+        rest = dist.Normal(zero, 1.0, validate_args=False).to_event(1)
+        noise = pyro.sample(_REST, rest, infer={OF_WEIGHTS: True})
         f = mean.mT + terms.rest.mT.sqrt() * noise.reshape(-1, len(mean))
         return f.float()
 

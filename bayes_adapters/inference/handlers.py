@@ -27,7 +27,7 @@ from bayes_adapters.distributions import (
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
 from bayes_adapters.priors import HYPER
-from bayes_adapters.sites import SITE, Granularity, SiteCall
+from bayes_adapters.sites import OF_WEIGHTS, SITE, Granularity, SiteCall
 
 _JOINT = (MultivariateNormal, LowRankMultivariateNormal, ShrunkNormal)
 """Families with draws that are a function of uniforms though entries depend on each other."""
@@ -136,7 +136,8 @@ class OwnSites(Messenger):
         samples: shape (S,), int64: the numbers of the samples in the plate around the model.
         examples: shape (B,), int64: the examples' numbers in their data set.
         mean_only: take the mean of each instead.
-        local: shape (S,), int64: the numbers of draws within the plate ``data``; those of ``samples`` unless given.
+        local: shape (S,), int64: the numbers of draws within the plate ``data`` that are not of weights; those of
+            ``samples`` unless given.
 
     Raises:
         ConfigError: a distribution has no inverse CDF, or, with ``mean_only``, no mean; or a plate of the model stands
@@ -162,9 +163,10 @@ class OwnSites(Messenger):
         if self.mean_only:
             msg["value"] = _centre(fn, name)
         elif self.seed is not None:
-            local = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-            numbers = (self.local, self.examples) if local else (self.samples, self.examples.new_zeros(1))
-            msg["value"] = _keyed(fn, name, self.seed, *numbers)
+            of_examples = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+            samples = self.local if of_examples and OF_WEIGHTS not in msg["infer"] else self.samples
+            examples = self.examples if of_examples else self.examples.new_zeros(1)
+            msg["value"] = _keyed(fn, name, self.seed, samples, examples)
 
 
 def is_own(site: Any) -> bool:

@@ -82,9 +82,13 @@ class JointGuide(AdapterGuide):
         return max((place.stop for place in self.layout.values()), default=0)
 
     def start(self) -> Float[Tensor, " D"]:
-        """Return where the model lets each site start, as one vector on the model's device."""
+        """Return where the model lets each site start, as one vector on the model's device.
+
+        It has torch's default dtype, whatever the model was cast to: bfloat16 has no Cholesky factors.
+        """
         sites = self.model.sites  # type: ignore[attr-defined]
-        return torch.cat([self.model.start(site).flatten() for site in sites])  # type: ignore[attr-defined]
+        start = torch.cat([self.model.start(site).flatten() for site in sites])  # type: ignore[attr-defined]
+        return start.to(torch.get_default_dtype())
 
     def joint(self) -> TorchDistributionMixin:
         """Return q(w): batch shape (), event shape (D,), its entries in the order of ``layout``."""

@@ -145,19 +145,13 @@ def require_layers(site: Site) -> None:
         )
 
 
-def require_scales(**scales: float) -> None:
-    """Raise :class:`ConfigError` for an option of a prior that is not positive and finite."""
-    for name, value in scales.items():
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"{name} must be positive and finite; got {value}.")
-
-
 def require_local(site: Site) -> None:
     """Raise :class:`ConfigError` for a weight, which needs no other weight above it."""
     if site.shape != site.event:
         raise ConfigError(
             f"GlobalWeights puts a weight of the data set under latents of examples or tokens, and {site.name!r} is a "
-            "weight of the data set itself. Take granularity='token' or 'sequence', or the prior Normal."
+            "weight of the data set itself. Take granularity='token' or 'sequence', or the prior Normal; where this is "
+            "one site of several, name them: prior={'core.*': GlobalWeights(), '*': Normal(0.0, 1.0)}."
         )
 
 

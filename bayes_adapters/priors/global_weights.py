@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.priors._checks import require_local, require_scales, require_square
+from bayes_adapters.errors import positive_number, true_or_false
+from bayes_adapters.priors._checks import require_local, require_square
 
 if TYPE_CHECKING:
     from bayes_adapters.sites import Site
@@ -65,7 +66,9 @@ class GlobalWeights:
     """The prior is called with the site, for its granularity."""
 
     def __init__(self, scale: float = 0.2, local_scale: float = 0.1, *, identity: bool = False) -> None:
-        require_scales(scale=scale, local_scale=local_scale)
+        positive_number("scale", scale)
+        positive_number("local_scale", local_scale)
+        true_or_false("identity", identity)
         self.scale, self.local_scale, self.identity = scale, local_scale, identity
 
     def __call__(self, site: Site) -> TorchDistributionMixin:

@@ -120,6 +120,11 @@ class Stacked(TorchDistribution):
         """Every component's mean."""
         return self._join([c.mean for c in self.components], 0)
 
+    @property
+    def variance(self) -> Tensor:
+        """Every component's variance."""
+        return self._join([c.variance for c in self.components], 0)
+
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
         value = value.expand(self.batch_shape + self.event_shape)
         return value.reshape(len(self.components), *value.shape[len(self.outer) :]).unbind(0)

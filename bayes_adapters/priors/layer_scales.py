@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-from bayes_adapters.priors._checks import require_scales
+from bayes_adapters.errors import positive_number
 
 if TYPE_CHECKING:
     from bayes_adapters.sites import Site
@@ -56,7 +56,9 @@ class LayerScales:
     """The prior is called with the site, for its layers."""
 
     def __init__(self, scale: float = 0.2, *, concentration: float | None = None) -> None:
-        require_scales(scale=scale, **({} if concentration is None else {"concentration": concentration}))
+        positive_number("scale", scale)
+        if concentration is not None:
+            positive_number("concentration", concentration)
         self.scale, self.concentration = scale, concentration
 
     def __call__(self, site: Site) -> TorchDistributionMixin:

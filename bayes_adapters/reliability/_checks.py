@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.data.batch import Frames
+from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.priors.hierarchical import Stacked
 
 
 def check_training_contexts(groups: Any, held_out: Any, quantile: float) -> tuple[list[Tensor], list[Frames]]:
@@ -101,8 +103,9 @@ def require_covariance(factor: Tensor, failed: int, group: int) -> None:
 
 
 def require_gaussians(posterior: Any, prior: Any) -> None:
-    """Raise :class:`ConfigError` unless both base distributions are Gaussian."""
-    if not isinstance(posterior, torch.distributions.Normal) or not isinstance(prior, torch.distributions.Normal):
+    """Raise :class:`ConfigError` unless both base distributions are Gaussian; a prior may be one for each draw."""
+    priors = [base_distribution(one) for one in prior.components] if isinstance(prior, Stacked) else [prior]
+    if not all(isinstance(one, torch.distributions.Normal) for one in (posterior, *priors)):
         raise ConfigError(
             f"Falling back to the prior needs Gaussians; the posterior is {type(posterior).__name__}, the prior "
             f"{type(prior).__name__}. Take a Normal prior, or build the guide without reliability=."

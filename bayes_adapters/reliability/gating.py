@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
-from bayes_adapters.reliability._gate_checks import check_gates, require_density_of, require_gated
+from bayes_adapters.reliability._gate_checks import check_gates, require_density_of, require_gated, require_heard
 
 _GATES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -73,7 +73,7 @@ def choose_gate(
     Raises:
         ConfigError: neither guide nor model has a gate for the modality, the modality has to be named, there is no null
             context, or ``gates`` or ``cost`` are out of range.
-        DataError: no validation examples, or none with targets.
+        DataError: no validation examples, none with the context, or none with targets.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel
@@ -89,6 +89,7 @@ def choose_gate(
     grid = check_gates(gates, cost)
     batches = [validation] if isinstance(validation, Batch) else list(validation)
     name, owners = require_gated(model, guide, modality)
+    require_heard(batches, name)
     before, tried, count = [owner.gate[name] for owner in owners], dict[float, float](), 0
     try:
         for gate in grid:

@@ -48,7 +48,7 @@ def fall_back(
 
     Args:
         posterior: q, Gaussian, batch shape (*S, B, T), event shape (r, r).
-        prior: Gaussian that broadcasts to the posterior.
+        prior: Gaussian that broadcasts to the posterior, one for all draws or one for each.
         weight: γ, shape (B,).
         scale: s, the standard deviation of f; None takes the prior's.
         mode: whether μ_f is the posterior's mean or the prior's.
@@ -59,8 +59,8 @@ def fall_back(
     q, p = base_distribution(posterior), base_distribution(prior)
     require_gaussians(q, p)
     gamma = weight[:, None, None, None]
-    centre = q.loc if mode is Fallback.WIDEN else p.loc
-    variance = gamma * q.scale.square() + (1 - gamma) * (p.scale.square() if scale is None else scale**2)
+    centre = q.loc if mode is Fallback.WIDEN else p.mean
+    variance = gamma * q.scale.square() + (1 - gamma) * (p.variance if scale is None else scale**2)
     variance = variance + gamma * (1 - gamma) * (q.loc - centre).square()
     loc = q.loc if mode is Fallback.WIDEN else gamma * q.loc + (1 - gamma) * centre
     return dist.Normal(loc, variance.sqrt(), validate_args=False).to_event(2)

@@ -1,5 +1,6 @@
 """The random tensors of an adapter as Pyro sample sites, and what one call of a site carries."""
 
+from bayes_adapters.sites.call import OF_WEIGHTS as OF_WEIGHTS
 from bayes_adapters.sites.call import SITE as SITE
 from bayes_adapters.sites.call import Memo as Memo
 from bayes_adapters.sites.call import SiteCall as SiteCall

@@ -14,6 +14,9 @@ from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites.site import Site
 
+OF_WEIGHTS = "of_weights"
+"""The key, in a sample statement's ``infer`` dictionary, of noise that examples have each their own of and that is yet
+part of a draw of weights: the values of a random function at them. Other noise of examples is local."""
 SITE = "site"
 """The key of the :class:`SiteCall` in a sample statement's ``infer`` dictionary."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence, Sized
 from typing import Any
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, described
 
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object is in memory, in its ``repr``: another place in the next process."""
 _FIX = (
     "Pass a list of Batch, bayes_adapters.training.batches(dataset, batch_size, collate), or a DataLoader whose "
     "collate_fn returns a Batch."

@@ -23,17 +23,21 @@ class Transformed:
     transforms: tuple[Transform, ...]
     seed: int = 0
     epoch: int = field(default=0, init=False)
+    depth: int = field(default=0, init=False)
+    """How many streams of this kind are behind this one: each has noise of its own, though their seeds be equal."""
 
     def __post_init__(self) -> None:
         self.seed = integer("seed", self.seed)
+        self.depth = self.source.depth + 1 if isinstance(self.source, Transformed) else 0
         _data_checks.check_transforms(self.source, self.transforms)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
+        purpose = "transforms" if self.depth == 0 else f"transforms {self.depth}"
         for number, batch in enumerate(self.source):
-            seed = epoch_seed(self.seed, self.epoch, f"transforms of batch {number}")
+            seed = epoch_seed(self.seed, self.epoch, f"{purpose} of batch {number}")
             generator = torch.Generator().manual_seed(seed)
             for transform in self.transforms:
                 batch = transform(batch, generator)
@@ -41,7 +45,7 @@ class Transformed:
 
     def described(self) -> dict[str, Any]:
         """Return what a run that is continued must share, besides what the source says of itself."""
-        return {"seed": self.seed, "of": [repr(transform) for transform in self.transforms]}
+        return {"seed": self.seed, "of": [_data_checks.ADDRESS.sub("", repr(t)) for t in self.transforms]}
 
 
 def transformed(data: Iterable[Batch] | Batch, *transforms: Transform, seed: int = 0) -> Transformed:
@@ -54,7 +58,7 @@ def transformed(data: Iterable[Batch] | Batch, *transforms: Transform, seed: int
         data: as for :func:`bayes_adapters.training.fit`: a list of :class:`~bayes_adapters.data.batch.Batch`,
             :func:`~bayes_adapters.training.batches`, a DataLoader.
         *transforms: see :mod:`bayes_adapters.data.transforms`; any ``transform(batch, generator) → batch``. What
-            ``repr`` says of them must be the same for a run to be continued.
+            ``repr`` says of them, addresses aside, must be the same for a run to be continued.
         seed: any integer.
 
     Raises:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bayes_adapters.errors import ConfigError, NonFiniteError, positive_number, unknown_name
+from bayes_adapters.training._data_checks import ADDRESS
 from bayes_adapters.training._trials import Trial, name_of, shown
 
 _OWN = ("model", "guide", "data", "seed", "checkpoint", "resume", "restore_best", "progress", "validation")
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _BUDGET = ("epochs", "max_steps", "accumulate")
 
 
@@ -54,7 +53,7 @@ def require_lasting(settings: Mapping[str, Any], folder: object) -> None:
         folder: where trials are kept, if they are.
     """
     for name, value in settings.items() if folder is not None else ():
-        if found := _ADDRESS.search(repr(value)):
+        if found := ADDRESS.search(repr(value)):
             raise ConfigError(
                 f"{name} has a value whose repr holds an address ({found[0].strip()}), which differs in the next "
                 f"process: trials in {folder} would not be found again. Give a number or a name and let make() build "

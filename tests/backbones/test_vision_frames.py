@@ -12,7 +12,7 @@ from bayes_adapters import Batch, predict
 from bayes_adapters.backbones import vision_frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import CrossAttention
-from tests.helpers import WIDTH, core_model, swin, token_batch, vit
+from tests.helpers import WIDTH, bert, core_model, swin, token_batch, vit
 from tests.instrument import unchecked
 from tests.refusals import refuses
 
@@ -64,7 +64,15 @@ def test_a_staged_encoder_and_a_map() -> None:
     convolutional = Map()
     found = vision_frames(convolutional, pictures()).values
     assert found.shape == (5, 4, 4)
+    with refuses(ConfigError, "Map", "'mean'"):
+        vision_frames(convolutional, pictures(), frames="first")
     torch.testing.assert_close(found[:, 1], convolutional.conv(pictures())[:, :, 0, 1].detach())  # row by row
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pictures_are_cast_to_the_encoder(dtype: torch.dtype) -> None:
+    found = vision_frames(swin().to(dtype), pictures()).values
+    torch.testing.assert_close(found, vision_frames(swin(), pictures()).values, atol=0.1, rtol=0.1)
 
 
 def test_they_condition_a_guide() -> None:
@@ -82,6 +90,10 @@ def test_refusals() -> None:
     for pixels in (pictures()[0], pictures()[:0]):
         with unchecked(), refuses(DataError, tuple(pixels.shape)):
             vision_frames(encoder, pixels)
+    with unchecked(), refuses(DataError, "a list", "pixel_values"):
+        vision_frames(encoder, [pictures()[0]])
+    with refuses(ConfigError, "BertModel", "input_ids"):
+        vision_frames(bert(1), pictures())
     with refuses(ConfigError, "frames", "'patch'"):
         vision_frames(encoder, pictures(), frames="patch")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bayes_adapters import ELBO, Bernoulli
+from bayes_adapters import ELBO, Bernoulli, predict
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.guides import InducingWeights
+from bayes_adapters.guides import InducingWeights, LowRank, MatrixNormal
 from bayes_adapters.models import DiagonalCore, StochasticDown
 from tests.guides.parts import dense, lives, regression, trained
 from tests.helpers import bert, core_model, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 KEY = "A-global"
@@ -115,10 +117,22 @@ def test_it_fits_predicts_saves_and_loads(tmp_path: Path) -> None:
     assert ELBO(diagonal, guide)(token_batch(targets=torch.ones(5))).isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", [InducingWeights, LowRank, MatrixNormal])
+def test_a_joint_posterior_of_a_model_in_another_precision(family: Any, dtype: torch.dtype) -> None:
+    model = core_model("global", backbone=bert(1)).to(dtype)
+    guide = family(model)
+    assert predict(model, guide, token_batch(), num_samples=2).mean.isfinite().all()
+
+
 def test_refusals() -> None:
     model = core_model("global")
     with refuses(ConfigError, "inducing", "[3]"):
         InducingWeights(model, inducing=[3])
+    with unchecked(), refuses(ConfigError, "inducing", 3):
+        InducingWeights(model, inducing=3)
+    with unchecked(), refuses(ConfigError, "keep_conditional", "yes"):
+        InducingWeights(model, keep_conditional="yes")
     with refuses(ConfigError, "inducing", 0):
         InducingWeights(model, inducing=(0, 2))
     heavy = core_model("global", prior=dist.Cauchy(0.0, 1.0))

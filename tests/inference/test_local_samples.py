@@ -14,7 +14,7 @@ from bayes_adapters.analysis.calibration import TemperatureScaling
 from bayes_adapters.analysis.marginal import Marginal
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, MeanField
-from bayes_adapters.heads import VariationalLastLayer
+from bayes_adapters.heads import GaussianProcessHead, VariationalLastLayer
 from bayes_adapters.inference.handlers import keyed_uniform
 from bayes_adapters.likelihoods import Tasks
 from bayes_adapters.models import StochasticCore
@@ -141,6 +141,15 @@ def test_options_that_have_no_keyed_draws(option: dict[str, Any]) -> None:
     model = core_model(prior=GlobalWeights())
     with refuses(ConfigError, "local_samples"):
         predict(model, Contextual(model), token_batch(), local_samples=2, **option)
+
+
+def test_the_values_of_a_random_function_are_of_the_weights() -> None:
+    """A Gaussian process at an example, given its inducing values: no local latent, however many K there are."""
+    model = core_model(likelihood=Gaussian(), head=GaussianProcessHead(), num_data=9, backbone=bert(1))
+    guide, batch = Contextual(model, scale=None), token_batch().without_targets()
+    found = predict(model, guide, batch, num_samples=3, local_samples=2)
+    assert not found.local.any()
+    torch.testing.assert_close(found.epistemic, predict(model, guide, batch, num_samples=3).epistemic)
 
 
 def test_other_refusals() -> None:

@@ -23,6 +23,7 @@ from bayes_adapters.sites import Granularity
 from bayes_adapters.testing.case import latents
 from bayes_adapters.training import fit
 from tests.helpers import VOCAB, Linear, bert, core_model, fill_B, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 NOISE = 0.5
@@ -177,6 +178,8 @@ def test_what_weights_leave_open_shrinks_with_the_data_and_local_latents_do_not(
 def test_refusals() -> None:
     with refuses(ConfigError, "local_scale", 0.0):
         GlobalWeights(0.2, 0.0)
+    with unchecked(), refuses(ConfigError, "scale", "0.2"):
+        GlobalWeights("0.2")
     with refuses(ConfigError, "core.global", "granularity='token'"):
         core_model("global", prior=GlobalWeights())
     with refuses(ConfigError, "num_data=len(training set)"):

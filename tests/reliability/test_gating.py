@@ -16,6 +16,7 @@ from bayes_adapters.models import FusionCore, FusionLoRA
 from bayes_adapters.reliability import choose_gate
 from bayes_adapters.training import batches, fit, transformed
 from tests.helpers import CONTEXT, assert_same, bert, core_model, fill_B, logits, moments, token_batch
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 FAMILIES: dict[str, Any] = {
@@ -168,6 +169,10 @@ def test_refusals() -> None:
     guide = FAMILIES["cross"](model)
     with refuses(ConfigError, "CrossAttention", "Contextual"):
         choose_gate(model, Contextual(model), batch)
+    fused = core_model()
+    fused.gate = torch.nn.ParameterList([torch.zeros(1, 2)])  # a learned gate of another kind, as Wander has
+    with refuses(ConfigError, "Contextual", "StochasticCore"):
+        choose_gate(fused, Contextual(fused), batch)
     with refuses(ConfigError, "'audoi'", "audio"):
         choose_gate(model, guide, batch, modality="audoi")
     with refuses(ConfigError, "null_context=False"):
@@ -181,6 +186,14 @@ def test_refusals() -> None:
             FAMILIES["pooled"](model, gate=wrong)
     with refuses(ConfigError, -1.0, "cost"):
         choose_gate(model, guide, batch, cost=-1.0)
+    with unchecked(), refuses(ConfigError, "gates", 0.5):
+        choose_gate(model, guide, batch, gates=0.5)
+    for silent in (batch.without("audio"), batch.masked("audio")):
+        with refuses(DataError, "'audio'", "every gate"):
+            choose_gate(model, guide, silent)
+    guide.gate["audio"] = 2.0
+    with refuses(ConfigError, "gate", 2.0):
+        guide.config()  # which save() writes, and load() would refuse
     guide.gate["audio"] = 0.75
     with refuses(DataError, "targets"):
         choose_gate(model, guide, batch.without_targets())

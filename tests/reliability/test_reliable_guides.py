@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bayes_adapters import ELBO, Batch, Frames, load, predict, save
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.handlers import PosteriorMean
+from bayes_adapters.priors import GlobalWeights
 from bayes_adapters.reliability import Fallback, FrameDensity
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, assert_same, bert, core_model, moments, token_batch
@@ -240,3 +242,20 @@ def test_the_density_on_a_gpu() -> None:
     guide.to("cuda")
     batch = heard(shift=4.0)
     assert predict(guide.model, guide, batch, num_samples=2).probs.device.type == "cuda"
+
+
+def test_falling_back_to_a_prior_whose_weights_are_drawn() -> None:
+    """Where nothing is trusted each draw's cores are about its own weights W, as wide as the prior says."""
+    model = core_model(prior=GlobalWeights(0.3, 0.2), backbone=bert(1))
+    guide, batch = guide_of("pooled_context", model, fallback="prior"), heard(shift=1e4)
+    with torch.no_grad(), pyro.plate("samples", 3, dim=-2):
+        guide(batch)
+    node: Any = guide.trace.nodes[model.sites[0].name]
+    weight = guide.trace.nodes[f"weight.{model.sites[0].name}"]["value"]
+    guide.trace = type(guide.trace)()
+    found = node["fn"].mean[:, 0, 0]
+    torch.testing.assert_close(found, weight.reshape(found.shape))
+    torch.testing.assert_close(node["fn"].stddev[:, 0, 0], torch.full_like(found, 0.2))
+    both = predict(model, guide, batch, num_samples=3, local_samples=2)
+    one = predict(model, guide, batch, num_samples=3, local_samples=2, chunk_size=1)
+    torch.testing.assert_close(both.mean, one.mean)

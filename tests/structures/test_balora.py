@@ -77,6 +77,12 @@ def test_without_noise_it_is_lora_to_the_last_bit() -> None:
     assert not torch.equal(noisy, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_another_precision(dtype: torch.dtype) -> None:
+    model = BaLoRA(bert(1), Bernoulli(), **OPTIONS).to(dtype)
+    assert predict(model, InputNoise(model, width=4), token_batch(), num_samples=2).mean.isfinite().all()
+
+
 def features(batch: Batch) -> Batch:
     frames = Frames(
         torch.randn(batch.size, 2, 3, generator=torch.Generator().manual_seed(1)), torch.ones(batch.size, 2).bool()
@@ -111,6 +117,8 @@ def test_prior_variance_and_refusals() -> None:
         BaLoRA(bert(1), Bernoulli(), drop=1.0, **OPTIONS)
     with refuses(ConfigError, "init_variance", 0.0):
         InputNoise(model, init_variance=0.0)
+    with refuses(ConfigError, "modality", "'audio'", "context_dim"):
+        InputNoise(model, modality="audio")
     reading = InputNoise(model, context_dim=3)
     with refuses(DataError, "features"):
         predict(model, reading, token_batch().without("audio"), num_samples=1)

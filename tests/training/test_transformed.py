@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bayes_adapters import Batch
+from bayes_adapters import Batch, Frames
 from bayes_adapters.data.transforms import FrameNoise, ModalityDropout
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, MeanField
@@ -59,6 +59,26 @@ def test_two_layers_of_transforms_are_both_told_the_epoch_and_both_described() -
     found = describe(twice)
     assert found["batch_size"] == 5
     assert [part["seed"] for part in found["transforms"]] == [0, 7]
+
+
+def own(batch: Batch, generator: torch.Generator) -> Batch:
+    return batch
+
+
+def test_what_is_described_of_a_function_holds_in_the_next_process() -> None:
+    from bayes_adapters.training._data import describe
+
+    assert describe(transformed(batches(DATA, 5), own))["transforms"] == [{"seed": 0, "of": ["<function own>"]}]
+
+
+def test_two_layers_of_one_seed_draw_apart() -> None:
+    """Else both would drop the very same examples: p = ½ twice would leave a half of them, not a quarter."""
+    many = token_batch(40)
+    frames = Frames(torch.ones(40, 1, 2), torch.ones(40, 1, dtype=torch.bool))
+    data = [Batch(many.inputs, many.targets, {"audio": frames, "image": frames})]
+    twice = transformed(transformed(data, ModalityDropout("audio", 0.5)), ModalityDropout("image", 0.5))
+    heard, pictured = (next(iter(twice)).context[name].present for name in ("audio", "image"))
+    assert 8 <= int((heard != pictured).sum()) <= 32
 
 
 def weights(model: Any, guide: Any) -> dict[str, torch.Tensor]:
