@@ -61,8 +61,9 @@ def as_reliabilities(
         return None
     if len(widths) == 1:
         name, width = next(iter(widths.items()))
-        named = isinstance(given, Mapping) and any(isinstance(one, Reliability) for one in given.values())
-        return as_reliability(require_named(given, widths)[name] if named else given, width, model)
+        if isinstance(given, Mapping) and any(isinstance(one, Reliability) for one in given.values()):
+            given = require_named(given, widths)[name]
+        return as_reliability(given, width, model)
     named = require_named(given, widths)
     found = {name: as_reliability(named[name], widths[name], model) for name in widths if name in named}
     return nn.ModuleDict({module_key(name): one for name, one in found.items() if one is not None})

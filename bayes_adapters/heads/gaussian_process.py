@@ -192,7 +192,8 @@ class GaussianProcessHead(Head):
         mean = terms.prior + torch.einsum("cmsb,scm->csb", each, u).flatten(1)
         zero = torch.zeros(len(mean), device=mean.device)
         rest = dist.Normal(zero, 1.0, validate_args=False).to_event(1)
-        noise = pyro.sample(_REST, rest, infer={OF_WEIGHTS: True})
+        infer: Any = {OF_WEIGHTS: True}
+        noise = pyro.sample(_REST, rest, infer=infer)
         f = mean.mT + terms.rest.mT.sqrt() * noise.reshape(-1, len(mean))
         return f.float()
 
