@@ -131,9 +131,12 @@ def energy_distance(a: Float[Tensor, "S D"], b: Float[Tensor, "K D"], covariance
     x, y = (torch.linalg.solve_triangular(tril, v.T.to(tril), upper=False).T for v in (a, b))
 
     def within(v: Tensor) -> float:
-        return float(torch.cdist(v, v).sum()) / (len(v) * (len(v) - 1))
+        return summed(v, v) / (len(v) * (len(v) - 1))
 
-    return 2 * float(torch.cdist(x, y).mean()) - within(x) - within(y)
+    def summed(v: Tensor, w: Tensor) -> float:
+        return sum(float(torch.cdist(part, w).sum()) for part in v.split(_AT_ONCE))
+
+    return 2 * summed(x, y) / (len(x) * len(y)) - within(x) - within(y)
 
 
 def _each(node: Any, count: int) -> Tensor:
