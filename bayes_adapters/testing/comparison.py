@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import ConfigError, described, whole_number
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
@@ -89,6 +89,7 @@ def closeness(
     """
     require_pair(model, guide)
     whole_number("num_samples", num_samples, 25)
+    _require_reference(reference)
     _require_target(model, reference)
     batch = reference.make_batch()
     drawn = []
@@ -142,6 +143,14 @@ def energy_distance(a: Float[Tensor, "S D"], b: Float[Tensor, "K D"], covariance
 def _each(node: Any, count: int) -> Tensor:
     value: Tensor = node["value"]
     return value.expand(count, *value.shape[1:])
+
+
+def _require_reference(reference: object) -> None:
+    if not isinstance(reference, Reference):
+        raise ConfigError(
+            "closeness() takes (model, guide, reference), the last of them a stored posterior such as "
+            f"bayes_adapters.testing.reference('linear-core'); got {described(reference)}."
+        )
 
 
 def _require_target(model: AdapterModel, reference: Reference) -> None:
