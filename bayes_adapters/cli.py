@@ -156,6 +156,7 @@ def _show(options: argparse.Namespace) -> str:
         ("likelihood", f"{about['likelihood']['name']} {_pairs(about['likelihood']['config'])}".strip()),
         ("guide", f"{about['guide']['name']} {_pairs(about['guide']['config'])}".strip()),
         *_temperature(about["guide"]),
+        *(("head", f"{one['name']} {_pairs(one['config'])}") for one in [about.get("head")] if one),
         *_prior(about["prior"]),
         ("layers", f"{len(layers)}: {layers[0]} ... {layers[-1]}" if len(layers) > 1 else ", ".join(layers) or "none"),
         ("data", "not needed" if about["num_data"] is None else f"{about['num_data']:,} examples"),

@@ -93,7 +93,9 @@ def near_matches(name: str, allowed: Iterable[str], count: int = 4, cutoff: floa
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> ConfigError:
     """Build the error for a ``kind`` (guide, option, …) that does not exist, listing all that do."""
     names = sorted(allowed)
-    return ConfigError(f"Unknown {kind} {name!r}.{near_matches(name, names)} Allowed: {', '.join(names) or 'none'}.")
+    return ConfigError(
+        f"Unknown {kind} {name!r}.{near_matches(str(name), names)} Allowed: {', '.join(names) or 'none'}."
+    )
 
 
 def described(value: object) -> str:

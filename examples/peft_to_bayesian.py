@@ -4,7 +4,7 @@
 
 ``texts.csv`` has the columns ``text`` and ``label``. PEFT's own head is taken over where it is a linear layer; else a
 fresh one is trained on half of the rows, with the adapter as it is. The other half measures. The noise around the
-adapter is the largest that changes its answers no more than ``--tolerance`` allows.
+adapter is the largest under which the NLL of its own answers grows no more than ``--tolerance`` allows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bayesian"))
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--epochs", type=int, default=10)
-    growth = "how much the NLL may grow, as a share of the labels' entropy"
+    growth = "how much the anchors' NLL may grow, as a share of the entropy of their mean prediction"
     parser.add_argument("--tolerance", type=float, default=0.05, help=growth)
     arguments = parser.parse_args()
     with arguments.data.open(newline="", encoding="utf-8") as file:

@@ -34,6 +34,14 @@ def require_limit(threshold: Any) -> None:
         raise ConfigError(f"threshold must be a finite number, or None to trust nothing; got {threshold!r}.")
 
 
+def require_threshold(threshold: Any, least: float = -math.inf) -> None:
+    """Raise :class:`ConfigError` unless this is a number of at least ``least``."""
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not threshold >= least:
+        at_least = "" if least == -math.inf else f" of at least {least:g}"
+        raise ConfigError(f"threshold must be a number{at_least}; got {threshold!r}.")
+
+
 def fewest(share: float) -> int:
     """Return the smallest n with ``⌈(n + 1)(1 − share)⌉ ≤ n``.
 

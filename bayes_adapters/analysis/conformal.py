@@ -27,10 +27,12 @@ from bayes_adapters.analysis._conformal_checks import (
     require_one_number,
     require_score,
     require_share,
+    require_threshold,
     require_width,
 )
 from bayes_adapters.analysis.selection import Selection as Selection
 from bayes_adapters.analysis.selection import selective as selective
+from bayes_adapters.errors import true_or_false, whole_number
 from bayes_adapters.likelihoods import Prediction
 
 _SCORES = ("thr", "aps", "raps")
@@ -78,8 +80,11 @@ class ConformalClasses:
     randomised: bool = False
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold)
         require_share("alpha", self.alpha)
+        whole_number("classes", self.classes, least=2)
         require_score(self.score, _SCORES, self.penalty, self.free)
+        true_or_false("randomised", self.randomised)
 
     @classmethod
     def fit(
@@ -172,6 +177,7 @@ class ConformalIntervals:
     alpha: float
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold, least=0.0)
         require_share("alpha", self.alpha)
 
     @classmethod
@@ -233,6 +239,7 @@ class ConformalQuantiles:
     alpha: float
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold)
         require_share("alpha", self.alpha)
 
     @classmethod

@@ -8,7 +8,7 @@ from bayes_adapters.files._adapter import load as load
 from bayes_adapters.files._adapter import load_task as load_task
 from bayes_adapters.files._adapter import save as save
 from bayes_adapters.files._checks import entries_of as entries_of
-from bayes_adapters.files._checks import kind as kind
+from bayes_adapters.files._checks import kinds as kinds
 from bayes_adapters.files._checks import require_same as require_same
 from bayes_adapters.files._folder import WEIGHTS as WEIGHTS
 from bayes_adapters.files._folder import describe as describe

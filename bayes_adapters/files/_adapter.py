@@ -43,6 +43,7 @@ from bayes_adapters.files._checks import (
     FORMAT,
     entries_of,
     kind,
+    kinds,
     require_finite,
     require_same,
     version_of,
@@ -264,10 +265,6 @@ def _build(about: Mapping[str, Any], backbone: nn.Module) -> tuple[AdapterModel,
 
 def _assign(folder: Path, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Put the saved tensors in place, in the dtype they were saved in."""
-
-    def kinds(items: Mapping[str, Tensor]) -> dict[str, str]:
-        return {n: kind(t.float() if t.is_floating_point() else t) for n, t in items.items()}
-
     require_same(folder / WEIGHTS, "needed", kinds(slots), kinds(tensors))
     require_predicts(folder, tensors, slots)
     for name, slot in slots.items():

@@ -75,7 +75,8 @@ def require_pair_densities(densities: object) -> None:
 
 
 def _fitted(thing: object) -> bool:
-    return isinstance(getattr(thing, "name", None), str) and callable(getattr(thing, "config", None))
+    named = isinstance(getattr(thing, "name", None), str) and callable(getattr(thing, "config", None))
+    return named and not isinstance(thing, type)
 
 
 def require_layers(layers: Sequence[str], saved: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ def card(about: Mapping[str, Any], repo_id: str) -> str:
         "structure": f"`{model['structure']}` {_options(config)}",
         "adapted layers": str(len(layers)),
         "posterior": f"`{guide['name']}` {_options(guide['config'])}{_temperature(guide)}",
+        **({"head": f"`{about['head']['name']}` {_options(about['head']['config'])}"} if "head" in about else {}),
         "likelihood": f"`{about['likelihood']['name']}` {_options(about['likelihood']['config'])}",
         "examples it was trained on": f"{about['num_data']:,}" if about["num_data"] else "not recorded",
         "versions": ", ".join(f"{package} {number}" for package, number in about["versions"].items()),

@@ -184,6 +184,11 @@ def kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return name → :func:`kind`, every real one as float32: what is read keeps the dtype that it was saved in."""
+    return {name: kind(t.float() if t.is_floating_point() else t) for name, t in tensors.items()}
+
+
 def is_kind(text: str) -> bool:
     """Whether ``text`` is what :func:`kind` can have written."""
     match = _KIND.fullmatch(text)

@@ -223,8 +223,13 @@ def require_tokens_kept(batch: Batch, length: int) -> None:
 
 
 def refused_parameters(error: Exception) -> str | None:
-    """Return what torch said when it refused a distribution's parameters, NaN mostly; None for any other error."""
+    """Return what torch said when it refused a distribution's parameters, NaN mostly; None for any other error.
+
+    A matrix that has no Cholesky factor is such a parameter: as a rule it holds NaN, or numbers that float32 loses.
+    """
     said = error.__cause__ if isinstance(error, NonFiniteError) else error
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return f"no factor of a matrix: {str(error).rstrip('.')}"
     where, refused, _ = str(said).partition(", but found invalid values")
     return where if refused and not isinstance(said, BayesAdaptersError) else None
 
@@ -234,7 +239,7 @@ def named_non_finite(*modules: nn.Module) -> Iterator[None]:
     """Turn torch's refusal of a distribution with NaN parameters into an error that names the tensor at fault."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         where = refused_parameters(error)
         if where is None:
             raise

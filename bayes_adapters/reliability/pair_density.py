@@ -152,7 +152,7 @@ class PairDensity(nn.Module):
 
     def _variates(self, name: str, features: Float[Tensor, "B d"]) -> Float[Tensor, "B k"]:
         centre, mapping, offset = (self.get_buffer(f"{name}_{part}") for part in ("centre", "map", "offset"))
-        return (features.float() - centre) @ mapping - offset
+        return (features.to(mapping) - centre) @ mapping - offset
 
     def forward(self, inputs: Float[Tensor, "B d"], contexts: Float[Tensor, "B c"]) -> Float[Tensor, " B"]:
         """Return γ, in [0, 1]; 0 where a feature is NaN or infinite.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.errors import AdapterFileError
-from bayes_adapters.files import WEIGHTS, kind, read_pair_densities, require_same
+from bayes_adapters.files import WEIGHTS, kinds, read_pair_densities, require_same
 from bayes_adapters.reliability.pair_density import PairDensity
 
 
@@ -43,7 +43,6 @@ def _built(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> 
             f"A density on pairs of the adapter in {str(folder)!r} cannot be built: {error} Was it saved by a newer "
             "bayes-adapters? Update this one."
         ) from error
-    needed = {name: kind(slot) for name, slot in density.state_dict().items()}
-    require_same(folder / WEIGHTS, "needed by the density on pairs", needed, {n: kind(t) for n, t in tensors.items()})
+    require_same(folder / WEIGHTS, "needed by the density on pairs", kinds(density.state_dict()), kinds(tensors))
     density.load_state_dict(tensors, assign=True)
     return density

@@ -147,7 +147,7 @@ def require_bernoulli(name: str) -> None:
 def require_verifiable(calibration: Sequence[Any]) -> None:
     """Raise :class:`ConfigError` for what was fitted to something else than answers yes or no, or for two sets."""
     for fitted in calibration:
-        classes = getattr(fitted, "classes", 2)
+        classes = len(fitted.weight) if fitted.name == "vector" else getattr(fitted, "classes", 2)
         if fitted.name in {"deviation", "conformal_intervals", "conformal_quantiles"} or classes != 2:
             what = f"{classes} classes" if classes != 2 else "numbers"
             raise ConfigError(

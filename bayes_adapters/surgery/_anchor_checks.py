@@ -11,21 +11,21 @@ from torch import Tensor
 from bayes_adapters.adapters._lora_checks import require_lora
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, DataError, whole_number
+from bayes_adapters.errors import ConfigError, DataError, positive_number, whole_number
 from bayes_adapters.files.marks import has_fresh_head
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.likelihoods import Bernoulli, Categorical
+from bayes_adapters.likelihoods import Bernoulli, Categorical, Likelihood
 from bayes_adapters.models import LoRA, StochasticDown
 from bayes_adapters.surgery._noise_search import Criterion, Labels, Relative
 
 
-def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch]:
+def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels, likelihood: Likelihood) -> list[Batch]:
     """Return the batches of anchors, with targets only where they are wanted.
 
     Raises:
-        DataError: there are none, one is no batch, or it lacks targets that are wanted.
+        DataError: there are none, one is no batch, or it lacks targets that are wanted, or the likelihood refuses them.
     """
     batches = [anchors] if isinstance(anchors, Batch) else list(anchors)
     if not batches:
@@ -35,6 +35,8 @@ def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels) -> list[Batch
             raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
         if labels is Labels.TARGETS and batch.targets is None:
             raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
+        if labels is Labels.TARGETS:
+            likelihood.accept(batch.targets)
     return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
 
 
@@ -101,9 +103,6 @@ def check_search(
         )
     if not 0.0 < low < high < math.inf:
         raise ConfigError(f"low and high are standard deviations, 0 < low < high; got {low} and {high}.")
-    if not 0.0 < tolerance < math.inf:
-        raise ConfigError(
-            f"tolerance is a change in parts of its unit and must be positive and finite; got {tolerance}."
-        )
+    positive_number("tolerance", tolerance)
     whole_number("iterations", iterations, least=0)
     whole_number("widen", widen, least=0)

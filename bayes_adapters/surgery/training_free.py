@@ -115,9 +115,9 @@ def bayesianise(
 
     Raises:
         ConfigError: an option is out of range; the model is of another structure, of no classes, its B is 0
-            everywhere, or its head was never trained; value(0) is 0; no σ_q tried is feasible. The given model is then
-            as it was.
-        DataError: no anchors, or no targets where they are wanted.
+            everywhere, or its head was never trained; H is 0, as the anchors have one label, or with
+            ``relative_to="loss"`` value(0) is; no σ_q tried is feasible. The given model is then as it was.
+        DataError: no anchors, or no targets where they are wanted, or such as the likelihood does not take.
 
     Warns:
         UserWarning: every σ_q tried is feasible; the largest one tried is returned and ``log.boundary`` is None.
@@ -145,7 +145,7 @@ def bayesianise(
     check_criterion(criterion, relative, labels, tolerance)
     tolerance = DEFAULT_TOLERANCE.get((criterion, relative), 1.0) if tolerance is None else tolerance
     check_search(model, guide, tolerance, low, high, iterations, widen)
-    batches = read_anchors(anchors, labels)
+    batches = read_anchors(anchors, labels, model.likelihood)
     count = sum(batch.size for batch in batches)
     plain: Prediction | None = None
     if labels is Labels.MODEL:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.errors import ConfigError, whole_number
+from bayes_adapters.errors import ConfigError, described, whole_number
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide
@@ -89,6 +89,7 @@ def closeness(
     """
     require_pair(model, guide)
     whole_number("num_samples", num_samples, 25)
+    _require_reference(reference)
     _require_target(model, reference)
     batch = reference.make_batch()
     drawn = []
@@ -131,14 +132,25 @@ def energy_distance(a: Float[Tensor, "S D"], b: Float[Tensor, "K D"], covariance
     x, y = (torch.linalg.solve_triangular(tril, v.T.to(tril), upper=False).T for v in (a, b))
 
     def within(v: Tensor) -> float:
-        return float(torch.cdist(v, v).sum()) / (len(v) * (len(v) - 1))
+        return summed(v, v) / (len(v) * (len(v) - 1))
 
-    return 2 * float(torch.cdist(x, y).mean()) - within(x) - within(y)
+    def summed(v: Tensor, w: Tensor) -> float:
+        return sum(float(torch.cdist(part, w).sum()) for part in v.split(_AT_ONCE))
+
+    return 2 * summed(x, y) / (len(x) * len(y)) - within(x) - within(y)
 
 
 def _each(node: Any, count: int) -> Tensor:
     value: Tensor = node["value"]
     return value.expand(count, *value.shape[1:])
+
+
+def _require_reference(reference: object) -> None:
+    if not isinstance(reference, Reference):
+        raise ConfigError(
+            "closeness() takes (model, guide, reference), the last of them a stored posterior such as "
+            f"bayes_adapters.testing.reference('linear-core'); got {described(reference)}."
+        )
 
 
 def _require_target(model: AdapterModel, reference: Reference) -> None:

@@ -207,7 +207,7 @@ class Loop:
         try:
             with self._autocast():
                 return self.elbo.terms(batch.to(self.device), self.state.step, with_scales=with_scales)
-        except (ValueError, NonFiniteError) as error:
+        except (ValueError, torch.linalg.LinAlgError, NonFiniteError) as error:  # type: ignore[attr-defined]
             # torch's distributions refuse NaN parameters before there is a loss to look at.
             where = refused_parameters(error)
             if where is None:

@@ -82,7 +82,8 @@ print(f"largest difference to PEFT's probabilities: {(ours.probs - theirs).abs()
 
 # %% [markdown]
 # ## Noise around it
-# The tolerance says how much the anchors' loss may grow, as a share of the labels' entropy. A third of the training texts, unlabelled, are the anchors.
+# The tolerance says how much the anchors' loss may grow, as a share of the entropy of their mean prediction. A third of
+# the training texts, unlabelled, are the anchors.
 
 # %%
 answers, found = {"as PEFT trained it": predict(model, guide, batch(test))}, {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bayes_adapters import Batch, load, predict, save
-from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling
+from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling, VectorScaling
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalIntervals
 from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.backbones import text_backbone
@@ -143,6 +143,7 @@ def test_what_is_no_answer_of_yes_or_no_is_refused(home: Path, verifier: Verifie
         ([ConformalIntervals(1.0, 0.1)], ("'conformal_intervals'", "numbers")),
         ([DeviationScaling(1.0)], ("'deviation'", "numbers")),
         ([ConformalClasses(0.5, 0.1, 3)], ("'conformal_classes'", "3 classes")),
+        ([VectorScaling([1.0] * 3, [0.0] * 3)], ("'vector'", "3 classes")),
         ([SETS, ConformalClasses(0.5, 0.1, 2)], (2, "0.2, 0.1")),
     ]
     for calibration, says in wrong:

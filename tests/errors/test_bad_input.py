@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters import Batch, Bernoulli
+from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.analysis.calibration import TemperatureScaling, VectorScaling
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalQuantiles
 from bayes_adapters.analysis.marginal import Marginal
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.guides import Delta, Flow, FullGaussian, LowRank, MatrixNormal, MeanField
-from bayes_adapters.heads import GaussianProcessHead
+from bayes_adapters.heads import ConjugateLastLayer, GaussianProcessHead
 from bayes_adapters.heads.covariance import Covariance, GaussianRows
-from bayes_adapters.likelihoods import Poisson
+from bayes_adapters.likelihoods import MultiGaussian, Poisson
 from bayes_adapters.models import AdapterDropout, GatedLoRA, LoRA, StochasticDown
 from bayes_adapters.reliability import calibrate_scale
 from bayes_adapters.surgery.ensemble import ensemble
@@ -54,6 +54,18 @@ def test_a_covariance_that_is_not_positive_definite_is_no_error_of_linear_algebr
         rows.log_scale.fill_(-200.0)
     with refuses(NonFiniteError, "GaussianRows", "positive definite"):
         rows()
+
+
+def test_a_matrix_without_a_factor_is_no_error_of_linear_algebra() -> None:
+    model = LoRA(bert(), MultiGaussian(2), rank=2, num_data=6, head=ConjugateLastLayer())
+    guide: Any = Delta(model)
+    batch = Batch(BATCH.inputs, torch.zeros(6, 2))
+    with torch.no_grad():
+        guide.head_posterior.log_noise.fill_(-80.0)
+    with refuses(NonFiniteError, "cholesky", "learning rate"):
+        fit(model, guide, batch, max_steps=1, progress=False)
+    with refuses(NonFiniteError, "cholesky", "model's own tensors are finite"):
+        predict(model, guide, batch)
 
 
 def test_a_covariance_that_is_too_large_says_how_large_and_what_fits() -> None:

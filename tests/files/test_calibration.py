@@ -76,6 +76,25 @@ class _Later:
         return {"temperature": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("place", "entry", "value"),
+    [
+        (3, "threshold", "x"),
+        (3, "threshold", None),
+        (3, "classes", 1),
+        (3, "randomised", "no"),
+        (3, "score", 3),
+        (4, "threshold", -1.0),
+        (5, "threshold", [1.0]),
+        (6, "part", 3),
+    ],
+)
+def test_numbers_out_of_range_are_refused_when_they_are_read(place: int, entry: str, value: Any) -> None:
+    fitted = FITTED[place]
+    with unchecked(), refuses(ConfigError, entry, value):
+        from_config(fitted.name, fitted.config() | {entry: value})
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     model, guide = pair()
     save(tmp_path, model, guide, calibration=[_Later()])
@@ -88,6 +107,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         from_config("risk_threshold", {"risk": 0.1, "part": "sum", "threshold": 0.1})
     with refuses(ConfigError, "temperature", 0.0):
         from_config("temperature", {"temperature": 0.0})
+    with refuses(ConfigError, "fitted", "the class TemperatureScaling"):
+        save(tmp_path, model, guide, calibration=[TemperatureScaling])
     about = describe(tmp_path)
     for wrong in ({}, [{"name": "temperature"}], [{"name": 1, "config": {}}]):
         text = json.dumps({k: v for k, v in about.items() if k != "checksum"} | {"calibration": wrong})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_it_comes_back_to_the_bit_and_the_adapter_is_what_it_was(density: PairDe
     again = found["audio"]
     save(tmp_path / "once more", model, guide, pair_densities={"audio": again})
     assert torch.equal(load_pair_densities(tmp_path / "once more")["audio"].held_out, density.held_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_keeps_its_dtype(density: PairDensity, tmp_path: Path, dtype: torch.dtype) -> None:
+    given = copy.deepcopy(density).to(dtype)
+    save(tmp_path, *pair(), pair_densities={"audio": given})
+    again = load_pair_densities(tmp_path)["audio"]
+    x, a = related(5, 4)
+    assert again.agreement(x, a).dtype is dtype
+    assert torch.equal(again.p_value(x, a), given.p_value(x, a))
 
 
 def test_show_names_it(density: PairDensity, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from bayes_adapters import ELBO, Bernoulli, Categorical, load, predict, save
+from bayes_adapters.cli import main
+from bayes_adapters.files import describe
+from bayes_adapters.files._card import card
 from bayes_adapters.heads import VariationalLastLayer
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models.polar import stable_rank
@@ -34,7 +37,9 @@ def widened(model: Any, guide: Any) -> None:
         guide.head_posterior.weight.log_scale.add_(2.0)
 
 
-def test_directions_are_orthonormal_in_every_step_and_stable_ranks_are_logged(tmp_path: Path) -> None:
+def test_directions_are_orthonormal_in_every_step_and_stable_ranks_are_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, guide = system()
     batch = token_batch(targets=TARGETS)
     before = {name: value.detach().clone() for name, value in model.named_parameters() if "lora" in name}
@@ -56,6 +61,10 @@ def test_directions_are_orthonormal_in_every_step_and_stable_ranks_are_logged(tm
     save(tmp_path, model, guide)
     again, guide_again = load(tmp_path, bert())
     assert torch.equal(predict(again, guide_again, batch).mean, predict(model, guide, batch).mean)
+    assert main(["show", str(tmp_path)]) == 0
+    assert "predictive=probit" in next(line for line in capsys.readouterr().out.splitlines() if line[:5] == "head ")
+    row = next(line for line in card(describe(tmp_path), "a/b").splitlines() if line.startswith("| head | `vbll`"))
+    assert 'predictive="probit"' in row
 
 
 def test_nothing_is_drawn_and_every_number_of_draws_answers_the_same_from_one_pass() -> None:

@@ -20,6 +20,7 @@ from bayes_adapters.testing import TARGETS, Reference, closeness, energy_distanc
 from bayes_adapters.testing.entries import log_density
 from bayes_adapters.testing.linear_gaussian import _affine
 from bayes_adapters.training import fit
+from tests.instrument import unchecked
 from tests.refusals import refuses
 
 ERRORS = 4.5
@@ -225,3 +226,5 @@ def test_what_is_no_target_of_a_reference_is_refused() -> None:
     assert isinstance(other, StochasticCore)
     with refuses(ConfigError, "linear-core", "core.global[0,2,2]"):
         closeness(other, MeanField(other), replace(exact))
+    with unchecked(), refuses(ConfigError, "reference('linear-core')", "str"):
+        closeness(other, MeanField(other), "correlated-core")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bayes_adapters import Batch, Categorical, predict
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta
 from bayes_adapters.surgery._noise_search import Criterion, Search
 from bayes_adapters.surgery.training_free import bayesianise
@@ -102,3 +102,7 @@ def test_options_that_do_not_go_together() -> None:
     one = Batch(batch().inputs, torch.zeros(24, dtype=torch.long))
     with refuses(ConfigError, "24 anchors", "relative_to='nats'"):
         bayesianise(alike, Delta(alike), one, relative_to="marginal", labels="targets")
+    for label in (5, -100):
+        one.targets[0] = label  # type: ignore[index]
+        with refuses(DataError, "class numbers", label):
+            bayesianise(alike, Delta(alike), one, labels="targets")
