@@ -140,11 +140,11 @@ def version_of(about: Mapping[str, Any]) -> int:
 
 def require_same(path: Path, what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise :class:`AdapterFileError` listing every tensor that is missing, surplus, or of another shape or dtype."""
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is surplus" for name in found if name not in expected]
+    wrong = [f"{name} is missing" for name in sorted(expected) if name not in found]
+    wrong += [f"{name} is surplus" for name in sorted(found) if name not in expected]
     wrong += [
         f"{name} is {found[name]} where {kind} is {what}"
-        for name, kind in expected.items()
+        for name, kind in sorted(expected.items())
         if name in found and kind != found[name]
     ]
     if wrong:

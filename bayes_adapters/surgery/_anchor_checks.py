@@ -33,10 +33,11 @@ def read_anchors(anchors: Batch | Iterable[Batch], labels: Labels, likelihood: L
     for batch in batches:
         if not isinstance(batch, Batch):
             raise DataError(f"The anchors must be a Batch or an iterable of them; got a {type(batch).__name__}.")
-        if labels is Labels.TARGETS and batch.targets is None:
+        if labels is Labels.MODEL:
+            continue
+        if batch.targets is None:
             raise DataError("labels='targets' needs targets in every batch of anchors; labels='model' needs none.")
-        if labels is Labels.TARGETS:
-            likelihood.accept(batch.targets)
+        likelihood.accept(batch.targets)
     return batches if labels is Labels.TARGETS else [batch.without_targets() for batch in batches]
 
 
