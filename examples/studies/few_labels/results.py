@@ -3,8 +3,9 @@
     python -m examples.studies.few_labels.results --data FOLDER --jobs 2
 
 Records go to ``results/few_labels.json``, predictions, logs and the report to ``runs/few_labels/``; ``--page
-docs/results/few-labels.md`` also puts the tables between the markers ``few_labels`` and ``few_labels_differences`` of
-that file. Of every method there are two rows: as it is, and after one temperature (``…-temperature``).
+docs/results/few-labels.md`` also puts the tables between the markers ``few_labels``, ``few_labels_differences`` (to
+LoRA with a temperature) and ``few_labels_frozen`` (to a head alone) of that file. Of every method there are two rows:
+as it is, and after one temperature (``…-temperature``).
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class FewLabelsGrid(Grid[Result]):
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the data, and where the tables go."""
         parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
-        parser.add_argument("--page", type=Path, help="a file with the markers few_labels and few_labels_differences")
+        parser.add_argument("--page", type=Path, help="a file with the three markers")
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Train and measure one method with one seed."""
@@ -181,6 +182,7 @@ class FewLabelsGrid(Grid[Result]):
         seeds = {row.seed for row in rows if row.method == REFERENCE}
         if len(seeds) > 1:
             tables["few_labels_differences"] = differences(rows)
+            tables["few_labels_frozen"] = differences(rows, "frozen")
         lines = ["# Few labels, trained to the end", ""]
         for table in tables.values():
             lines += [*table, ""]
