@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters.distributions._checks import require_blocks, require_curvature
+from bayes_adapters.distributions._curved import Curved
 from bayes_adapters.distributions.shrunk_normal import Block, ShrunkNormal
 from bayes_adapters.errors import positive_number
 
 
-class CurvedGaussian(nn.Module):
+class CurvedGaussian(Curved):
     """``N(m, (λ S⁻² + H)⁻¹)`` over D numbers, with ``S H S = diag(h) + Σ_b U_b diag(e_b) U_bᵀ``.
 
     S is a diagonal of prior standard deviations. All of it is buffers: it is saved and loaded, and not trained.
@@ -45,21 +45,6 @@ class CurvedGaussian(nn.Module):
             self.register_buffer(f"directions_{number}", torch.eye(last - first, count, device=start.device))
             self.register_buffer(f"curvature_{number}", start.new_zeros(count))
 
-    @property
-    def prior_precision(self) -> float:
-        """λ."""
-        return math.exp(float(self.get_buffer("log_precision")))
-
-    def rescale(self, prior_precision: float) -> None:
-        """Set λ.
-
-        Raises:
-            ConfigError: it is not positive and finite.
-        """
-        positive_number("prior_precision", prior_precision)
-        self.get_buffer("log_precision").fill_(math.log(prior_precision))
-
-    @torch.no_grad()
     def place(
         self,
         loc: Float[Tensor, " D"],
@@ -83,8 +68,7 @@ class CurvedGaussian(nn.Module):
         held["diagonal"] = torch.zeros_like(loc) if diagonal is None else diagonal
         for number, (along, curvature) in enumerate(directions):
             held |= {f"directions_{number}": along, f"curvature_{number}": curvature}
-        for name, value in held.items():
-            self.get_buffer(name).copy_(value)
+        self._hold(held)
 
     def projected(self, rows: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
         """Return ``Tᵀ v`` for each row v: ``Cov(v·w, v'·w)`` is the product of two of them."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayes_adapters.distributions._checks import require_curvature, require_sides
+from bayes_adapters.distributions._curved import Curved
 from bayes_adapters.distributions.kronecker import DampedKronecker
 from bayes_adapters.distributions.structured import StructuredGaussian
 from bayes_adapters.errors import positive_number
@@ -19,7 +19,7 @@ Sides = tuple[Float[Tensor, "m p"], Float[Tensor, " p"], Float[Tensor, "n k"], F
 _NAMES = ("rows", "along_rows", "columns", "along_columns")
 
 
-class CurvedMatrices(nn.Module):
+class CurvedMatrices(Curved):
     """``vec X_b ~ N(m_b, s_b² (λ I + G_b ⊗ A_b)⁻¹)`` for each of several matrices that stand in a row in w.
 
     All of it is buffers: it is saved and loaded, and not trained. No matrix of as many rows as one has entries is made.
@@ -51,21 +51,6 @@ class CurvedMatrices(nn.Module):
             self.register_buffer(f"columns_{number}", torch.eye(n, k, device=start.device))
             self.register_buffer(f"along_columns_{number}", start.new_zeros(k))
 
-    @property
-    def prior_precision(self) -> float:
-        """λ."""
-        return math.exp(float(self.get_buffer("log_precision")))
-
-    def rescale(self, prior_precision: float) -> None:
-        """Set λ.
-
-        Raises:
-            ConfigError: it is not positive and finite.
-        """
-        positive_number("prior_precision", prior_precision)
-        self.get_buffer("log_precision").fill_(math.log(prior_precision))
-
-    @torch.no_grad()
     def place(self, loc: Float[Tensor, " D"], deviation: Float[Tensor, " b"], sides: Sequence[Sides]) -> None:
         """Set m, and s and the curvature of each matrix.
 
@@ -76,8 +61,7 @@ class CurvedMatrices(nn.Module):
         held = {"loc": loc, "deviation": deviation}
         for number, side in enumerate(sides):
             held |= {f"{name}_{number}": value for name, value in zip(_NAMES, side, strict=True)}
-        for name, value in held.items():
-            self.get_buffer(name).copy_(value)
+        self._hold(held)
 
     def forward(self) -> StructuredGaussian:
         """Return the Gaussian: batch shape (), event shape (D,)."""
