@@ -31,10 +31,10 @@ from bayes_adapters.analysis.intervals import holm
 from bayes_adapters.analysis.metrics import decompose
 from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
-from examples.studies.comparison import markdown, mean_table, rewrite_file, short
+from examples.studies.comparison import markdown, mean_table, short
 from examples.studies.few_labels.experiment import SETTINGS, Result, train
 from examples.studies.few_labels.methods import method
-from examples.studies.few_labels.results import Said, nll_difference, signed
+from examples.studies.few_labels.results import Said, nll_difference, publish, signed
 from examples.studies.few_labels.task import FewLabels, States
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld
@@ -170,12 +170,7 @@ class ActiveGrid(Grid[Result]):
         rows = [row for path in predictions for row in read_rows(path, Row)]
         if len({row.seed for row in rows}) > 1:
             tables["active_differences"] = differences(rows)
-        lines = ["# Active learning", ""]
-        for table in tables.values():
-            lines += [*table, ""]
-        (arguments.runs / "report.md").write_text("\n".join(lines), encoding="utf-8")
-        if arguments.page:
-            rewrite_file(arguments.page, tables)
+        publish("Active learning", tables, arguments)
 
 
 if __name__ == "__main__":

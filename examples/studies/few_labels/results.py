@@ -144,6 +144,16 @@ def signed(*values: float) -> str:
     return f"{middle} [{low}, {high}]"
 
 
+def publish(title: str, tables: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> None:
+    """Write tables into ``report.md`` in the folder of the runs, and between their markers of ``--page``."""
+    lines = [f"# {title}", ""]
+    for table in tables.values():
+        lines += [*table, ""]
+    (arguments.runs / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    if arguments.page:
+        rewrite_file(arguments.page, tables)
+
+
 class FewLabelsGrid(Grid[Result]):
     """Every method × seeds."""
 
@@ -183,12 +193,7 @@ class FewLabelsGrid(Grid[Result]):
         if len(seeds) > 1:
             tables["few_labels_differences"] = differences(rows)
             tables["few_labels_frozen"] = differences(rows, "frozen")
-        lines = ["# Few labels, trained to the end", ""]
-        for table in tables.values():
-            lines += [*table, ""]
-        (arguments.runs / "report.md").write_text("\n".join(lines), encoding="utf-8")
-        if arguments.page:
-            rewrite_file(arguments.page, tables)
+        publish("Few labels, trained to the end", tables, arguments)
 
 
 if __name__ == "__main__":
