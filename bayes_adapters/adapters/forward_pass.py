@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyro
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
@@ -54,6 +54,8 @@ class ForwardPass:
         tokens: block with windows → tokens of an example at its input, while it runs.
         descriptors: path between modalities → its descriptor, exchanged at every depth.
         drawn: names of the local sites drawn so far.
+        first: shape (B,), int64: the number of each example's first token in this pass, where those before it were seen
+            in earlier passes and their keys and values are in a cache; None is 0.
     """
 
     rows: Rows
@@ -64,6 +66,7 @@ class ForwardPass:
     tokens: dict[str, int] = field(default_factory=dict)
     descriptors: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
+    first: Int[Tensor, " B"] | None = None
 
     def tokens_first(self, layer: str, sites: Collection[Site], x: Float[Tensor, "n *T k"]) -> bool:
         """Whether ``layer``'s input has the shape (T, S·B, k); its other rows are checked.
@@ -122,7 +125,8 @@ class ForwardPass:
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
             mask = None if present is None else present[: batch.size, None]
-        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo)
+        first = self.first if tokens and site.granularity is Granularity.TOKEN else None
+        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo, first=first)
         single = self.prior.of(site)
         infer: Any = {SITE: call, SINGLE_PRIOR: single}
         value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)

@@ -63,6 +63,8 @@ class SiteCall:
         token_mask: shape (B, T), or None where there is no padding, as in global sites; shape (B, 1) in a sequence site
             whose draw has no effect for some examples.
         context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.
+        first: shape (B,), int64, of token sites: the number of each example's first token in this pass, where earlier
+            passes have seen those before it; None is 0.
         num_sites: number of sites of the model.
         memo: shared by all sites of the pass.
         mean: said by the guide of a global site: the posterior's mean, shape ``site.shape``, where flipout or local
@@ -91,6 +93,7 @@ class SiteCall:
     point: Float[Tensor, "*S *shape"] | None = None
     posterior: TorchDistributionMixin | None = None
     watch: Callable[[int, Tensor, Tensor], None] | None = None
+    first: Int[Tensor, " B"] | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:
