@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,10 @@ class Traits:
             stack.enter_context(completed_calls(backbone, self.calls))
             stack.enter_context(frozen_buffers(self.statistics))
             yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """A context in which a part of the backbone runs a second time, in backward: its buffers stay then, too."""
+        return frozen_buffers(self.statistics)
 
     def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
         """Return what ``backbone`` returns for ``inputs``, every example ``folds`` times, S·B rows in the order [S, B].

@@ -18,6 +18,7 @@ from bayes_adapters.adapters.installation import (
     restored_on_error,
 )
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
+from bayes_adapters.adapters.recomputation import checkpointing, require_nonreentrant
 from bayes_adapters.adapters.targets import Targets, linear_size, select
 from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.backbones.placement import place_beside
@@ -100,6 +101,8 @@ class AdaptedBackbone(nn.Module):
             installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
+            self._checkpointing = checkpointing(backbone)
+            require_nonreentrant(self._checkpointing, self._installed)
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head

@@ -12,8 +12,8 @@ is nats per datum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import pyro
@@ -24,6 +24,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
+from bayes_adapters.adapters.recomputation import recomputable
 from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.conditions import first_look, read_together
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
@@ -34,6 +35,7 @@ from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
 from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, point_of
+from bayes_adapters.sites import Memo
 
 EXPECTED = "expected_log_density"
 """The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expectation``."""
@@ -123,11 +125,12 @@ class AdapterModel(AdaptedBackbone):
         # A diverged loop of the caller's own ends here; prediction says itself what is wrong, of the guide too.
         with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
             prior = self.prior.sampled(outer, next(self.parameters()).device)
-            weights = draw_weights(self.sites, prior, rows, flipped)
-            weights |= draw_weights(self.head_sites, self.head_prior, rows)
-            forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
+            noise = Memo()
+            weights = draw_weights(self.sites, prior, rows, flipped, noise)
+            weights |= draw_weights(self.head_sites, self.head_prior, rows, noise=noise)
+            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise)
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-                with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
+                with self._run(forward_pass):
                     outputs = self.outputs(self._features(batch, rows.samples), batch)
                     expected = None if batch.targets is None else self.head.expectation(self.likelihood, batch.targets)
                 with read_together():
@@ -139,6 +142,13 @@ class AdapterModel(AdaptedBackbone):
                 obs = None if targets is None else self.likelihood.observation(fn, targets)
                 pyro.sample("obs", fn, obs=obs, infer=infer)
         return point_of(outputs)
+
+    @contextmanager
+    def _run(self, forward_pass: ForwardPass) -> Iterator[None]:
+        """Within the context the backbone runs in ``forward_pass``; so do, later, the blocks that run again for it."""
+        again = recomputable(self._checkpointing, self._installed, self._traits.again)
+        with running(forward_pass), again, self._traits.around(self.backbone, forward_pass.tokens):
+            yield
 
     def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"]:
         if self.runs_each_sample or samples == 1:
