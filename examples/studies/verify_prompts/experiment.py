@@ -152,7 +152,7 @@ def train(
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
         validation=validation,
-        num_samples=4 if chosen.random and chosen.finish is None else 1,
+        num_samples=4 if chosen.random and chosen.random_in_training else 1,
         seed=seed,
         checkpoint=checkpoint,
         progress=advance is None,
@@ -160,13 +160,14 @@ def train(
     )
     trained = [*model.trainable_parameters().values(), *guide.parameters()]
     parameters = sum(parameter.numel() for parameter in trained)
+    draws = settings.samples if chosen.random else 1
     if chosen.finish is not None:
-        model, guide = chosen.finish(model, guide, validation, seed)
+        model, guide = chosen.finish(model, guide, validation, seed, draws)
     judge = None
     if chosen.judge is not None:
         judge = chosen.judge(
             Validated(
-                _to_cpu(predict(model, guide, validation)),
+                _to_cpu(predict(model, guide, validation, num_samples=draws, seed=seed)),
                 torch.cat([batch.targets for batch in validation]),
                 lambda: corpus.density(settings.mix, 0.95, moments=True),
             )

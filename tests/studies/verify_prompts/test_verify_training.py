@@ -13,7 +13,7 @@ from bayes_adapters import Batch, Prediction, predict
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import FrameDensity
-from examples.studies.verify_prompts.after import ABSENT, Judge, Validated, density_alone
+from examples.studies.verify_prompts.after import ABSENT, SCALES, Judge, Validated, density_alone, widening
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
@@ -116,6 +116,23 @@ def test_late_fusion_is_scaled_by_the_temperature_of_the_validation_pairs() -> N
     answers = Prediction(sure, zero, zero, zero, num_samples=1)
     found = find("lora-fusion-temperature").judge(Validated(answers, labels, FrameDensity))
     torch.testing.assert_close(found(answers, []).probs, torch.where(sure > 0.5, 0.7, 0.3))
+
+
+def test_widening_takes_the_scale_that_fits_the_validation_pairs(corpus: Corpus) -> None:
+    result = train(corpus, "caliber-x", 0, SETTINGS)
+    with torch.no_grad():
+        for layer in adapted_layers(result.model.backbone).values():
+            layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for a scale to show
+    result.guide.reliability.density.limit.fill_(0.0)  # every recording is far
+    batches = validation_batches(corpus, SETTINGS)
+    assert widening(result.model, result.guide, iter(batches), 5, 3) == (result.model, result.guide)
+    chosen, found = result.guide.reliability.scale, dict[float, float]()
+    for scale in SCALES:
+        result.guide.reliability.scale = scale
+        density = predict(result.model, result.guide, batches, num_samples=3, seed=5).log_density
+        found[scale] = -float(density.mean())
+    assert len(set(found.values())) == len(SCALES)
+    assert chosen == min(found, key=lambda scale: found[scale])
 
 
 def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:
