@@ -23,7 +23,7 @@ class Validated:
     """What a judge is made from.
 
     Args:
-        prediction: of the validation pairs.
+        prediction: of the validation pairs, of as many draws and the same seed as at test, with its ``samples``.
         labels: theirs, 0. or 1., shape (N,).
         density: makes the density of the training frames.
     """
