@@ -25,7 +25,7 @@ class Validated:
     """What a judge is made from.
 
     Args:
-        prediction: of the validation pairs.
+        prediction: of the validation pairs, of as many draws and the same seed as at test, with its ``samples``.
         labels: theirs, 0. or 1., shape (N,).
         density: makes the density of the training frames.
     """
@@ -80,3 +80,17 @@ def _distance(density: FrameDensity, batch: Batch) -> Tensor:
         return torch.full((batch.size,), ABSENT)
     frames = frames.to("cpu")
     return density.distance(frames).masked_fill(~frames.present, ABSENT).clamp_max(ABSENT)
+
+
+def risk_limit(uncertainty: Tensor, wrong: Tensor, rate: float) -> float:
+    """Return the largest u such that at most ``rate`` of the answers of uncertainty ≤ u are wrong; 0 where none is.
+
+    Args:
+        uncertainty: shape (N,), ≥ 0.
+        wrong: shape (N,), bool.
+        rate: of errors, 0 to 1.
+    """
+    limits = uncertainty.unique()
+    kept = uncertainty <= limits[:, None]
+    allowed = (kept & wrong).sum(-1).double() / kept.sum(-1) <= rate
+    return float(limits[allowed].max()) if bool(allowed.any()) else 0.0

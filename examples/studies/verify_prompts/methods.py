@@ -27,11 +27,12 @@ is drawn or weighed. ``caliber-x-fusion`` is CALIBER-X on top of late fusion, wi
 the two differ in the head alone; ``cross-attention-fusion`` is that without a posterior. (Seed 0 of
 ``caliber-x-fusion`` was also measured with the density of the frames' moments, which widens more of the clean
 recordings, clean AUC .909 for .929, and without any density, .937.) ``lora-fusion-temperature`` is late fusion whose
-answers are scaled by one temperature, fitted on the validation pairs, and ``density`` late fusion whose uncertainty is
-the density of the training frames alone. ``caliber-x-fusion-fitted`` is ``caliber-x-fusion``, trained alike, with two
-numbers fitted on the validation pairs: how far recordings unlike those of training widen the posterior
-(:func:`~examples.studies.verify_prompts.after.widening`; the demo's 1.0 was chosen to tell foreign speech apart), then
-a temperature.
+answers are scaled by one temperature, fitted on the validation pairs, ``caliber-x-fusion-temperature`` is that of
+``caliber-x-fusion``, fitted on the mean of as many draws, of the same seed, as are taken at test, and ``density`` is
+late fusion whose uncertainty is the density of the training frames alone. ``caliber-x-fusion-fitted`` is
+``caliber-x-fusion``, trained alike, with two numbers fitted on the validation pairs: how far recordings unlike those of
+training widen the posterior (:func:`~examples.studies.verify_prompts.after.widening`; the demo's 1.0 was chosen to tell
+foreign speech apart), then a temperature.
 
 All but the last three adapt query and value of the text encoder's layers. CoLA, Bayesian CoLA and ConcatLoRA adapt the
 six linear layers of every block of both encoders, Whisper's as well.
@@ -240,6 +241,7 @@ METHODS: dict[str, Method] = {
     "cross-attention": Method(_cross_attention, kl_weight=0.0, random=False),
     "cross-attention-fusion": Method(partial(_fused, scale=None), kl_weight=0.0, random=False),
     "lora-fusion-temperature": Method(_lora_fusion, random=False, judge=after.temperature),
+    "caliber-x-fusion-temperature": Method(_fused, reads_frames=True, judge=after.temperature),
     "density": Method(_lora_fusion, random=False, judge=after.density_alone),
     "tfb": Method(_lora_text, random_in_training=False, finish=_training_free),
     "concat-lora": Method(_concat_lora, random=False, hears=True),

@@ -94,6 +94,28 @@ def test_a_judge_is_made_on_the_validation_pairs_and_has_the_last_word(
     assert prediction.total[order].tolist() == [pair.label for pair in dataset.pairs]
 
 
+def test_a_judge_of_a_posterior_sees_as_many_draws_as_there_are_at_test(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Validated] = []
+
+    def keeps(validated: Validated) -> Judge:
+        seen.append(validated)
+        return lambda prediction, _: prediction
+
+    monkeypatch.setitem(METHODS, "c-lora", replace(find("c-lora"), judge=keeps))
+    result = train(corpus, "c-lora", 1, SETTINGS)
+    (validated,) = seen
+    batches = validation_batches(corpus, SETTINGS)
+    expected = predict(result.model, result.guide, batches, num_samples=SETTINGS.samples, seed=1, return_samples=True)
+    assert torch.equal(validated.prediction.probs, expected.probs)
+    assert torch.equal(validated.prediction.samples, expected.samples)
+    other = predict(result.model, result.guide, batches, num_samples=SETTINGS.samples, seed=0)
+    assert not torch.equal(validated.prediction.probs, other.probs)
+    said, _ = predict_all(result, corpus.evaluation("test", "clean"), SETTINGS)
+    assert said.num_samples == len(said.samples) == validated.prediction.num_samples == SETTINGS.samples
+
+
 def test_the_density_alone_knows_the_frames_and_nothing_else() -> None:
     density = FrameDensity.fit([cloud(400, 0)], [contexts(100, 1)], moments=True)
     answers = Prediction(*torch.rand(4, 6), num_samples=1)
@@ -107,6 +129,17 @@ def test_the_density_alone_knows_the_frames_and_nothing_else() -> None:
     assert float(found.epistemic[3]) == ABSENT
     assert bool((found.total[4:] > 4 * density.limit).all())
     assert torch.equal(found.total, found.epistemic)
+
+
+def test_a_temperature_of_draws_scales_the_mean_of_their_probabilities() -> None:
+    """And each draw alike, whose disagreement then says the epistemic share."""
+    labels = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    mean = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1])
+    draws = torch.stack([mean + 0.08, mean - 0.08])
+    answers = Prediction(mean, mean, mean, mean, num_samples=2, samples=draws)
+    found = find("caliber-x-fusion-temperature").judge(Validated(answers, labels, FrameDensity))(answers, [])
+    torch.testing.assert_close(found.probs, torch.where(mean > 0.5, 0.7, 0.3))
+    assert bool(((found.epistemic > 0.0) & (found.epistemic < found.total)).all())
 
 
 def test_late_fusion_is_scaled_by_the_temperature_of_the_validation_pairs() -> None:
