@@ -40,6 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 TEMPERATURE = "lora-fusion-temperature"
 PAIRS = (
     ("caliber-x-fusion-fitted", TEMPERATURE),
+    ("caliber-x-fusion-temperature", TEMPERATURE),
     ("caliber-x-fusion", TEMPERATURE),
     ("caliber-x", TEMPERATURE),
     ("cross-attention-fusion", TEMPERATURE),
