@@ -213,6 +213,18 @@ def test_the_card_says_how_to_serve_and_average(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "draw-01/adapter_config.json").read_text())["r"] == 2
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "pooler"])
+def test_the_cards_recipe_is_the_prediction(pooling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fill_B(StochasticDown(bert(layers=1), Categorical(3), rank=2, num_data=20, pooling=pooling))
+    guide = MeanField(model, init_scale=0.3)
+    batch = token_batch().without_targets()
+    draws_to_peft(tmp_path, model, guide, num_samples=3)
+    monkeypatch.chdir(tmp_path)
+    names = {"base": bert(layers=1), "inputs": batch.inputs}
+    exec((tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    torch.testing.assert_close(names["probs"], predict(model, guide, batch, num_samples=3).probs, rtol=0, atol=1e-5)
+
+
 def test_another_head_is_left_out_with_a_warning(tmp_path: Path) -> None:
     prior = dist.Normal(0.0, 0.2)
     model = StochasticCore(
