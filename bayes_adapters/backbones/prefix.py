@@ -59,13 +59,16 @@ class FrozenPrefix:
         before = [m for path, m in backbone.named_modules() if path not in self.blocks and not path.startswith(behind)]
         return not any(module.training for module in before) or not _drops(backbone, before)
 
-    def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
+    def run(
+        self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int, asked: Mapping[str, Any] | None = None
+    ) -> Any:
         """Return what ``backbone`` returns for every example ``folds`` times, S·B rows in the order [S, B].
 
         Args:
             backbone: has hooks as long as it runs.
             inputs: its arguments, B rows each.
             folds: S.
+            asked: further arguments, the same for all rows.
         """
         repeat = _Repeat(next(iter(inputs.values())).shape[0], folds)
 
@@ -76,7 +79,7 @@ class FrozenPrefix:
             for block in self.blocks:
                 handle = backbone.get_submodule(block).register_forward_pre_hook(multiply, with_kwargs=True)
                 stack.callback(handle.remove)
-            output = backbone(**inputs)
+            output = backbone(**inputs, **(asked or {}))
         return repeat(output)  # an encoder's states that are returned besides the decoder's, and what else has B rows
 
 

@@ -24,3 +24,5 @@ from bayes_adapters.distributions.structured import RowsAndColumns as RowsAndCol
 from bayes_adapters.distributions.structured import StructuredGaussian as StructuredGaussian
 from bayes_adapters.distributions.token_labels import IGNORED as IGNORED
 from bayes_adapters.distributions.token_labels import TokenLabels as TokenLabels
+from bayes_adapters.distributions.token_logits import NextTokens as NextTokens
+from bayes_adapters.distributions.token_logits import TokenLogits as TokenLogits

@@ -141,9 +141,8 @@ def predict(
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
-            if batch.targets is not None:
-                with read_together():
-                    model.likelihood.accept(batch.targets)
+            with read_together():
+                model.accept(batch)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
             if isinstance(source, LinearisedOutputs):
@@ -206,6 +205,7 @@ class _Drawn:
         densities: log p(targets | draw), shapes (n, B); none without targets.
         kept: each draw's mean, shapes (n, B, …), if kept.
         random: whether anything in the model's own code was.
+        held: the draws themselves, where the likelihood looks at all of them together.
     """
 
     count: int = 0
@@ -213,15 +213,22 @@ class _Drawn:
     densities: Sequence[Tensor] = ()
     kept: Sequence[Tensor] = ()
     random: bool = False
+    held: Sequence[Any] = ()
 
     def and_(self, other: _Drawn) -> _Drawn:
         """Return both together."""
         sums = {name: self.sums[name] + value if name in self.sums else value for name, value in other.sums.items()}
         densities, kept = [*self.densities, *other.densities], [*self.kept, *other.kept]
-        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random)
+        held = [*self.held, *other.held]
+        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random, held)
 
-    def predicted(self, model: AdapterModel, device: torch.device) -> Prediction:
+    def predicted(self, model: AdapterModel, batch: Batch, device: torch.device) -> Prediction:
         """Return their average, on ``device``: the sums are elsewhere where the model's has no float64."""
+        if model.likelihood.holds_draws:
+            found = model.likelihood.predict_held(self.held, batch.targets)
+            with read_together():
+                require_finite(model, "The likelihood's entropy is", found.total, batch.size)
+            return found.to(device)
         result = model.likelihood.predict(dict(self.sums), self.count).to(device)
         if not self.densities:
             return result
@@ -237,6 +244,10 @@ def _draw(
         for start in range(numbers.start, numbers.stop, chunk):
             some = torch.arange(start, min(start + chunk, numbers.stop), device=ids.device)
             fn, random = source.outcome(unseen, some, ids)
+            if model.likelihood.holds_draws:
+                whole = [model.likelihood.draw_mean(fn)] if keep else []
+                drawn = drawn.and_(_Drawn(len(some), kept=whole, random=random, held=[fn]))
+                continue
             kept = [model.likelihood.draw_mean(fn)] if keep else []
             densities = [] if batch.targets is None else [model.likelihood.log_density(fn, batch.targets)]
             drawn = drawn.and_(_Drawn(len(some), model.likelihood.summarise(fn), densities, kept, random))
@@ -253,7 +264,7 @@ def _predict_batch(
     drawn = _draw(model, source, batch, ids, range(first, last), chunk, keep)
     if drawn.random and last < samples:  # a model's own code may draw, too
         drawn = drawn.and_(_draw(model, source, batch, ids, range(last, samples), chunk, keep))
-    result = drawn.predicted(model, ids.device)
+    result = drawn.predicted(model, batch, ids.device)
     extra: dict[str, Any] = {"num_samples": samples}
     if keep:
         whole = torch.cat(list(drawn.kept))
@@ -277,9 +288,9 @@ def _predict_nested(
     for s in range(samples):
         numbers = range(s * local_samples, (s + 1) * local_samples)
         drawn = _draw(model, source, batch, ids, numbers, chunk, keep=False)
-        part = drawn.predicted(model, ids.device)
+        part = drawn.predicted(model, batch, ids.device)
         needed = keep or part.variance is not None
         parts.append(replace(part, log_density=None, mean=part.mean if needed else part.mean[:0]))
         whole = whole.and_(drawn)
-    result = nested(whole.predicted(model, ids.device), parts)
+    result = nested(whole.predicted(model, batch, ids.device), parts)
     return replace(result, samples=torch.stack([part.mean for part in parts])) if keep else result
