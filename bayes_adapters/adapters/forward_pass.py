@@ -51,6 +51,7 @@ class ForwardPass:
         weights: every global draw.
         num_sites: number of sites of the model.
         memo: shared by the guide's calls.
+        noise: what weights keep of the noise that each example has of its own.
         tokens: block with windows → tokens of an example at its input, while it runs.
         descriptors: path between modalities → its descriptor, exchanged at every depth.
         drawn: names of the local sites drawn so far.
@@ -63,6 +64,7 @@ class ForwardPass:
     weights: Weights
     num_sites: int
     memo: Memo = field(default_factory=Memo)
+    noise: Memo = field(default_factory=Memo)
     tokens: dict[str, int] = field(default_factory=dict)
     descriptors: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
@@ -150,7 +152,11 @@ class ForwardPass:
 
 
 def draw_weights(
-    sites: list[Site], prior: Prior | SampledPrior, rows: Rows, flipped: Collection[str] = ()
+    sites: list[Site],
+    prior: Prior | SampledPrior,
+    rows: Rows,
+    flipped: Collection[str] = (),
+    noise: Memo | None = None,
 ) -> dict[tuple[Part, str], Weight]:
     """Sample every global site, before the backbone runs; each has one KL per data set.
 
@@ -159,7 +165,9 @@ def draw_weights(
         prior: of every site.
         rows: the layout of the pass.
         flipped: paths of the layers whose A has signs per example.
+        noise: of the pass, for weights whose examples have noise of their own; None: they share none.
     """
+    noise = Memo() if noise is None else noise
     weights: dict[tuple[Part, str], Weight] = {}
     for site in sites:
         if site.granularity is not Granularity.GLOBAL:
@@ -173,7 +181,7 @@ def draw_weights(
             if _is_dropout(site.part):
                 draw = draw / single.mean[i]
             weights[site.part, path] = _reparametrised(
-                draw, call, path, rows, drawn=value is not call.point, flipped=path in flipped
+                draw, call, path, rows, noise, drawn=value is not call.point, flipped=path in flipped
             )
     return weights
 
@@ -183,15 +191,17 @@ def _is_dropout(part: Part) -> bool:
     return not part.real and part.divided
 
 
-def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:
+def _reparametrised(
+    draw: Tensor, call: SiteCall, path: str, rows: Rows, noise: Memo, *, drawn: bool, flipped: bool
+) -> Weight:
     """The draw of one of the site's layers, as guide and model want it to be multiplied by."""
     layer = call.site.layers.index(path)
     if call.moments is not None and not drawn:
         return Moments(call.moments, layer)
     if call.mean is not None and call.scale is not None and not drawn:  # else conditioned on: nothing random is left
-        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
+        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows, noise)
     if call.mean is not None and flipped and call.site.part == Part.A:
-        return Flipout(draw, call.mean[layer], rows.count)
+        return Flipout(draw, call.mean[layer], rows.count, noise)
     watch = None if call.watch is None else partial(call.watch, layer)
     return Draw(draw, call.site.part.diagonal, call.posterior, watch)
 

@@ -101,6 +101,7 @@ _LATER: dict[str, Callable[[Any], bool]] = {
     "calibration": _list_of(_is_named),
     "pair_densities": _list_of(_is_density),
     "peft": _dict_of(_is(str, type(None))),
+    "written_into_base": _list_of(_text),
     "checksum": _text,
 }
 """Entries that older files lack."""

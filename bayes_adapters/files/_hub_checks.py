@@ -19,16 +19,33 @@ def require_source(source: object, model: type, guide: object, task: object, *fi
     elif guide is not None or task is not None or any(fitted):
         raise ConfigError(
             f"The folder {str(source)!r} has its guide, task and calibration in it already; guide=, task=, "
-            "calibration= and pair_densities= are for a model."
+            "calibration=, pair_densities= and folder= are for a model."
         )
 
 
 def require_online(what: str, repo_id: object) -> None:
     """Raise :class:`MissingResourceError` if the hub is set to offline."""
+    if is_offline():
+        raise MissingResourceError(
+            f"{what} of {repo_id!r} needs the hub, and HF_HUB_OFFLINE=1 is set; unset it, or, of a model, say folder= "
+            "to write what would be uploaded."
+        )
+
+
+def is_offline() -> bool:
+    """Whether the hub is set to offline."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        raise MissingResourceError(f"{what} of {repo_id!r} needs the hub, and HF_HUB_OFFLINE=1 is set; unset it.")
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def require_no_revision(source: object, revision: str | None, token: str | None) -> None:
+    """Raise :class:`ConfigError` if what only a repository has is asked of a folder."""
+    if revision is not None or token is not None:
+        raise ConfigError(
+            f"{str(source)!r} is a folder here, which has no revision and needs no token; leave them out. For the "
+            "repository of that name: load_from_hub."
+        )
 
 
 def require_adapter(repo_id: str, description: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
 from bayes_adapters.adapters.targets import dimensions
-from bayes_adapters.errors import AdapterFileError, ConfigError
+from bayes_adapters.errors import AdapterFileError, ConfigError, described
 from bayes_adapters.files._checks import not_finite
 from bayes_adapters.inference.model import AdapterModel
 
@@ -55,14 +54,14 @@ def require_factors(path: Path, halves: Mapping[str, Collection[str]], others: C
         halves: path of a layer → which of "A" and "B" it has.
         others: names of all other tensors.
     """
-    strange = [name for name in others if "lora_" in name]
+    strange = [name for name in others if "lora_" in name and not name.endswith(".lora_B.bias")]
     alone = [path for path, pair in halves.items() if len(pair) != 2]
     if strange or alone or not halves:
         what = f"holds {strange[0]!r}" if strange else f"lacks A or B of {alone[0]!r}" if alone else "holds no A and B"
         raise AdapterFileError(
             f"{str(path)!r} {what}; each adapted linear layer has lora_A.weight and lora_B.weight, and "
-            "these adapters can express nothing else. Was it trained on embeddings or convolutions, with DoRA "
-            "or with biases?"
+            "these adapters can express nothing else. Was it trained on embeddings or convolutions, or with "
+            "DoRA?"
         )
 
 
@@ -124,30 +123,6 @@ def check_shapes(
             )
 
 
-def check_others(folder: Path, others: Mapping[str, Tensor], prefix: str, backbone: nn.Module) -> None:
-    """Raise :class:`AdapterFileError` if a tensor that is no adapter's belongs to the backbone."""
-    modules = {path for path, _ in backbone.named_modules() if path}
-    inside = [n for n in others if n.startswith(prefix) and n[len(prefix) :].rsplit(".", 1)[0] in modules]
-    if inside:
-        raise AdapterFileError(
-            f"{str(folder)!r} holds trained weights of the backbone itself, for example {inside[0]!r}: with this "
-            "library the backbone is frozen. Merge them into the backbone and save that first."
-        )
-
-
-def require_one_scaling(folder: Path, scales: Mapping[str, float]) -> float:
-    """Return the scale that all layers share; raise :class:`AdapterFileError` if they differ."""
-    common = next(iter(scales.values()))
-    other = [path for path, scale in scales.items() if not math.isclose(scale, common, rel_tol=1e-9)]
-    if other:
-        raise AdapterFileError(
-            f"The adapters in {str(folder)!r} differ in their scale: {common:g} for {next(iter(scales))!r} and "
-            f"{scales[other[0]]:g} for {other[0]!r} (rank_pattern, alpha_pattern). Here one scale serves all layers; "
-            "fold the difference into B, or train without these patterns."
-        )
-    return common
-
-
 def require_own_configuration(path: Path, stated: str, checksum: str) -> None:
     """Raise :class:`AdapterFileError` if the weights state another checksum of the configuration at ``path``."""
     if stated != checksum:
@@ -198,24 +173,50 @@ def no_head(folder: Path, shape: Sequence[int], per_token: bool, has: str, lacki
     )
 
 
-def require_prefix(prefix: str | None) -> None:
-    """Raise :class:`ConfigError` unless ``prefix`` is None, empty, or names that each end in a dot."""
+def require_prefix(prefix: str | None, into: object = None) -> None:
+    """Raise :class:`ConfigError` unless ``prefix`` is None, empty, or names that each end in a dot, and alone."""
     if prefix is not None and not re.fullmatch(r"(\w+\.)*", prefix):
         raise ConfigError(f"prefix must be empty or names that each end in a dot, such as 'model.'; got {prefix!r}.")
+    if prefix is not None and into is not None:
+        raise ConfigError(f"prefix={prefix!r} and into= a {type(into).__name__} say the same thing; give one of them.")
+
+
+def require_module(net: object) -> None:
+    """Raise :class:`ConfigError` unless ``into=`` is a model."""
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"into= is the model that PEFT is to load the adapters into; got {described(net)}.")
+
+
+def no_prefix(net: nn.Module, layers: Sequence[str], fitting: Sequence[str]) -> ConfigError:
+    """Build the error for a model that does not have all of ``layers``, or has them below each of ``fitting``."""
+    kind = type(net).__name__
+    if fitting:
+        return ConfigError(
+            f"This {kind} has {layers[0]!r} below each of {', '.join(map(repr, fitting))}. Say which: prefix=."
+        )
+    return ConfigError(
+        f"This {kind} does not have the {len(layers)} adapted layers, such as {layers[0]!r}, below one path. Give the "
+        "model that the backbone is taken out of, without adapters of PEFT, or say prefix=."
+    )
 
 
 def require_plain(model: AdapterModel, layers: Mapping[str, AdaptedLinear]) -> None:
     """Raise :class:`ConfigError` unless one A and one B for each of ``layers`` say all that the adapters compute."""
     odd = [f"{site.name!r} is random" for site in model.latent_sites]
     odd += [f"{path!r} has inter-modal paths" for path, layer in layers.items() if len(layer.inter)]
-    if isinstance(model.backbone, nn.ModuleDict):
-        raise ConfigError(
-            f"A PEFT folder belongs to one backbone; this {type(model).__name__} has the encoders "
-            f"{', '.join(model.backbone)}. Use bayes_adapters.save, which keeps the whole model."
-        )
+    require_one_backbone(model)
     if odd or not layers:
         what = odd[0] if odd else "no layer has a rank above 0"
         raise ConfigError(
             f"A PEFT folder holds one A and one B for each layer; here {what}. Write the posterior mean as a LoRA, or "
             "use bayes_adapters.save, which keeps the whole posterior."
+        )
+
+
+def require_one_backbone(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where a model has several encoders."""
+    if isinstance(model.backbone, nn.ModuleDict):
+        raise ConfigError(
+            f"A PEFT folder belongs to one backbone; this {type(model).__name__} has the encoders "
+            f"{', '.join(model.backbone)}. Use bayes_adapters.save, which keeps the whole model."
         )

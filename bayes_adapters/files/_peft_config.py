@@ -38,6 +38,7 @@ class Settings:
         rslora: whether B A x is multiplied by lora_alpha / √r rather than lora_alpha / r.
         dropout: probability of zeroing an entry of the adapters' input while training.
         task_type: PEFT's name of the task, or None.
+        tokens: ``trainable_token_indices``: row numbers of the input embedding, or name of an embedding → numbers.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class Settings:
     rslora: bool
     dropout: float
     task_type: str | None = None
+    tokens: Any = None
 
     def of(self, path: str) -> tuple[int, float]:
         """Return r and the scale of the layer ``path``, its path in the model that was trained."""
@@ -99,6 +101,8 @@ def read_config(path: Path) -> Settings:
     require_values(path, values)
     rank, alpha, dropout, rslora, ranks, alphas, task_type = values.values()
     ranks = {key: int(value) for key, value in ranks.items()}
-    settings = Settings(int(rank), alpha, ranks, alphas, bool(rslora), dropout, task_type)
+    settings = Settings(
+        int(rank), alpha, ranks, alphas, bool(rslora), dropout, task_type, about.get("trainable_token_indices")
+    )
     settings.of("")  # patterns that are none are refused even if no layer is looked up
     return settings

@@ -26,6 +26,7 @@ _NO_EFFECT = {
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
+    "lora_bias",
     "lora_dtype",
     "lora_ga_config",
     "megatron_core",
@@ -37,6 +38,7 @@ _NO_EFFECT = {
     "runtime_config",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
     "transformers_version",
 }
 _START_ONLY = "lorap_"  # rates of LoRA+, of the optimiser
@@ -98,8 +100,6 @@ def not_json(path: Path, error: Exception) -> AdapterFileError:
 
 def _inexpressible(about: dict[str, Any]) -> list[str]:
     found = []
-    if about.get("bias", "none") != "none":
-        found.append(f"bias={about['bias']!r} trains biases of the backbone")
     start = about.get("init_lora_weights", True)
     if start not in _STARTS:
         found.append(f"init_lora_weights={start!r} may have changed the base weights at the start")

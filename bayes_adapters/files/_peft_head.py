@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bayes_adapters.files._file_checks import unreadable
 from bayes_adapters.files._peft_checks import LINEAR, no_head, require_own_head
 from bayes_adapters.files._peft_write import HEAD
 from bayes_adapters.files._tensor_file import TensorFile
-from bayes_adapters.heads import TransformersHead
+from bayes_adapters.heads import LinearHead, TransformersHead
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.transformers_head import TASKS, task_model
 from bayes_adapters.inference.model import AdapterModel
@@ -179,10 +179,39 @@ def _lacking(model: AdapterModel, others: Mapping[str, Tensor]) -> str:
     )
 
 
-def whole_head(head: TransformersHead) -> dict[str, Any]:
-    """Return the entries of PEFT's configuration that say which modules a head is made of."""
-    parts = [name for name, part in head.net.named_children() if next(part.parameters(), None) is not None]
-    return {"task_type": head.task, "modules_to_save": parts}
+def placed_head(head: nn.Module, prefix: str, model: AdapterModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the head's tensors by their names in the task model that PEFT adapts, and entries of PEFT's configuration.
+
+    Both are empty where the model with this ``prefix`` has no head of that formula: transformers' own head belongs to
+    its architecture; a linear head is the architecture's ``classifier`` or ``score`` if it has its shape, reads what
+    that reads, and has no bias where that has none.
+    """
+    if isinstance(head, TransformersHead):
+        if head.prefix != prefix:
+            return {}, {}
+        parts = [name for name, part in head.net.named_children() if next(part.parameters(), None) is not None]
+        return dict(head.net.state_dict()), {"task_type": head.task, "modules_to_save": parts}
+    if type(head) is not LinearHead or not prefix:
+        return {}, {}
+    task = _task(model.likelihood, None)
+    layout, own_prefix = _layout(task, model.backbone, model.likelihood.num_outputs)
+    own = dict(head.named_parameters())
+    tensors = {name: own[part].detach() for name in layout if (part := name.rpartition(".")[2]) in own}
+    fits = {name: tuple(value.shape) for name, value in tensors.items()} == layout
+    found = foreign_head(tensors, model.backbone, task) if fits and layout and prefix == own_prefix else None
+    if found is None or found.pooling is not head.pooling or ("bias" not in found.tensors and bool(head.bias.any())):
+        return {}, {}
+    return tensors, {"task_type": task, "modules_to_save": [next(iter(tensors)).rpartition(".")[0]]}
+
+
+def warn_of_base(names: Sequence[str]) -> None:
+    """Warn that a folder fits the backbone as it is now only, if an import has written ``names`` into it."""
+    if names:
+        warnings.warn(
+            f"from_peft has written {len(names)} tensors into the backbone, such as {names[0]!r}. The folder holds A, "
+            "B and head only: load it onto this backbone, saved by backbone.save_pretrained.",
+            stacklevel=3,
+        )
 
 
 def warn_of_head(head: nn.Module, prefix: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,6 +50,19 @@ def split(
     kept = {path: pair for path, pair in pairs.items() if not _below(leave_out, path)}
     require_some_left(folder, leave_out, list(pairs), list(kept))
     return kept, {name: value for name, value in others.items() if not _below(leave_out, name)}
+
+
+def at_one_scale(
+    factors: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """Return factors of the same functions at one scale s, and s, the commonest: ``s_l B A = s (s_l/s · B) A``."""
+    scaling = Counter(scales.values()).most_common(1)[0][0]
+    same = {path for path, scale in scales.items() if math.isclose(scale, scaling, rel_tol=1e-9)}
+    shared = {
+        path: (down, up if path in same else up.float() * (scales[path] / scaling))
+        for path, (down, up) in factors.items()
+    }
+    return shared, scaling
 
 
 def _below(module: str, path: str) -> bool:

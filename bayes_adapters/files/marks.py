@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ class Marks:
     Args:
         fresh_head: the values of the head's parameters at their start, if adapters that were trained elsewhere came
             without their head: as long as the head still has them, it answers at random.
-        prefix: what stands before the backbone's paths in the model that PEFT has adapted, such as ``model.``.
+        prefix: what stands before the backbone's paths in the model that PEFT has adapted, such as ``model.``, or
+            nothing; None where PEFT has adapted none.
         task_type: PEFT's name of the task, such as ``CAUSAL_LM``.
+        base: names of the backbone's tensors that the import has written into it.
     """
 
     fresh_head: tuple[Tensor, ...] | None = None
-    prefix: str = ""
+    prefix: str | None = None
     task_type: str | None = None
+    base: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: AdapterModel) -> Marks:
@@ -39,12 +42,17 @@ class Marks:
     def from_json(cls, about: Mapping[str, Any]) -> Marks:
         """Return what a saved description says; an untrained head's values are those that :meth:`put_on` finds."""
         peft = about.get("peft") or {}
-        return cls(() if about.get("untrained_head") else None, peft.get("prefix") or "", peft.get("task_type"))
+        return cls(
+            () if about.get("untrained_head") else None,
+            peft.get("prefix"),
+            peft.get("task_type"),
+            tuple(about.get("written_into_base") or ()),
+        )
 
     def put_on(self, model: AdapterModel) -> None:
         """Remember this of ``model``; an empty ``fresh_head`` stands for the values that its head has now."""
         values = tuple(p.detach().clone() for p in model.head.parameters()) if self.fresh_head == () else None
-        vars(model)[_NAME] = self if values is None else Marks(values, self.prefix, self.task_type)
+        vars(model)[_NAME] = self if values is None else replace(self, fresh_head=values)
 
     def to_json(self, *, fresh: bool) -> dict[str, Any]:
         """Return the entries of a saved description, none for a model that came from nowhere else.
@@ -52,8 +60,11 @@ class Marks:
         Args:
             fresh: what :func:`has_fresh_head` says.
         """
-        peft = {"prefix": self.prefix, "task_type": self.task_type} if self.prefix or self.task_type else None
-        return ({} if peft is None else {"peft": peft}) | ({"untrained_head": True} if fresh else {})
+        known = self.prefix is not None or self.task_type is not None
+        peft = {"prefix": self.prefix, "task_type": self.task_type}
+        entries: dict[str, Any] = {"peft": peft} if known else {}
+        entries |= {"written_into_base": list(self.base)} if self.base else {}
+        return entries | ({"untrained_head": True} if fresh else {})
 
 
 def has_fresh_head(model: AdapterModel) -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from bayes_adapters.distributions import (
-    Points,
     ShrunkNormal,
     base_distribution,
     device_of,
@@ -180,8 +179,9 @@ def _keyed(fn: Any, name: str, seed: int, samples: Int[Tensor, " S"], examples: 
     """Draw ``fn``, of batch shape (S, B), B being 1 where all examples share a draw, from keyed uniforms."""
     require_plates(name, tuple(fn.shape()[:2]), (len(samples), len(examples)))
     base, device = base_distribution(fn), device_of(fn)
-    if isinstance(base, Points):
-        return base.numbered(seed, samples).reshape(fn.shape())
+    if hasattr(base, "numbered"):  # a family that says itself which draw has which number, such as Points
+        chosen: Tensor = base.numbered(seed, samples)
+        return chosen.reshape(fn.shape())
     return from_uniforms(fn, lambda count: keyed_uniform(seed, name, samples, examples, count, device))
 
 

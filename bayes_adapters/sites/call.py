@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -48,6 +49,21 @@ class Memo:
         if key not in self._values:
             self._values[key] = make()
         return self._values[key]
+
+    def copy(self) -> Memo:
+        """Return a memo that knows what this one knows by now."""
+        twin = Memo()
+        twin._values = dict(self._values)
+        return twin
+
+    @contextmanager
+    def rewound(self, earlier: Memo) -> Iterator[None]:
+        """Within the context this memo knows what ``earlier`` knows, and forgets what it learns meanwhile."""
+        now, self._values = self._values, dict(earlier._values)
+        try:
+            yield
+        finally:
+            self._values = now
 
 
 @dataclass(eq=False)

@@ -185,12 +185,15 @@ def require_weights(sites: Iterable[Site]) -> None:
             )
 
 
-def require_plain_model(model: AdapterModel) -> None:
-    """Raise :class:`ConfigError` where a model has a head, an encoding or a generative process of its own."""
+def require_plain_model(model: AdapterModel, *, random_head: bool = False) -> None:
+    """Raise :class:`ConfigError` where a model has a head, an encoding or a generative process of its own.
+
+    ``random_head`` says that a random head of the usual place is none.
+    """
     for name, what in _OF_THE_MODEL.items():
         if getattr(type(model), name) is not getattr(AdapterModel, name):
             raise ConfigError(f"{type(model).__name__} has {what} of its own kind, which a plain LoRA cannot hold.")
-    if model.random_head:
+    if model.random_head and not random_head:
         raise ConfigError(f"The head of this {type(model).__name__} is random, and a plain LoRA holds weights only.")
 
 

@@ -45,8 +45,9 @@ def to_lora(
 
     B' = E_q[B] and A' = E_q[E] E_q[A]; what is not random is copied. With ``draw=s`` the drawn weights stand in the
     place of the means, bit for bit those of draw s of ``predict(…, return_samples=True, seed=seed)``; the predictions
-    are that draw's up to rounding. The scale stays α/r with the model's first r, also where pruning left fewer ranks;
-    layers without any are left out.
+    are that draw's up to rounding; :func:`bayes_adapters.surgery.draw_folders.draws_to_peft` writes many of them as
+    folders of PEFT, without a second backbone. The scale stays α/r with the model's first r, also where pruning left
+    fewer ranks; layers without any are left out.
 
     Args:
         model: its random parts, if any, are weights: A, B, the core or its diagonal, one draw for the whole data set.
@@ -114,7 +115,8 @@ def lora_factors(model: AdapterModel, values: Mapping[str, Tensor]) -> dict[str,
     parts: dict[str, dict[Part, Tensor]] = {path: {} for path in model.layers}
     for site in model.sites:
         for value, path in zip(values[site.name], site.layers, strict=True):
-            parts[path][site.part] = value
+            if path in parts:  # a head's site is of no layer
+                parts[path][site.part] = value
     return {path: as_lora(layer, parts[path]) for path, layer in adapted_layers(model.backbone).items()}
 
 

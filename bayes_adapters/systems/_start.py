@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from bayes_adapters.adapters.installation import remove
 from bayes_adapters.adapters.targets import Targets
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks
+from bayes_adapters.files.peft import from_peft
 from bayes_adapters.guides._head import PosteriorHead
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.sites import Part, Site
 from bayes_adapters.surgery.switching import activate
 from bayes_adapters.systems._build import build
@@ -86,6 +89,53 @@ def start(
     Marks.of(lora).put_on(model)
     model.backbone = lora.backbone  # in its wrapper, if it has one
     return model, guide
+
+
+def start_from_peft(
+    name: str,
+    directory: str | Path,
+    backbone: nn.Module,
+    likelihood: Likelihood,
+    *,
+    num_data: int | None = None,
+    head: bool | None = None,
+    leave_out: str | None = None,
+    write_backbone: bool = False,
+    **overrides: Any,
+) -> tuple[AdapterModel, AdapterGuide]:
+    """Build a system whose mean prediction is that of the LoRA in a folder of PEFT: ``from_peft``, then :func:`start`.
+
+    Methods that begin with a trained model and its data take the LoRA itself: ``bayesianise`` (TFB) and ``laplace``
+    after ``from_peft``.
+
+    Args:
+        name: as for :func:`start`.
+        directory: as for :func:`bayes_adapters.files.peft.from_peft`, and so the next five.
+        backbone: the plain one; adapted in place.
+        likelihood: any.
+        num_data: N, the size of the training set, which posteriors over weights need.
+        head: whether the head that was trained along is taken over.
+        leave_out: the half of an encoder–decoder that the backbone is not.
+        write_backbone: whether trained weights of the backbone itself are written into it.
+        **overrides: as for :func:`start`.
+
+    Returns:
+        ``(model, guide)``.
+
+    Raises:
+        AdapterFileError: the folder cannot be read as a LoRA of this backbone.
+        ConfigError: as :func:`start`. The backbone is then without adapters.
+
+    Warns:
+        UserWarning: the model has a fresh head.
+    """
+    lora = from_peft(directory, backbone, likelihood, head=head, leave_out=leave_out, write_backbone=write_backbone)
+    try:
+        return start(name, lora, num_data=num_data, **overrides)
+    except BaseException:
+        with unwrapped(backbone) as plain:
+            remove(plain)
+        raise
 
 
 def _value(name: str, site: Site, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,15 @@ from bayes_adapters.analysis.calibration import TemperatureScaling
 from bayes_adapters.analysis.saved import load_calibration
 from bayes_adapters.errors import AdapterFileError, ConfigError, MissingResourceError
 from bayes_adapters.files._hub_checks import require_source
-from bayes_adapters.files.hub import CARD, download, load_from_hub, push_to_hub
+from bayes_adapters.files.hub import (
+    CARD,
+    HubMixin,
+    download,
+    from_pretrained,
+    load_from_hub,
+    push_to_hub,
+    save_pretrained,
+)
 from bayes_adapters.guides import MeanField
 from tests.files.hub_server import Hub, serving
 from tests.helpers import bert, core_model, token_batch
@@ -35,6 +44,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         yield hub
+
+
+@dataclass
+class Pair(HubMixin):
+    model: AdapterModel
+    guide: MeanField
 
 
 def trained() -> tuple[core_model, MeanField]:  # type: ignore[valid-type]
@@ -166,3 +181,35 @@ def test_an_altered_or_foreign_repository_is_refused(hub: Hub) -> None:
     with refuses(AdapterFileError, "'me/empty'", "adapter.json", "from_peft"):
         load_from_hub("me/empty", bert())
     assert load_from_hub("me/adapter", bert(), revision=oid)
+
+
+def test_offline_the_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, guide = trained()
+    expected = predict(model, guide, token_batch()).probs
+    with refuses(MissingResourceError, "me/adapter", "HF_HUB_OFFLINE=1", "folder="):
+        push_to_hub(model, "me/adapter", guide=guide)
+    folder = tmp_path / "adapter"
+    assert push_to_hub(model, "me/adapter", guide=guide, folder=folder, task={"labels": ["no", "yes"]}) == str(folder)
+    assert 'load_from_hub("me/adapter", backbone)' in (folder / CARD).read_text()
+    assert load_task(folder)["labels"] == ["no", "yes"]
+    assert torch.equal(predict(*from_pretrained(folder, bert()), token_batch()).probs, expected)
+    with refuses(ConfigError, str(folder), "revision"):
+        from_pretrained(folder, bert(), revision="main")
+    with refuses(ConfigError, str(folder), "folder="):
+        push_to_hub(folder, "me/adapter", folder=tmp_path / "b")
+    (folder / CARD).write_text("mine")
+    save_pretrained(folder, model, guide)
+    assert (folder / CARD).read_text() == "mine"
+
+
+def test_a_mixin_writes_uploads_and_reads(hub: Hub, tmp_path: Path) -> None:
+    pair = Pair(*trained())
+    pair.push_to_hub("me/adapter", folder=tmp_path / "own")
+    (_, files) = hub.commits["me/adapter"]["main"][-1]
+    assert set(files) == {"adapter.json", "adapter.safetensors", CARD}
+    assert (tmp_path / "own" / CARD).read_bytes() == files[CARD]
+    expected = predict(pair.model, pair.guide, token_batch()).probs
+    for source in ("me/adapter", tmp_path / "own"):
+        again = Pair.from_pretrained(source, bert())
+        assert torch.equal(predict(again.model, again.guide, token_batch()).probs, expected)

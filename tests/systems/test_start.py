@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters import Categorical, predict
+from bayes_adapters import Categorical, adapted_layers, predict
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.files.peft import from_peft
+from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Delta
 from bayes_adapters.heads import TwoLayerHead
 from bayes_adapters.models import LoRA
 from bayes_adapters.surgery.export import to_lora
+from bayes_adapters.surgery.laplace import laplace
 from bayes_adapters.surgery.switching import activate
-from bayes_adapters.systems import SYSTEMS, start
+from bayes_adapters.surgery.training_free import bayesianise
+from bayes_adapters.systems import SYSTEMS, start, start_from_peft
 from bayes_adapters.training import fit
 from tests.files.peft.parts import adapters, hidden, settings, trained
 from tests.helpers import CONTEXT, bert, core_model, fill_B, token_batch
@@ -72,6 +74,39 @@ def test_from_pefts_adapter_to_a_bayesian_one(name: str, tmp_path: Path) -> None
     if name == "blob":  # its mean is a LoRA again, and so are its hidden states
         again = to_lora(new, guide, bert())
         torch.testing.assert_close(hidden(again.backbone), hidden(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blob", "scalabl", "c-lora", "bayeslora-2026", "mc-dropout"])
+def test_one_call_from_a_folder_of_peft(name: str, tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"query": 2}, "alpha_pattern": {"value": 4}, "use_rslora": True}
+    adapters(tmp_path, target_modules=["query", "value"], **patterns)
+    old = from_peft(tmp_path, bert(), Categorical(3), head=False)
+    torch.manual_seed(9)
+    model, guide = start_from_peft(name, tmp_path, bert(), Categorical(3), head=False, num_data=50)
+    model.head.load_state_dict(old.head.state_dict())
+    assert type(model) is SYSTEMS[name].model
+    torch.testing.assert_close(mean(model, guide), mean(old, Delta(old)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["laplace", "tfb"])
+def test_methods_after_training_begin_with_a_folder_of_peft(method: str, tmp_path: Path) -> None:
+    to_peft(tmp_path, lora())
+    model = from_peft(tmp_path, bert(), Categorical(3))
+    before = mean(model, Delta(model))
+    batch = token_batch(targets=torch.tensor([0, 1, 2, 1, 0]))
+    if method == "laplace":
+        new, guide, _ = laplace(model, Delta(model), batch, prior_precision=10.0, linearised=False)
+    else:
+        new, guide, _ = bayesianise(model, Delta(model), batch)
+    torch.testing.assert_close(mean(new, guide), before, rtol=0, atol=1e-5)
+
+
+def test_a_folder_that_cannot_start_leaves_a_bare_backbone(tmp_path: Path) -> None:
+    adapters(tmp_path, target_modules=["query", "value"])
+    backbone = bert()
+    with refuses(ConfigError, "num_data="):
+        start_from_peft("blob", tmp_path, backbone, Categorical(3), head=False)
+    assert not adapted_layers(backbone)
 
 
 def test_a_prior_around_the_identity_is_the_networks_centre() -> None:
