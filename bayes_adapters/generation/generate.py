@@ -74,11 +74,14 @@ def generate(
         DataError: empty prompts, or a decoder's padded on the right.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> from bayes_adapters import Categorical, guides, models
+    >>> from bayes_adapters import guides, models
+    >>> from bayes_adapters.heads import LanguageModelHead
+    >>> from bayes_adapters.likelihoods import NextToken
     >>> tiny = LlamaConfig(
     ...     vocab_size=30, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     ... )
-    >>> model = models.StochasticCore(LlamaForCausalLM(tiny), Categorical(2), targets=["q_proj"], rank=2)
+    >>> head = LanguageModelHead()
+    >>> model = models.StochasticCore(LlamaForCausalLM(tiny), NextToken(30), targets=["q_proj"], rank=2, head=head)
     >>> prompts = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]])}
     >>> text = generate(model, guides.Contextual(model), prompts, num_samples=3, max_new_tokens=4, pad_token_id=0)
     >>> text.tokens.shape, bool((text.total >= text.epistemic).all())

@@ -15,14 +15,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from bayes_adapters import AdapterGuide, AdapterModel, Categorical, adapted_layers
+from bayes_adapters import AdapterGuide, AdapterModel, adapted_layers
 from bayes_adapters.guides import Contextual, Delta, MeanField
+from bayes_adapters.heads import LanguageModelHead
+from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.models import LoRA, StochasticCore, StochasticDown
 
 VOCAB = 40
-import bayes_adapters.backbones.hidden_states as hs  # TEMP
-
-hs.require_no_task_head = lambda b: None  # TEMP
 
 
 def llama() -> Any:
@@ -73,15 +72,15 @@ def prompts() -> dict[str, Tensor]:
 
 
 def pair(kind: str, net: nn.Module, targets: list[str]) -> tuple[AdapterModel, AdapterGuide]:
-    options: dict[str, Any] = {"targets": targets, "rank": 2}
+    options: dict[str, Any] = {"targets": targets, "rank": 2, "head": LanguageModelHead()}
     if kind == "lora":
-        model: AdapterModel = LoRA(net, Categorical(2), **options)
+        model: AdapterModel = LoRA(net, NextToken(VOCAB), **options)
         guide: AdapterGuide = Delta(model)
     elif kind == "blob":
-        model = StochasticDown(net, Categorical(2), num_data=10, **options)
+        model = StochasticDown(net, NextToken(VOCAB), num_data=10, **options)
         guide = MeanField(model)
     else:
-        model = StochasticCore(net, Categorical(2), **options)
+        model = StochasticCore(net, NextToken(VOCAB), **options)
         guide = Contextual(model)
     with torch.no_grad():
         for layer in adapted_layers(net).values():

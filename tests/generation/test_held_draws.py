@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters import Batch, adapted_layers
+from bayes_adapters import Batch, adapted_layers, predict
 from bayes_adapters.generation import generate
 from bayes_adapters.inference.draws import weight_draw
 from tests.generation.parts import gpt2, llama, pair, prompts, t5
@@ -39,6 +39,19 @@ def test_a_prompt_alone_is_gone_on_from_as_in_a_batch(kind: str) -> None:
     alone = generate(model, guide, Batch(one, index=torch.tensor([1])), num_samples=3, max_new_tokens=4)
     assert torch.equal(alone.tokens[0], both.tokens[1])
     torch.testing.assert_close(alone.draw_log_probs[:, 0], both.draw_log_probs[:, 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "targets"), NETS[:2])
+@pytest.mark.parametrize("kind", ["blob", "c-lora"])
+def test_a_text_is_as_probable_as_predict_says(make: Callable[[], Any], targets: list[str], kind: str) -> None:
+    """The same draws as those of one pass over prompt and text, whose prompt has no labels."""
+    model, guide = pair(kind, make(), targets)
+    found = generate(model, guide, prompts(), num_samples=3, max_new_tokens=4, seed=7)
+    ids = torch.cat([prompts()["input_ids"], found.tokens], -1)
+    mask = torch.cat([prompts()["attention_mask"], torch.ones_like(found.tokens)], -1)
+    labels = torch.cat([torch.full((3, 4), -100), found.tokens], -1)
+    said = predict(model, guide, Batch({"input_ids": ids, "attention_mask": mask}, labels), num_samples=3, seed=7)
+    close(said.log_density, found.mixture_log_prob)
 
 
 def _merged(model: Any, guide: Any, number: int, seed: int) -> Any:

@@ -12,8 +12,10 @@ from bayes_adapters import Batch, Categorical, Frames
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.generation import generate
 from bayes_adapters.guides import CrossAttention, Delta
+from bayes_adapters.heads import LanguageModelHead
+from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.models import LoRA, StochasticCore
-from tests.generation.parts import llama, pair, prompts, t5
+from tests.generation.parts import VOCAB, llama, pair, prompts, t5
 from tests.helpers import bert
 from tests.refusals import refuses
 
@@ -98,7 +100,7 @@ def test_nothing_is_left_on_the_backbone_after_an_error() -> None:
 
 def test_a_recording_conditions_what_is_written() -> None:
     net = llama()
-    model = StochasticCore(net, Categorical(2), targets=["q_proj"], rank=2)
+    model = StochasticCore(net, NextToken(VOCAB), targets=["q_proj"], rank=2, head=LanguageModelHead())
     guide = CrossAttention(model, context_dim=6, dim=4)
     with torch.no_grad():
         for parameter in [*guide.parameters(), *model.trainable_parameters().values()]:

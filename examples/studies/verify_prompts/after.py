@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Validated:
 
 
 def widening(
-    model: AdapterModel, guide: AdapterGuide, validation: Iterable[Batch], seed: int, samples: int
+    model: AdapterModel, guide: Any, validation: Iterable[Batch], seed: int, samples: int
 ) -> tuple[AdapterModel, AdapterGuide]:
     """Give the guide's reliability the scale of :data:`SCALES` under which the validation pairs have the least NLL.
 

@@ -163,7 +163,7 @@ def _scalabl(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 
 def _training_free(
-    model: AdapterModel, guide: AdapterGuide, anchors: Iterable[Batch], seed: int, _: int
+    model: AdapterModel, guide: AdapterGuide, anchors: Iterable[Batch], seed: int, __: int
 ) -> tuple[AdapterModel, AdapterGuide]:
     new, posterior, _ = bayesianise(model, guide, anchors, relative_to="loss", seed=seed)  # type: ignore[arg-type]
     return new, posterior
