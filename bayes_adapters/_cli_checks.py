@@ -36,8 +36,14 @@ def building(name: str) -> Iterator[None]:
         ) from error
 
 
-def require_samples(samples: int) -> None:
-    """Raise :class:`ConfigError` unless there are 2 to 10,000 draws."""
+def require_samples(samples: int, local_samples: int = 1) -> None:
+    """Raise :class:`ConfigError` unless there are 2 to 10,000 draws, those within each counted."""
+    if local_samples < 1:
+        raise ConfigError(f"--local-samples must be at least 1; got {local_samples}.")
+    if samples <= _MOST_SAMPLES < samples * local_samples:
+        raise ConfigError(
+            f"--samples {samples} times --local-samples {local_samples} must be at most {_MOST_SAMPLES:,} draws."
+        )
     if samples < 2:
         raise ConfigError(f"--samples must be at least 2, for one draw cannot disagree; got {samples}.")
     if samples > _MOST_SAMPLES:

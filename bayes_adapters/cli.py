@@ -93,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("script", metavar="SCRIPT", help="the text it should say")
     verify.add_argument("--adapter", type=Path, default=Path("runs/demo/adapter"), help="default: runs/demo/adapter")
     verify.add_argument("--samples", type=int, default=32, help="posterior draws (default: 32)")
+    verify.add_argument(
+        "--local-samples",
+        type=int,
+        default=1,
+        metavar="K",
+        help="draws of local latents with each of the weights, so that epistemic is of the weights alone (default: 1)",
+    )
     verify.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     verify.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -191,10 +198,11 @@ def _verify(options: argparse.Namespace) -> str:
     from bayes_adapters.speech.verify import Verifier, VerifyTask
 
     _quiet()
-    require_samples(options.samples)
+    require_samples(options.samples, options.local_samples)
     VerifyTask.from_directory(options.adapter).check(options.recording, options.script)  # before models are loaded
     verifier = Verifier.from_directory(options.adapter, options.device)
-    verdict = verifier.verify(options.recording, options.script, samples=options.samples, seed=options.seed)
+    draws = {"samples": options.samples, "local_samples": options.local_samples, "seed": options.seed}
+    verdict = verifier.verify(options.recording, options.script, **draws)
     numbers = (verdict.probability, verdict.total, verdict.aleatoric, verdict.epistemic, verdict.agreement or 0.0)
     require_answer(numbers)
     if options.json:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch, find_frames
 from bayes_adapters.data.contexts import as_given, context_gates, context_widths, gate_option, module_key
+from bayes_adapters.distributions import TokenLogits
 from bayes_adapters.errors import ConfigError, whole_number
 from bayes_adapters.heads import Head, Pooling, TwoLayerHead
 from bayes_adapters.inference.model import AdapterModel
@@ -83,7 +84,7 @@ class LateFusion(AdapterModel):
 
     def outputs(
         self, features: Float[Tensor, "rows *T d"], batch: Batch
-    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs | TokenLogits:
         context = torch.cat([self._pooled(name, batch) for name in self.widths], -1)
         context = context.repeat(features.shape[0] // batch.size, 1)
         if features.dim() == 3:

@@ -260,17 +260,6 @@ def test_a_layer_applied_twice_has_a_global_core_or_none() -> None:
     assert bool(ELBO(shared, MeanField(shared))(token_batch()).isfinite())
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-def test_gradient_checkpointing_says_what_to_do() -> None:
-    backbone = bert()
-    backbone.gradient_checkpointing_enable()
-    model = StochasticCore(backbone.train(), Bernoulli(), rank=2)
-    guide = Contextual(model)
-    model.train()
-    with refuses(ConfigError, "core", "gradient checkpointing"):
-        ELBO(model, guide)(token_batch()).backward()
-
-
 def test_opt_350m_returns_hidden_states_of_the_embeddings_width() -> None:
     model = LoRA(opt(word_embed_proj_dim=8), Bernoulli(), targets=["q_proj"], rank=2)
     assert model.head.weight.shape == (1, 8)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.guides import MeanField
-from bayes_adapters.inference import handlers
+from bayes_adapters.inference import keyed_noise
 from bayes_adapters.inference.handlers import KeyedDraws, keyed_uniform
 from tests.helpers import core_model, token_batch
 
@@ -85,7 +85,7 @@ def test_keyed_uniform_is_frozen() -> None:
 def test_no_uniform_is_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw of 1 has an infinite quantile; at 1 in 2^24 it would come up every few predictions."""
     for bits in (0, -1):
-        monkeypatch.setattr(handlers, "_mix", lambda value, bits=bits: torch.full_like(value, bits))
+        monkeypatch.setattr(keyed_noise, "_mix", lambda value, bits=bits: torch.full_like(value, bits))
         u = uniforms(count=1)
         assert 0.0 < u.min() <= u.max() < 1.0
         assert torch.isfinite(dist.Normal(0.0, 1.0).icdf(u)).all()

@@ -5,5 +5,6 @@ from bayes_adapters.adapters.installation import adapters_disabled as adapters_d
 from bayes_adapters.adapters.installation import install as install
 from bayes_adapters.adapters.installation import remove as remove
 from bayes_adapters.adapters.linear import AdaptedLinear as AdaptedLinear
+from bayes_adapters.adapters.recomputation import same_pass as same_pass
 from bayes_adapters.adapters.targets import Targets as Targets
 from bayes_adapters.adapters.targets import select as select

@@ -23,8 +23,8 @@ def outside_model(layer: str, parts: Iterable[str]) -> ConfigError:
     return ConfigError(
         f"The adapted layer {layer!r} has a random {'/'.join(parts)}, which only exists inside a model. Call the "
         "model, the guide or predict(); for the frozen backbone alone use `with model.adapters_disabled():`. During "
-        "loss.backward() the cause is gradient checkpointing, which runs layers again on their own: switch it off on "
-        "the backbone."
+        "loss.backward() the cause is gradient checkpointing by hand, which runs layers again on their own: pass "
+        "torch.utils.checkpoint.checkpoint(..., use_reentrant=False, context_fn=bayes_adapters.adapters.same_pass)."
     )
 
 

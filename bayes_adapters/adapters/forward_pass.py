@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyro
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
@@ -51,9 +51,12 @@ class ForwardPass:
         weights: every global draw.
         num_sites: number of sites of the model.
         memo: shared by the guide's calls.
+        noise: what weights keep of the noise that each example has of its own.
         tokens: block with windows → tokens of an example at its input, while it runs.
         descriptors: path between modalities → its descriptor, exchanged at every depth.
         drawn: names of the local sites drawn so far.
+        first: shape (B,), int64: the number of each example's first token in this pass, where those before it were seen
+            in earlier passes and their keys and values are in a cache; None is 0.
     """
 
     rows: Rows
@@ -61,9 +64,11 @@ class ForwardPass:
     weights: Weights
     num_sites: int
     memo: Memo = field(default_factory=Memo)
+    noise: Memo = field(default_factory=Memo)
     tokens: dict[str, int] = field(default_factory=dict)
     descriptors: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
+    first: Int[Tensor, " B"] | None = None
 
     def tokens_first(self, layer: str, sites: Collection[Site], x: Float[Tensor, "n *T k"]) -> bool:
         """Whether ``layer``'s input has the shape (T, S·B, k); its other rows are checked.
@@ -122,7 +127,8 @@ class ForwardPass:
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
             mask = None if present is None else present[: batch.size, None]
-        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo)
+        first = self.first if tokens and site.granularity is Granularity.TOKEN else None
+        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo, first=first)
         single = self.prior.of(site)
         infer: Any = {SITE: call, SINGLE_PRIOR: single}
         value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)
@@ -146,7 +152,11 @@ class ForwardPass:
 
 
 def draw_weights(
-    sites: list[Site], prior: Prior | SampledPrior, rows: Rows, flipped: Collection[str] = ()
+    sites: list[Site],
+    prior: Prior | SampledPrior,
+    rows: Rows,
+    flipped: Collection[str] = (),
+    noise: Memo | None = None,
 ) -> dict[tuple[Part, str], Weight]:
     """Sample every global site, before the backbone runs; each has one KL per data set.
 
@@ -155,7 +165,9 @@ def draw_weights(
         prior: of every site.
         rows: the layout of the pass.
         flipped: paths of the layers whose A has signs per example.
+        noise: of the pass, for weights whose examples have noise of their own; None: they share none.
     """
+    noise = Memo() if noise is None else noise
     weights: dict[tuple[Part, str], Weight] = {}
     for site in sites:
         if site.granularity is not Granularity.GLOBAL:
@@ -169,7 +181,7 @@ def draw_weights(
             if _is_dropout(site.part):
                 draw = draw / single.mean[i]
             weights[site.part, path] = _reparametrised(
-                draw, call, path, rows, drawn=value is not call.point, flipped=path in flipped
+                draw, call, path, rows, noise, drawn=value is not call.point, flipped=path in flipped
             )
     return weights
 
@@ -179,15 +191,17 @@ def _is_dropout(part: Part) -> bool:
     return not part.real and part.divided
 
 
-def _reparametrised(draw: Tensor, call: SiteCall, path: str, rows: Rows, *, drawn: bool, flipped: bool) -> Weight:
+def _reparametrised(
+    draw: Tensor, call: SiteCall, path: str, rows: Rows, noise: Memo, *, drawn: bool, flipped: bool
+) -> Weight:
     """The draw of one of the site's layers, as guide and model want it to be multiplied by."""
     layer = call.site.layers.index(path)
     if call.moments is not None and not drawn:
         return Moments(call.moments, layer)
     if call.mean is not None and call.scale is not None and not drawn:  # else conditioned on: nothing random is left
-        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows)
+        return LocalReparametrisation(call.mean[layer], call.scale[layer], path, rows, noise)
     if call.mean is not None and flipped and call.site.part == Part.A:
-        return Flipout(draw, call.mean[layer], rows.count)
+        return Flipout(draw, call.mean[layer], rows.count, noise)
     watch = None if call.watch is None else partial(call.watch, layer)
     return Draw(draw, call.site.part.diagonal, call.posterior, watch)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayes_adapters.adapters.rows import Rows
+from bayes_adapters.sites import Memo
 
 
 @runtime_checkable
@@ -91,7 +92,7 @@ class Draw:
         return product
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flipout:
     """``M x + s ∘ (W − M)(t ∘ x)``: every example b has its own ``W_b = M + (W − M) ∘ s_b t_bᵀ``, s and t of ±1.
 
@@ -104,12 +105,13 @@ class Flipout:
         value: W, shape (n, k); with samples (*S, 1, n, k).
         mean: M, shape (n, k).
         rows: S·B, samples × examples.
+        noise: of the pass, which keeps the signs.
     """
 
     value: Float[Tensor, "*S n k"]
     mean: Float[Tensor, "n k"]
     rows: int
-    _signs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    noise: Memo = field(default_factory=Memo, repr=False)
     posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
@@ -123,13 +125,13 @@ class Flipout:
 
     def _of(self, side: str, x: Tensor, width: int) -> Tensor:
         """Signs of each example for all its rows, the same where a backbone applies a layer again in a pass."""
-        if side not in self._signs:
-            self._signs[side] = 1.0 - 2.0 * torch.randint(0, 2, (self.rows, width), device=x.device).float()
-        signs = self._signs[side].repeat_interleave(x.shape[0] // self.rows, 0)  # windows, or tokens in a row
+        shape = (self.rows, width)
+        signs = self.noise.once(self, side, lambda: 1.0 - 2.0 * torch.randint(0, 2, shape, device=x.device).float())
+        signs = signs.repeat_interleave(x.shape[0] // self.rows, 0)  # windows, or tokens in a row
         return signs.reshape(-1, *[1] * (x.dim() - 2), width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalReparametrisation:
     """``M x + (S ∘ ε_b) x``, ε_b ~ N(0, I) anew for every example b: noise where x is, not one W for the batch.
 
@@ -148,13 +150,14 @@ class LocalReparametrisation:
         scale: S, shape (n, k), standard deviations.
         layer: the layer's path.
         rows: the layout of the pass.
+        noise: of the pass, which keeps ε.
     """
 
     mean: Float[Tensor, "n k"]
     scale: Float[Tensor, "n k"]
     layer: str
     rows: Rows
-    _noise: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    noise: Memo = field(default_factory=Memo, repr=False)
     posterior: None = field(default=None, init=False, repr=False)
     needs_rows: bool = field(default=True, init=False)
 
@@ -168,9 +171,9 @@ class LocalReparametrisation:
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
         x = x.to(self.mean.dtype)
         groups = self.rows.count if self.rows.are_examples(self.layer, x) else 1
-        if groups not in self._noise:  # kept for a backbone that applies the layer again in this pass
-            self._noise[groups] = torch.randn(groups, *self.mean.shape, dtype=x.dtype, device=x.device)
-        deviation = torch.matmul(x.reshape(groups, -1, x.shape[-1]), (self.scale * self._noise[groups]).mT)
+        shape, like = (groups, *self.mean.shape), {"dtype": x.dtype, "device": x.device}
+        noise = self.noise.once(self, str(groups), lambda: torch.randn(shape, **like))  # the layer may be applied again
+        deviation = torch.matmul(x.reshape(groups, -1, x.shape[-1]), (self.scale * noise).mT)
         return F.linear(x, self.mean) + deviation.reshape(*x.shape[:-1], self.mean.shape[0])
 
 

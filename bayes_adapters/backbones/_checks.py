@@ -27,7 +27,8 @@ def require_no_task_head(backbone: nn.Module) -> None:
         raise ConfigError(
             f"{name} has a task head and returns no last_hidden_state. Pass the transformer without it"
             + (f", here backbone.{base}," if base else "")
-            + " as AutoModel.from_pretrained(...) makes it."
+            + " as AutoModel.from_pretrained(...) makes it. Where the head is wanted: LanguageModelHead() and "
+            "AnswerTokens(...) read a language model's, TransformersHead.of(model) takes over that of a classifier."
         )
 
 

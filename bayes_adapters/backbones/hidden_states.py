@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
@@ -26,6 +28,11 @@ def hidden_width(backbone: nn.Module) -> int:
         ConfigError: there is none, or the model has a task head and returns no hidden states.
     """
     require_no_task_head(backbone)
+    return config_width(backbone)
+
+
+def config_width(backbone: nn.Module) -> int:
+    """Return the width that a config names, of a model with a task head too; raise :class:`ConfigError` if none."""
     config: Any = getattr(backbone, "config", None)
     width = _width(config)
     if width is None and hasattr(config, "get_text_config"):  # Gemma 3 and LLaVA
@@ -38,6 +45,20 @@ def hidden_width(backbone: nn.Module) -> int:
 def _width(config: Any) -> int | None:
     found = (getattr(config, name, None) for name in _WIDTHS)
     return next((width for width in found if isinstance(width, int)), None)
+
+
+@contextmanager
+def heard(backbone: nn.Module, paths: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Within the context note what the modules at ``paths`` return: path → the last return value."""
+    said: dict[str, Any] = {}
+
+    def hook(path: str) -> Any:
+        return lambda *call: said.__setitem__(path, call[-1])
+
+    with ExitStack() as stack:
+        for path in paths:
+            stack.callback(backbone.get_submodule(path).register_forward_hook(hook(path)).remove)
+        yield said
 
 
 def last_hidden_state(output: Any, backbone: nn.Module) -> Float[Tensor, "rows T d"]:

@@ -49,18 +49,26 @@ class FrozenPrefix:
     blocks: tuple[str, ...]
 
     def is_still(self, backbone: nn.Module) -> bool:
-        """Whether the prefix computes the same for every draw: it is in eval mode, or drops nothing while it trains."""
+        """Whether the prefix computes the same for every draw, now and in backward.
+
+        It does in eval mode, or where it drops nothing while it trains.
+        """
         behind = tuple(f"{block}." for block in self.blocks)
+        if any(_reruns_hooks(backbone.get_submodule(block)) for block in self.blocks):
+            return False
         before = [m for path, m in backbone.named_modules() if path not in self.blocks and not path.startswith(behind)]
         return not any(module.training for module in before) or not _drops(backbone, before)
 
-    def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
+    def run(
+        self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int, asked: Mapping[str, Any] | None = None
+    ) -> Any:
         """Return what ``backbone`` returns for every example ``folds`` times, S·B rows in the order [S, B].
 
         Args:
             backbone: has hooks as long as it runs.
             inputs: its arguments, B rows each.
             folds: S.
+            asked: further arguments, the same for all rows.
         """
         repeat = _Repeat(next(iter(inputs.values())).shape[0], folds)
 
@@ -71,7 +79,7 @@ class FrozenPrefix:
             for block in self.blocks:
                 handle = backbone.get_submodule(block).register_forward_pre_hook(multiply, with_kwargs=True)
                 stack.callback(handle.remove)
-            output = backbone(**inputs)
+            output = backbone(**inputs, **(asked or {}))
         return repeat(output)  # an encoder's states that are returned besides the decoder's, and what else has B rows
 
 
@@ -119,6 +127,15 @@ class _Repeat:
         if value not in self._known:
             self._known[value] = fold(value, self.folds)
         return self._known[value]
+
+
+def _reruns_hooks(block: nn.Module) -> bool:
+    """Whether ``block`` is checkpointed with its hooks, as in early versions of transformers 5.
+
+    It would run again with one row for each example, for the hooks that multiply rows are gone by then.
+    """
+    checkpointed = block.training and getattr(block, "gradient_checkpointing", False)
+    return checkpointed and type(block).__call__ is not nn.Module.__call__
 
 
 def _drops(backbone: Any, modules: Sequence[nn.Module]) -> bool:

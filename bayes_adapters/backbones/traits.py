@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +73,21 @@ class Traits:
             stack.enter_context(frozen_buffers(self.statistics))
             yield
 
-    def run(self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int) -> Any:
+    def again(self) -> AbstractContextManager[None]:
+        """A context in which a part of the backbone runs a second time, in backward: its buffers stay then, too."""
+        return frozen_buffers(self.statistics)
+
+    def run(
+        self, backbone: nn.Module, inputs: Mapping[str, Tensor], folds: int, asked: Mapping[str, Any] | None = None
+    ) -> Any:
         """Return what ``backbone`` returns for ``inputs``, every example ``folds`` times, S·B rows in the order [S, B].
 
         Numbers, such as pixels, come in the dtype of the backbone's weights. What comes before the first adapted layer
-        sees B rows, where it is known and computes the same for each draw.
+        sees B rows, where it is known and computes the same for each draw. ``asked`` are further arguments, the same
+        for all rows.
         """
+        asked = {} if asked is None else asked
         inputs = in_dtype_of(backbone, inputs)
         if folds > 1 and self.prefix is not None and self.prefix.is_still(backbone):
-            return self.prefix.run(backbone, inputs, folds)
-        return backbone(**Folded(inputs, folds))
+            return self.prefix.run(backbone, inputs, folds, asked)
+        return backbone(**Folded(inputs, folds), **asked)

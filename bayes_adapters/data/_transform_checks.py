@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.errors import ConfigError, near_matches
@@ -25,17 +25,21 @@ def check_interval(name: str, value: object, least: float = -math.inf, most: flo
 
 
 def require_modality(batch: Batch, modality: str) -> Frames | None:
-    """Return the frames of ``modality``, or None where the batch has no context at all.
+    """Return the frames of ``modality``, or None where the batch has none.
 
     Raises:
-        ConfigError: there is context, but none of this modality.
+        ConfigError: there is none, but context of a name that is near: it is likely misspelt.
     """
     frames = batch.context.get(modality)
-    if frames is None and batch.context:
-        given = sorted(batch.context)
-        raise ConfigError(
-            f"The transform changes the modality {modality!r}; the batch has {given}.{near_matches(modality, given)} "
-            f"Pass the transform modality={given[0]!r}, or rename the context. Where this batch alone lacks it, pass "
-            "frames whose mask is False everywhere."
-        )
+    if frames is None and near_matches(modality, batch.context):
+        raise never_there(modality, batch.context)
     return frames
+
+
+def never_there(modality: str, given: Iterable[str]) -> ConfigError:
+    """Return the error for a transform of a modality that there is none of, beside others."""
+    given = sorted(given)
+    return ConfigError(
+        f"The transform changes the modality {modality!r}; there is {given}.{near_matches(modality, given)} Pass the "
+        f"transform modality={given[0]!r}, or rename the context."
+    )

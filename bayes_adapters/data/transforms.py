@@ -39,7 +39,7 @@ class ModalityDropout:
         p: 0 to 1. A half trains the answer with and the answer without alike.
 
     Raises:
-        ConfigError: p is no probability; or, when called, the batch has other modalities only.
+        ConfigError: p is no probability; or, when called, the batch has a modality of nearly this name only.
 
     >>> batch = Batch({"x": torch.zeros(6, 2)}, context={"audio": Frames(torch.ones(6, 3, 2), torch.ones(6, 3).bool())})
     >>> ModalityDropout("audio", p=0.5)(batch, torch.Generator().manual_seed(0)).context["audio"].present.tolist()
@@ -54,7 +54,7 @@ class ModalityDropout:
         check_probability("p", self.p)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the batch with some examples' context masked; as it is where it has no context."""
+        """Return the batch with some examples' context masked; as it is where it has none of this modality."""
         kept = torch.rand(batch.size, generator=generator) >= self.p  # drawn whether or not there is a context
         frames = require_modality(batch, self.modality)
         if frames is None:
@@ -76,8 +76,8 @@ class FrameNoise:
         p: the share of examples that get any.
 
     Raises:
-        ConfigError: the interval is not finite and in order, or p is no probability; or, when called, the batch has
-            other modalities only.
+        ConfigError: the interval is not finite and in order, or p is no probability; or, when called, the batch has a
+            modality of nearly this name only.
 
     >>> frames = Frames(torch.ones(1, 4000, 2), torch.ones(1, 4000).bool())
     >>> batch = Batch({"x": torch.zeros(1, 1)}, context={"audio": frames})
@@ -121,7 +121,7 @@ class FrameMasking:
         share: (low, high), within 0 … 1.
 
     Raises:
-        ConfigError: the interval is out of range; or, when called, the batch has other modalities only.
+        ConfigError: the interval is out of range; or, when called, the batch has a modality of nearly this name only.
 
     >>> batch = Batch({"x": torch.zeros(1, 2)}, context={"audio": Frames(torch.ones(1, 8, 2), torch.ones(1, 8).bool())})
     >>> masked = FrameMasking("audio", (0.25, 0.25))(batch, torch.Generator().manual_seed(1))

@@ -9,6 +9,8 @@ from bayes_adapters.distributions.normal_inverse_wishart import (
     MatrixNormalInverseWishart as MatrixNormalInverseWishart,
 )
 from bayes_adapters.distributions.points import Points as Points
+from bayes_adapters.distributions.projecting import is_gaussian as is_gaussian
+from bayes_adapters.distributions.projecting import projected as projected
 from bayes_adapters.distributions.reading import base_distribution as base_distribution
 from bayes_adapters.distributions.reading import device_of as device_of
 from bayes_adapters.distributions.reading import from_uniforms as from_uniforms
@@ -22,3 +24,5 @@ from bayes_adapters.distributions.structured import RowsAndColumns as RowsAndCol
 from bayes_adapters.distributions.structured import StructuredGaussian as StructuredGaussian
 from bayes_adapters.distributions.token_labels import IGNORED as IGNORED
 from bayes_adapters.distributions.token_labels import TokenLabels as TokenLabels
+from bayes_adapters.distributions.token_logits import NextTokens as NextTokens
+from bayes_adapters.distributions.token_logits import TokenLogits as TokenLogits

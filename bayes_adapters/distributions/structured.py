@@ -182,6 +182,17 @@ class StructuredGaussian(TorchDistribution):
         pieces = noise.split([root.size for root in self.roots], -1)
         return self.loc + self._placed(torch.cat([r.times(n) for r, n in zip(self.roots, pieces, strict=True)], -1))
 
+    def projected(self, rows: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        """Return ``Rᵀ Pᵀ v`` for each row v: ``Cov(v·w, v'·w)`` is the product of two of them.
+
+        It is the gradient of ``v · P R ε`` with respect to ε, so that a root need not know its transpose.
+        """
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            noise = torch.zeros_like(rows, requires_grad=True)
+            along = (self.from_noise(noise) - self.loc).mul(rows).sum()
+            return torch.autograd.grad(along, noise, create_graph=graph)[0]
+
     def from_uniforms(self, shape: Any, uniforms: Callable[[int], Tensor]) -> Tensor:
         """Return draws of this ``shape``; ``uniforms(n)`` has n of them for each of its two leading entries."""
         return self.from_noise(torch.special.ndtri(uniforms(math.prod(shape[2:]))).reshape(shape))

@@ -1,5 +1,6 @@
 """Heads: from what the backbone returns to the numbers that a likelihood takes."""
 
+from bayes_adapters.heads.answer_tokens import AnswerTokens as AnswerTokens
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
 from bayes_adapters.heads.conjugate_last_layer import ConjugateLastLayer as ConjugateLastLayer
 from bayes_adapters.heads.covariance import Covariance as Covariance
@@ -8,6 +9,7 @@ from bayes_adapters.heads.generative import GenerativeLastLayer as GenerativeLas
 from bayes_adapters.heads.head import BackboneOutput as BackboneOutput
 from bayes_adapters.heads.head import Head as Head
 from bayes_adapters.heads.joint_linear import JointLinear as JointLinear
+from bayes_adapters.heads.language_model import LanguageModelHead as LanguageModelHead
 from bayes_adapters.heads.laplace_linear import LaplaceLinear as LaplaceLinear
 from bayes_adapters.heads.linear import LinearHead as LinearHead
 from bayes_adapters.heads.pooling import Pooling as Pooling

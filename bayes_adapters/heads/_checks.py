@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from bayes_adapters.errors import (
     positive_number,
     unknown_name,
 )
-from bayes_adapters.likelihoods import Categorical, Likelihood
+from bayes_adapters.likelihoods import Categorical, Likelihood, NextToken
 
 
 def require_same_count(head: str, pooling: str, per_token: bool, likelihood: Likelihood) -> None:
@@ -240,3 +240,43 @@ def require_between_0_and_1(name: str, value: float) -> None:
     """Raise :class:`ConfigError` unless 0 < ``value`` < 1."""
     if not 0.0 < value < 1.0:
         raise ConfigError(f"{name} must lie in (0, 1); got {value!r}. Below 1 no two features can become one.")
+
+
+def require_own_inputs(head: str, own: Collection[str], inputs: Mapping[str, Tensor]) -> None:
+    """Raise :class:`DataError` where a batch masks answers and the head has none: nobody would read the mask."""
+    if "answer_mask" in inputs and "answer_mask" not in own:
+        raise DataError(
+            f"inputs['answer_mask'] says which answers an example has, and {head} does not read it. Take the head "
+            "AnswerTokens, or leave the mask out."
+        )
+
+
+def require_own_logits(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` where a likelihood over a vocabulary would get a fresh layer as large as that."""
+    if isinstance(likelihood, NextToken):
+        raise ConfigError(
+            f"NextToken scores the words of a language model, and {head} would be a fresh layer of "
+            f"{likelihood.num_outputs} outputs. Take head=LanguageModelHead(), which reads the model's own logits."
+        )
+
+
+def task_of(net: Any, tasks: Mapping[str, str]) -> str:
+    """Return PEFT's name of the task of a task model; raise :class:`ConfigError` for another module."""
+    ends = {name.removeprefix("AutoModel"): task for task, name in tasks.items()}
+    found = next((task for end, task in ends.items() if type(net).__name__.endswith(end)), None)
+    if found is None or not hasattr(net, "base_model_prefix"):
+        raise ConfigError(
+            f"TransformersHead.of takes a model with a task head, such as {' or '.join(tasks.values())} loads; got "
+            f"{described(net)}. Of other heads pass the backbone and train a new one, such as LinearHead()."
+        )
+    return found
+
+
+def require_own_labels(config: Any, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` unless the likelihood has as many outputs as a trained head has labels."""
+    if config.num_labels != likelihood.num_outputs:
+        raise ConfigError(
+            f"The trained head has {config.num_labels} labels and {type(likelihood).__name__} needs "
+            f"{likelihood.num_outputs} outputs. Take a likelihood of {config.num_labels} classes, or a fresh head: "
+            "TransformersHead(task, config)."
+        )

@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.reparametrisation import Weight
+from bayes_adapters.backbones._checks import require_no_task_head
 from bayes_adapters.backbones.hidden_states import last_hidden_state, pooler_output
+from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
+from bayes_adapters.distributions import TokenLogits
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.heads._checks import outside_a_pass, require_same_count
+from bayes_adapters.heads._checks import (
+    outside_a_pass,
+    require_own_inputs,
+    require_own_logits,
+    require_same_count,
+)
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
 from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
@@ -32,12 +40,18 @@ class BackboneOutput:
         backbone: the module that returned it.
         mask: shape (rows, T), True where a token is real; None where all are.
         inputs: what the backbone was called with: name → tensor (rows, …).
+        asked: what :meth:`Head.asks` added to them.
+        own: the inputs in :attr:`Head.own_inputs` that the batch has: name → tensor (rows, …).
+        heard: what the modules that :meth:`Head.listens` names returned: path → output.
     """
 
     value: Any
     backbone: nn.Module
     mask: Bool[Tensor, "rows T"] | None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+    heard: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hidden(self) -> Float[Tensor, "rows T d"]:
@@ -52,10 +66,11 @@ class BackboneOutput:
 class Head(nn.Module):
     """Base of all heads: ``outputs = forward(read(what the backbone returned))``, shape (rows, *T, K).
 
-    A subclass has, in this order: ``name``, ``__init__``, ``sites``, ``prior``, ``posterior``, ``build``, ``read``,
-    ``forward``, ``expectation``, ``config``. The constructor takes options only. The model then says for which features
-    and which likelihood the head is, once, and puts it on its device. :meth:`forward` runs inside the model's pass,
-    within the data plate, with S·B rows in the order [S, B].
+    A subclass has, in this order: ``name``, ``own_inputs``, ``__init__``, ``suit``, ``suit_backbone``, ``sites``,
+    ``prior``, ``posterior``, ``build``, ``accept``, ``asks``, ``listens``, ``read``, ``forward``, ``expectation``,
+    ``config``; ``name``, ``build`` and ``forward`` have no default. The constructor takes options only. The model then
+    says for which features and which likelihood the head is, once, and puts it on its device. :meth:`forward` runs
+    inside the model's pass, within the data plate, with S·B rows in the order [S, B].
 
     A head with random weights names them in :meth:`sites`, as global sites of the part ``FACTOR``. They are drawn once
     before the pass, with one KL per data set; ``forward`` finds the draws by :meth:`drawn`. Either the head brings
@@ -84,6 +99,8 @@ class Head(nn.Module):
 
     name: ClassVar[str]
     """The registered name, as written into saved adapters."""
+    own_inputs: ClassVar[tuple[str, ...]] = ()
+    """Entries of ``Batch.inputs`` that the head reads and the backbone does not see."""
 
     def __init__(self, pooling: Pooling | str | None = None) -> None:
         super().__init__()
@@ -124,7 +141,20 @@ class Head(nn.Module):
         """Choose the pooling where none was given; raise :class:`ConfigError` if head and likelihood do not fit."""
         if self._pooling is None:
             self._pooling = Pooling.NONE if likelihood.per_token else Pooling.MEAN
+        require_own_logits(type(self).__name__, likelihood)
         require_same_count(type(self).__name__, self.pooling.value, self.per_token, likelihood)
+
+    def suit_backbone(self, backbone: nn.Module, width: int) -> None:
+        """Raise :class:`ConfigError` unless the head can read what ``backbone`` returns; asked once, before a pass.
+
+        By default a head that reads hidden states refuses models with a task head, which return none.
+
+        Args:
+            backbone: without adapters yet.
+            width: d, of what the structure makes of its hidden states.
+        """
+        if type(self).read is Head.read:
+            require_no_task_head(backbone)
 
     def sites(self, width: int, likelihood: Likelihood) -> list[Site]:
         """Return the sample sites of the head's random weights; none by default. Called before :meth:`build`."""
@@ -155,7 +185,19 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T d"]:
+    def accept(self, batch: Batch) -> None:
+        """Raise :class:`DataError` for a batch whose inputs or targets the head cannot take."""
+        require_own_inputs(type(self).__name__, self.own_inputs, batch.inputs)
+
+    def asks(self, backbone: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Return arguments that the backbone is called with besides the batch's; they are the same for all rows."""
+        return {}
+
+    def listens(self, backbone: nn.Module) -> tuple[str, ...]:
+        """Return paths of modules in ``backbone`` whose output :meth:`read` needs besides the backbone's own."""
+        return ()
+
+    def read(self, output: BackboneOutput) -> Any:
         """Return the features in what the backbone returned: by default its pooled last hidden states."""
         if self.pooling is Pooling.POOLER:
             return pooler_output(output.value, output.backbone)
@@ -164,7 +206,7 @@ class Head(nn.Module):
             require_length(output.mask, hidden.shape[1], "the backbone returns")
         return self.pooling(hidden, output.mask)
 
-    def forward(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+    def forward(self, features: Any) -> Float[Tensor, "rows *T K"] | GaussianOutputs | TokenLogits:
         """Map features to the likelihood's outputs, or to their moments where the likelihood has ``expected``."""
         raise NotImplementedError
 

@@ -10,14 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayes_adapters.backbones._checks import require_no_task_head
 from bayes_adapters.heads._checks import (
     checked_config,
     require_initial_values,
     require_logits,
+    require_own_labels,
     require_own_width,
     require_task,
     task_model_builds,
     task_model_reads,
+    task_of,
 )
 from bayes_adapters.heads.head import BackboneOutput, Head
 from bayes_adapters.heads.pooling import Pooling
@@ -36,7 +39,7 @@ class TransformersHead(Head):
     returned in the backbone's place, so no second one is built or run. While training it has its own dropout.
 
     Args:
-        task: ``"SEQ_CLS"`` or ``"TOKEN_CLS"``.
+        task: ``"SEQ_CLS"`` or ``"TOKEN_CLS"``. :meth:`of` takes a trained model's head over.
         config: the backbone's ``config``, or its ``to_dict()``. Its number of labels is replaced by the likelihood's K.
 
     Parameters have their names in the task model below ``net.``, and torch's initial values of linear and norm layers.
@@ -65,11 +68,43 @@ class TransformersHead(Head):
         # One vector per example is what the pooling says here; how it is made is the task model's own affair.
         super().__init__(Pooling.NONE if task == "TOKEN_CLS" else Pooling.MEAN)
         self.task, self._config = task, checked_config(config, task)
+        self._start: dict[str, Tensor] = {}
+        self._frozen = False
+
+    @classmethod
+    def of(cls, net: nn.Module, *, frozen: bool = False) -> TransformersHead:
+        """Return the head of a task model that has been trained, with its weights, which are copied.
+
+        Args:
+            net: what ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification`` has loaded. The
+                backbone is then ``net.base_model``.
+            frozen: whether the weights stay as they are, and the adapters alone are trained.
+
+        Raises:
+            ConfigError: ``net`` is no such model.
+
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from bayes_adapters import Categorical
+        >>> from bayes_adapters.models import LoRA
+        >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
+        >>> net = BertForSequenceClassification(tiny).eval()
+        >>> model = LoRA(net.base_model, Categorical(3), rank=2, head=TransformersHead.of(net)).eval()
+        >>> torch.equal(model.head.net.classifier.weight, net.classifier.weight)
+        True
+        """
+        head = cls(task_of(net, TASKS), net.config)
+        base = f"{net.base_model_prefix}."
+        head._start = {k: v.detach().clone() for k, v in net.state_dict().items() if not k.startswith(base)}
+        head._frozen = frozen
+        return head
 
     @property
     def prefix(self) -> str:
         """What stands before the backbone's paths in the task model, such as ``roberta.``."""
         return f"{self.base}."
+
+    def suit_backbone(self, backbone: nn.Module, width: int) -> None:
+        require_no_task_head(backbone)
 
     def build(self, width: int, likelihood: Likelihood) -> None:
         require_own_width(type(self).__name__, width, self._config)
@@ -79,6 +114,10 @@ class TransformersHead(Head):
         for module in self.net.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
+        if self._start:
+            require_own_labels(self._config, likelihood)
+            self.net.load_state_dict(self._start)
+            self.net.requires_grad_(not self._frozen)
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows *T K"]:
         """Return the logits: the task model's ``forward`` on the backbone's output."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, DataError, described, near_matches
+from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.sites import Granularity, Site, SiteCall
 
 
@@ -154,3 +155,12 @@ def require_enough(wanted: int, count: int) -> None:
     """Raise :class:`ConfigError` if more draws are wanted than there are."""
     if wanted > count:
         raise ConfigError(f"num_samples={wanted} are more than the {count} draws given. Leave it out to take all.")
+
+
+def require_few_outputs(likelihood: object) -> None:
+    """Raise :class:`ConfigError` where a tangent would have a row for every word of a vocabulary at every token."""
+    if isinstance(likelihood, NextToken):
+        raise ConfigError(
+            "The tangent of a language model's logits has a row for each token and word, and is not computed for "
+            "NextToken. Leave linearised out, take draws, or answer by AnswerTokens, whose tangent has K rows."
+        )

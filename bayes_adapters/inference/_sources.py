@@ -26,6 +26,7 @@ from bayes_adapters.inference.handlers import (
     is_own,
 )
 from bayes_adapters.inference.linearised import Linearised, require_weights_guide
+from bayes_adapters.inference.linearised_outputs import Linearisation, LinearisedOutputs
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.tempering import Tempering
 
@@ -180,7 +181,7 @@ class _Forked:
         self.fork.__exit__(*error)
 
 
-Source = OwnGuide | Replayed | Linearised
+Source = OwnGuide | Replayed | Linearised | LinearisedOutputs
 
 
 def source_of(
@@ -188,16 +189,19 @@ def source_of(
     guide: AnyGuide,
     mean_only: bool,
     seed: int | None,
-    linearised: bool = False,
+    linearised: Linearisation | None = None,
     temperature: float = 1.0,
     local_samples: int = 1,
+    at_once: int | None = None,
 ) -> Source:
     """Return where the draws of ``guide`` come from; without a seed the number of the draws' seed is torch's."""
     if local_samples > 1:
-        require_nested(model, guide, mean_only=mean_only, seed=seed, linearised=linearised)
+        require_nested(model, guide, mean_only=mean_only, seed=seed, linearised=linearised is not None)
     if isinstance(guide, AdapterGuide) and not linearised:
         return OwnGuide(model, guide, mean_only, seed, temperature, local_samples)
     number = int(torch.randint(1 << 62, ())) if seed is None else seed
-    if linearised:
+    if linearised is Linearisation.WEIGHTS or (linearised and mean_only):
         return Linearised(model, require_weights_guide(guide), mean_only, number, temperature)
+    if linearised:
+        return LinearisedOutputs(model, require_weights_guide(guide), linearised, number, temperature, at_once)
     return Replayed(model, guide, mean_only, number, temperature)

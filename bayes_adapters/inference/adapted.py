@@ -18,8 +18,9 @@ from bayes_adapters.adapters.installation import (
     restored_on_error,
 )
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
+from bayes_adapters.adapters.recomputation import checkpointing, require_nonreentrant
 from bayes_adapters.adapters.targets import Targets, linear_size, select
-from bayes_adapters.backbones.hidden_states import hidden_width
+from bayes_adapters.backbones.hidden_states import config_width
 from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.errors import ConfigError, choice
@@ -75,6 +76,7 @@ class AdaptedBackbone(nn.Module):
         self.require_fitting(head, likelihood)
         _checks.require_usable(backbone)
         width = self.feature_width(backbone)
+        head.suit_backbone(backbone, width)
         random_head = head.sites(width, likelihood)
         self.random_head = bool(random_head)
         of_head = {site: own for site in random_head if (own := head.prior(site)) is not None}
@@ -100,6 +102,8 @@ class AdaptedBackbone(nn.Module):
             installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
+            self._checkpointing = checkpointing(backbone)
+            require_nonreentrant(self._checkpointing, self._installed)
             self.likelihood = likelihood
             head.prepare(width, likelihood)
             self.head = head
@@ -127,7 +131,7 @@ class AdaptedBackbone(nn.Module):
 
     def feature_width(self, backbone: nn.Module) -> int:
         """Return d, the width of what :meth:`encode` returns."""
-        return hidden_width(backbone)
+        return config_width(backbone)
 
     @property
     def installed(self) -> dict[str, AdaptedLinear]:

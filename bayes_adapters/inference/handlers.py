@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from bayes_adapters.distributions import (
-    Points,
     ShrunkNormal,
     base_distribution,
     device_of,
@@ -26,6 +24,7 @@ from bayes_adapters.distributions import (
 )
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.inference._draw_checks import require_plates, require_shape, unsampled
+from bayes_adapters.inference.keyed_noise import keyed_uniform as keyed_uniform
 from bayes_adapters.priors import HYPER
 from bayes_adapters.sites import OF_WEIGHTS, SITE, Granularity, SiteCall
 
@@ -180,8 +179,9 @@ def _keyed(fn: Any, name: str, seed: int, samples: Int[Tensor, " S"], examples: 
     """Draw ``fn``, of batch shape (S, B), B being 1 where all examples share a draw, from keyed uniforms."""
     require_plates(name, tuple(fn.shape()[:2]), (len(samples), len(examples)))
     base, device = base_distribution(fn), device_of(fn)
-    if isinstance(base, Points):
-        return base.numbered(seed, samples).reshape(fn.shape())
+    if hasattr(base, "numbered"):  # a family that says itself which draw has which number, such as Points
+        chosen: Tensor = base.numbered(seed, samples)
+        return chosen.reshape(fn.shape())
     return from_uniforms(fn, lambda count: keyed_uniform(seed, name, samples, examples, count, device))
 
 
@@ -255,44 +255,23 @@ class KeyedDraws(Messenger):
             msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, samples, examples)
             return
         require_plates(msg["name"], tuple(shape[:2]), (len(samples), len(examples)))
-        count, device = shape[2:].numel(), device_of(msg["fn"])
+        device = device_of(msg["fn"])
         if isinstance(base_distribution(msg["fn"]), _JOINT) and call.token_mask is None:
             msg["value"] = _keyed(msg["fn"], msg["name"], self.seed, samples, examples)
             return
-        uniform = keyed_uniform(self.seed, msg["name"], samples, examples, count, device).reshape(shape)
-        if call.token_mask is not None:
-            # Tokens are numbered among the real ones: left padding, too, must not move the noise.
-            number = (call.token_mask.cumsum(-1) - 1).clamp_min(0)
-            uniform = uniform[:, torch.arange(len(examples), device=uniform.device)[:, None], number]
+        entries: int | Tensor = shape[2:].numel()
+        if call.token_mask is not None or call.first is not None:
+            numbers = _token_numbers(call, shape[2], device)
+            each = shape[3:].numel()
+            entries = (numbers[..., None] * each + torch.arange(each, device=device)).flatten(1)
+        uniform = keyed_uniform(self.seed, msg["name"], samples, examples, entries, device).reshape(shape)
         msg["value"] = inverse_cdf(msg["fn"], uniform)
 
 
-def keyed_uniform(
-    seed: int, site: str, samples: Int[Tensor, " S"], examples: Int[Tensor, " B"], count: int, device: torch.device
-) -> Float[Tensor, "S B count"]:
-    """Return uniforms in (0, 1), each a hash of its coordinates.
-
-    The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, doi 10.1145/2714064.2660195), chained over the
-    coordinates; the top 23 bits give odd multiples of 2^-24, which float32 holds exactly: never 0 or 1.
-    """
-    start = torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + zlib.crc32(site.encode())), device=device)
-    key = _mix(_mix(start) + samples.to(device))
-    key = _mix(key[:, None] + _mix(examples.to(device)))
-    entry = torch.arange(1, count + 1, device=device) * _signed(0x9E3779B97F4A7C15)
-    bits = _shift(_mix(key[..., None] + entry), 41)
-    return (bits.float() + 0.5) * 2.0**-23
-
-
-def _signed(value: int) -> int:
-    value &= 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift(value: Tensor, bits: int) -> Tensor:
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(value: Tensor) -> Tensor:
-    value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
-    return value ^ _shift(value, 31)
+def _token_numbers(call: SiteCall, tokens: int, device: torch.device) -> Int[Tensor, "n T"]:
+    """Each token's number among its example's real ones: left padding, too, must not move the noise."""
+    if call.token_mask is None:
+        numbers = torch.arange(tokens, device=device)[None]
+    else:
+        numbers = (call.token_mask.cumsum(-1) - 1).clamp_min(0)
+    return numbers if call.first is None else numbers + call.first[:, None]

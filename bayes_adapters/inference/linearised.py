@@ -13,7 +13,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.inference._draw_checks import require_global
+from bayes_adapters.inference._draw_checks import require_few_outputs, require_global
 from bayes_adapters.inference.draws import weight_draws, weight_mean
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import SubstitutedDraws, UnreadOutcome
@@ -47,6 +47,7 @@ class Tangent:
 
     def __init__(self, model: AdapterModel, values: Mapping[str, Tensor]) -> None:
         require_global(model.latent_sites)
+        require_few_outputs(model.likelihood)
         self.model = model
         self.values = {site.name: values[site.name].detach().clone() for site in model.latent_sites}
 

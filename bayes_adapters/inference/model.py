@@ -12,9 +12,9 @@ is nats per datum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, cast
 
 import pyro
 import torch
@@ -24,16 +24,20 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayes_adapters.adapters.forward_pass import ForwardPass, draw_weights, outer_shape, running
+from bayes_adapters.adapters.recomputation import recomputable
 from bayes_adapters.adapters.rows import Rows
+from bayes_adapters.backbones.hidden_states import heard
 from bayes_adapters.conditions import first_look, read_together
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import Folded, fold
+from bayes_adapters.distributions import TokenLogits
 from bayes_adapters.heads import BackboneOutput, Head
 from bayes_adapters.heads._checks import require_head
 from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
-from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, point_of
+from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, numbers_of, point_of
+from bayes_adapters.sites import Memo
 
 EXPECTED = "expected_log_density"
 """The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expectation``."""
@@ -84,13 +88,11 @@ class AdapterModel(AdaptedBackbone):
 
     structure: ClassVar[str] = "adapter_model"
 
-    def outputs(
-        self, features: Float[Tensor, "rows *T d"], batch: Batch
-    ) -> Float[Tensor, "rows *T K"] | GaussianOutputs:
+    def outputs(self, features: Any, batch: Batch) -> Float[Tensor, "rows *T K"] | GaussianOutputs | TokenLogits:
         """Map features to the likelihood's outputs; structures that fuse modalities late override this."""
         return self.head(features)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "*S K"]:
+    def forward(self, batch: Batch) -> Float[Tensor, "*S K"] | TokenLogits:
         """Run the generative process: draw cores, run the backbone once, score or draw ``obs``.
 
         Args:
@@ -98,7 +100,8 @@ class AdapterModel(AdaptedBackbone):
 
         Returns:
             The likelihood's parameters, shape (*S, B, K), or (*S, B, T, K) with one target per token, ``*S`` being the
-            sizes of sample plates around the model; their means where a head tells moments rather than draws.
+            sizes of sample plates around the model; their means where a head tells moments rather than draws; for a
+            vocabulary :class:`bayes_adapters.distributions.TokenLogits`, whose ``logits()`` makes them.
 
         Raises:
             DataError: targets outside the likelihood's support; another number of tokens in them, or in the mask, than
@@ -113,8 +116,7 @@ class AdapterModel(AdaptedBackbone):
             with read_together():
                 _checks.check_batch(batch, next(self.parameters()).device)
                 self._traits.check(self.backbone, batch.inputs)
-                if batch.targets is not None:
-                    self.likelihood.accept(batch.targets)
+                self.accept(batch)
         register_if_captured("model", self)
         outer = outer_shape()
         rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts)
@@ -123,16 +125,17 @@ class AdapterModel(AdaptedBackbone):
         # A diverged loop of the caller's own ends here; prediction says itself what is wrong, of the guide too.
         with _checks.named_non_finite(self) if torch.is_grad_enabled() else nullcontext():
             prior = self.prior.sampled(outer, next(self.parameters()).device)
-            weights = draw_weights(self.sites, prior, rows, flipped)
-            weights |= draw_weights(self.head_sites, self.head_prior, rows)
-            forward_pass = ForwardPass(rows, prior, weights, len(self.sites))
+            noise = Memo()
+            weights = draw_weights(self.sites, prior, rows, flipped, noise)
+            weights |= draw_weights(self.head_sites, self.head_prior, rows, noise=noise)
+            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise)
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
-                with running(forward_pass), self._traits.around(self.backbone, forward_pass.tokens):
+                with self._run(forward_pass):
                     outputs = self.outputs(self._features(batch, rows.samples), batch)
                     expected = None if batch.targets is None else self.head.expectation(self.likelihood, batch.targets)
                 with read_together():
                     if not torch.is_grad_enabled():  # in training the loss shows it, for which the host waits anyway
-                        _checks.require_finite(self, "The head's outputs are", point_of(outputs), batch.size)
+                        _checks.require_finite(self, "The head's outputs are", numbers_of(outputs), batch.size)
                     outputs = outputs.reshape(*outer, batch.size, *outputs.shape[1:])
                     fn, targets = self.likelihood_of(outputs, batch), batch.targets
                 infer: Any = {} if expected is None else {EXPECTED: expected}
@@ -140,27 +143,47 @@ class AdapterModel(AdaptedBackbone):
                 pyro.sample("obs", fn, obs=obs, infer=infer)
         return point_of(outputs)
 
-    def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"]:
+    @contextmanager
+    def _run(self, forward_pass: ForwardPass) -> Iterator[None]:
+        """Within the context the backbone runs in ``forward_pass``; so do, later, the blocks that run again for it."""
+        again = recomputable(self._checkpointing, self._installed, self._traits.again)
+        with running(forward_pass), again, self._traits.around(self.backbone, forward_pass.tokens):
+            yield
+
+    def _features(self, batch: Batch, samples: int) -> Float[Tensor, "rows *T d"] | TokenLogits:
         if self.runs_each_sample or samples == 1:
             return self.encode(batch, samples)
         features = self.encode(batch, 1)
+        if isinstance(features, TokenLogits):  # its head draws nothing of its own
+            return features
         return features.repeat(samples, *[1] * (features.dim() - 1))
 
-    def likelihood_of(self, outputs: Float[Tensor, "*S K"] | GaussianOutputs, batch: Batch) -> TorchDistributionMixin:
+    def accept(self, batch: Batch) -> None:
+        """Raise :class:`DataError` unless likelihood and head can take targets and inputs of ``batch``."""
+        if batch.targets is not None:
+            self.likelihood.accept(batch.targets)
+        require_head(self.head, Head, None).accept(batch)
+
+    def likelihood_of(
+        self, outputs: Float[Tensor, "*S K"] | GaussianOutputs | TokenLogits, batch: Batch
+    ) -> TorchDistributionMixin:
         """Return p(y | outputs) for the examples of ``batch``, whose padding it leaves out: batch shape (*S, B)."""
         if isinstance(outputs, GaussianOutputs):
             return self.likelihood.expected(outputs)
         if not self.likelihood.per_token:
-            return self.likelihood.distribution(outputs)
+            return self.likelihood.distribution(cast("Tensor", outputs))
         _checks.require_tokens_kept(batch, outputs.shape[-2])
-        return self.likelihood.of_tokens(outputs, batch.token_mask)
+        return self.likelihood.of_tokens(cast("Tensor", outputs), batch.token_mask)
 
-    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"] | TokenLogits:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""
-        inputs = {k: v for k, v in batch.inputs.items() if k != TOKEN_MASK}
-        output = self._traits.run(self.backbone, inputs, folds)
+        inputs = {k: v for k, v in batch.inputs.items() if k not in (TOKEN_MASK, *self.head.own_inputs)}
+        asked = self.head.asks(self.backbone, batch)
+        with heard(self.backbone, self.head.listens(self.backbone)) as said:
+            output = self._traits.run(self.backbone, inputs, folds, asked)
         mask = None if batch.token_mask is None else fold(batch.token_mask, folds)
-        return self.head.read(BackboneOutput(output, self.backbone, mask, Folded(inputs, folds)))
+        own = {name: fold(batch.inputs[name], folds) for name in self.head.own_inputs if name in batch.inputs}
+        return self.head.read(BackboneOutput(output, self.backbone, mask, Folded(inputs, folds), asked, own, said))
 
     @property
     def runs_each_sample(self) -> bool:

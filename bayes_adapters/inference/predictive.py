@@ -28,6 +28,8 @@ from bayes_adapters.inference._nested import nested
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference._sources import AnyGuide, Source, source_of
 from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.linearised_outputs import Linearisation as Linearisation
+from bayes_adapters.inference.linearised_outputs import LinearisedOutputs, draws_at_once, read_linearised
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating as evaluating
 from bayes_adapters.inference.tempering import temperature_of
@@ -47,7 +49,7 @@ def predict(
     chunk_size: int | None = None,
     mean_only: bool = False,
     return_samples: bool = False,
-    linearised: bool = False,
+    linearised: bool | Linearisation | str = False,
     seed: int | None = 0,
     temperature: float | None = None,
     local_samples: int = 1,
@@ -66,10 +68,12 @@ def predict(
             autoguide, which is traced S times and must sample every site of the model; or a dictionary site → draws,
             shape (S, *shape of the site), such as ``MCMC.get_samples()``.
         data: one batch, or batches of one data set in order. Batches without ``index`` are numbered consecutively.
-        num_samples: S; None means 16, or all draws of a dictionary. Fewer of a dictionary are spread evenly over it.
+        num_samples: S; None means 16, 1000 with ``linearised="outputs"``, or all draws of a dictionary. Fewer of a
+            dictionary are spread evenly over it.
         chunk_size: draws per backbone pass; memory grows with chunk_size × B. None takes as many as fit into 12 MB of
             one layer's output, or 1 where draws cannot share a pass: DeBERTa runs adapted layers on relative
-            positions, which all draws have in common. No number depends on it.
+            positions, which all draws have in common. No number depends on it. With ``linearised="outputs"`` or
+            ``"probit"`` it is the examples whose Jacobians are held at one time, and None takes 64 MB of them.
         mean_only: replace the draws by one pass at the posterior mean of the cores (S = 1, epistemic 0); with an
             autoguide, at its median.
         return_samples: also return each draw's mean, shape (S, B, …).
@@ -77,6 +81,11 @@ def predict(
             of a Gaussian posterior of covariance Σ they are then Gaussian with covariance J Σ Jᵀ. For a guide of this
             library over weights; the draws of w are those of ``linearised=False``. It takes one backward pass per
             output, or per example and output where a structure uses its weights in other ways, and none per draw.
+            ``"outputs"`` draws each example's own outputs from that Gaussian, not weights: hundreds of draws cost next
+            to nothing, and a regression on one number needs none. ``"probit"`` has a formula and no draws (S = 1); all
+            uncertainty of classes is then aleatoric. Draws of different examples are no longer one function, so
+            averages over examples within a draw mean nothing. See
+            :class:`~bayes_adapters.inference.linearised_outputs.Linearisation`.
         seed: with a guide of this library noise is a function of (seed, site, sample, example index, token), so the
             result depends on neither batch nor chunk size; None draws with torch's generator. Another guide draws with
             torch's generator, seeded by (seed, sample) and put back afterwards; None takes the seed from it.
@@ -111,14 +120,15 @@ def predict(
     (torch.Size([3]), 16, True)
     """
     require_wrapped(data)
-    guide, samples = _checked(model, guide, num_samples)
+    tangent = read_linearised(linearised)
+    guide, samples = _checked(model, guide, num_samples, 1000 if tangent is Linearisation.OUTPUTS else 16)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
     temperature = temperature_of(guide, temperature)
     whole_number("local_samples", local_samples)
-    source = source_of(model, guide, mean_only, seed, linearised, temperature, local_samples)
-    samples = 1 if mean_only else samples
+    source = source_of(model, guide, mean_only, seed, tangent, temperature, local_samples, chunk_size)
+    samples = 1 if mean_only or tangent is Linearisation.PROBIT else samples
     device = next(model.parameters()).device
     if local_samples > 1:
         how: Callable[..., Prediction] = partial(_predict_nested, local_samples=local_samples)
@@ -131,12 +141,14 @@ def predict(
         for batch in [data] if isinstance(data, Batch) else data:
             require_predictable(batch)
             batch = batch.to(device)
-            if batch.targets is not None:
-                with read_together():
-                    model.likelihood.accept(batch.targets)
+            with read_together():
+                model.accept(batch)
             ids = batch.ids + offset if batch.index is None else batch.ids
             offset += batch.size
-            chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
+            if isinstance(source, LinearisedOutputs):
+                chunk = draws_at_once(model, batch, _BUDGET)
+            else:
+                chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
             try:
                 part = how(model, source, batch, ids, samples, chunk, return_samples)
             except FoldError:
@@ -149,8 +161,8 @@ def predict(
     return Prediction.concatenate(parts)
 
 
-def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[AnyGuide, int]:
-    """Return the guide, and S; draws that are there already are thinned to S."""
+def _checked(model: AdapterModel, guide: Any, num_samples: int | None, usual: int) -> tuple[AnyGuide, int]:
+    """Return the guide, and S, ``usual`` unless given; draws that are there already are thinned to S."""
     if num_samples is not None:
         whole_number("num_samples", num_samples)
     if isinstance(model, AdapterModel) and isinstance(guide, Mapping):
@@ -166,7 +178,7 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None) -> tuple[
     else:
         require_pair(model, guide)
         require_one_device(model, guide)
-    return guide, 16 if num_samples is None else num_samples
+    return guide, usual if num_samples is None else num_samples
 
 
 def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
@@ -193,6 +205,7 @@ class _Drawn:
         densities: log p(targets | draw), shapes (n, B); none without targets.
         kept: each draw's mean, shapes (n, B, …), if kept.
         random: whether anything in the model's own code was.
+        held: the draws themselves, where the likelihood looks at all of them together.
     """
 
     count: int = 0
@@ -200,15 +213,22 @@ class _Drawn:
     densities: Sequence[Tensor] = ()
     kept: Sequence[Tensor] = ()
     random: bool = False
+    held: Sequence[Any] = ()
 
     def and_(self, other: _Drawn) -> _Drawn:
         """Return both together."""
         sums = {name: self.sums[name] + value if name in self.sums else value for name, value in other.sums.items()}
         densities, kept = [*self.densities, *other.densities], [*self.kept, *other.kept]
-        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random)
+        held = [*self.held, *other.held]
+        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random, held)
 
-    def predicted(self, model: AdapterModel, device: torch.device) -> Prediction:
+    def predicted(self, model: AdapterModel, batch: Batch, device: torch.device) -> Prediction:
         """Return their average, on ``device``: the sums are elsewhere where the model's has no float64."""
+        if model.likelihood.holds_draws:
+            found = model.likelihood.predict_held(self.held, batch.targets)
+            with read_together():
+                require_finite(model, "The likelihood's entropy is", found.total, batch.size)
+            return found.to(device)
         result = model.likelihood.predict(dict(self.sums), self.count).to(device)
         if not self.densities:
             return result
@@ -224,6 +244,10 @@ def _draw(
         for start in range(numbers.start, numbers.stop, chunk):
             some = torch.arange(start, min(start + chunk, numbers.stop), device=ids.device)
             fn, random = source.outcome(unseen, some, ids)
+            if model.likelihood.holds_draws:
+                whole = [model.likelihood.draw_mean(fn)] if keep else []
+                drawn = drawn.and_(_Drawn(len(some), kept=whole, random=random, held=[fn]))
+                continue
             kept = [model.likelihood.draw_mean(fn)] if keep else []
             densities = [] if batch.targets is None else [model.likelihood.log_density(fn, batch.targets)]
             drawn = drawn.and_(_Drawn(len(some), model.likelihood.summarise(fn), densities, kept, random))
@@ -240,7 +264,7 @@ def _predict_batch(
     drawn = _draw(model, source, batch, ids, range(first, last), chunk, keep)
     if drawn.random and last < samples:  # a model's own code may draw, too
         drawn = drawn.and_(_draw(model, source, batch, ids, range(last, samples), chunk, keep))
-    result = drawn.predicted(model, ids.device)
+    result = drawn.predicted(model, batch, ids.device)
     extra: dict[str, Any] = {"num_samples": samples}
     if keep:
         whole = torch.cat(list(drawn.kept))
@@ -264,9 +288,9 @@ def _predict_nested(
     for s in range(samples):
         numbers = range(s * local_samples, (s + 1) * local_samples)
         drawn = _draw(model, source, batch, ids, numbers, chunk, keep=False)
-        part = drawn.predicted(model, ids.device)
+        part = drawn.predicted(model, batch, ids.device)
         needed = keep or part.variance is not None
         parts.append(replace(part, log_density=None, mean=part.mean if needed else part.mean[:0]))
         whole = whole.and_(drawn)
-    result = nested(whole.predicted(model, ids.device), parts)
+    result = nested(whole.predicted(model, batch, ids.device), parts)
     return replace(result, samples=torch.stack([part.mean for part in parts])) if keep else result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.distributions import IGNORED
-from bayes_adapters.errors import DataError
+from bayes_adapters.errors import ConfigError, DataError, described
 
 
 def require_support(likelihood: str, fn: Any, targets: Tensor) -> None:
@@ -148,3 +148,43 @@ def require_counts(targets: Tensor) -> None:
             "StudentT."
         ),
     )
+
+
+def require_words(targets: Tensor, vocabulary: int) -> None:
+    """Refuse labels of a text that are no token ids of shape (B, T), or −100, and texts without any."""
+    if targets.dim() != 2 or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise DataError(
+            f"NextToken needs labels, int64 of shape (B, T), as long as the tokens that are read; got {targets.dtype} "
+            f"of shape {tuple(targets.shape)}. labels = input_ids.clone(), with {IGNORED} at prompt and padding."
+        )
+    bad = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))
+    refuse_where(
+        bad,
+        lambda: DataError(
+            f"Labels must be token ids 0 … {vocabulary - 1}, or {IGNORED} where a token is not learnt; got "
+            f"{targets[bad][:5].tolist()} at (row, token) {bad.nonzero()[:5].tolist()}. Is vocab_size that of the "
+            "output layer, and the tokenizer the model's?"
+        ),
+    )
+    empty = ~(targets != IGNORED).any(1)
+    refuse_where(
+        empty,
+        lambda: DataError(
+            f"All labels of rows {empty.nonzero().flatten().tolist()[:8]} are {IGNORED}, so these texts teach nothing. "
+            "Was the answer cut off by max_length, or is the mask of the prompt too long? Drop these examples."
+        ),
+    )
+
+
+def require_token_logits(outputs: object, size: int) -> None:
+    """Refuse outputs that are no logits of tokens over a vocabulary of ``size``."""
+    if getattr(outputs, "size", None) != size:
+        raise ConfigError(
+            f"NextToken({size}) scores logits over its vocabulary, and the head gives {described(outputs)}. Take "
+            "head=LanguageModelHead()."
+        )
+
+
+def stands_alone(likelihood: str, why: str) -> ConfigError:
+    """Return the error for a use of a likelihood over a whole vocabulary that would keep all of it for each draw."""
+    return ConfigError(f"{likelihood} looks at all draws of a text together, some tokens at a time: {why}.")

@@ -4,12 +4,13 @@ Every likelihood has the same members, in this order: ``name``, ``num_outputs`` 
 ``per_token``, ``separable``, ``__init__``, ``distribution`` (outputs → p(y | draw)), ``expected`` (their moments →
 E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``, ``observation``, ``draw_mean``,
 ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk), ``predict`` (sums →
-:class:`Prediction`), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
+:class:`Prediction`), ``predict_held`` (all draws of a batch → the same, where ``holds_draws``), ``config`` and
+``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,9 @@ class Likelihood(nn.Module):
     """Whether there is :meth:`expected`."""
     expected_predicts: ClassVar[bool] = False
     """Whether :meth:`summarise` and :meth:`log_density` take what :meth:`expected` returns, and are exact."""
+
+    holds_draws: ClassVar[bool] = False
+    """Whether :meth:`predict_held` looks at all draws of a batch together, in the place of sums over them."""
 
     def distribution(self, outputs: Float[Tensor, "*S B K"]) -> TorchDistributionMixin:
         """Return p(y | draw) with batch shape (*S, B)."""
@@ -134,6 +138,15 @@ class Likelihood(nn.Module):
         if "variance" in sums:
             return _splits.moment_prediction(sums, num_samples)
         return _splits.class_prediction(sums, num_samples)
+
+    def predict_held(self, draws: Sequence[Any], targets: Any) -> Prediction:
+        """Average what :meth:`distribution` returned for all draws of a batch; where ``holds_draws``.
+
+        Args:
+            draws: each of batch shape (n, B).
+            targets: those of the batch, or None. The prediction has their ``log_density``.
+        """
+        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON."""

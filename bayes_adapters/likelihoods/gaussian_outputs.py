@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+
+from bayes_adapters.distributions.token_logits import TokenLogits
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class ConjugateOutputs(GaussianOutputs):
         return ConjugateOutputs(mean=mean, variance=variance, leverage=leverage, spread=self.spread, df=self.df)
 
 
-def point_of(outputs: Tensor | GaussianOutputs) -> Tensor:
+def numbers_of(outputs: Tensor | GaussianOutputs | TokenLogits) -> Tensor:
+    """Return the outputs, or what was computed of those that are told in another way: means, or hidden states."""
+    return outputs.hidden if isinstance(outputs, TokenLogits) else point_of(outputs)
+
+
+def point_of(outputs: Any) -> Any:
     """Return the outputs themselves, or the mean of those that are told by their moments."""
     return outputs.mean if isinstance(outputs, GaussianOutputs) else outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from bayes_adapters.errors import DataError, unknown_name
 
 _PARTS = ("total", "aleatoric", "epistemic")
-_OF_EXAMPLES = ("mean", *_PARTS, "local", "variance", "aleatoric_variance", "epistemic_variance", "log_density")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Prediction:
                 f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
             )
         joined: dict[str, Any] = {}
-        for name in (*_OF_EXAMPLES, "samples"):
+        for name in [one.name for one in fields(parts[0]) if one.name not in ("num_samples", "tasks")]:
             values = [getattr(p, name) for p in parts if getattr(p, name) is not None]
             if values and len(values) != len(parts):
                 raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,6 +50,21 @@ class Memo:
             self._values[key] = make()
         return self._values[key]
 
+    def copy(self) -> Memo:
+        """Return a memo that knows what this one knows by now."""
+        twin = Memo()
+        twin._values = dict(self._values)
+        return twin
+
+    @contextmanager
+    def rewound(self, earlier: Memo) -> Iterator[None]:
+        """Within the context this memo knows what ``earlier`` knows, and forgets what it learns meanwhile."""
+        now, self._values = self._values, dict(earlier._values)
+        try:
+            yield
+        finally:
+            self._values = now
+
 
 @dataclass(eq=False)
 class SiteCall:
@@ -63,6 +79,8 @@ class SiteCall:
         token_mask: shape (B, T), or None where there is no padding, as in global sites; shape (B, 1) in a sequence site
             whose draw has no effect for some examples.
         context: modality → frames, shape (B, F, d); a modality that is absent is missing for the whole batch.
+        first: shape (B,), int64, of token sites: the number of each example's first token in this pass, where earlier
+            passes have seen those before it; None is 0.
         num_sites: number of sites of the model.
         memo: shared by all sites of the pass.
         mean: said by the guide of a global site: the posterior's mean, shape ``site.shape``, where flipout or local
@@ -91,6 +109,7 @@ class SiteCall:
     point: Float[Tensor, "*S *shape"] | None = None
     posterior: TorchDistributionMixin | None = None
     watch: Callable[[int, Tensor, Tensor], None] | None = None
+    first: Int[Tensor, " B"] | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:

@@ -194,7 +194,9 @@ class Verifier:
         calibration = load_calibration(directory)
         return cls(model, guide, tokenizer, encoder, task, calibration, None if pairs is None else pairs.to(place))
 
-    def verify(self, recording: str | Path, script: str, *, samples: int = 32, seed: int = 0) -> Verdict:
+    def verify(
+        self, recording: str | Path, script: str, *, samples: int = 32, seed: int = 0, local_samples: int = 1
+    ) -> Verdict:
         """Answer for one pair.
 
         Args:
@@ -202,10 +204,13 @@ class Verifier:
             script: the text it should say, of at most ``task.max_tokens`` tokens and what the tokenizer allows.
             samples: posterior draws S, at least 2: one draw has no epistemic uncertainty, and would always be trusted.
             seed: of the draws; the same seed gives the same answer.
+            local_samples: K draws of local latents with each of S draws of weights, see
+                :func:`bayes_adapters.predict`: epistemic is then what the weights alone leave open. Thresholds that
+                were saved with the adapter are those of K = 1.
 
         Raises:
             DataError: the recording or the script cannot be used.
-            ConfigError: ``samples`` is below 2.
+            ConfigError: ``samples`` is below 2, or ``local_samples`` below 1 or for a model without local latents.
         """
         whole_number("samples", samples, least=2)
         wave = self.task.check(recording, script)
@@ -217,7 +222,8 @@ class Verifier:
         frames = Frames(as_stored(frames.values).float(), frames.mask).to(inputs["input_ids"].device)
         batch = Batch(inputs, context={"audio": frames})
         drawn = bool(self.calibration)  # each draw is scaled too
-        answer = predict(self.model, self.guide, batch, num_samples=samples, seed=seed, return_samples=drawn)
+        draws: dict[str, Any] = {"num_samples": samples, "local_samples": local_samples, "seed": seed}
+        answer = predict(self.model, self.guide, batch, return_samples=drawn, **draws)
         answer, kept, limited = self._calibrated(answer, seed)
         probability, total, epistemic = (float(v[0]) for v in (answer.probs, answer.total, answer.epistemic))
         sentence, trusted = advice(total, epistemic, self.task.thresholds)

@@ -88,7 +88,8 @@ class SearchLog:
         criterion, labels, tolerance, num_anchors, num_samples, seed: the settings.
         null_directions: layer path → how many of its r directions have d = 0, for layers that have any.
         relative_to: what the tolerance is a part of.
-        unit: that in nats, or a share: the baseline, the marginal entropy, or 1.
+        unit: that in nats, or a share: the baseline, the marginal entropy, or 1. With ``criterion="least_nll"`` it is
+            None, as are ``tolerance`` and ``relative_to``: the least is taken, without a tolerance.
     """
 
     scale: float
@@ -97,13 +98,13 @@ class SearchLog:
     points: tuple[SearchPoint, ...]
     criterion: str
     labels: str
-    tolerance: float
+    tolerance: float | None
     num_anchors: int
     num_samples: int
     seed: int
     null_directions: dict[str, int]
-    relative_to: str = Relative.LOSS.value
-    unit: float = math.nan
+    relative_to: str | None
+    unit: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON, for ``save(..., task=…)`` or a report."""

@@ -11,13 +11,14 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.models import Wander
 from bayes_adapters.models.multiplicative.factors import CP
 from bayes_adapters.sites import SiteCall
 
 
 @torch.no_grad()
-def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
+def fold(model: AdapterModel, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
     """Return a model and guide with one term, whose function or posterior over functions is that of ``model``.
 
     In ``Π_m (Σ_i G_m^(i)) … (Σ_j F_m^(j))`` only the sums appear, so ``Σ_i`` of the terms replaces them. A sum of
@@ -25,13 +26,19 @@ def fold(model: Wander, guide: AdapterGuide) -> tuple[Wander, AdapterGuide]:
     prior of the result is its default one, not that of the sum: fold after training.
 
     Args:
-        model: without low-rank adapters; its encoders are shared with the result.
+        model: a Wander without low-rank adapters; its encoders are shared with the result.
         guide: ``Delta`` or ``MeanField``.
 
     Raises:
-        ConfigError: ``cp="sum_of_products"``, another guide or that of another model, or encoders with adapters.
+        ConfigError: another model, ``cp="sum_of_products"``, another guide or that of another model, or encoders with
+            adapters.
     """
     require_pair(model, guide)
+    if not isinstance(model, Wander):
+        raise ConfigError(
+            f"Only the terms of a Wander fold; got a {type(model).__name__}. For weights of an adapter take "
+            "bayes_adapters.surgery.export.to_lora, and merge what it returns."
+        )
     if model.rule.cp is not CP.PRODUCT_OF_SUMS:
         raise ConfigError(
             "cp='sum_of_products' does not fold: its R products are R different functions, and no single product "

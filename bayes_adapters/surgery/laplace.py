@@ -88,8 +88,9 @@ def laplace(
     λ is the maximum of the evidence ``log p(data | m) − ½ λ ‖S⁻¹(m − μ)‖² − ½ log det(I + S H S / λ)`` or minimises the
     negative log density of ``validation``, or is given.
 
-    ``predict(model, guide, batch, linearised=True)`` is the predictive of the model that H belongs to, the one that is
-    linear in w: Gaussian in f, with covariance J Σ Jᵀ. Without ``linearised`` the network itself runs at draws of w.
+    ``predict(model, guide, batch, linearised="outputs")`` is the predictive of the model that H belongs to, the one
+    that is linear in w: Gaussian in f, with covariance J Σ Jᵀ, of which it takes 1000 draws; ``"probit"`` takes none,
+    and ``True`` draws w. Without ``linearised`` the network itself runs at draws of w.
     Where the posterior is wide the two differ much; compare them on held-out examples. Where the adapter answers its
     training examples with certainty, Λ_n is nearly 0, and both λ and H say little of how wrong it may be elsewhere:
     choose λ on ``validation``.
@@ -142,7 +143,7 @@ def laplace(
     >>> lora = LoRA(BertModel(tiny), Categorical(2), rank=2)
     >>> _ = fit(lora, Delta(lora), data, max_steps=100, progress=False)
     >>> model, guide, log = laplace(lora, Delta(lora), data)
-    >>> answer = predict(model, guide, data, linearised=True)
+    >>> answer = predict(model, guide, data, linearised="outputs")
     >>> bool((answer.epistemic > 0).all()), log.size  # A and B of two layers
     (True, 64)
     """

@@ -172,8 +172,9 @@ def bayesianise(
         else:
             scale, boundary = search.run(low, high, iterations, widen)
         posterior.rescale(scale)
-    settings = (criterion.value, labels.value, tolerance, count, num_samples, seed)
-    kept = (relative.value, search.baseline if unit is None else unit)
+    bounded = criterion is not Criterion.LEAST_NLL
+    settings = (criterion.value, labels.value, tolerance if bounded else None, count, num_samples, seed)
+    kept = (relative.value, search.baseline if unit is None else unit) if bounded else (None, None)
     return new, posterior, SearchLog(scale, boundary, search.baseline, tuple(search.points), *settings, nulls, *kept)
 
 

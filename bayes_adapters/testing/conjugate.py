@@ -93,6 +93,10 @@ def gaussian_of(case: Case, guide: AdapterGuide, *, gradients: bool = False) -> 
     site = the_site(model)
     q = found[JOINT]["fn"] if JOINT in found else found[site.name]["fn"]
     base: Any = base_distribution(q)
+    if hasattr(base, "from_noise"):  # a Gaussian over all weights that is told by its root: w = loc + R ε
+        with torch.set_grad_enabled(gradients):
+            columns = (base.from_noise(torch.eye(len(base.loc)).to(base.loc)) - base.loc).double()
+            return base.loc.double()[None], (columns.mT @ columns)[None]
     if not issubclass(type(base), _GAUSSIANS):
         raise NotApplicableError(f"The posterior is a {type(base).__name__}, whose KL to the exact one is not known.")
     rows = case.batch.size if found[site.name]["infer"][SITE].feature is not None else 1

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence, Sized
 from typing import Any
 
+from bayes_adapters.data._transform_checks import never_there
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, described
 
@@ -16,6 +17,14 @@ _FIX = (
     "Pass a list of Batch, bayes_adapters.training.batches(dataset, batch_size, collate), or a DataLoader whose "
     "collate_fn returns a Batch."
 )
+
+
+def require_any_of(transforms: Sequence[Any], seen: Collection[str]) -> None:
+    """Raise :class:`ConfigError` where a transform's modality was in no batch of an epoch, while others were."""
+    for transform in transforms:
+        modality = getattr(transform, "modality", None)
+        if isinstance(modality, str) and seen and modality not in seen:
+            raise never_there(modality, seen)
 
 
 def require_some(count: int | None, what: str) -> None:

@@ -36,12 +36,15 @@ class Transformed:
 
     def __iter__(self) -> Iterator[Batch]:
         purpose = "transforms" if self.depth == 0 else f"transforms {self.depth}"
+        seen: set[str] = set()
         for number, batch in enumerate(self.source):
+            seen.update(batch.context)
             seed = epoch_seed(self.seed, self.epoch, f"{purpose} of batch {number}")
             generator = torch.Generator().manual_seed(seed)
             for transform in self.transforms:
                 batch = transform(batch, generator)
             yield batch
+        _data_checks.require_any_of(self.transforms, seen)
 
     def described(self) -> dict[str, Any]:
         """Return what a run that is continued must share, besides what the source says of itself."""
@@ -62,7 +65,8 @@ def transformed(data: Iterable[Batch] | Batch, *transforms: Transform, seed: int
         seed: any integer.
 
     Raises:
-        ConfigError: no transform, or one that cannot be called.
+        ConfigError: no transform, or one that cannot be called; at the end of an epoch, a transform of a modality that
+            no batch of it had, while there were others. A batch may lack it.
 
     >>> from bayes_adapters import Frames
     >>> from bayes_adapters.data.transforms import FrameNoise, ModalityDropout

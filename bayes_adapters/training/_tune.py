@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -104,7 +105,8 @@ def tune(
     Raises:
         ConfigError: an empty grid, an option that is unknown, or one that would give the runs different budgets; seeds
             that are no whole numbers; with ``folder``, a value whose ``repr`` holds an address, or trials that were
-            made otherwise.
+            made otherwise; a temperature other than 1 of a posterior that has none, such as a head's that is
+            integrated out, before anything is trained.
         AdapterFileError: the record in ``folder`` is damaged.
         NonFiniteError: every setting diverged; the reasons are listed. Where only some do, their trials say why in
             ``failure``, and the search goes on. A setting that diverges under one seed is not chosen.
@@ -139,6 +141,7 @@ def tune(
     require_lasting(about | {name: _trials.shown({name: [*values]}) for name, values in grid.items()}, folder)
     about |= {"num_samples": num_samples, "data": _data.describe(data), "held": _data.describe(held)}
     sweep = _Sweep(make, data, held, known, options, num_samples, None if folder is None else Path(folder), about)
+    sweep.unproved = next((float(t) for t in temperatures if t != 1.0), None)
     best: tuple[float, float, dict[str, Any], Any] | None = None
     settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     runs = itertools.count(1)
@@ -181,6 +184,8 @@ class _Sweep:
         self.make, self.data, self.held, self.known, self.options = make, data, held, known, options
         self.num_samples, self.folder, self.about = num_samples, folder, about
         self.done = {trial.key: trial for trial in ([] if folder is None else _trials.read(folder, about))}
+        self.unproved: float | None = None
+        """A temperature at which no posterior has been seen to predict; None where 1 is all there is, or one was."""
 
     def trial(self, settings: Mapping[str, Any], seed: int, temperature: float) -> Trial:
         return self.done[_trials.name_of(_trials.shown(settings)), seed, float(temperature)]
@@ -233,6 +238,10 @@ class _Sweep:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
             torch.manual_seed(seed)
             model, guide = self.make(**{name: value for name, value in settings.items() if name not in self.known})
+        if self.unproved is not None:  # a posterior without draws of its own is refused before it is trained
+            with suppress(NonFiniteError):
+                predict(model, guide, next(iter(self.held)), num_samples=1, temperature=self.unproved)
+            self.unproved = None
         own = {name: value for name, value in settings.items() if name in self.known}
         watched = {"validation": self.held} if {"patience", "monitor"} & {*own, *self.options} else {}
         place = None if self.folder is None else self.folder / f"{_trials.name_of(_trials.shown(settings))}-{seed}"

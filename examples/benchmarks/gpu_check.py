@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from examples.benchmarks import decoder
 from examples.benchmarks.agreement import Check, check_bfloat16, check_device, combinations
 from examples.benchmarks.learning import check_learning
 from examples.benchmarks.measure import interleave, markdown, median, ratio
@@ -22,11 +23,12 @@ from examples.benchmarks.variants import OURS, PEFT, elbo, names, training_step
 from examples.benchmarks.workload import METHODS, Backbones, Sizes, make_batch
 
 
-def run_checks(device: str, backbones: Backbones, *, quick: bool) -> list[Check]:
+def run_checks(device: str, backbones: Backbones, shape: decoder.Shape, *, quick: bool) -> list[Check]:
     """Run every check; one that raises counts as failed, and the others still run."""
     planned: list[Any] = [(check_device, (*which, device), {}) for which in combinations()]
     planned += [(check_bfloat16, (*which, device), {}) for which in combinations()]
     planned += [(check_learning, (backbones, device), {"autocast": low, "quick": quick}) for low in (False, True)]
+    planned += [(decoder.check_decoder, (system, shape, device), {}) for system in decoder.SYSTEMS]
     return [_attempt(function, *positional, **named) for function, positional, named in planned]
 
 
@@ -87,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = torch.cuda.get_device_name(options.device) if on_gpu else "CPU (compared with itself)"
     print(f"{machine}, torch {torch.__version__}; backbone: {backbones.name}\n")
 
-    checks = run_checks(options.device, backbones, quick=options.quick)
+    shape = decoder.SMALL if options.quick else decoder.LARGE
+    checks = run_checks(options.device, backbones, shape, quick=options.quick)
     table = markdown(["check", "", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks])
     print(table)
     sizes = [Sizes(4, 6, 5, 12)] if options.quick else [Sizes(16, 32), Sizes(64, 128)]
@@ -100,6 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     base = next(iter(next(iter(costs.values())).values()))["base"]
     print(markdown(["training step", "batch", "median ms", f"/ {base}", "peak MiB"], rows))
+    costs["decoder"] = decoder.measure(shape, options.device, rounds=min(rounds, 5))
+    heading = ["random decoder in bfloat16", "median ms", "/ its step", "peak MiB"]
+    print(markdown(heading, decoder.rows(costs["decoder"])))
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(checks) - len(failed)} of {len(checks)} checks passed." + "".join(f"\nFAILED: {n}" for n in failed))
     result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "backbone": backbones.name}

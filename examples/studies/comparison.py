@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bayes_adapters.analysis.bootstrap import PairedDifference, paired_bootstrap
+from bayes_adapters.analysis.intervals import Interval, seeds_and_units
 from bayes_adapters.analysis.records import Record
 from bayes_adapters.errors import ConfigError, DataError
 
@@ -94,6 +95,32 @@ def _difference(metric: Metric, a: Tensor, b: Tensor, groups: Sequence[Hashable]
         return fmean(float(metric(v)) for v in rows.unbind(1))
 
     return paired_bootstrap(mean, a, b, groups=groups, draws=draws, seed=seed)
+
+
+def grouped_difference(differences: Tensor, groups: Sequence[Hashable]) -> Interval:
+    """Return the mean of ``differences`` with a 95 % interval over training seeds and groups of examples.
+
+    A group counts as often as it has examples, so that the mean is that of a table of means.
+
+    Args:
+        differences: of a metric that is a mean over examples, shape (R seeds, N examples), float64.
+        groups: of each example.
+    """
+    names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    member = torch.tensor([names[group] for group in groups])
+    count = torch.bincount(member).double()
+    means = differences.new_zeros(len(differences), len(names)).index_add_(1, member, differences) / count
+    return seeds_and_units(means * count / count.mean())
+
+
+def signed(*values: float) -> str:
+    """Return "difference [low, high]" with signs.
+
+    >>> signed(0.25, -0.5, 1.0)
+    '+.250 [−.500, +1.000]'
+    """
+    middle, low, high = (short(v, 3) if v < 0 else f"+{short(v, 3)}" for v in values)
+    return f"{middle} [{low}, {high}]"
 
 
 def mean_table(

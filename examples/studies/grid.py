@@ -122,7 +122,15 @@ def finished(methods: Sequence[str], seeds: Sequence[int], runs: Path) -> list[P
     return [path for path in paths if path.is_file()]
 
 
-def gather(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path, kind: type[Any] = Record) -> list[Any]:
+def gather(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    runs: Path,
+    out: Path,
+    kind: type[Any] = Record,
+    *,
+    keep: bool = False,
+) -> list[Any]:
     """Collect the finished runs into one file of records, ``out``; nothing is written when none is finished.
 
     Args:
@@ -131,10 +139,14 @@ def gather(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path, 
         runs: the folder of the runs.
         out: where the records go.
         kind: class of the records, :class:`Record` or a subclass.
+        keep: whether records in ``out`` of methods without a finished run stay there.
     """
     records = [record for path in finished(methods, seeds, runs) for record in read_records(path, kind)]
     if records:
-        write_records(out, records)
+        measured = {record.method for record in records}
+        kept = [old for old in read_records(out, kind) if old.method not in measured] if keep and out.is_file() else []
+        order = {method: number for number, method in enumerate(methods)}
+        write_records(out, sorted([*records, *kept], key=lambda record: order.get(record.method, len(order))))
     return records
 
 
@@ -198,7 +210,7 @@ class Grid(ABC, Generic[R]):
         passed = ["--runs", str(arguments.runs), *self.prepare(arguments)]
         failures = self.run(arguments, passed + (["--device", arguments.device] if self.on_device else []))
         seeds = range(arguments.seeds)
-        records = gather(self.methods, seeds, arguments.runs, arguments.out, self.record)
+        records = gather(self.methods, seeds, arguments.runs, arguments.out, self.record, keep=arguments.keep)
         if not records:
             print(f"error: no run has finished; see the logs in {arguments.runs}", file=sys.stderr)
             return 1
@@ -218,6 +230,7 @@ class Grid(ABC, Generic[R]):
             parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
         parser.add_argument("--runs", type=Path, default=self.runs)
         parser.add_argument("--out", type=Path, default=self.out)
+        parser.add_argument("--keep", action="store_true", help="records of methods without a run here stay in --out")
         parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
         self.options(parser)
         arguments = parser.parse_args()

@@ -32,7 +32,7 @@ from bayes_adapters import (
 )
 from bayes_adapters._options import parameters_of
 from bayes_adapters.distributions import LogUniform
-from bayes_adapters.likelihoods import Likelihood, Tasks
+from bayes_adapters.likelihoods import Likelihood, NextToken, Tasks
 from bayes_adapters.priors import identity_normal
 from bayes_adapters.sites import Part
 from bayes_adapters.systems.system import required
@@ -111,8 +111,9 @@ TASKS: dict[str, Callable[[], Likelihood]] = {
 }
 
 _NAMED_TASKS = tuple(TASKS)
-# Tasks holds others of this list, by names; tests/likelihoods trains it.
-for _cls in _unlisted("likelihood", Likelihood, [Tasks, *(type(task()) for task in TASKS.values())]):
+# Tasks holds others of this list, by names; tests/likelihoods trains it. NextToken needs a language model as its
+# backbone; tests/language trains it.
+for _cls in _unlisted("likelihood", Likelihood, [NextToken, Tasks, *(type(task()) for task in TASKS.values())]):
     TASKS[_cls.__name__] = partial(_cls, **_needed(_cls))
 
 _N: dict[str, Any] = {"num_data": SIZE}

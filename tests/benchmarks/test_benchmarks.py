@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bayes_adapters import ELBO, Granularity
-from examples.benchmarks import agreement, frozen_prefix, gpu_check, speed, variants
+from examples.benchmarks import agreement, decoder, frozen_prefix, gpu_check, speed, variants
 from examples.benchmarks.agreement import Check, check_bfloat16, check_device
 from examples.benchmarks.handwritten import disagreement
 from examples.benchmarks.learning import check_learning, synthetic_pairs
@@ -167,9 +167,11 @@ def test_the_gpu_check_reports_and_says_when_one_check_breaks(
     monkeypatch.setattr(gpu_check, "check_learning", broken)
     assert gpu_check.main(arguments) == 1
     assert "out of memory" in capsys.readouterr().out
-    checks = json.loads((tmp_path / "gpu.json").read_text())["checks"]
-    assert [c["passed"] for c in checks] == [True] * (len(checks) - 2) + [False] * 2
-    assert len(checks) == 2 * len(agreement.combinations()) + 2
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    checks, own = found["checks"], len(decoder.SYSTEMS)
+    assert [c["passed"] for c in checks] == [True] * (len(checks) - 2 - own) + [False] * 2 + [True] * own
+    assert len(checks) == 2 * len(agreement.combinations()) + 2 + own
+    assert len(found["costs"]["decoder"]) == 4 * own
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -41,8 +41,8 @@ def test_verify_as_a_user_runs_it(home: Path) -> None:
 
 
 def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
-    options = ("--adapter", home / "adapter", "--samples", 5, "--json")
-    code, out, err = run("verify", home / "good.wav", "your call", *options)
+    options = ("--adapter", home / "adapter", "--json", "--samples")
+    code, out, err = run("verify", home / "good.wav", "your call", *options, 5)
     assert (code, err) == (0, "")
     verdict = json.loads(out)
     backbone, tokenizer = text_backbone(home / "text")
@@ -64,6 +64,10 @@ def test_verify_says_what_predict_says(home: Path, run: Run) -> None:
     words, trusted = advice(verdict["total"], verdict["epistemic"], LIMITS)
     assert verdict["words"] == f"{claim(verdict['probability'])} {words}"
     assert verdict["trusted"] is trusted
+    _, out, _ = run("verify", home / "good.wav", "your call", *options, 2, "--local-samples", 3)
+    nested = predict(model, guide, Batch(inputs, context={"audio": kept}), num_samples=2, local_samples=3, seed=0)
+    assert json.loads(out)["epistemic"] == float(nested.epistemic)
+    assert json.loads(out)["probability"] == float(nested.probs) != float(expected.probs)
 
 
 def test_a_saved_calibration_is_applied(home: Path, tmp_path: Path, run: Run) -> None:
@@ -163,7 +167,12 @@ def test_frames_are_rounded_as_they_are_stored() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--samples", "1"], ["--samples", "got 1"]), (["--device", "abacus"], ["'abacus'", "'cpu', 'cuda' or 'auto'"])],
+    [
+        (["--samples", "1"], ["--samples", "got 1"]),
+        (["--local-samples", "0"], ["--local-samples", "got 0"]),
+        (["--samples", "5000", "--local-samples", "3"], ["5000", "3", "10,000"]),
+        (["--device", "abacus"], ["'abacus'", "'cpu', 'cuda' or 'auto'"]),
+    ],
 )
 def test_verify_options(home: Path, run: Run, options: list[str], says: list[str]) -> None:
     check_refusal(run("verify", home / "good.wav", "one", "--adapter", home / "adapter", *options), *says)

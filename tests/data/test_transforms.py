@@ -91,6 +91,13 @@ def test_a_transform_is_a_function_of_the_generator_and_leaves_its_batch_alone(t
     assert transform(batch.without("audio"), rng()).context == {}
 
 
+def test_a_batch_may_lack_the_modality_and_have_another() -> None:
+    batch = many(size=4)
+    other = Batch(batch.inputs, context={"video": batch.context["audio"]})
+    for transform in TRANSFORMS:
+        assert torch.equal(transform(other, rng()).context["video"].values, other.context["video"].values)
+
+
 def test_refusals() -> None:
     for wrong in (-0.1, 1.5, True):
         with refuses(ConfigError, "p", wrong):

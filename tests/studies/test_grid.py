@@ -98,6 +98,20 @@ def test_gather_keeps_the_order_of_methods_and_skips_what_is_missing(module: str
     assert [(r.method, r.seed) for r in read_records(out)] == [("b", 0), ("a", 0), ("a", 1)]
 
 
+def test_records_of_methods_that_did_not_run_may_stay(module: str, tmp_path: Path) -> None:
+    out, first, second = tmp_path / "all.json", tmp_path / "1", tmp_path / "2"
+    first.mkdir()
+    second.mkdir()
+    assert run_grid(module, ["a", "b"], [0, 1], first, jobs=2, arguments=["--runs", str(first)]) == 0
+    gather(["a", "b"], [0, 1], first, out)
+    assert run_grid(module, ["a"], [0], second, jobs=1, arguments=["--runs", str(second)]) == 0
+    found = gather(["b", "a"], [0, 1], second, out, keep=True)
+    assert [(r.method, r.seed) for r in found] == [("a", 0)]
+    assert [(r.method, r.seed) for r in read_records(out)] == [("b", 0), ("b", 1), ("a", 0)]
+    gather(["a"], [0], second, out, keep=True)  # b is no method any more
+    assert [(r.method, r.seed) for r in read_records(out)] == [("a", 0), ("b", 0), ("b", 1)]
+
+
 def test_runs_of_other_settings_or_data_are_refused(tmp_path: Path) -> None:
     claim_folder(tmp_path, Settings(), data="abc")
     claim_folder(tmp_path, Settings(device="cuda"), data="abc")

@@ -51,6 +51,15 @@ def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
     assert same(order, [batch.ids for batch in plain]), "the source's own epoch is set too"
 
 
+def test_some_batches_may_lack_the_modality_and_not_all() -> None:
+    video = Batch(DATA.inputs, DATA.targets, {"video": DATA.context["audio"]})
+    mixed = list(transformed([DATA, video], ModalityDropout("audio", 1.0)))
+    assert not mixed[0].context["audio"].present.any()
+    assert torch.equal(mixed[1].context["video"].mask, video.context["video"].mask)
+    with refuses(ConfigError, "'audio'", "['video']"):
+        list(transformed([video, video], ModalityDropout("audio", 1.0)))
+
+
 def test_two_layers_of_transforms_are_both_told_the_epoch_and_both_described() -> None:
     from bayes_adapters.training._data import describe
 

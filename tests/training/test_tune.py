@@ -15,6 +15,7 @@ import torch
 from bayes_adapters import predict
 from bayes_adapters.errors import AdapterFileError, ConfigError, NonFiniteError, PointPosteriorWarning
 from bayes_adapters.guides import Delta, MeanField
+from bayes_adapters.heads import VariationalLastLayer
 from bayes_adapters.training import TuneResult, fit, tune
 from bayes_adapters.training._tune_checks import read_seeds
 from tests.helpers import core_model, token_batch
@@ -47,6 +48,20 @@ class Maker:
 def run(make: Any, **options: Any) -> TuneResult:
     settings: dict[str, Any] = {"grid": GRID, "max_steps": 2, "optimizer": adam, "progress": False} | options
     return tune(make, TRAIN, HELD, settings.pop("grid"), num_samples=4, narrow=0.0, share=0.0, **settings)
+
+
+def test_a_posterior_without_a_temperature_is_refused_before_it_is_trained() -> None:
+    def make() -> tuple[Any, Any]:
+        model = core_model("global", rank=2, num_data=12, head=VariationalLastLayer())
+        return model, MeanField(model)
+
+    steps: list[int] = []
+    options: dict[str, Any] = {"grid": {"kl_weight": [1.0]}, "on_step": lambda *_: steps.append(1)}
+    with refuses(ConfigError, "head.weight", "integrated out"):
+        run(make, temperatures=[1.0, 0.25], **options)
+    assert steps == []
+    assert run(make, temperatures=[1.0], **options).temperature == 1.0
+    assert steps == [1, 1]
 
 
 def test_the_trials_are_runs_of_fit_and_the_best_is_the_lowest() -> None:

@@ -31,10 +31,10 @@ from bayes_adapters.analysis.intervals import holm
 from bayes_adapters.analysis.metrics import decompose
 from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
-from examples.studies.comparison import markdown, mean_table, short
+from examples.studies.comparison import markdown, mean_table, short, signed
 from examples.studies.few_labels.experiment import SETTINGS, Result, train
 from examples.studies.few_labels.methods import method
-from examples.studies.few_labels.results import Said, nll_difference, publish, signed
+from examples.studies.few_labels.results import Said, nll_difference, publish
 from examples.studies.few_labels.task import FewLabels, States
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld

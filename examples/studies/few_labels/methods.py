@@ -109,7 +109,7 @@ def _tfb(parts: Build, tolerance: float) -> Built:
 
 
 def _laplace(parts: Build, precision: float) -> Built:
-    """A Gaussian over both factors of a trained LoRA, and outputs that are linear in them."""
+    """A Gaussian over both factors of a trained LoRA, and outputs that are linear in them, a thousand draws of each."""
     built = MELD["lora"].build(parts)
 
     def finish(
@@ -118,7 +118,7 @@ def _laplace(parts: Build, precision: float) -> Built:
         new, posterior, _ = laplace(model, guide, batches, prior_precision=precision)
         return new, posterior
 
-    return built._replace(training=Training(finish=finish, linearised=True))
+    return built._replace(training=Training(finish=finish, linearised="outputs", samples=1000))
 
 
 def _swag(parts: Build, rate: float) -> Built:

@@ -20,11 +20,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis.intervals import Interval, ece_floor, holm, pigeonhole, seeds_and_units
+from bayes_adapters.analysis.intervals import Interval, ece_floor, holm, pigeonhole
 from bayes_adapters.analysis.metrics import aurc, ece
 from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
-from examples.studies.comparison import markdown, mean_table, rewrite_file, short
+from examples.studies.comparison import grouped_difference, markdown, mean_table, rewrite_file, short, signed
 from examples.studies.few_labels.experiment import SCALED, SETTINGS, Result, run
 from examples.studies.few_labels.methods import METHODS, method
 from examples.studies.few_labels.task import FewLabels
@@ -99,12 +99,7 @@ def nll_difference(one: Mapping[int, Mapping[str, Row]], two: Mapping[int, Mappi
     seeds, keys = _shared(one, two)
     groups = [one[seeds[0]][key].group for key in keys]
     table = torch.tensor([[_nll(one[s][k]) - _nll(two[s][k]) for k in keys] for s in seeds], dtype=torch.float64)
-    names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    member = torch.tensor([names[group] for group in groups])
-    count = torch.bincount(member).double()
-    # A dialogue counts as often as it has utterances, so that the mean is that of the table of means.
-    means = torch.zeros(len(seeds), len(names), dtype=torch.float64).index_add_(1, member, table) / count
-    return seeds_and_units(means * count / count.mean())
+    return grouped_difference(table, groups)
 
 
 def _risk_difference(
@@ -136,12 +131,6 @@ def _nll(row: Row) -> float:
 
 def _right(row: Row) -> bool:
     return max(range(3), key=_probs(row).__getitem__) == row.label
-
-
-def signed(*values: float) -> str:
-    """Return "difference [low, high]" with signs."""
-    middle, low, high = (short(v, 3) if v < 0 else f"+{short(v, 3)}" for v in values)
-    return f"{middle} [{low}, {high}]"
 
 
 def publish(title: str, tables: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> None:

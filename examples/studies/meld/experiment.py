@@ -230,7 +230,7 @@ def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor
     order = torch.tensor([i for batch in batches for i in batch.ids.tolist()]).argsort()
     found = []
     for number, (model, guide, training) in enumerate(trained.members):
-        count = settings.samples if training.random else 1
+        count = (training.samples or settings.samples) if training.random else 1
         seed = trained.seed + 1000 * number
         prediction = predict(
             model,

@@ -105,7 +105,8 @@ class Training:
         start: what is done before training, if anything, with the training batches.
         on_step: what is done after each optimiser step, if anything, such as pruning.
         finish: what is done after training, if anything.
-        linearised: whether predictions are those of the outputs linearised in the weights.
+        linearised: whether, and how, predictions are those of the outputs linearised in the weights; see ``predict``.
+        samples: posterior draws of a prediction after training; None takes those of the settings.
         ranks_kept: model, guide → mean number of ranks in use in a layer; None means all.
     """
 
@@ -118,7 +119,8 @@ class Training:
     start: Start | None = None
     on_step: OnStep | None = None
     finish: Finish | None = None
-    linearised: bool = False
+    linearised: bool | str = False
+    samples: int | None = None
     ranks_kept: Callable[[AdapterModel, AdapterGuide], float] | None = None
 
 

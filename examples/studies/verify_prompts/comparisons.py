@@ -25,6 +25,7 @@ ALSO = (
     ("bayesian-cola", "cola"),
     ("caliber-x-fusion", "lora-fusion-temperature"),
     ("caliber-x-fusion", "cross-attention-fusion"),
+    ("caliber-x-fusion-temperature", "lora-fusion-temperature"),
 )
 """Further pairs: (method, what it is compared with)."""
 

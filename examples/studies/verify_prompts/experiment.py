@@ -18,7 +18,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
-from examples.studies.verify_prompts.after import Judge, Validated
+from examples.studies.verify_prompts.after import Judge, Validated, risk_limit
 from examples.studies.verify_prompts.corpus import Corpus, PairBatches
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.methods import Build, find
@@ -110,7 +110,7 @@ def train(
         method: a name of :data:`examples.studies.verify_prompts.methods.METHODS`.
         seed: of initialisation, order, wrong scripts, corruptions and posterior draws.
         settings: shared by all methods.
-        checkpoint: where to continue an interrupted run from; None keeps nothing.
+        checkpoint: where an interrupted run goes on from; None keeps nothing.
         advance: called with 1 after each of :func:`training_steps`, in the place of a bar or lines; None shows those.
     """
     started = time.perf_counter()
@@ -152,26 +152,26 @@ def train(
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
         validation=validation,
-        num_samples=4 if chosen.random and chosen.finish is None else 1,
+        num_samples=4 if chosen.random and chosen.random_in_training else 1,
         seed=seed,
         checkpoint=checkpoint,
         progress=advance is None,
         on_step=None if advance is None else lambda *_: advance(1),
     )
-    trained = [*model.trainable_parameters().values(), *guide.parameters()]
-    parameters = sum(parameter.numel() for parameter in trained)
+    numbers = [*model.trainable_parameters().values(), *guide.parameters()]
+    parameters = sum(parameter.numel() for parameter in numbers)
     if chosen.finish is not None:
-        model, guide = chosen.finish(model, guide, validation, seed)
-    judge = None
-    if chosen.judge is not None:
-        judge = chosen.judge(
-            Validated(
-                _to_cpu(predict(model, guide, validation)),
-                torch.cat([batch.targets for batch in validation]),
-                lambda: corpus.density(settings.mix, 0.95, moments=True),
-            )
-        )
-    return Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters, judge)
+        draws = settings.samples if chosen.random else 1
+        model, guide = chosen.finish(model, guide, validation, seed, draws)
+    trained = Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
+    if chosen.judge is None:
+        return trained
+    validated = Validated(
+        _predicted(trained, validation, settings, keep=True),
+        torch.cat([batch.targets for batch in validation]),
+        lambda: corpus.density(settings.mix, 0.95, moments=True),
+    )
+    return replace(trained, judge=chosen.judge(validated), seconds=time.perf_counter() - started)
 
 
 def training_steps(corpus: Corpus, settings: Settings) -> int:
@@ -233,13 +233,18 @@ def evaluate(
 
 
 def predict_all(trained: Trained, dataset: Any, settings: Settings) -> tuple[Prediction, torch.Tensor]:
-    """Predict a data set in batches of similar length; ``order`` sorts the result back into the data set's order."""
+    """Predict a data set in batches of similar length; ``order`` sorts the result into the data set's order."""
     batches = list(PairBatches(dataset, settings.batch_size, shuffle=False))
-    draws = settings.samples if trained.samples else 1
-    prediction = predict(trained.model, trained.guide, batches, num_samples=draws, seed=trained.seed)
+    prediction = _predicted(trained, batches, settings, keep=trained.judge is not None)
     index = torch.cat([batch.ids for batch in batches])
-    prediction = _to_cpu(prediction)
     return prediction if trained.judge is None else trained.judge(prediction, batches), index.argsort()
+
+
+def _predicted(trained: Trained, batches: Sequence[Any], settings: Settings, *, keep: bool) -> Prediction:
+    """What a judge sees, of validation pairs and of those at test: as many draws, of one seed, kept for it to scale."""
+    samples = settings.samples if trained.samples else 1
+    options: dict[str, Any] = {"num_samples": samples, "seed": trained.seed, "return_samples": keep}
+    return _to_cpu(predict(trained.model, trained.guide, batches, **options))
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:
@@ -281,17 +286,3 @@ def task_description(corpus: Corpus, trained: Trained, settings: Settings) -> di
             "total_risk10": risk_limit(prediction.total[order], wrong, 0.1),
         },
     }
-
-
-def risk_limit(uncertainty: torch.Tensor, wrong: torch.Tensor, rate: float) -> float:
-    """Return the largest u such that at most ``rate`` of the answers of uncertainty ≤ u are wrong; 0 where none is.
-
-    Args:
-        uncertainty: shape (N,), ≥ 0.
-        wrong: shape (N,), bool.
-        rate: of errors, 0 to 1.
-    """
-    limits = uncertainty.unique()
-    kept = uncertainty <= limits[:, None]
-    allowed = (kept & wrong).sum(-1).double() / kept.sum(-1) <= rate
-    return float(limits[allowed].max()) if bool(allowed.any()) else 0.0

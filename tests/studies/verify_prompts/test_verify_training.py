@@ -13,7 +13,7 @@ from bayes_adapters import Batch, Prediction, predict
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import FrameDensity
-from examples.studies.verify_prompts.after import ABSENT, Judge, Validated, density_alone
+from examples.studies.verify_prompts.after import ABSENT, SCALES, Judge, Validated, density_alone, widening
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
@@ -94,6 +94,28 @@ def test_a_judge_is_made_on_the_validation_pairs_and_has_the_last_word(
     assert prediction.total[order].tolist() == [pair.label for pair in dataset.pairs]
 
 
+def test_a_judge_of_a_posterior_sees_as_many_draws_as_there_are_at_test(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Validated] = []
+
+    def keeps(validated: Validated) -> Judge:
+        seen.append(validated)
+        return lambda prediction, _: prediction
+
+    monkeypatch.setitem(METHODS, "c-lora", replace(find("c-lora"), judge=keeps))
+    result = train(corpus, "c-lora", 1, SETTINGS)
+    (validated,) = seen
+    batches = validation_batches(corpus, SETTINGS)
+    expected = predict(result.model, result.guide, batches, num_samples=SETTINGS.samples, seed=1, return_samples=True)
+    assert torch.equal(validated.prediction.probs, expected.probs)
+    assert torch.equal(validated.prediction.samples, expected.samples)
+    other = predict(result.model, result.guide, batches, num_samples=SETTINGS.samples, seed=0)
+    assert not torch.equal(validated.prediction.probs, other.probs)
+    said, _ = predict_all(result, corpus.evaluation("test", "clean"), SETTINGS)
+    assert said.num_samples == len(said.samples) == validated.prediction.num_samples == SETTINGS.samples
+
+
 def test_the_density_alone_knows_the_frames_and_nothing_else() -> None:
     density = FrameDensity.fit([cloud(400, 0)], [contexts(100, 1)], moments=True)
     answers = Prediction(*torch.rand(4, 6), num_samples=1)
@@ -109,6 +131,17 @@ def test_the_density_alone_knows_the_frames_and_nothing_else() -> None:
     assert torch.equal(found.total, found.epistemic)
 
 
+def test_a_temperature_of_draws_scales_the_mean_of_their_probabilities() -> None:
+    """And each draw alike, whose disagreement then says the epistemic share."""
+    labels = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    mean = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1])
+    draws = torch.stack([mean + 0.08, mean - 0.08])
+    answers = Prediction(mean, mean, mean, mean, num_samples=2, samples=draws)
+    found = find("caliber-x-fusion-temperature").judge(Validated(answers, labels, FrameDensity))(answers, [])
+    torch.testing.assert_close(found.probs, torch.where(mean > 0.5, 0.7, 0.3))
+    assert bool(((found.epistemic > 0.0) & (found.epistemic < found.total)).all())
+
+
 def test_late_fusion_is_scaled_by_the_temperature_of_the_validation_pairs() -> None:
     labels = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     sure = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1])  # right in 7 of 10
@@ -116,6 +149,23 @@ def test_late_fusion_is_scaled_by_the_temperature_of_the_validation_pairs() -> N
     answers = Prediction(sure, zero, zero, zero, num_samples=1)
     found = find("lora-fusion-temperature").judge(Validated(answers, labels, FrameDensity))
     torch.testing.assert_close(found(answers, []).probs, torch.where(sure > 0.5, 0.7, 0.3))
+
+
+def test_widening_takes_the_scale_that_fits_the_validation_pairs(corpus: Corpus) -> None:
+    result = train(corpus, "caliber-x", 0, SETTINGS)
+    with torch.no_grad():
+        for layer in adapted_layers(result.model.backbone).values():
+            layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for a scale to show
+    result.guide.reliability.density.limit.fill_(0.0)  # every recording is far
+    batches = validation_batches(corpus, SETTINGS)
+    assert widening(result.model, result.guide, iter(batches), 5, 3) == (result.model, result.guide)
+    chosen, found = result.guide.reliability.scale, dict[float, float]()
+    for scale in SCALES:
+        result.guide.reliability.scale = scale
+        density = predict(result.model, result.guide, batches, num_samples=3, seed=5).log_density
+        found[scale] = -float(density.mean())
+    assert len(set(found.values())) == len(SCALES)
+    assert chosen == min(found, key=lambda scale: found[scale])
 
 
 def test_a_seed_repeats_and_another_differs(corpus: Corpus, trained: Trained) -> None:

@@ -88,7 +88,9 @@ def test_held_out_targets_choose_the_noise() -> None:
     assert losses[log.scale] == min(losses.values()) < log.baseline
     again = -predict(new, guide, held, num_samples=4).log_density.double().mean().item()
     assert again == pytest.approx(losses[log.scale], rel=1e-4)
-    assert log.to_json()["criterion"] == "least_nll"
+    written = log.to_json()
+    assert written["criterion"] == "least_nll"
+    assert [written[name] for name in ("tolerance", "relative_to", "unit")] == [None, None, None]
 
 
 def test_options_that_do_not_go_together() -> None:

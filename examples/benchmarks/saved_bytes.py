@@ -1,0 +1,76 @@
+"""What a training step keeps for its backward: bytes of saved tensors, with gradient checkpointing and without.
+
+Counted by ``torch.autograd.graph.saved_tensors_hooks``, each storage once, over a random Llama; parameters are left
+out. That is a number of the method, not of a machine: it repeats to the byte.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from bayes_adapters import ELBO, Batch, Categorical, Frames
+from bayes_adapters.systems import build
+
+SYSTEMS = ("lora", "blob", "scalabl", "bayeslora-2026", "mc-dropout", "c-lora", "caliber-x")
+LAYERS, WIDTH, BATCH, TOKENS, FRAMES = 8, 64, 2, 128, 50
+
+
+def backbone() -> LlamaModel:
+    """Return a decoder of 8 layers without dropout."""
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}
+    return LlamaModel(LlamaConfig(**sizes))
+
+
+def batch() -> Batch:
+    """Return texts with audio frames."""
+    frames = Frames(torch.randn(BATCH, FRAMES, WIDTH), torch.ones(BATCH, FRAMES, dtype=torch.bool))
+    return Batch({"input_ids": torch.randint(100, (BATCH, TOKENS))}, torch.tensor([0, 1]), {"audio": frames})
+
+
+def saved_bytes(elbo: ELBO, data: Batch) -> int:
+    """Return the bytes that autograd keeps of one evaluation of the loss; parameters are not counted."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*elbo.parameters(), *elbo.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = elbo(data)  # kept alive while it is counted, so that no storage is used again
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+def measure(name: str, *, checkpointed: bool, **options: Any) -> float:
+    """Return the MiB that one evaluation of a system's loss keeps."""
+    torch.manual_seed(0)
+    more = {"context_dim": WIDTH} if "caliber" in name else {}
+    model, guide = build(
+        name, backbone(), Categorical(2), num_data=100, targets=["q_proj", "v_proj"], **more, **options
+    )
+    if checkpointed:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
+            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return saved_bytes(ELBO(model, guide).train(), batch()) / 2**20
+
+
+def main() -> None:
+    """Print one line a system, as a table in Markdown."""
+    print("| system | MiB | checkpointed | share |\n|---|---|---|---|")
+    for name in SYSTEMS:
+        plain, checkpointed = (measure(name, checkpointed=each) for each in (False, True))
+        print(f"| {name} | {plain:.1f} | {checkpointed:.1f} | {checkpointed / plain:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
