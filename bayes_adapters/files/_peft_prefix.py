@@ -84,7 +84,7 @@ def _checkpoint_prefix(backbone: nn.Module) -> str:
     config: Any = getattr(backbone, "config", None)
     name = next(iter(getattr(config, "architectures", None) or ()), "")
     kind = getattr(transformers, name, None) if name.endswith(_LANGUAGE_MODELS) else None
-    if kind is None or isinstance(backbone, kind):
+    if kind is None or isinstance(backbone, kind) or not isinstance(config, kind.config_class):
         return ""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # no attention runs here, and the backbone's may need a GPU

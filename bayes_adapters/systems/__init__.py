@@ -3,6 +3,7 @@
 from bayes_adapters.systems._build import build as build
 from bayes_adapters.systems._build import names as names
 from bayes_adapters.systems._start import start as start
+from bayes_adapters.systems._start import start_at as start_at
 from bayes_adapters.systems._start import start_from_peft as start_from_peft
 from bayes_adapters.systems.procedures import PROCEDURES as PROCEDURES
 from bayes_adapters.systems.recipes import Decay as Decay

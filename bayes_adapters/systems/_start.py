@@ -18,13 +18,22 @@ from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.files.peft import from_peft
 from bayes_adapters.guides._head import PosteriorHead
+from bayes_adapters.inference._pair_checks import require_pair
+from bayes_adapters.inference.draws import weight_mean
 from bayes_adapters.inference.guide import AdapterGuide, site_key
+from bayes_adapters.inference.joint import JointGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.sites import Part, Site
+from bayes_adapters.sites import Granularity, Part, Site
 from bayes_adapters.surgery.switching import activate
 from bayes_adapters.systems._build import build
-from bayes_adapters.systems._start_checks import no_place, require_startable
+from bayes_adapters.systems._start_checks import (
+    no_place,
+    require_fitting,
+    require_placed,
+    require_startable,
+    tells_mean,
+)
 
 _FACTORS = (Part.A, Part.B)
 
@@ -76,12 +85,7 @@ def start(
         with unwrapped(lora):
             backbone = remove(lora.backbone)
             model, guide = build(name, backbone, copy.deepcopy(lora.likelihood), num_data=num_data, **kept | overrides)
-        for path, layer in model.installed.items():
-            for part, value in zip(_FACTORS, factors[path], strict=True):
-                if part not in layer.sites:
-                    layer.get_parameter(f"lora_{part.name}").copy_(value)
-        for site in model.sites:
-            _locate(guide, site, _value(name, site, factors), model.prior.of(site))
+        _place(name, model, guide, factors)
     except BaseException:
         activate(lora)
         raise
@@ -89,6 +93,57 @@ def start(
     Marks.of(lora).put_on(model)
     model.backbone = lora.backbone  # in its wrapper, if it has one
     return model, guide
+
+
+@torch.no_grad()
+def start_at(model: AdapterModel, guide: AdapterGuide, lora: AdapterModel) -> None:
+    """Let a pair that was built by hand start at the trained ``lora``: :func:`start` for any model and guide.
+
+    As in :func:`start`, A and B become the LoRA's, parameters or the posterior's location, a core starts at I, a
+    diagonal at 1; standard deviations stay. The head becomes the LoRA's.
+
+    Args:
+        model: with the LoRA's layers, ranks and scale, such as ``Targets``, ``rank`` and ``alpha`` of the LoRA give;
+            its adapters in its backbone, and a head of the LoRA's kind.
+        guide: made for it: one with a location for each site (MeanField, RankWise, Delta, Contextual, …) or for all
+            weights (LowRank, FullGaussian, MatrixNormal).
+        lora: as for :func:`start`; its own adapters may be out of their backbone.
+
+    Raises:
+        ConfigError: the LoRA is random, or has other layers, ranks, scales or another head; or the guide has a mean
+            that is no parameter of it.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from bayes_adapters import Batch, Bernoulli, predict
+    >>> from bayes_adapters.guides import Delta, LowRank
+    >>> from bayes_adapters.models import LoRA, StochasticFactors
+    >>> tiny = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> lora, batch = LoRA(BertModel(tiny), Bernoulli(), rank=2), Batch({"input_ids": torch.tensor([[3, 5, 7]])})
+    >>> before = predict(lora, Delta(lora), batch).probs
+    >>> model = StochasticFactors(remove(lora.backbone), Bernoulli(), rank=2, num_data=100)
+    >>> guide = LowRank(model, covariance_rank=2)
+    >>> start_at(model, guide, lora)
+    >>> torch.allclose(predict(model, guide, batch, mean_only=True).probs, before, atol=1e-6)
+    True
+    """
+    require_pair(model, guide)
+    require_fitting(model, lora)
+    factors = {path: as_lora(layer) for path, layer in lora.installed.items()}
+    own = [p for layer in model.installed.values() for p in (layer.lora_A, layer.lora_B) if p is not None]
+    before = [(value, value.detach().clone()) for value in (*own, *guide.parameters())]
+    try:
+        _place(type(guide).__name__, model, guide, factors)
+        if all(site.granularity is Granularity.GLOBAL for site in model.sites):
+            wanted = {site.name: _value("", site, factors) for site in model.sites}
+            with tells_mean(guide):
+                found = weight_mean(model, guide)
+            require_placed(guide, found, wanted)
+    except BaseException:
+        for value, old in before:
+            value.copy_(old)
+        raise
+    model.head.load_state_dict(lora.head.state_dict())
+    Marks.of(lora).put_on(model)
 
 
 def start_from_peft(
@@ -138,6 +193,16 @@ def start_from_peft(
         raise
 
 
+def _place(name: str, model: AdapterModel, guide: AdapterGuide, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Let parameters and posterior means start at ``factors``, layer path → A and B."""
+    for path, layer in model.installed.items():
+        for part, value in zip(_FACTORS, factors[path], strict=True):
+            if part not in layer.sites:
+                layer.get_parameter(f"lora_{part.name}").copy_(value)
+    for site in model.sites:
+        _locate(guide, site, _value(name, site, factors), model.prior.of(site))
+
+
 def _value(name: str, site: Site, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor | None:
     """Return where the mean of ``site`` is, shape ``site.shape``; None for a mask, whose posterior is its prior."""
     if site.part in _FACTORS:
@@ -162,7 +227,9 @@ def _locate(guide: AdapterGuide, site: Site, value: Tensor | None, prior: Any) -
         centre = torch.nan_to_num(prior.mean, nan=0.0, posinf=0.0, neginf=0.0).to(value)
         last.weight[:count].zero_()
         last.bias[:count].copy_((value - centre).reshape(-1))
-    elif isinstance(places, nn.ParameterDict) and key in places:
+    elif isinstance(guide, JointGuide) and isinstance(places, nn.Parameter) and places.shape == (guide.size,):
+        places[guide.layout[site.name]] = value.flatten().to(places)
+    elif isinstance(places, nn.ParameterDict) and key in places and places[key].shape == value.shape:
         places[key].copy_(value.log() if getattr(guide, "positive_mean", False) else value)
     else:
         raise no_place(type(guide).__name__, site)

@@ -12,14 +12,14 @@ from torch import Tensor
 from bayes_adapters import Categorical, adapted_layers, predict
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.files.peft import from_peft, to_peft
-from bayes_adapters.guides import Delta
+from bayes_adapters.guides import Delta, Flow, FullGaussian, LowRank, MatrixNormal, MeanField, RankWise
 from bayes_adapters.heads import TwoLayerHead
-from bayes_adapters.models import LoRA
+from bayes_adapters.models import LoRA, StochasticFactors
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.surgery.laplace import laplace
 from bayes_adapters.surgery.switching import activate
 from bayes_adapters.surgery.training_free import bayesianise
-from bayes_adapters.systems import SYSTEMS, start, start_from_peft
+from bayes_adapters.systems import SYSTEMS, start, start_at, start_from_peft
 from bayes_adapters.training import fit
 from tests.files.peft.parts import adapters, hidden, settings, trained
 from tests.helpers import CONTEXT, bert, core_model, fill_B, token_batch
@@ -76,7 +76,7 @@ def test_from_pefts_adapter_to_a_bayesian_one(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(hidden(again.backbone), hidden(theirs), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["blob", "scalabl", "c-lora", "bayeslora-2026", "mc-dropout"])
+@pytest.mark.parametrize("name", ["blob", "scalabl", "c-lora"])
 def test_one_call_from_a_folder_of_peft(name: str, tmp_path: Path) -> None:
     patterns = {"rank_pattern": {"query": 2}, "alpha_pattern": {"value": 4}, "use_rslora": True}
     adapters(tmp_path, target_modules=["query", "value"], **patterns)
@@ -99,6 +99,33 @@ def test_methods_after_training_begin_with_a_folder_of_peft(method: str, tmp_pat
     else:
         new, guide, _ = bayesianise(model, Delta(model), batch)
     torch.testing.assert_close(mean(new, guide), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("guide", [LowRank, FullGaussian, MatrixNormal, MeanField, RankWise])
+def test_a_pair_of_any_family_starts_at_a_lora(guide: Any, tmp_path: Path) -> None:
+    adapters(tmp_path, target_modules=["query", "value"])
+    old = from_peft(tmp_path, bert(), Categorical(3), head=False)
+    options = {"targets": ["query", "value"], "rank": 3, "alpha": old.alpha, "num_data": 20}
+    model = StochasticFactors(bert(), Categorical(3), **options)
+    made = guide(model)
+    start_at(model, made, old)
+    torch.testing.assert_close(mean(model, made), mean(old, Delta(old)), rtol=0, atol=1e-5)
+
+
+def test_a_pair_that_does_not_fit_stays_as_it_was() -> None:
+    old = lora()
+    model = StochasticFactors(bert(), Categorical(3), rank=3, alpha=5.0, num_data=20)
+    guide = Flow(model)
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    with refuses(ConfigError, "Flow"):
+        start_at(model, guide, old)
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+    other = StochasticFactors(bert(), Categorical(3), rank=2, alpha=5.0, num_data=20)
+    with refuses(ConfigError, "'encoder.layer.0.attention.self.query'", 2, 3):
+        start_at(other, MeanField(other), old)
+    tall = StochasticFactors(bert(), Categorical(4), rank=3, alpha=5.0, num_data=20)
+    with refuses(ConfigError, "LinearHead", "lora.head.fresh()"):
+        start_at(tall, MeanField(tall), old)
 
 
 def test_a_folder_that_cannot_start_leaves_a_bare_backbone(tmp_path: Path) -> None:
