@@ -163,6 +163,24 @@ def test_each_context_has_a_density_of_its_own() -> None:
     assert list(one.config()["reliability"]) == ["image"]
 
 
+@pytest.mark.filterwarnings("ignore:No scale of")
+def test_a_scale_is_calibrated_for_one_of_several_densities() -> None:
+    batch = pictured()
+    both = {"audio": Reliability(density(CONTEXT), scale=2.0), "image": Reliability(density(IMAGE), scale=2.0)}
+    guide = made("cross", reliability=both)
+    far = Frames(batch.context["image"].values + 20.0, batch.context["image"].mask)
+    told = Batch(batch.inputs, torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]), {**batch.context, "image": far})
+    found = calibrate_scale(guide.model, guide, told, told.targets, modality="image", scales=[0.1, 5.0], num_samples=2)
+    assert both["image"].scale == found.scale != 2.0
+    assert both["audio"].scale == 2.0
+    nlls = []
+    for both["image"].scale in found.tried:
+        answer = predict(guide.model, guide, told, num_samples=2)
+        nlls.append(-float(answer.log_density.double().mean()))
+    assert nlls == pytest.approx(list(found.tried.values()))
+    assert len(set(nlls)) == len(nlls), "the scale of that context moves the answer"
+
+
 def test_saved_loaded_and_trained_together(tmp_path: Path) -> None:
     batch = pictured()
     options: dict[str, Any] = {"context_dim": BOTH, "dim": 4, "rank": 2}
@@ -262,6 +280,8 @@ def test_refusals() -> None:
         FAMILIES["cross"](model, BOTH, reliability={"depth": reliable})
     with refuses(ConfigError, "audio", "image", "modality"):
         choose_gate(model, guide, batch)
-    with refuses(ConfigError, "audio", "image", "reliability"):
-        far = FAMILIES["cross"](model, BOTH, reliability={"image": reliable})
+    far = FAMILIES["cross"](model, BOTH, reliability={"image": reliable, "audio": Reliability(density(CONTEXT))})
+    with refuses(ConfigError, "audio", "image", "modality="):
         calibrate_scale(model, far, batch, batch.targets)
+    with refuses(ConfigError, "imag", "'image'"):
+        calibrate_scale(model, far, batch, batch.targets, modality="imag")

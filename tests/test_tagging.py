@@ -19,7 +19,6 @@ from bayes_adapters import (
     Frames,
     Prediction,
     Tagging,
-    adapted_layers,
     load,
     predict,
     save,
@@ -28,7 +27,7 @@ from bayes_adapters.distributions import IGNORED, TokenLabels
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MeanField
-from bayes_adapters.models import ConcatLoRA, FusionLoRA, LoRA, StochasticCore
+from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.training import fit
 from tests.helpers import CONTEXT, WIDTH, bert, fill_B, llama, pad, token_batch
 from tests.information import of_classes
@@ -278,22 +277,6 @@ def test_a_peft_folder_keeps_the_head_for_taggers_only(tmp_path: Path) -> None:
 # mistakes
 
 
-def test_pooling_and_likelihood_must_fit() -> None:
-    backbone = bert()
-    with refuses(ConfigError, "Tagging", "pooling='mean'"):
-        LoRA(backbone, Tagging(C), pooling="mean")
-    with refuses(ConfigError, "Categorical", "pooling='none'"):
-        LoRA(backbone, Categorical(C), pooling="none")
-    assert not adapted_layers(backbone)
-    assert LoRA(backbone, Tagging(C), pooling="none").pooling == "none"
-
-
-def test_several_encoders_have_no_common_tokens() -> None:
-    encoders = torch.nn.ModuleDict({"text": bert(1), "other": bert(1)})
-    with refuses(ConfigError, "ConcatLoRA", "Tagging"):
-        ConcatLoRA(encoders, Tagging(C))
-
-
 @pytest.mark.parametrize(
     ("targets", "facts"),
     [
@@ -311,8 +294,3 @@ def test_wrong_targets(targets: Tensor, facts: tuple[object, ...]) -> None:
     model, guide = pair(Delta)
     with refuses(DataError, *facts):
         ELBO(model, guide)(Batch(tokens().inputs, targets))
-
-
-def test_too_few_classes() -> None:
-    with refuses(ConfigError, "num_classes", 2, 1):
-        Tagging(1)

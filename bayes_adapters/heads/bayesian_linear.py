@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_adapters.heads._checks import require_positive
+from bayes_adapters.heads._augmented import read_scales
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior, IndependentGaussians
@@ -67,8 +67,8 @@ class BayesianLinear(Head):
         pooling: Pooling | str | None = None,
     ) -> None:
         super().__init__(pooling)
-        require_positive(prior_scale=prior_scale, init_scale=init_scale)
-        self.prior_scale, self.init_scale, self.bias = float(prior_scale), float(init_scale), bias
+        self.prior_scale, self.init_scale = read_scales(prior_scale, init_scale)
+        self.bias = bias
 
     def sites(self, width: int, likelihood: Likelihood) -> list[Site]:
         events = {WEIGHT: (likelihood.num_outputs, width)} | ({BIAS: (likelihood.num_outputs,)} if self.bias else {})

@@ -14,7 +14,8 @@ from bayes_adapters.adapters.moments import Moments
 from bayes_adapters.devices import fp32
 from bayes_adapters.distributions import MatrixNormalInverseWishart, base_distribution
 from bayes_adapters.errors import ConfigError, choice
-from bayes_adapters.heads._checks import require_numbers, require_positive
+from bayes_adapters.heads._augmented import augmented, augmented_start, read_scales
+from bayes_adapters.heads._checks import require_numbers
 from bayes_adapters.heads.covariance import Covariance
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
@@ -90,11 +91,8 @@ class ConjugateLastLayer(Head):
         self.covariance = choice(Covariance, "covariance", covariance)
         if self.covariance is Covariance.LOW_RANK:
             raise ConfigError("covariance of ConjugateLastLayer is 'diagonal' or 'dense'; got 'low_rank'.")
-        require_positive(
-            prior_scale=prior_scale, init_scale=init_scale, noise_scale=noise_scale, noise_weight=noise_weight
-        )
-        self.prior_scale, self.init_scale = float(prior_scale), float(init_scale)
-        self.noise_scale, self.noise_weight = float(noise_scale), float(noise_weight)
+        scales = read_scales(prior_scale, init_scale, noise_scale=noise_scale, noise_weight=noise_weight)
+        self.prior_scale, self.init_scale, self.noise_scale, self.noise_weight = scales
 
     def suit(self, likelihood: Likelihood) -> None:
         require_numbers(type(self).__name__, likelihood)
@@ -113,8 +111,7 @@ class ConjugateLastLayer(Head):
 
     def posterior(self, sites: list[Site], likelihood: Likelihood) -> HeadPosterior:
         outputs, width = sites[0].event[0], sites[0].event[1] - sites[0].event[0]
-        linear = nn.Linear(width - 1, outputs)
-        start = torch.cat([linear.weight, linear.bias[:, None] / math.sqrt(width - 1)], 1).detach()
+        start = augmented_start(width - 1, outputs)
         scale = self.init_scale * self.prior_scale / math.sqrt(width - 1)
         return _Together(start, scale, self.noise_scale, self.noise_weight, self.covariance)
 
@@ -124,8 +121,7 @@ class ConjugateLastLayer(Head):
     def forward(self, features: Float[Tensor, "rows d"]) -> ConjugateOutputs:
         weight = self.drawn(JOINT)
         with fp32(features.device):
-            features = features.to(weight.value.dtype)
-            features = torch.cat([features, features.new_full((len(features), 1), math.sqrt(features.shape[1]))], 1)
+            features = augmented(features.to(weight.value.dtype))
             if isinstance(weight, Moments):
                 q: Any = base_distribution(weight.posterior)
                 mean = features @ q.loc[weight.layer].mT

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.moments import Moments
 from bayes_adapters.devices import fp32
-from bayes_adapters.heads._checks import inverse_gamma, require_classes, require_positive
+from bayes_adapters.heads._augmented import read_scales
+from bayes_adapters.heads._checks import inverse_gamma, require_classes
 from bayes_adapters.heads.covariance import Covariance, GaussianRows
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
@@ -79,8 +80,7 @@ class GenerativeLastLayer(Head):
         pooling: Pooling | str | None = None,
     ) -> None:
         super().__init__(pooling)
-        require_positive(prior_scale=prior_scale, init_scale=init_scale)
-        self.prior_scale, self.init_scale = float(prior_scale), float(init_scale)
+        self.prior_scale, self.init_scale = read_scales(prior_scale, init_scale)
         self.spread_prior = inverse_gamma("spread_prior", spread_prior)
 
     def suit(self, likelihood: Likelihood) -> None:

@@ -17,7 +17,8 @@ from bayes_adapters.adapters.moments import Moments
 from bayes_adapters.adapters.reparametrisation import Weight
 from bayes_adapters.devices import fp32
 from bayes_adapters.errors import choice, whole_number
-from bayes_adapters.heads._checks import inverse_gamma, require_expected, require_positive
+from bayes_adapters.heads._augmented import augmented, augmented_start, read_scales
+from bayes_adapters.heads._checks import inverse_gamma, require_expected
 from bayes_adapters.heads.covariance import Covariance, GaussianRows
 from bayes_adapters.heads.head import Head
 from bayes_adapters.heads.pooling import Pooling
@@ -105,9 +106,8 @@ class VariationalLastLayer(Head):
         self.predictive = choice(Predictive, "predictive", predictive)
         self.covariance = choice(Covariance, "covariance", covariance)
         whole_number("covariance_rank", covariance_rank)
-        require_positive(prior_scale=prior_scale, init_scale=init_scale)
         self.covariance_rank, self.bias = covariance_rank, bias
-        self.prior_scale, self.init_scale = float(prior_scale), float(init_scale)
+        self.prior_scale, self.init_scale = read_scales(prior_scale, init_scale)
         self.noise_prior = None if noise_prior is None else inverse_gamma("noise_prior", noise_prior)
 
     def suit(self, likelihood: Likelihood) -> None:
@@ -128,8 +128,7 @@ class VariationalLastLayer(Head):
 
     def posterior(self, sites: list[Site], likelihood: Likelihood) -> HeadPosterior:
         rows, width = sites[0].event
-        linear = nn.Linear(width - self.bias, rows)
-        start = torch.cat([linear.weight, linear.bias[:, None] / math.sqrt(width - self.bias)], 1)[:, :width]
+        start = augmented_start(width - self.bias, rows)[:, :width]
         scale = self.init_scale * self.prior_scale / math.sqrt(width - self.bias)
         weight = GaussianRows(start, scale, self.covariance, self.covariance_rank)
         return _IntegratedOut(weight, likelihood, self.noise_prior, rows, self.predictive)
@@ -157,8 +156,7 @@ class VariationalLastLayer(Head):
 
     def _moments(self, weight: Weight, features: Float[Tensor, "rows d"]) -> tuple[Tensor, Tensor]:
         """Mean and variance of W φ, each of shape (rows, K); given a draw of W there is no variance."""
-        if self.bias:
-            features = torch.cat([features, features.new_full((len(features), 1), math.sqrt(features.shape[1]))], 1)
+        features = augmented(features) if self.bias else features
         mean = weight.times(features)
         return mean, weight.variance(features) if isinstance(weight, Moments) else torch.zeros_like(mean)
 

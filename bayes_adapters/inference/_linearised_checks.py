@@ -9,6 +9,7 @@ from pyro.distributions import Delta
 
 from bayes_adapters.distributions import base_distribution, is_gaussian
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 
 
@@ -32,6 +33,15 @@ def require_gaussian(fns: Mapping[str, Any], names: set[str]) -> None:
                 f"linearised='outputs' and 'probit' need a posterior that is Gaussian over all weights; over draws of "
                 f"{name!r} ({family}) it is a mixture. Take linearised=True, which draws both."
             )
+
+
+def require_some_weights(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where no weight is random, so that outputs are linear in nothing."""
+    if not model.latent_sites:
+        raise ConfigError(
+            f"linearised needs random weights, and this {type(model).__name__} has none: its outputs are those of one "
+            "point. Leave linearised out, or give it a posterior first, by bayes_adapters.surgery.laplace."
+        )
 
 
 def require_formula(likelihood: Likelihood) -> None:

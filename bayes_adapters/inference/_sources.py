@@ -15,6 +15,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.inference._draw_checks import require_median, require_no_temperature, require_points
+from bayes_adapters.inference._linearised_checks import require_some_weights
 from bayes_adapters.inference._nested_checks import require_nested, require_no_moments
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import (
@@ -200,6 +201,8 @@ def source_of(
     if isinstance(guide, AdapterGuide) and not linearised:
         return OwnGuide(model, guide, mean_only, seed, temperature, local_samples)
     number = int(torch.randint(1 << 62, ())) if seed is None else seed
+    if linearised:
+        require_some_weights(model)
     if linearised is Linearisation.WEIGHTS or (linearised and mean_only):
         return Linearised(model, require_weights_guide(guide), mean_only, number, temperature)
     if linearised:

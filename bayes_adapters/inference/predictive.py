@@ -108,7 +108,8 @@ def predict(
         NonFiniteError: an example's outputs, or what the likelihood makes of them, are NaN or infinite.
         ConfigError: ``num_samples``, ``chunk_size`` or ``local_samples`` below 1, a seed that is no integer; the guide
             belongs to another model, is on another device, or lacks a site; draws that do not fit the model; or local
-            draws of a model that has no local latents.
+            draws of a model that has no local latents; ``linearised`` of a model without random weights, or, but for
+            ``True``, of a posterior that is no Gaussian.
         FoldError: ``chunk_size`` above 1 where draws cannot share a pass.
 
     >>> from transformers import BertConfig, BertModel

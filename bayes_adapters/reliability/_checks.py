@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Frames
+from bayes_adapters.data.contexts import module_key
 from bayes_adapters.distributions import base_distribution
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, unknown_name
 from bayes_adapters.priors.hierarchical import Stacked
 
 
@@ -142,20 +143,29 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def require_reliability(guide: Any) -> Any:
-    """Return the guide's reliability; raise :class:`ConfigError` if it has none."""
-    found = getattr(guide, "reliability", None)
+def require_reliability(guide: Any, modality: str | None) -> tuple[Any, str]:
+    """Return the guide's reliability of a context, and which context; :class:`ConfigError` if it has none."""
+    found: Any = getattr(guide, "reliability", None)
+    reads = sorted(guide.reads)
+    if modality is not None and modality not in reads:
+        raise unknown_name("modality", modality, reads)
+    several = isinstance(found, nn.ModuleDict)
+    if several and modality is None:
+        own = [name for name in reads if module_key(name) in found]
+        if len(own) != 1:
+            raise ConfigError(
+                f"This {type(guide).__name__} weighs {own}, each with a scale of its own. Say which one is chosen: "
+                f"modality={own[0]!r}."
+            )
+        modality = own[0]
+    name = modality or (reads[0] if reads else "")
+    found = dict(found.items()).get(module_key(name)) if several else found
     if found is None:
         raise ConfigError(
             f"This {type(guide).__name__} has no reliability whose scale could be chosen. Build it with "
             "reliability=Reliability(FrameDensity.fit(...)), and train it."
         )
-    if len(guide.reads) > 1:
-        raise ConfigError(
-            f"This {type(guide).__name__} reads {sorted(guide.reads)}, and a scale is chosen for one context's "
-            "reliability. Give each Reliability its scale= when you build the guide."
-        )
-    return found
+    return found, name
 
 
 def check_scales(scales: Iterable[float], tolerance: float) -> list[float]:
@@ -170,7 +180,7 @@ def check_scales(scales: Iterable[float], tolerance: float) -> list[float]:
     return found
 
 
-def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
+def require_far(reliability: Any, modality: str, batches: Sequence[Any]) -> Tensor:
     """Return the targets of ``batches``.
 
     Raises:
@@ -188,10 +198,10 @@ def require_far(density: Any, guide: Any, batches: Sequence[Any]) -> Tensor:
             )
     if not batches:
         raise DataError("There is no batch of far contexts. Pass labelled ones, such as corrupted validation examples.")
-    (modality,) = guide.reads
+    density = reliability.density
     device = density.limit.device
     frames = [batch.context[modality].to(device) for batch in batches if modality in batch.context]
-    if guide.reliability.missing == 1.0 and all(bool((density(f) == 1.0).all()) for f in frames):
+    if reliability.missing == 1.0 and all(bool((density(f) == 1.0).all()) for f in frames):
         raise DataError(
             "Every one of these contexts is trusted fully (γ = 1), so no scale has an effect on them. Pass contexts "
             "unlike those of training, or fit the density with a lower quantile=."

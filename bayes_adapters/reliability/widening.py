@@ -45,6 +45,7 @@ def calibrate_scale(
     far: Batch | Sequence[Batch],
     training_targets: Tensor,
     *,
+    modality: str | None = None,
     scales: Iterable[float] = _SCALES,
     tolerance: float = 0.02,
     num_samples: int = 64,
@@ -68,6 +69,8 @@ def calibrate_scale(
         far: labelled examples with contexts unlike those of training, such as corrupted or foreign recordings; of the
             validation set, not the test set.
         training_targets: of the training set, shape (N,), for p₀.
+        modality: whose reliability it is, where the guide reads several contexts, each with its own; the others keep
+            their scales. Let only this one be far.
         scales: what to try, at least two.
         tolerance: nats that the answer may be worse than the marginal predictor's.
         num_samples: draws of each prediction.
@@ -79,14 +82,15 @@ def calibrate_scale(
             :func:`bayes_adapters.reliability.blend`.
 
     Raises:
-        ConfigError: the guide has no reliability, or ``scales`` or ``tolerance`` are out of range.
+        ConfigError: the guide has no reliability, or several and no ``modality``, or ``scales`` or ``tolerance`` are
+            out of range.
         DataError: no targets, several per example (tokens, labels, tasks), one that the training targets do not
             know, or every far context is trusted fully.
     """
-    reliability = require_reliability(guide)
+    reliability, context = require_reliability(guide, modality)
     grid = check_scales(scales, tolerance)
     batches = [far] if isinstance(far, Batch) else list(far)
-    targets = require_far(reliability.density, guide, batches)
+    targets = require_far(reliability, context, batches)
     known = Marginal.of(training_targets, getattr(model.likelihood, "num_outputs", None))
     require_known(targets, known.probs)
     marginal = float(known.nll(targets).mean())

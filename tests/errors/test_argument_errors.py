@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Frames, Targets, load, predict, save, systems
 from bayes_adapters.errors import ConfigError, DataError, TargetError
-from bayes_adapters.guides import Contextual, CrossAttention, Hypernetwork, MCDropout, MeanField
-from bayes_adapters.models import AdapterDropout, CoLA, DiagonalCore, FusionLoRA, LoRA, StochasticCore, Wander
+from bayes_adapters.guides import Contextual, MCDropout, MeanField
+from bayes_adapters.models import AdapterDropout, DiagonalCore, LoRA, StochasticCore, Wander
 from bayes_adapters.schedules import Blundell, Cyclic, LinearWarmup
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.systems import build
@@ -25,7 +25,6 @@ from tests.errors.parts import check
 from tests.helpers import CONTEXT, bert, core_model, token_batch
 from tests.instrument import unchecked
 from tests.refusals import refuses
-from tests.text_and_audio import encoders
 from tests.training.parts import Items, join
 
 
@@ -151,40 +150,6 @@ def test_a_mask_that_is_added_to_scores_is_not_read_inverted(other: float) -> No
     assert Batch({"input_ids": ids, "attention_mask": mask}).token_mask is not None
     with refuses(DataError, "attention_mask", 0, 1, f"{other:g}"):
         Batch({"input_ids": ids, "attention_mask": torch.where(mask == 1, 1.0, other)})
-
-
-COLA: dict[str, tuple[dict[str, Any], list[object]]] = {
-    "cross_rank": ({"cross_rank": 2.5}, ["cross_rank", 1, 2.5]),
-    "gain": ({"gain": "0.5"}, ["gain", "0.5"]),
-    "head_width": ({"head_width": 2.5}, ["head_width", 1, 2.5]),
-}
-WANDER: dict[str, tuple[dict[str, Any], list[object]]] = {
-    "fusion_rank": ({"fusion_rank": 2.5}, ["fusion_rank", 1, 2.5]),
-    "num_data": ({"num_data": 2.5}, ["num_data", 1, 2.5]),
-    "width": ({"width": -1}, ["width", 1, -1]),
-    "lengths": ({"lengths": 3}, ["lengths", 3]),
-    "one length": ({"lengths": {"text": 3.5, "audio": 2}}, ["lengths['text']", 1, 3.5]),
-}
-
-
-@pytest.mark.parametrize("case", COLA)
-def test_sizes_of_cola(case: str) -> None:
-    options, facts = COLA[case]
-    net = encoders()
-    check(lambda: CoLA(net, Bernoulli(), **options), ConfigError, facts, net)
-
-
-@pytest.mark.parametrize("case", WANDER)
-def test_sizes_of_wander(case: str) -> None:
-    options, facts = WANDER[case]
-    net, sizes = encoders(), {"num_data": 4, "lengths": {"text": 3, "audio": 3}}
-    check(lambda: Wander(net, Bernoulli(), **(sizes | options)), ConfigError, facts, net)
-
-
-def test_the_size_of_a_hypernetwork() -> None:
-    gamma: Any = 2.0
-    with refuses(ConfigError, "gamma", 1, 2.0):
-        Hypernetwork(CoLA(encoders(), Bernoulli(), rank=2), gamma=gamma)
 
 
 @pytest.mark.parametrize("layers", [0, "0", [0.5]])
@@ -322,19 +287,3 @@ def test_amortised_guides_are_float32_under_any_backbone() -> None:
     assert {p.dtype for p in guide.parameters()} == {torch.float32}
     with refuses(ConfigError, "Contextual", "torch.float64", "float32", "guide.float()"):
         predict(model, guide.double(), token_batch())
-
-
-SIZES: dict[str, Callable[[Any], Any]] = {
-    "context_dim": lambda value: FusionLoRA(bert(), Bernoulli(), context_dim=value),
-    "fusion_width": lambda value: FusionLoRA(bert(), Bernoulli(), context_dim=4, fusion_width=value),
-    "dim": lambda value: CrossAttention(core_model(), context_dim=CONTEXT, dim=value),
-    "heads": lambda value: CrossAttention(core_model(), context_dim=CONTEXT, heads=value),
-    "width": lambda value: Contextual(core_model(), width=value),
-    "batch_size": lambda value: batches(token_batch(), value),
-}
-
-
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("value", [2.0, "2", None])
-def test_sizes_are_whole_numbers(name: str, value: Any) -> None:
-    check(lambda: SIZES[name](value), ConfigError, [name, 1, repr(value)])

@@ -15,6 +15,7 @@ from bayes_adapters.heads.predictive import probit, probit_of_pairs
 from bayes_adapters.inference.draws import weight_draws, weight_gaussian
 from bayes_adapters.inference.linearised import Tangent
 from bayes_adapters.likelihoods import MultiGaussian, MultiLabel
+from bayes_adapters.models import LoRA
 from bayes_adapters.surgery.laplace import laplace
 from tests.helpers import Linear, core_model, fill_B, pad, token_batch
 from tests.refusals import refuses
@@ -172,6 +173,10 @@ def test_what_is_refused() -> None:
         predict(model, guide, batch, linearised="output")
     with refuses(ConfigError, "Gaussian", "linearised=True"):
         predict(model, Mixture(model), batch, linearised="outputs")
+    point = LoRA(Linear(), Categorical(3), targets=["query"], rank=2)
+    for how in (True, "outputs", "probit"):
+        with refuses(ConfigError, "LoRA", "linearised", "laplace"):
+            predict(point, Delta(point), batch, linearised=how)
     model, guide, batch = linear(MultiLabel(2))
     with refuses(ConfigError, "probit", "MultiLabel", "outputs"):
         predict(model, guide, batch, linearised="probit")

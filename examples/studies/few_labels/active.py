@@ -23,25 +23,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bayes_adapters.analysis.intervals import holm
 from bayes_adapters.analysis.metrics import decompose
-from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
 from examples.studies.comparison import markdown, mean_table, short, signed
 from examples.studies.few_labels.experiment import SETTINGS, Result, train
-from examples.studies.few_labels.methods import method
-from examples.studies.few_labels.results import Said, nll_difference, publish
+from examples.studies.few_labels.results import MeldGrid, Said, nll_difference, publish
 from examples.studies.few_labels.task import FewLabels, States
-from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld
 from examples.studies.meld.experiment import Settings, draws, record_of, rows_of
 from examples.studies.meld.records import Row
 from examples.studies.meld.results import backbone
-from examples.studies.rows import read_rows, write_rows
+from examples.studies.rows import read_rows
 
 POOL = replace(SETTINGS, train_size=800, test_size=500)
 """The pool is what would be trained on; 500 test utterances, in whole dialogues."""
@@ -131,36 +129,21 @@ def differences(rows: Sequence[Row]) -> list[str]:
     return markdown(["difference", "NLL", "p (Holm)"], lines)
 
 
-class ActiveGrid(Grid[Result]):
+class ActiveGrid(MeldGrid):
     """Methods with each strategy × seeds."""
 
     module = "examples.studies.few_labels.active"
     description = __doc__
     methods = tuple(f"{name}-{strategy}" for name in NAMES for strategy in Strategy)
-    record = Result
     runs, out = Path("runs/few_labels_active"), Path("results/few_labels_active.json")
-    on_device = False
+    settings, tuned = POOL, NAMES
+    facts: ClassVar[dict[str, Any]] = {"rounds": list(ROUNDS)}
 
-    def options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the data, and where the tables go."""
-        parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
-        parser.add_argument("--page", type=Path, help="a file with the markers active and active_differences")
-
-    def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
+    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
         """Do one run."""
         name, _, strategy = method.rpartition("-")
-        data = Meld.load(arguments.data)
         pool = FewLabels.of(data, data.splits["dev"][:1], text_backbone()[1], backbone, POOL, seed)
-        results, rows = run(pool, name, Strategy(strategy), seed)
-        write_rows(arguments.runs / f"{method}-{seed}.csv", Row, rows)
-        write_records(arguments.runs / f"{method}-{seed}.json", results)
-
-    def prepare(self, arguments: argparse.Namespace) -> list[str]:
-        """Claim the folder for these data and values of the knobs."""
-        data = Meld.load(arguments.data)
-        chosen = {name: method(name).chosen for name in NAMES}
-        claim_folder(arguments.runs, POOL, data=data.digest, knobs=chosen, rounds=list(ROUNDS))
-        return ["--data", str(arguments.data)]
+        return run(pool, name, Strategy(strategy), seed)
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
         """Write ``report.md`` into the folder of the runs, and the tables into the page."""

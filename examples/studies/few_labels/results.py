@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from examples.studies.few_labels.methods import METHODS, method
 from examples.studies.few_labels.task import FewLabels
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld, voice_prompts
-from examples.studies.meld.experiment import CLEAN
+from examples.studies.meld.experiment import CLEAN, Settings
 from examples.studies.meld.records import Row
 from examples.studies.meld.results import backbone
 from examples.studies.rows import read_rows, write_rows
@@ -143,36 +144,58 @@ def publish(title: str, tables: Mapping[str, Sequence[str]], arguments: argparse
         rewrite_file(arguments.page, tables)
 
 
-class FewLabelsGrid(Grid[Result]):
-    """Every method × seeds."""
+class MeldGrid(Grid[Result]):
+    """What the grids of this study share: MELD's folder, a page for the tables, and the files of a run.
 
-    module = "examples.studies.few_labels.results"
-    description = __doc__
-    methods = tuple(METHODS)
+    A subclass says in ``settings``, ``tuned`` and ``facts`` what the runs in one folder have in common.
+    """
+
     record = Result
-    runs, out = Path("runs/few_labels"), Path("results/few_labels.json")
     on_device = False
+    settings: ClassVar[Settings] = SETTINGS
+    tuned: ClassVar[tuple[str, ...]]
+    facts: ClassVar[dict[str, Any]] = {}
 
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the data, and where the tables go."""
         parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
-        parser.add_argument("--page", type=Path, help="a file with the three markers")
+        parser.add_argument("--page", type=Path, help="a file with the markers of the tables")
+
+    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
+        """Train and measure one method with one seed."""
+        raise NotImplementedError
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
-        """Train and measure one method with one seed."""
-        data = Meld.load(arguments.data)
-        task = FewLabels.of(data, voice_prompts(), text_backbone()[1], backbone, SETTINGS, seed)
-        results, rows = run(task, method, seed)
+        """Do one run, and write what it gave."""
+        results, rows = self.measured(Meld.load(arguments.data), method, seed)
         write_rows(arguments.runs / f"{method}-{seed}.csv", Row, rows)
         write_records(arguments.runs / f"{method}-{seed}.json", results)
 
     def prepare(self, arguments: argparse.Namespace) -> list[str]:
-        """Claim the folder for these data and values of the knobs, and fetch the prompts once."""
+        """Claim the folder for these data and values of the knobs."""
+        chosen = {name: method(name).chosen for name in self.tuned}
         data = Meld.load(arguments.data)
-        chosen = {name: method(name).chosen for name in METHODS}
-        claim_folder(arguments.runs, SETTINGS, data=data.digest, knobs=chosen)
-        voice_prompts()
+        claim_folder(arguments.runs, self.settings, data=data.digest, knobs=chosen, **self.facts)
         return ["--data", str(arguments.data)]
+
+
+class FewLabelsGrid(MeldGrid):
+    """Every method × seeds."""
+
+    module = "examples.studies.few_labels.results"
+    description = __doc__
+    methods = tuned = tuple(METHODS)
+    runs, out = Path("runs/few_labels"), Path("results/few_labels.json")
+
+    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
+        """Train and measure one method with one seed."""
+        return run(FewLabels.of(data, voice_prompts(), text_backbone()[1], backbone, SETTINGS, seed), method, seed)
+
+    def prepare(self, arguments: argparse.Namespace) -> list[str]:
+        """Claim the folder, and fetch the prompts once."""
+        found = super().prepare(arguments)
+        voice_prompts()
+        return found
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
         """Write ``report.md`` into the folder of the runs, and the tables into the page."""

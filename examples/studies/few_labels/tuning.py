@@ -23,6 +23,8 @@ has 2.650, the ensemble 2.257; the chosen values are in :data:`examples.studies.
     vbll (KL weight)              0.3: 1.856   1: 1.534   3: 1.287   10: 1.056   30: 1.025   100: 1.088
     gp-head (KL weight)           0.3: 1.066   1: 1.065   3: 1.065   10: 1.074
 
+Laplace was searched with ten draws of its weights; a thousand draws of its outputs have not been.
+
 A search of one seed tells differences of some hundredths of a nat apart, not less.
 """
 
