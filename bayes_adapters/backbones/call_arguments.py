@@ -16,6 +16,7 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from bayes_adapters.backbones.language_models import is_language_model
 from bayes_adapters.data.streams import TARGETS
 from bayes_adapters.errors import BayesAdaptersError, DataError
 
@@ -100,7 +101,9 @@ def call_rule(encoder: nn.Module) -> CallRule:
     accepted = inspect.signature(encoder.forward).parameters
     table = next((path for path, m in encoder.named_modules() if _is_table(path, m)), None)
     kind = getattr(getattr(encoder, "config", None), "model_type", "")
-    cache, decodes = "use_cache" in accepted, TARGETS[0] in accepted
+    # A language model that sees images hands on what it does not name.
+    passes_on = any(one.kind is one.VAR_KEYWORD for one in accepted.values()) and is_language_model(encoder)
+    cache, decodes = "use_cache" in accepted or passes_on, TARGETS[0] in accepted
     if kind in _RELATIVE or (table is None and kind not in _COMPUTED):
         return CallRule({}, (), 0, None, cache, decodes)
     placed = {mask: argument for mask, (argument, _) in _STREAMS.items() if argument in accepted}

@@ -60,7 +60,8 @@ class TokenLogits:
     def at(self, places: Int[Tensor, "B n"]) -> TokenLogits:
         """Return the logits that predict the tokens at ``places`` of each example: n tokens, and no shift."""
         rows = (places - self.shift).clamp_min(0).repeat(len(self.hidden) // len(places), 1)
-        return replace(self, hidden=self.hidden.take_along_dim(rows[..., None], 1), shift=0)
+        each = torch.arange(len(rows), device=rows.device)[:, None]
+        return replace(self, hidden=self.hidden[each, rows], shift=0)
 
     def chunks(self, at_once: int = AT_ONCE) -> Iterator[slice]:
         """Yield slices of the tokens, each with at most ``at_once`` logits where one token of all rows has no more."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, LlamaModel
+from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM, LlamaModel
 
 from bayes_adapters import ELBO, Batch, Bernoulli, Categorical, Tagging, load, predict, remove, save
 from bayes_adapters.errors import ConfigError, DataError
@@ -15,6 +15,7 @@ from bayes_adapters.files import _backbone
 from bayes_adapters.guides import Contextual, Delta, MeanField
 from bayes_adapters.heads import AnswerTokens, LinearHead
 from bayes_adapters.models import FusionLoRA, LoRA, StochasticCore, StochasticDown
+from bayes_adapters.systems import build
 from bayes_adapters.training import fit
 from tests.helpers import fill_B
 from tests.language import parts
@@ -78,6 +79,22 @@ def test_only_logits_that_are_read_are_computed() -> None:
     for side, most in (("left", 1), ("right", 3)):
         model(parts.prompts("llama", side))
         assert shapes.pop() == most
+
+
+def test_a_family_that_keeps_the_last_ones_only() -> None:
+    class Older(LlamaForCausalLM):
+        def forward(self, *args: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+            shapes.append(logits_to_keep)
+            return super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+
+    shapes: list[int] = []
+    model, older = model_of("llama"), Older(parts.llama().config).eval()  # type: ignore[arg-type]
+    older.load_state_dict(parts.llama().state_dict())
+    plain = LoRA(older, Categorical(3), targets=["q_proj"], head=AnswerTokens(A))
+    batch = parts.prompts("llama")
+    with model.adapters_disabled(), torch.no_grad():
+        torch.testing.assert_close(plain(batch), model(batch))
+    assert shapes == [5], "texts of 6, 4 and 5 tokens of 8: the shortest ends at the fifth from the end"
 
 
 def test_what_comes_before_the_first_adapted_layer_runs_once() -> None:
@@ -173,3 +190,13 @@ def test_answers_are_single_tokens_of_the_tokenizer() -> None:
         AnswerTokens.of(words, ["A", "Z"], prefix="")
     with refuses(ConfigError, "'A', 'A'"):
         AnswerTokens.of(words, ["A", "A"])
+
+
+@pytest.mark.parametrize("system", ["blob", "scalabl", "c-lora", "bayeslora-2026"])
+def test_published_systems_choose_answers_as_their_papers_do(system: str) -> None:
+    where: Any = {"targets": ["q_proj", "v_proj", "lm_head"], "rank": 2, "head": AnswerTokens(A)}
+    model, guide = build(system, parts.llama(), Categorical(3), num_data=3, **where)
+    batch = Batch(parts.prompts("llama").inputs, torch.tensor([0, 1, 2]))
+    assert fit(model, guide, batch, max_steps=2, progress=False).steps == 2
+    assert "lm_head" in model.layers
+    assert (predict(model, guide, batch, num_samples=2).epistemic > 0).all()
