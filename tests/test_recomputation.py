@@ -73,7 +73,8 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name in expected.keys() - {"saved"}:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7, msg=name)
+        largest = float(expected[name].abs().max())  # other entries are sums of such, and round as they do
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7 + 1e-6 * largest, msg=name)
 
 
 def both(model: Any, guide: Any, batches: list[Any], **options: Any) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyro
+import torch
 from jaxtyping import Bool, Float, Int
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
@@ -22,7 +23,7 @@ from bayes_adapters.adapters.rows import Rows
 from bayes_adapters.data.rows import require_length
 from bayes_adapters.data.streams import mask_at
 from bayes_adapters.priors import SINGLE_PRIOR, Prior, SampledPrior
-from bayes_adapters.sites import SITE, Granularity, Memo, Part, Site, SiteCall
+from bayes_adapters.sites import SITE, Asked, Granularity, Memo, Part, Site, SiteCall, Summary
 
 Weights = Mapping[tuple[Part, str], Weight]
 """(part, layer path) → global draw."""
@@ -57,6 +58,8 @@ class ForwardPass:
         drawn: names of the local sites drawn so far.
         first: shape (B,), int64: the number of each example's first token in this pass, where those before it were seen
             in earlier passes and their keys and values are in a cache; None is 0.
+        asked: what the loss asks of local sites; None where draws and posteriors are wanted.
+        checkpointed: whether what runs now will run again in backward.
     """
 
     rows: Rows
@@ -69,6 +72,8 @@ class ForwardPass:
     descriptors: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
     first: Int[Tensor, " B"] | None = None
+    asked: Asked | None = None
+    checkpointed: bool = False
 
     def tokens_first(self, layer: str, sites: Collection[Site], x: Float[Tensor, "n *T k"]) -> bool:
         """Whether ``layer``'s input has the shape (T, S·B, k); its other rows are checked.
@@ -128,12 +133,18 @@ class ForwardPass:
             feature = _masked_mean(feature, mask)
             mask = None if present is None else present[: batch.size, None]
         first = self.first if tokens and site.granularity is Granularity.TOKEN else None
-        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo, first=first)
+        summary = Summary(self.asked.with_scales) if self.asked is not None and self.checkpointed else None
+        call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo, first=first, summary=summary)
         single = self.prior.of(site)
         infer: Any = {SITE: call, SINGLE_PRIOR: single}
         value = pyro.sample(site.name, site.wrap(single.expand(feature.shape[:-1]), mask), infer=infer)
         value = value.reshape(self.rows.count, -1, *site.event)
         return value / single.mean if _is_dropout(site.part) else value
+
+    def recomputes(self, site: Site) -> bool:
+        """Whether ``site`` is to run again in backward, on its own."""
+        wanted = self.asked is not None and self.asked.recompute and torch.is_grad_enabled()
+        return wanted and site.granularity is Granularity.TOKEN
 
     def _require_whole(self, layer: str, feature: Tensor) -> None:
         """Refuse a block with windows that has padded its image: padding has no draw and no KL."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bayes_adapters.adapters._base_weight import BaseWeight
 from bayes_adapters.adapters._checks import check_options, merged_meanwhile, outside_model, returns_several
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
+from bayes_adapters.adapters.recomputation import run_again
 from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.sites import Granularity, Part, Site
 
@@ -166,6 +167,14 @@ class AdaptedLinear(nn.Module):
             return x * parameter if part.diagonal else F.linear(x.to(parameter.dtype), parameter)
         if site.granularity is Granularity.GLOBAL:
             return forward_pass.weights[part, self.path].times(x)
+        drawn = partial(self._drawn, site)
+        return run_again(drawn, x) if forward_pass.recomputes(site) else drawn(x)
+
+    def _drawn(self, site: Site, x: Tensor) -> Tensor:
+        """What the draw of a local site makes of x, in the pass that is running."""
+        forward_pass, part = current_pass(), site.part
+        if forward_pass is None:
+            raise outside_model(self.path, [part.name])
         value = forward_pass.draw(site, x)  # (S·B, tokens or 1, *event)
         flat = x.reshape(value.shape[0], -1, x.shape[-1])
         if part.diagonal:

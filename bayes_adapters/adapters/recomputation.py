@@ -9,8 +9,9 @@ it runs once more::
     what guides compute once  what was known when the block began, so that the block computes the rest again
     Pyro's handlers           those of the pass; whoever records gets a record that nobody reads
 
-so that loss and gradients are those of a run without checkpointing, entry by entry. The Kullback-Leibler terms use the
-first run's posteriors, which stay in memory until backward.
+so that loss and gradients are those of a run without checkpointing, entry by entry. A loss of this library takes the
+Kullback-Leibler term of a local site from where it runs (:class:`bayes_adapters.sites.Summary`), so that nothing holds
+the posteriors of all tokens; under Pyro's own losses they stay in memory until backward.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +30,10 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bayes_adapters.adapters._recomputation_checks import reentrant, require_recomputable
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass, running
-from bayes_adapters.adapters.linear import AdaptedLinear
 
 _FUNCTION = "_gradient_checkpointing_func"
 """Hugging Face's attribute of a block, and of what holds blocks, for the function that checkpoints."""
@@ -44,7 +46,7 @@ def checkpointing(backbone: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(module for module in backbone.modules() if hasattr(module, "gradient_checkpointing"))
 
 
-def require_nonreentrant(modules: Sequence[Any], layers: Sequence[AdaptedLinear]) -> bool:
+def require_nonreentrant(modules: Sequence[Any], layers: Sequence[Any]) -> bool:
     """Raise :class:`ConfigError` if layers with random parts are checkpointed so that gradients or draws are lost.
 
     Args:
@@ -63,7 +65,7 @@ def require_nonreentrant(modules: Sequence[Any], layers: Sequence[AdaptedLinear]
 
 
 @contextmanager
-def recomputable(modules: Sequence[Any], layers: Sequence[AdaptedLinear], around: Around) -> Iterator[None]:
+def recomputable(modules: Sequence[Any], layers: Sequence[Any], around: Around) -> Iterator[None]:
     """Within the context the blocks that are checkpointed come back to the running pass when they run again.
 
     Hugging Face keeps the function that checkpoints a block in the block's ``_gradient_checkpointing_func``; within the
@@ -100,27 +102,39 @@ def same_pass() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     torch.Size([1, 2])
     """
     found = current_pass()
-    return nullcontext(), nullcontext() if found is None else Place(found, nullcontext)
+    if found is None:
+        return nullcontext(), nullcontext()
+    return running(replace(found, checkpointed=True)), Place(found, nullcontext)
 
 
-def _in_its_pass(checkpoint: Callable[..., Any], around: Around, random: bool) -> Callable[..., Any]:
-    """Return a function as ``checkpoint``, under which what runs again does so at its place in the pass."""
+def run_again(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Return what ``function`` makes of ``inputs``, and keep nothing else for backward: there it runs again."""
+    return _in_its_pass(partial(checkpoint, use_reentrant=False), nullcontext, False)(function, *inputs)
+
+
+def _in_its_pass(checkpointed: Callable[..., Any], around: Around, random: bool) -> Callable[..., Any]:
+    """Return a function as ``checkpointed``, under which what runs again does so at its place in the pass."""
 
     def run(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        found, place = current_pass(), None
-        again = nullcontext() if found is None else Place(found, around)
+        found = current_pass()
+        if found is None:
+            return checkpointed(block, *args, **kwargs)
+        place: Place = Place(found, around)
+        first: AbstractContextManager[Any] | None = running(replace(found, checkpointed=True))
+        del found  # the place is to hold nothing that leads to itself
 
         def placed(*inputs: Any, **named: Any) -> Any:
-            nonlocal place
-            if place is None:
-                if random and not torch.is_grad_enabled():
-                    raise reentrant("block", f"by {checkpoint!r}, which is reentrant")
-                place = again
-                return block(*inputs, **named)
-            with place:
+            nonlocal first
+            if first is None:
+                with place:
+                    return block(*inputs, **named)
+            if random and not torch.is_grad_enabled():
+                raise reentrant("block", f"by {checkpointed!r}, which is reentrant")
+            once, first = first, None
+            with once:
                 return block(*inputs, **named)
 
-        return checkpoint(placed, *args, **kwargs)
+        return checkpointed(placed, *args, **kwargs)
 
     return run
 
@@ -137,7 +151,8 @@ class Place(AbstractContextManager[None]):
 
     def __init__(self, forward_pass: ForwardPass, around: Around) -> None:
         memo, descriptors = forward_pass.memo.copy(), dict(forward_pass.descriptors)
-        self._pass = replace(forward_pass, memo=memo, descriptors=descriptors, drawn=set())
+        again: Any = {"memo": memo, "descriptors": descriptors, "drawn": set(), "checkpointed": True}
+        self._pass = replace(forward_pass, **again)
         self._noise, self._around = forward_pass.noise.copy(), around
         self._handlers = [_unread(handler) for handler in runtime._PYRO_STACK]
         self._plates = list(runtime._DIM_ALLOCATOR._stack)

@@ -171,8 +171,8 @@ class LocalReparametrisation:
     def times(self, x: Float[Tensor, "rows *T k"]) -> Float[Tensor, "rows *T n"]:
         x = x.to(self.mean.dtype)
         groups = self.rows.count if self.rows.are_examples(self.layer, x) else 1
-        shape, like = (groups, *self.mean.shape), {"dtype": x.dtype, "device": x.device}
-        noise = self.noise.once(self, str(groups), lambda: torch.randn(shape, **like))  # the layer may be applied again
+        like = self.mean.expand(groups, *self.mean.shape)
+        noise = self.noise.once(self, str(groups), lambda: torch.randn_like(like))  # the layer may be applied again
         deviation = torch.matmul(x.reshape(groups, -1, x.shape[-1]), (self.scale * noise).mT)
         return F.linear(x, self.mean) + deviation.reshape(*x.shape[:-1], self.mean.shape[0])
 

@@ -23,19 +23,18 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, whole_number
 from bayes_adapters.inference._guide_checks import require_gradient
 from bayes_adapters.inference._pair_checks import require_pair
-from bayes_adapters.inference.guide import SAME, AdapterGuide
+from bayes_adapters.inference.divergence import divergence, scale_statistics
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode, KLWeight
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import EXPECTED, AdapterModel
 from bayes_adapters.schedules import KLSchedule, as_schedule
-from bayes_adapters.sites import SITE, SiteCall
+from bayes_adapters.sites import SITE, Asked, SiteCall, asking
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,9 @@ class ELBO(nn.Module):
         kl_weight: w, a number or a schedule step → w.
         kl_mode: ``full`` (the ELBO) or ``per_token_mean``.
         num_particles: Monte Carlo draws of the latents per evaluation, folded into one backbone pass.
+        recompute: keep each token's feature only, rather than its posterior and its core, and compute them once more in
+            backward with the same noise: the same loss and gradients, less memory, more time. A site in a block that is
+            checkpointed does so in any case.
 
     Raises:
         ConfigError: the guide belongs to another model, or an option is out of range.
@@ -111,11 +113,12 @@ class ELBO(nn.Module):
         kl_weight: float | KLSchedule = 1.0,
         kl_mode: KLMode | str = KLMode.FULL,
         num_particles: int = 1,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         require_pair(model, guide)
         whole_number("num_particles", num_particles)
-        self.model, self.guide = model, guide
+        self.model, self.guide, self.recompute = model, guide, recompute
         self.kl_weight, self.kl_mode, self.num_particles = (
             as_schedule(kl_weight),
             choice(KLMode, "kl_mode", kl_mode),
@@ -136,7 +139,8 @@ class ELBO(nn.Module):
             raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
         weight = self.kl_weight(step)
         per_datum = 1.0 / self.model.data_size(batch)
-        with KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum):
+        what = Asked(with_scales, self.recompute)
+        with asking(what), KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum):
             if self.num_particles == 1:
                 self.guide(batch)
             else:
@@ -161,7 +165,11 @@ class ELBO(nn.Module):
         if not with_scales:
             return ElboTerms(nll + kl, nll, kl, weight)
         nodes: Any = guide_trace.nodes
-        draws = {site.name: nodes[site.name]["value"].detach() for site in self.model.sites if site.name in nodes}
+        draws = {
+            site.name: nodes[site.name]["value"].detach()
+            for site in self.model.sites
+            if site.name in nodes and nodes[site.name]["infer"][SITE].summary is None
+        }
         return ElboTerms(nll + kl, nll, kl, weight, _scale_statistics(guide_trace), self.model.measures(draws))
 
 
@@ -176,17 +184,9 @@ def _sum(value: Tensor, site: Any) -> Tensor:
 
 
 def _kl(guide_site: Any, model_site: Any) -> Tensor:
-    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
-    if guide_site["infer"].get(SAME):
-        return value.new_zeros(())
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        call: SiteCall | None = guide_site["infer"].get(SITE)
-        if call is not None and value is call.point:
-            value = q.rsample()  # local reparametrisation's value is q's mean, at which log q/p is not its average
-        kl = q.log_prob(value) - p.log_prob(value)
-    return _sum(kl, guide_site)
+    call: SiteCall | None = guide_site["infer"].get(SITE)
+    known = None if call is None or call.summary is None else call.summary.divergence
+    return _sum(divergence(guide_site, model_site["fn"]) if known is None else known, guide_site)
 
 
 def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
@@ -194,14 +194,10 @@ def _scale_statistics(trace: Trace) -> dict[str, tuple[float, float, float]]:
     nodes: dict[str, Any] = trace.nodes
     for name, site in nodes.items():
         call: SiteCall | None = site["infer"].get(SITE) if site["type"] == "sample" else None
-        scale = getattr(base_distribution(site["fn"]), "scale", None) if call is not None else None
-        if call is None or scale is None or not scale.numel():
+        if call is None:
             continue
-        scale = scale.detach()
-        if call.token_mask is not None:
-            single = (slice(None),) * len(call.site.event)
-            scale = scale.expand(site["fn"].shape())[(..., call.token_mask, *single)]
-            if not scale.numel():
-                continue
-        out[name] = (float(scale.mean()), float(scale.min()), float(scale.max()))
+        known = scale_statistics(site) if call.summary is None else call.summary.scales
+        if known is not None:
+            mean, least, most = known.tolist()
+            out[name] = (mean, least, most)
     return out

@@ -26,12 +26,10 @@ from bayes_adapters.inference._guide_checks import (
 )
 from bayes_adapters.inference._hyper import HyperPosterior
 from bayes_adapters.inference._pyro import register_if_captured, untrace
+from bayes_adapters.inference.divergence import SAME, summarised
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.priors import SINGLE_PRIOR
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
-
-SAME = "posterior_is_prior"
-"""The key of whether a site's posterior is its prior itself, in a sample statement's ``infer`` dictionary."""
 
 
 class AdapterGuide(GuideMessenger, nn.Module):
@@ -183,6 +181,8 @@ class AdapterGuide(GuideMessenger, nn.Module):
         call: SiteCall | None = msg["infer"].get(SITE)
         if call is not None and msg["is_observed"]:
             call.posterior = None  # a handler around the guide has given the value
+        elif call is not None and call.summary is not None:
+            msg = summarised(msg)
         super()._pyro_post_sample(msg)
 
 

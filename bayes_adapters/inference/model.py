@@ -37,7 +37,7 @@ from bayes_adapters.inference import _checks
 from bayes_adapters.inference._pyro import register_if_captured
 from bayes_adapters.inference.adapted import AdaptedBackbone
 from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs, numbers_of, point_of
-from bayes_adapters.sites import Memo
+from bayes_adapters.sites import Memo, asked
 
 EXPECTED = "expected_log_density"
 """The key of a head's E_q log p(y | f) in the ``infer`` dictionary of the site ``obs``: see ``Head.expectation``."""
@@ -128,7 +128,7 @@ class AdapterModel(AdaptedBackbone):
             noise = Memo()
             weights = draw_weights(self.sites, prior, rows, flipped, noise)
             weights |= draw_weights(self.head_sites, self.head_prior, rows, noise=noise)
-            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise)
+            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise, asked=asked())
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with self._run(forward_pass):
                     outputs = self.outputs(self._features(batch, rows.samples), batch)

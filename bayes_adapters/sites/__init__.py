@@ -9,3 +9,7 @@ from bayes_adapters.sites.part import Part as Part
 from bayes_adapters.sites.site import Granularity as Granularity
 from bayes_adapters.sites.site import Site as Site
 from bayes_adapters.sites.site import build_sites as build_sites
+from bayes_adapters.sites.summary import Asked as Asked
+from bayes_adapters.sites.summary import Summary as Summary
+from bayes_adapters.sites.summary import asked as asked
+from bayes_adapters.sites.summary import asking as asking

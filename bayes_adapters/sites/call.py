@@ -14,6 +14,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Frames
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.sites.site import Site
+from bayes_adapters.sites.summary import Summary
 
 OF_WEIGHTS = "of_weights"
 """The key, in a sample statement's ``infer`` dictionary, of noise that examples have each their own of and that is yet
@@ -95,6 +96,7 @@ class SiteCall:
             number of the layer, x and W x, once for each time that the layer runs.
         posterior: said by the guide of a head's own weights: q of one draw, event shape ``site.event``. None where the
             model runs without a guide of this library, or the site is conditioned on.
+        summary: of a local site that will run again in backward: what the guide says in the place of its record.
     """
 
     site: Site
@@ -110,6 +112,7 @@ class SiteCall:
     posterior: TorchDistributionMixin | None = None
     watch: Callable[[int, Tensor, Tensor], None] | None = None
     first: Int[Tensor, " B"] | None = None
+    summary: Summary | None = None
 
     @property
     def z(self) -> Float[Tensor, "*S B T k"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayes_adapters.distributions import LogUniform, base_distribution
-from bayes_adapters.inference.guide import SAME
+from bayes_adapters.inference.divergence import SAME
 from bayes_adapters.inference.joint import JOINT, joint_kl
 from bayes_adapters.testing._quadrature import DRAWS, axis, log_density
 from bayes_adapters.testing.case import Case, latents, seeded

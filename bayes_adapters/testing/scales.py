@@ -18,8 +18,9 @@ from torch.distributions import kl_divergence
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError
+from bayes_adapters.inference.divergence import SAME
 from bayes_adapters.inference.elbo import ElboTerms
-from bayes_adapters.inference.guide import SAME, AdapterGuide
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood, Tasks

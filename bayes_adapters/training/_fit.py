@@ -77,6 +77,7 @@ def fit(
     progress: bool = True,
     tensorboard: str | os.PathLike[str] | None = None,
     autocast: torch.dtype | None = None,
+    recompute: bool = False,
     log_every: int = 10,
     on_step: OnStep | None = None,
 ) -> FitResult:
@@ -135,6 +136,7 @@ def fit(
         progress: a bar on a terminal, one line per epoch on stderr elsewhere. False is silent.
         tensorboard: a directory for event files.
         autocast: ``torch.bfloat16`` or None. Variational parameters stay float32.
+        recompute: see :class:`bayes_adapters.ELBO`: less memory for cores with a draw per token, the same numbers.
         log_every: statistics of posterior scales and of draws, which cost time, are taken at every such step of an
             epoch from the first on; TensorBoard gets these steps.
         on_step: ``(step, model, guide, optimizer)``, called after each optimiser step, ``step`` counting from 1; such
@@ -176,7 +178,12 @@ def fit(
     settings = resolve(dict(locals()))
     require_alone()
     elbo = ELBO(
-        model, guide, kl_weight=settings.kl_weight, kl_mode=settings.kl_mode, num_particles=settings.num_particles
+        model,
+        guide,
+        kl_weight=settings.kl_weight,
+        kl_mode=settings.kl_mode,
+        num_particles=settings.num_particles,
+        recompute=settings.recompute,
     )
     require_one_device(model, guide)
     _data.check_size(data, model)

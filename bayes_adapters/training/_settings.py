@@ -66,6 +66,7 @@ class Settings:
     checkpoint_every: int | None
     seed: int
     autocast: torch.dtype | None
+    recompute: bool
     log_every: int
     on_step: OnStep | None
     from_recipe: str = ""

@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward: bytes of saved tensors, with gradient checkpointing and without.
+"""What a training step keeps for its backward: bytes of saved tensors, by what runs again in backward.
 
 Counted by ``torch.autograd.graph.saved_tensors_hooks``, each storage once, over a random Llama; parameters are left
 out. That is a number of the method, not of a machine: it repeats to the byte.
@@ -50,26 +50,27 @@ def saved_bytes(elbo: ELBO, data: Batch) -> int:
     return sum(kept.values())
 
 
-def measure(name: str, *, checkpointed: bool, **options: Any) -> float:
-    """Return the MiB that one evaluation of a system's loss keeps."""
+def measure(name: str, *, checkpointed: bool, recompute: bool = False, **options: Any) -> float:
+    """Return the MiB that one evaluation of a system's loss keeps; ``checkpointed`` is of blocks."""
     torch.manual_seed(0)
     more = {"context_dim": WIDTH} if "caliber" in name else {}
-    model, guide = build(
-        name, backbone(), Categorical(2), num_data=100, targets=["q_proj", "v_proj"], **more, **options
-    )
+    decoder: Any = backbone()
+    options |= {"targets": ["q_proj", "v_proj"], **more}
+    model, guide = build(name, decoder, Categorical(2), num_data=100, **options)
     if checkpointed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
-            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return saved_bytes(ELBO(model, guide).train(), batch()) / 2**20
+            decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return saved_bytes(ELBO(model, guide, recompute=recompute).train(), batch()) / 2**20
 
 
 def main() -> None:
     """Print one line a system, as a table in Markdown."""
-    print("| system | MiB | checkpointed | share |\n|---|---|---|---|")
-    for name in SYSTEMS:
-        plain, checkpointed = (measure(name, checkpointed=each) for each in (False, True))
-        print(f"| {name} | {plain:.1f} | {checkpointed:.1f} | {checkpointed / plain:.2f} |")
+    print("| system | rank | MiB | sites recomputed | blocks checkpointed | both |\n|---|---|---|---|---|---|")
+    for name, rank in [(name, 8) for name in SYSTEMS] + [("c-lora", 16), ("caliber-x", 16)]:
+        ways = [(blocks, sites) for blocks in (False, True) for sites in (False, True)]
+        found = [measure(name, checkpointed=blocks, recompute=sites, rank=rank) for blocks, sites in ways]
+        print(f"| {name} | {rank} | {' | '.join(f'{mebibytes:.1f}' for mebibytes in found)} |")
 
 
 if __name__ == "__main__":
