@@ -19,7 +19,7 @@ _REFUSED = {
     "bf16_full_eval": "it would cast the posterior itself; bf16=True predicts in bfloat16 and leaves it in float32",
     "torch_compile": "Pyro's handlers break its graph at every sample statement",
     "deepspeed": "its engine takes the optimiser over and shards what guides read whole; use torchrun alone",
-    "fsdp": "Accelerate would shard the adapters and the guide, which sample statements read whole; use torchrun alone",
+    "fsdp": "evaluation reads adapters and guide outside the pass in which FSDP has them whole; use torchrun alone",
     "label_smoothing_factor": "smoothed labels have no density under the likelihood; Bernoulli takes soft targets",
     "neftune_noise_alpha": _NEEDS_TRANSFORMERS,
     "use_liger_kernel": _NEEDS_TRANSFORMERS,

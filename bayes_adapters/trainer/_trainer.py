@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.files import save
+from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode
@@ -136,7 +137,8 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
             model_init=model_init,
             **options,
         )
-        self.add_callback(Watch(self))
+        self._watch = Watch(self)
+        self.add_callback(self._watch)
 
     @property
     def elbo(self) -> ELBO:
@@ -194,10 +196,11 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
 
     # Steps
 
-    def begin_epoch(self, step: int) -> None:
-        """Choose the order of the epoch that optimiser step ``step`` is in; its noise begins with the first step."""
+    def begin_epoch(self, step: int) -> bool:
+        """Choose the order of the epoch that optimiser step ``step`` is in; return whether it is the epoch's first."""
         self._parts.set_epoch(step // self._steps)
         self._begins = step % self._steps == 0
+        return self._begins
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -210,7 +213,7 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         args, step = self.args, self.state.global_step
         generators = Generators({p.device for p in self.elbo.parameters()})
-        with ExitStack() as around:
+        with exclusive(), ExitStack() as around:
             if args.world_size > 1:
                 around.enter_context(generators.of_part(args.seed, step, args.process_index, self._part))
             elif self._begins:
@@ -221,6 +224,8 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not bool(loss.isfinite()):
             raise _step_checks.non_finite(step, f"loss = {float(loss)}", "The loss already is not finite.")
+        if self._part == 0:
+            self._watch.saw(inputs["batch"], step)
         self._part += 1
         return loss
 

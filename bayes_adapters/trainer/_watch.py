@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from bayes_adapters.data.batch import Batch
+from bayes_adapters.data.scales import warn_of_scales
 from bayes_adapters.training import _step_checks
+from bayes_adapters.training._data_checks import require_context
 from bayes_adapters.training._optimizer import trainable
 
 
@@ -44,13 +47,27 @@ class Window:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tell a :class:`~bayes_adapters.trainer.BayesTrainer` which epoch begins; refuse gradients that are not finite."""
+    """Tell a :class:`~bayes_adapters.trainer.BayesTrainer` which epoch begins; refuse what training must not pass."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.missing: set[str] = set()  # modalities that are read, and that no batch of the epoch has had
+
+    def saw(self, batch: Batch, step: int) -> None:
+        """Look at a batch of training: a modality that no batch has was forgotten; scales far from 1 are warned of."""
+        self.missing -= set(batch.context)
+        if step == 0 and batch.targets is not None:
+            elbo = self.trainer.elbo
+            advice = elbo.model.likelihood.advice(batch.targets)
+            warn_of_scales(batch, advice, elbo.model.reads | elbo.guide.reads)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_epoch(state.global_step)
+        elbo = self.trainer.elbo
+        whole = self.trainer.begin_epoch(state.global_step)
+        self.missing = set(elbo.model.reads | elbo.guide.reads) if whole else set()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        require_context(self.missing)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         elbo = self.trainer.elbo

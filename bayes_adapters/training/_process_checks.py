@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,16 @@ def check_samplers(parts: Iterable[Any], together: bool) -> None:
             "The DataLoader has a DistributedSampler, and fit itself shares every batch among the processes: examples "
             "would be left out. Give every process the same data, without that sampler; batch_size is then that of all "
             "processes together."
+        )
+
+
+def check_whole(tensors: Mapping[str, object]) -> None:
+    """Raise :class:`ConfigError` for trained tensors that are shards, as those of FSDP are."""
+    shards = [name for name, value in tensors.items() if hasattr(value, "full_tensor")]
+    if shards:
+        raise ConfigError(
+            f"fit trains whole tensors, and {shards[0]!r} is a shard. Leave the backbone whole: adapters are small, "
+            "and every process keeps them; or shard it, and write the loop by hand, as on the page about torchrun."
         )
 
 

@@ -45,8 +45,9 @@ class Processes:
         """Wait for all processes; give all of them the first one's tensors.
 
         Raises:
-            ConfigError: their frozen backbones differ, or the steps that they continue after.
+            ConfigError: a tensor is a shard; their frozen backbones differ, or the steps that they continue after.
         """
+        _process_checks.check_whole(tensors)
         if self.together:
             known = self._all([int(backbone, 16) >> 1, step])
             _process_checks.check_start(known)

@@ -14,7 +14,7 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Contextual
 from bayes_adapters.trainer import BayesTrainer
 from bayes_adapters.trainer._rows import Parts, Rows
-from tests.helpers import VOCAB
+from tests.helpers import GUIDES, VOCAB
 from tests.refusals import refuses
 from tests.trainer.parts import WHOLE, arguments, pair
 
@@ -105,6 +105,14 @@ def test_data_that_are_no_examples_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, data_collator=lambda items: whole(items[:1])).predict(ITEMS)
     with refuses(DataError, "labels"):
         trainer(tmp_path, train_dataset=[{"input_ids": [1]}]).train()
+
+
+def test_a_context_that_was_forgotten_is_refused(tmp_path: Path) -> None:
+    model, guide = pair(GUIDES["cross_attention"])
+    bare = Batch(WHOLE.inputs, WHOLE.targets)[:8]
+    args = arguments(tmp_path, save_strategy="no", eval_strategy="no")
+    with refuses(DataError, "'audio'", "no batch of the epoch"):
+        BayesTrainer(model, guide, args, train_dataset=bare).train()
 
 
 def columns(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Contextual, MeanField
 from bayes_adapters.trainer import BayesTrainer
 from bayes_adapters.training import batches, fit
-from bayes_adapters.training._process_checks import check_batches, check_names, check_start
+from bayes_adapters.training._process_checks import check_batches, check_names, check_start, check_whole
 from bayes_adapters.training._processes import Processes
 from tests.helpers import core_model, token_batch
 from tests.processes import together
@@ -149,6 +150,8 @@ def test_what_processes_must_have_in_common() -> None:
         check_start([[3, 2], [4, 2]])
     with refuses(ConfigError, "different steps: [2, 0]"):
         check_start([[3, 2], [3, 0]])
+    with refuses(ConfigError, "'model.head.weight'", "shard"):
+        check_whole({"model.head.weight": SimpleNamespace(full_tensor=None)})
     with refuses(DataError, "different batches ([4, 4] examples)", "batches(…, seed=…)"):
         check_batches([[4, 9], [4, 8]])
     with refuses(ConfigError, "different metrics", "accuracy"):
