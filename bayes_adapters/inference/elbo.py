@@ -14,6 +14,7 @@ over them, which the head then knows in closed form or by quadrature (``Head.exp
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.errors import ConfigError, choice, whole_number
+from bayes_adapters.distributions import base_distribution
+from bayes_adapters.errors import ConfigError, choice, integer, whole_number
 from bayes_adapters.inference._guide_checks import require_gradient
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.divergence import divergence, scale_statistics
@@ -33,6 +35,7 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode, KLWeight
 from bayes_adapters.inference.joint import JOINT, JointGuide, joint_kl
 from bayes_adapters.inference.model import EXPECTED, AdapterModel
+from bayes_adapters.inference.step_noise import StepNoise
 from bayes_adapters.schedules import KLSchedule, as_schedule
 from bayes_adapters.sites import SITE, Asked, SiteCall, asking
 
@@ -90,6 +93,10 @@ class ELBO(nn.Module):
         recompute: keep each token's feature only, rather than its posterior and its core, and compute them once more in
             backward with the same noise: the same loss and gradients, less memory, more time. A site in a block that is
             checkpointed does so in any case.
+        seed: makes draws a function of (seed, step, site, particle), local ones also of the example's number
+            (``batch.index``) and token: all processes, and all micro-batches of a step, then see one draw of the
+            weights, as ``DistributedDataParallel(ELBO(model, guide, seed=0))(batch, step)`` needs it. See
+            :class:`~bayes_adapters.inference.step_noise.StepNoise`. None draws with torch's generator.
 
     Raises:
         ConfigError: the guide belongs to another model, or an option is out of range.
@@ -114,10 +121,12 @@ class ELBO(nn.Module):
         kl_mode: KLMode | str = KLMode.FULL,
         num_particles: int = 1,
         recompute: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         require_pair(model, guide)
         whole_number("num_particles", num_particles)
+        self.seed = None if seed is None else integer("seed", seed)
         self.model, self.guide, self.recompute = model, guide, recompute
         self.kl_weight, self.kl_mode, self.num_particles = (
             as_schedule(kl_weight),
@@ -126,7 +135,7 @@ class ELBO(nn.Module):
         )
 
     def forward(self, batch: Batch, step: int = 0) -> Tensor:
-        """Return the loss, a scalar in nats per datum, at optimiser step ``step`` (which sets the KL weight)."""
+        """Return the loss, a scalar in nats per datum, at optimiser step ``step``, which sets KL weight and noise."""
         return self.terms(batch, step).loss
 
     def terms(self, batch: Batch, step: int = 0, *, with_scales: bool = False) -> ElboTerms:
@@ -138,13 +147,14 @@ class ELBO(nn.Module):
         if batch.targets is None:
             raise ConfigError("The ELBO needs batch.targets; to predict without targets use bayes_adapters.predict.")
         weight = self.kl_weight(step)
-        per_datum = 1.0 / self.model.data_size(batch)
+        per_datum, count = 1.0 / self.model.data_size(batch), self.num_particles
+        noise = nullcontext() if self.seed is None else StepNoise(self.seed, step, count, batch.ids)
         what = Asked(with_scales, self.recompute)
-        with asking(what), KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum):
-            if self.num_particles == 1:
+        with asking(what), KLWeight(weight, self.kl_mode), poutine.scale(scale=per_datum), noise:
+            if count == 1 and self.seed is None:
                 self.guide(batch)
             else:
-                with pyro.plate("particles", self.num_particles, dim=-2), poutine.scale(scale=1.0 / self.num_particles):
+                with pyro.plate("particles", count, dim=-2), poutine.scale(scale=1.0 / count):
                     self.guide(batch)
         model_trace, guide_trace = self.guide.get_traces()
         self.guide.trace = Trace()

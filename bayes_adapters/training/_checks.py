@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -65,20 +64,6 @@ def check_together(options: Mapping[str, Any], maximise: bool) -> None:
                 "of their own from one epoch to the next, which no checkpoint sees. Pass persistent_workers=False, or "
                 "checkpoint=None."
             )
-
-
-def require_alone() -> None:
-    """Raise :class:`ConfigError` where several processes train together: ``fit`` would synchronise nothing."""
-    spread = torch.distributed
-    together = spread.is_available() and spread.is_initialized() and spread.get_world_size() > 1
-    world = str(spread.get_world_size() if together else os.environ.get("WORLD_SIZE", "1"))
-    if world.isdecimal() and int(world) > 1:
-        raise ConfigError(
-            f"This is one of {world} processes (torchrun, WORLD_SIZE={world}), and fit trains in one: every process "
-            "would train its own weights on its own share of the data. Write the loop by hand, with "
-            "torch.nn.parallel.DistributedDataParallel(ELBO(model, guide)) as the loss; or start one process, without "
-            "torchrun."
-        )
 
 
 def check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:

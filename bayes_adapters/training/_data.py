@@ -130,9 +130,13 @@ def _examples(data: Any) -> int | None:
 
 def check_size(data: Any, model: AdapterModel) -> None:
     """Raise :class:`ConfigError` if the data set is known to be of another size than the one KL per data set counts."""
-    # a mask has no KL, so its model has no size of its own
+    _data_checks.require_num_data(model.num_data, _examples(data) if counts_data_set(model) else None)
+
+
+def counts_data_set(model: AdapterModel) -> bool:
+    """Whether a KL per data set is counted, so that the model's ``num_data`` matters; a mask has no KL."""
     counted = any(site.granularity is Granularity.GLOBAL and site.part != Part.MASK for site in model.latent_sites)
-    _data_checks.require_num_data(model.num_data, _examples(data) if counted or model.prior.hyper_sites else None)
+    return counted or bool(model.prior.hyper_sites)
 
 
 def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
@@ -170,8 +174,8 @@ def read(data: Iterable[Any], name: str, epoch: int, reads: Iterable[str] = ()) 
     _data_checks.require_context(missing)
 
 
-def _loader_parts(data: Any) -> list[Any]:
-    """A DataLoader and its samplers, each once; of other data nothing."""
+def loader_parts(data: Any) -> list[Any]:
+    """Return a DataLoader and its samplers, each once; of other data nothing."""
     if not isinstance(data, DataLoader):
         return []
     inner = getattr(data.batch_sampler, "sampler", None)
@@ -183,14 +187,14 @@ def set_epoch(data: Any, epoch: int) -> None:
     while isinstance(data, Transformed):
         data.epoch, data = epoch, data.source
     behind = [data.dataset] if isinstance(data, Batches | DataLoader) else []
-    for part in [*(_loader_parts(data) or [data]), *behind]:
+    for part in [*(loader_parts(data) or [data]), *behind]:
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
 
 
 def own_generators(data: Any) -> list[torch.Generator]:
     """Return the generators a DataLoader draws its order from."""
-    found = (getattr(part, "generator", None) for part in _loader_parts(source(data)))
+    found = (getattr(part, "generator", None) for part in loader_parts(source(data)))
     return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 

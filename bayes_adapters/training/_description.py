@@ -30,13 +30,14 @@ def description(
 ) -> dict[str, Any]:
     """Describe a run that has not begun."""
     model, guide, on_step = elbo.model, elbo.guide, settings.on_step
-    return {
+    keyed = {} if elbo.seed is None else {"noise": "of steps, in a process group"}
+    return keyed | {
         "model": {"class": type(model).__qualname__} | model.config(),
         "prior": model.prior.to_json(),
         "likelihood": {"class": type(model.likelihood).__qualname__} | model.likelihood.config(),
         "guide": {"class": type(guide).__qualname__} | guide.config(),
         "parameters": {n: [str(p.dtype), list(p.shape)] for n, p in _optimizer.trainable(model, guide).items()},
-        "backbone": _sampled(model.backbone),
+        "backbone": sampled(model.backbone),
         "backbone_sha256": content(model.backbone, trained=False),
         "optimizer": _optimizer_options(optimizer),
         "scheduler": None if scheduler is None else _scheduler(scheduler),
@@ -51,8 +52,8 @@ def description(
     }
 
 
-def _sampled(module: nn.Module) -> str:
-    """A hash of up to 64 entries of each frozen tensor: all that older checkpoints know of their backbone."""
+def sampled(module: nn.Module) -> str:
+    """Return a hash of up to 64 entries of each frozen tensor: all that older checkpoints know of their backbone."""
     hasher = hashlib.sha256()
     for name, p in module.named_parameters():
         if not p.requires_grad:

@@ -20,9 +20,10 @@ from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.training import _data
-from bayes_adapters.training._checks import require_alone
 from bayes_adapters.training._loop import Loop
 from bayes_adapters.training._optimizer import OptimizerLike
+from bayes_adapters.training._process_checks import check_samplers, require_group
+from bayes_adapters.training._processes import Processes
 from bayes_adapters.training._progress import Report
 from bayes_adapters.training._settings import OWN, Mode, OnStep, RecipeLike, resolve
 from bayes_adapters.training._state import copy_into
@@ -85,6 +86,12 @@ def fit(
 
     Formula: a step over micro-batches of B_1 … B_k examples minimises ``Σ_i (B_i / Σ_j B_j) · loss_i``, with loss_i
     from :class:`bayes_adapters.ELBO`; the weights sum to 1, so splitting a batch changes neither nll nor kl.
+
+    Under torchrun, after ``torch.distributed.init_process_group()``, call it alike in every process, with the same
+    data: each batch is shared among the processes and the gradients are added, so that losses and gradients are those
+    of one process, to rounding. All of them see one draw of the weights per step
+    (:class:`~bayes_adapters.inference.step_noise.StepNoise`); dropout, flipout and local reparametrisation are drawn in
+    each. The first process reports and writes, and its weights are those that all begin with; all read its checkpoint.
 
     Each epoch's noise is a function of (seed, epoch); the same seed gives bitwise the same numbers on a CPU, also
     across an interruption. Afterwards the generators of torch, Python and numpy, every module's train/eval mode and
@@ -176,26 +183,30 @@ def fit(
     """
     data, validation = _data.listed(data), _data.listed(validation)
     settings = resolve(dict(locals()))
-    require_alone()
+    require_group()
+    require_one_device(model, guide)
+    processes = Processes(next(model.parameters()).device)
+    check_samplers(_data.loader_parts(_data.source(data)), processes.together)
     elbo = ELBO(
         model,
         guide,
         kl_weight=settings.kl_weight,
         kl_mode=settings.kl_mode,
         num_particles=settings.num_particles,
-        recompute=settings.recompute,
+        seed=settings.seed if processes.together else None,
     )
-    require_one_device(model, guide)
     _data.check_size(data, model)
     passes = settings.epochs if settings.max_steps is None else None
     data = _data.readable(data, "data", passes)
     validation = None if validation is None else _data.readable(validation, "validation", passes)
-    loop = Loop(elbo, settings, data, validation)
+    loop = Loop(elbo, settings, data, validation, processes)
     with exclusive():
         if resume:
             loop.resume()
-        state, folder = loop.state, None if tensorboard is None else Path(tensorboard)
-        with closing(Report(progress, epochs, _data.count(data), folder, state.step)) as report:
+        loop.start()
+        state, folder = loop.state, None if tensorboard is None or not processes.first else Path(tensorboard)
+        shown = progress and processes.first
+        with closing(Report(shown, epochs, _data.count(data), folder, state.step)) as report:
             if settings.from_recipe:
                 report.note(f"from the recipe of the system: {settings.from_recipe}")
             if state.step == 0:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from bayes_adapters.inference.predictive import evaluating, predict
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer, _step_checks
 from bayes_adapters.training._data_checks import too_few
-from bayes_adapters.training._description import description
+from bayes_adapters.training._description import description, sampled
 from bayes_adapters.training._interrupt import terminable, uninterrupted
+from bayes_adapters.training._processes import Processes
 from bayes_adapters.training._progress import Report
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._settings import Settings
@@ -40,12 +41,19 @@ class Loop:
         elbo: of the model and its guide.
         settings: what :func:`bayes_adapters.training.fit` was asked for.
         data, validation: batches.
+        processes: those that train together.
     """
 
     def __init__(
-        self, elbo: ELBO, settings: Settings, data: Iterable[Batch], validation: Iterable[Batch] | None
+        self,
+        elbo: ELBO,
+        settings: Settings,
+        data: Iterable[Batch],
+        validation: Iterable[Batch] | None,
+        processes: Processes,
     ) -> None:
         self.elbo, self.settings, self.data, self.validation = elbo, settings, data, validation
+        self.processes = processes
         self.model: AdapterModel = elbo.model
         self.guide: AdapterGuide = elbo.guide
         self.reads = self.model.reads | self.guide.reads
@@ -90,10 +98,15 @@ class Loop:
             self.scheduler.load_state_dict(content["scheduler"])
         self.state = RunState(**content["run"])
 
+    def start(self) -> None:
+        """Let all processes begin with the same weights."""
+        if self.processes.together:
+            self.processes.start(self.tensors, sampled(self.model.backbone), self.state.step)
+
     def save(self) -> None:
-        """Write the state after the last complete step."""
+        """Write the state after the last complete step, in the first process."""
         on_step, directory = self.settings.on_step, self.settings.checkpoint
-        if directory is None:
+        if directory is None or not self.processes.first:
             return
         content = {
             "weights": self.tensors,
@@ -144,7 +157,7 @@ class Loop:
             if self.out_of_budget:
                 break
         log = {"epoch": float(state.epoch), "step": float(state.step)} | _log.summarise(state.records, state.seconds)
-        log |= self._evaluate(log)
+        log = self.processes.agreed(log | self._evaluate(log))
         if settings.monitor is not None:
             _checks.check_monitor(settings.monitor, log)
         with uninterrupted():
@@ -163,27 +176,33 @@ class Loop:
         sums: list[Any] = [0, 0, 0]
         scales: list[tuple[float, dict[str, float]]] = []
         seen: dict[str, dict[str, float]] = {}
-        for i, batch in enumerate(group):
+        if not state.records:
+            self.processes.check_same(group)
+        for i, batch in enumerate(self.processes.parts(group)):
             share = batch.size / total
-            with ExitStack() as first:
+            with ExitStack() as around:
+                if self.processes.together:
+                    around.enter_context(self.generators.of_part(settings.seed, state.step, self.processes.number, i))
                 if not state.records and i == 0:
-                    first.enter_context(_step_checks.gradients_flow(self.model.backbone))
-                    seen = first.enter_context(collecting())
+                    around.enter_context(_step_checks.gradients_flow(self.model.backbone))
+                    seen = around.enter_context(collecting())
                 terms = self._terms(batch, due)
                 (terms.loss * share).backward()
             now = terms.loss.detach(), terms.nll.detach(), terms.kl.detach()
             sums = [whole + share * part for whole, part in zip(sums, now, strict=True)]
             if due:
                 scales.append((share, {name: value for name, value in terms.log().items() if name in _log.SOMETIMES}))
+        sums = self.processes.add(self.parameters.values(), sums)
         norm = _step_checks.gradient_norm(self.parameters)
         # One wait for the device: what must be finite and what is logged come over together.
-        loss, nll, kl, size = torch.stack([torch.as_tensor(v).float().to(self.device) for v in (*sums, norm)]).tolist()
+        loss, nll, kl, size = torch.stack([v.float().to(self.device) for v in (*sums, norm)]).tolist()
         finite = {"loss": loss, "nll": nll, "kl": kl, "grad_norm": size}
         _step_checks.check_finite(state.step, finite, self.parameters)
         if state.step == 0:
             warn_of_scales(group[0], self.model.likelihood.advice(group[0].targets), self.reads)
         record = {"examples": float(total), "loss": loss, "nll": nll, "kl": kl, "kl_over_nll": _log.ratio(kl, nll)}
-        record |= {"kl_weight": float(terms.kl_weight), "grad_norm": size} | _log.rates(self.optimizer)
+        record |= {"kl_weight": float(self.elbo.kl_weight(state.step)), "grad_norm": size}
+        record |= _log.rates(self.optimizer)
         record |= _log.merged(scales)
         record |= {name: sum(sites.values()) / len(sites) for name, sites in seen.items()}
         with uninterrupted():
@@ -220,17 +239,24 @@ class Loop:
         found: dict[str, float] = {}
         settings = self.settings
         if self.validation is not None:
-            stream = _data.read(self.validation, "validation", self.state.epoch)
-            with self._autocast():
-                prediction = predict(
-                    self.model, self.guide, stream, num_samples=settings.num_samples, seed=settings.seed
-                )
-            if prediction.log_density is not None:  # read() lets only batches with targets pass
-                found["val_nll"] = -float(float64(prediction.log_density).mean())
+            found["val_nll"] = self._validate(_data.read(self.validation, "validation", self.state.epoch))
         if settings.evaluate is not None:
             with evaluating(self.elbo), torch.no_grad():
                 found |= _checks.checked_metrics(settings.evaluate(self.model, self.guide), log | found)
         return found
+
+    def _validate(self, stream: Iterator[Batch]) -> float:
+        """Return −mean log posterior predictive density over the examples, each predicted by one of the processes."""
+        settings, whole, count = self.settings, 0.0, 0.0
+        dealt = self.processes.dealt(stream)
+        if (some := next(dealt, None)) is not None:
+            mine, samples = chain([some], dealt), settings.num_samples
+            with self._autocast():
+                density = predict(self.model, self.guide, mine, num_samples=samples, seed=settings.seed).log_density
+            if density is not None:  # read() lets only batches with targets pass
+                whole, count = float(float64(density).sum()), float(len(density))
+        whole, count = self.processes.total(whole, count)
+        return -whole / count
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.autocast

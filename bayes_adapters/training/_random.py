@@ -39,12 +39,19 @@ class Generators:
         found = [torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda), *others]
         self._torch = list({id(generator): generator for generator in found}.values())
 
-    def seed(self, seed: int, epoch: int) -> None:
-        """Seed every generator for ``epoch``."""
+    def seed(self, seed: int, epoch: int, whose: str = "") -> None:
+        """Seed every generator for ``epoch``; ``whose`` tells streams apart."""
         for generator in self._torch:
-            generator.manual_seed(epoch_seed(seed, epoch))
-        random.seed(epoch_seed(seed, epoch, "python"))
-        np.random.seed(epoch_seed(seed, epoch, "numpy") % 2**32)  # noqa: NPY002 (the one that others draw from)
+            generator.manual_seed(epoch_seed(seed, epoch, f"noise{whose}"))
+        random.seed(epoch_seed(seed, epoch, f"python{whose}"))
+        np.random.seed(epoch_seed(seed, epoch, f"numpy{whose}") % 2**32)  # noqa: NPY002 (others draw from it)
+
+    @contextmanager
+    def of_part(self, seed: int, step: int, process: int, part: int) -> Iterator[None]:
+        """Within the context the noise is that of a process's part of a step; after it the states are as before."""
+        with self.borrowed():
+            self.seed(seed, step, f" of part {part} in process {process}")
+            yield
 
     def get(self) -> tuple[list[Tensor], dict[str, Any]]:
         """Return the states of torch's generators, uint8 on the CPU, and those of Python's and numpy's."""

@@ -19,6 +19,7 @@ from examples import (
     swap_prior_and_guide,
     text_and_audio,
     text_classification,
+    trainer,
 )
 from examples.studies.training_free import docstrings
 from examples.studies.verify_prompts.prompts import load_prompts
@@ -72,6 +73,15 @@ def test_text_classification_answers_every_row(texts: Path, tmp_path: Path, monk
     assert sum(right) / 20 > 0.5
     model, _ = load(tmp_path / "adapter", text_backbone()[0])
     assert model.likelihood.num_outputs == 2
+
+
+def test_the_trainer_keeps_its_best_epoch(texts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    options = ["--epochs", 1, "--system", "lora", "--folder", tmp_path / "run"]
+    assert call(trainer.main, monkeypatch, texts, *options) == 0
+    assert "held out, 4 texts: accuracy" in capsys.readouterr().out
+    model, _ = load(tmp_path / "run" / "adapter", text_backbone()[0])
+    assert model.likelihood.num_outputs == 2
+    assert not [path for path in (tmp_path / "run").rglob("*.safetensors") if path.stat().st_size > 2**21]
 
 
 def test_text_and_audio_is_less_sure_without_the_recordings(tmp_path: Path, monkeypatch, capsys) -> None:
