@@ -10,6 +10,7 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,11 +124,11 @@ def measure(shape: Shape, device: str, *, rounds: int) -> dict[str, dict[str, An
         runs: dict[str, Callable[[], object]] = {
             "step": _step(elbo, optimizer, batch, False),
             "step, checkpointed": _step(elbo, optimizer, batch, True),
-            f"predict, S = {shape.samples}": lambda m=model, g=guide: predict(m, g, batch, num_samples=shape.samples),
-            f"text, S = {shape.samples}": lambda m=model, g=guide: generate(
-                m, g, prompts, num_samples=shape.samples, max_new_tokens=shape.written
+            f"predict, S = {shape.samples}": partial(predict, model, guide, batch, num_samples=shape.samples),
+            f"text, S = {shape.samples}": partial(
+                generate, model, guide, prompts, num_samples=shape.samples, max_new_tokens=shape.written
             ),
-        }  # fmt: skip
+        }
         peaks = {name: _peak(run, device) for name, run in runs.items()}
         seconds = interleave({n: Variant(run) for n, run in runs.items()}, rounds=rounds, warm_up=1, device=device)
         for name in runs:
