@@ -32,6 +32,7 @@ from bayes_adapters.trainer._watch import Watch, Window
 from bayes_adapters.training import _step_checks
 from bayes_adapters.training._data import counts_data_set
 from bayes_adapters.training._data_checks import require_num_data
+from bayes_adapters.training._optimizer import trainable
 from bayes_adapters.training._random import Generators
 from bayes_adapters.training._settings import OWN, RecipeLike
 
@@ -222,8 +223,10 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
                 around.enter_context(_step_checks.gradients_flow(self.elbo.model.backbone))
             self._begins = False
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(loss.isfinite()):
-            raise _step_checks.non_finite(step, f"loss = {float(loss)}", "The loss already is not finite.")
+        if self.accelerator.sync_gradients:  # the step's last part, before the Trainer clips: inf would become 0
+            parameters = trainable(self.elbo.model, self.elbo.guide)
+            values = torch.stack([loss, _step_checks.gradient_norm(parameters).to(loss)]).tolist()
+            _step_checks.check_finite(step, dict(zip(("loss", "grad_norm"), values, strict=True)), parameters)
         if self._part == 0:
             self._watch.saw(inputs["batch"], step)
         self._part += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ from transformers import TrainerCallback
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.scales import warn_of_scales
-from bayes_adapters.training import _step_checks
 from bayes_adapters.training._data_checks import require_context
-from bayes_adapters.training._optimizer import trainable
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Window:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Tell a :class:`~bayes_adapters.trainer.BayesTrainer` which epoch begins; refuse what training must not pass."""
+    """Tell a :class:`~bayes_adapters.trainer.BayesTrainer` which epoch begins; refuse a forgotten context."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -68,10 +65,3 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         require_context(self.missing)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        elbo = self.trainer.elbo
-        parameters = trainable(elbo.model, elbo.guide)
-        norm = float(_step_checks.gradient_norm(parameters))
-        if not math.isfinite(norm):
-            _step_checks.check_finite(state.global_step, {"grad_norm": norm}, parameters)

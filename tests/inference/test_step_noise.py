@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayes_adapters import ELBO, AdapterGuide
 from bayes_adapters.guides import Contextual, Flow, MeanField
-from tests.helpers import core_model, token_batch
+from tests.helpers import bert, core_model, token_batch
 
 BATCH = token_batch(6)
 
@@ -28,7 +28,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def made(guide: type[AdapterGuide], granularity: str, particles: int) -> ELBO:
-    model = core_model(granularity, rank=2)
+    model = core_model(granularity, rank=2, backbone=bert(1))
     return ELBO(model, guide(model), seed=1, num_particles=particles).eval()
 
 
@@ -38,7 +38,7 @@ def test_gradients_do_not_depend_on_the_cuts(guide, granularity: str, particles:
     elbo = made(guide, granularity, particles)
     whole, cut, later = gradients(elbo, []), gradients(elbo, [1, 4]), gradients(elbo, [], step=5)
     assert apart(whole, cut) < 1e-5
-    assert apart(whole, later) > 1e-3
+    assert apart(whole, later) > 1e-4
 
 
 def test_particles_are_drawn_apart() -> None:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from bayes_adapters import AdapterGuide, AdapterModel
 from bayes_adapters.guides import Contextual
-from tests.helpers import core_model, token_batch
+from tests.helpers import bert, core_model, token_batch
 
 WHOLE = token_batch(22, seed=3)
 """Twenty-two examples: batches of four, the last of two, two at a step."""
@@ -26,6 +26,6 @@ def arguments(folder: Path | str, **options: Any) -> TrainingArguments:
 
 def pair(guide: Any = Contextual, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     """A model with dropout, and a guide: the same weights every time."""
-    model = core_model(**{"rank": 2, "dropout": 0.2} | options)
+    model = core_model(**{"rank": 2, "dropout": 0.2, "backbone": bert(1)} | options)
     torch.manual_seed(5)
     return model, guide(model)

@@ -19,10 +19,15 @@ from tests.helpers import bert
 from tests.refusals import refuses
 from tests.trainer.parts import WHOLE, arguments, pair
 
+TEN = WHOLE[:10]
+"""Batches of four, four and two: two epochs of three steps."""
+
 
 def trained(folder: Path, resume: Any = None, **options: Any) -> BayesTrainer:
-    args = arguments(folder, **({"eval_strategy": "no", "save_strategy": "steps", "save_steps": 2} | options))
-    trainer = BayesTrainer(*pair(), args, train_dataset=WHOLE, eval_dataset=WHOLE[:6], kl_weight=0.1)
+    few = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 6, "gradient_accumulation_steps": 1}
+    trainer = BayesTrainer(
+        *pair(), arguments(folder, **(few | options)), train_dataset=TEN, eval_dataset=TEN[:6], kl_weight=0.1
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -36,7 +41,7 @@ def test_a_run_goes_on_bitwise_where_it_was_stopped(tmp_path: Path) -> None:
     whole = weights(trained(tmp_path / "a"))
     for steps, name in ((2, "middle"), (3, "end")):
         trained(tmp_path / name, max_steps=steps, save_steps=steps)
-        on = trained(tmp_path / name, str(tmp_path / name / f"checkpoint-{steps}"), save_steps=100)
+        on = trained(tmp_path / name, str(tmp_path / name / f"checkpoint-{steps}"))
         assert on.state.global_step == 6
         assert whole.keys() == weights(on).keys()
         assert all(torch.equal(value, weights(on)[key]) for key, value in whole.items()), name
@@ -50,7 +55,7 @@ def test_a_checkpoint_has_adapter_and_guide_alone(tmp_path: Path) -> None:
     assert own <= set(held)
     frozen = [name for name in held if ".backbone." in name and "lora" not in name]
     assert not frozen
-    model, guide = load(tmp_path / "checkpoint-6" / "adapter", bert())
+    model, guide = load(tmp_path / "checkpoint-6" / "adapter", bert(1))
     batch = WHOLE.without_targets()
     expected = predict(trainer.elbo.model, trainer.elbo.guide, batch, num_samples=2)
     assert torch.equal(predict(model, guide, batch, num_samples=2).probs, expected.probs)
@@ -58,7 +63,8 @@ def test_a_checkpoint_has_adapter_and_guide_alone(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path: Path) -> None:
     """Of rising losses the first is the best: a learning rate that only does harm."""
-    options = {"load_best_model_at_end": True, "learning_rate": 1.0, "eval_strategy": "steps", "eval_steps": 2}
+    options = {"load_best_model_at_end": True, "learning_rate": 1.0, "eval_strategy": "steps", "eval_steps": 3}
+    options |= {"save_steps": 3}
     trainer = trained(tmp_path, **options)
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     nlls = {log["step"]: log["eval_nll"] for log in trainer.state.log_history if "eval_nll" in log}
@@ -69,7 +75,7 @@ def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_guide_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path, max_steps=2)
+    trained(tmp_path, max_steps=1, save_steps=1)
     other = BayesTrainer(*pair(MeanField), arguments(tmp_path, eval_strategy="no"), train_dataset=WHOLE)
     with refuses(ConfigError, "another model or guide", "elbo.guide"):
         other.train(resume_from_checkpoint=True)

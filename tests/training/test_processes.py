@@ -22,7 +22,7 @@ from bayes_adapters.trainer import BayesTrainer
 from bayes_adapters.training import batches, fit
 from bayes_adapters.training._process_checks import check_batches, check_names, check_start, check_whole
 from bayes_adapters.training._processes import Processes
-from tests.helpers import core_model, token_batch
+from tests.helpers import bert, core_model, token_batch
 from tests.processes import together
 from tests.refusals import refuses
 from tests.trainer.parts import arguments
@@ -34,7 +34,7 @@ WHOLE = token_batch(11, seed=3)
 
 def made(granularity: str) -> tuple[AdapterModel, AdapterGuide]:
     """A model and a guide whose posterior is not its prior."""
-    model = core_model(granularity, rank=2, num_data=WHOLE.size)
+    model = core_model(granularity, rank=2, num_data=WHOLE.size, backbone=bert(1))
     guide = Contextual(model) if granularity == "token" else MeanField(model)
     torch.manual_seed(5)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def by_fit(granularity: str) -> tuple[list[Any], dict[str, Tensor]]:
     if torch.distributed.get_rank():
         with torch.no_grad():  # the first process's weights count
             model.head.weight.zero_()
-    options: dict[str, Any] = {"validation": [WHOLE[:6], WHOLE[6:9]], "clip_norm": 1.0, "kl_weight": 0.1, "epochs": 2}
+    options: dict[str, Any] = {"validation": [WHOLE[:6], WHOLE[6:9]], "clip_norm": 1.0, "kl_weight": 0.1, "epochs": 1}
     found = fit(model, guide, batches(WHOLE, 4, seed=7), accumulate=2, progress=False, **options)
     names = ("loss", "nll", "kl", "val_nll", "grad_norm")
     return [[log[name] for name in names] for log in found.history], tensors(model, guide)
@@ -61,7 +61,7 @@ def by_fit(granularity: str) -> tuple[list[Any], dict[str, Tensor]]:
 
 def by_trainer(granularity: str, count: int) -> tuple[list[Any], dict[str, Tensor]]:
     model, guide = made(granularity)
-    args = arguments("unused", per_device_train_batch_size=4 // count, save_strategy="no", seed=7)
+    args = arguments("unused", per_device_train_batch_size=4 // count, num_train_epochs=1, save_strategy="no")
     trainer = BayesTrainer(model, guide, args, train_dataset=WHOLE, eval_dataset=WHOLE[:5], kl_weight=0.1)
     trainer.elbo.seed = 7  # noise as in several processes
     trainer.train()
