@@ -26,7 +26,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from bayes_adapters.data.batch import Batch
-from bayes_adapters.distributions import base_distribution
 from bayes_adapters.errors import ConfigError, choice, integer, whole_number
 from bayes_adapters.inference._guide_checks import require_gradient
 from bayes_adapters.inference._pair_checks import require_pair
