@@ -37,8 +37,8 @@ class Contents:
 
     Args:
         files: name → bytes.
-        head: what became of the head: ``"inside"``, among the weights that PEFT loads; ``"beside"``, in the file that
-            ``from_peft`` reads and PEFT does not; or ``"left out"``.
+        head: what became of the head: ``"inside"``, among the weights that PEFT loads, or part of the frozen backbone;
+            ``"beside"``, in the file that ``from_peft`` reads and PEFT does not; or ``"left out"``.
     """
 
     files: dict[str, bytes]
@@ -76,7 +76,8 @@ def contents(
     if not inside and type(head) is LinearHead:
         about = {"pooling": head.pooling.value, "weights": hashlib.sha256(weights).hexdigest()}
         files[HEAD] = tensors_to_bytes(_copies(head.state_dict()), metadata=about)
-    return Contents(files, "inside" if inside else "beside" if HEAD in files else "left out")
+    within = inside or not any(True for _ in head.parameters())
+    return Contents(files, "inside" if within else "beside" if HEAD in files else "left out")
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,8 +29,8 @@ from bayes_adapters.files._peft_checks import (
 )
 from bayes_adapters.files._peft_config import CONFIG, Settings, read_config
 from bayes_adapters.files._peft_contents import SETTINGS, contents
+from bayes_adapters.files._peft_head import Head as FoundHead
 from bayes_adapters.files._peft_head import (
-    Head,
     foreign_head,
     own_head,
     take_head,
@@ -51,7 +51,7 @@ from bayes_adapters.files._peft_write import STATE, replace_folder, require_free
 from bayes_adapters.files._regular import as_folder, readable
 from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks
-from bayes_adapters.heads import TransformersHead
+from bayes_adapters.heads import Head, TransformersHead
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.models import LoRA
@@ -62,7 +62,7 @@ def from_peft(
     backbone: nn.Module,
     likelihood: Likelihood,
     *,
-    head: bool | None = None,
+    head: bool | Head | None = None,
     leave_out: str | None = None,
     write_backbone: bool = False,
     **options: Any,
@@ -87,7 +87,8 @@ def from_peft(
         backbone: the plain model the adapters were trained on, such as ``AutoModel.from_pretrained(...)``, without
             adapters. If reading fails it is left as it was given. Wrappers (``torch.compile``, DDP) are looked through.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        head: None as above; True takes over any single linear layer of the right shape too; False none.
+        head: None as above; True takes over any single linear layer of the right shape too; False none. A head of
+            your own, such as ``LanguageModelHead()`` where ``backbone`` is the language model itself, takes its place.
         leave_out: the half of an encoder–decoder that ``backbone`` is not, such as ``"decoder"`` where it is
             ``T5EncoderModel`` or ``BartModel.get_encoder()``: layers below that name are dropped.
         write_backbone: write weights of the backbone itself that PEFT has trained along (``bias``, ``lora_bias``,
@@ -118,6 +119,9 @@ def from_peft(
             ranks = found.ranks
             options["targets"] = Targets("|".join(re.escape(path) for path in found.factors))
             options |= {"rank": max(ranks.values()), "alpha": found.scaling * max(ranks.values()), "ranks": ranks}
+            given = isinstance(head, Head)
+            if given:
+                options["head"], head = head, False
             own = "pooling" in options
             whole = None if own or head is False or found.known_head else found.task_head(plain, likelihood)
             options |= {} if whole is None else {"head": whole}
@@ -128,8 +132,13 @@ def from_peft(
                         getattr(layer, name).copy_(value)
             if whole is not None:
                 whole.net.load_state_dict(found.others)
-            trained = whole is not None or (
-                head is not False and take_head(model, folder, found.head, found.others, wanted=bool(head), own=own)
+            ready = given and not any(True for _ in model.head.parameters())  # the backbone's own output path
+            trained = (
+                ready
+                or whole is not None
+                or (
+                    head is not False and take_head(model, folder, found.head, found.others, wanted=bool(head), own=own)
+                )
             )
             changed = tuple(found.base.names)
             Marks(None if trained else (), found.prefix, found.settings.task_type, changed).put_on(model)
@@ -149,7 +158,7 @@ class _Found:
     scaling: float
     base: BaseWeights
     others: dict[str, Tensor]
-    head: Head | None
+    head: FoundHead | None
 
     @property
     def known_head(self) -> bool:

@@ -132,6 +132,8 @@ def _at_least(rank: int) -> int:
 
 
 def _head(head: nn.Module, written: Contents) -> str:
+    if not any(True for _ in head.parameters()):
+        return "the base model's own output layer"
     if written.head == "inside":
         return "in every folder, under `modules_to_save`: PEFT loads it, servers of language models do not"
     if written.head == "beside":

@@ -18,6 +18,7 @@ from bayes_adapters.files._wrappers import unwrapped
 from bayes_adapters.files.marks import Marks
 from bayes_adapters.files.peft import from_peft
 from bayes_adapters.guides._head import PosteriorHead
+from bayes_adapters.heads import Head
 from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.draws import weight_mean
 from bayes_adapters.inference.guide import AdapterGuide, site_key
@@ -153,7 +154,7 @@ def start_from_peft(
     likelihood: Likelihood,
     *,
     num_data: int | None = None,
-    head: bool | None = None,
+    head: bool | Head | None = None,
     leave_out: str | None = None,
     write_backbone: bool = False,
     **overrides: Any,
@@ -169,7 +170,7 @@ def start_from_peft(
         backbone: the plain one; adapted in place.
         likelihood: any.
         num_data: N, the size of the training set, which posteriors over weights need.
-        head: whether the head that was trained along is taken over.
+        head: whether the head that was trained along is taken over, or another in its place.
         leave_out: the half of an encoder–decoder that the backbone is not.
         write_backbone: whether trained weights of the backbone itself are written into it.
         **overrides: as for :func:`start`.
