@@ -26,9 +26,9 @@ import bayes_adapters
 from bayes_adapters.systems import PROCEDURES, SYSTEMS, Recipe
 
 PACKAGES = (
-    "models", "guides", "likelihoods", "priors", "heads", "backbones", "training", "systems", "reliability", "files",
-    "surgery", "samplers", "analysis", "testing", "generation", "speech", "modalities", "data", "sites", "adapters",
-    "inference", "distributions",
+    "models", "guides", "likelihoods", "priors", "heads", "backbones", "training", "trainer", "systems", "reliability",
+    "files", "surgery", "samplers", "analysis", "testing", "generation", "speech", "modalities", "data", "sites",
+    "adapters", "inference", "distributions",
 )  # fmt: skip
 """Packages of the API, in the order of the table of contents; the root comes first, ``MODULES`` last."""
 MODULES = ("kernels", "schedules", "devices", "registry", "errors")
