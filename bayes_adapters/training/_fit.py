@@ -13,7 +13,7 @@ import torch
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.inference._lock import exclusive
-from bayes_adapters.inference._pair_checks import require_one_device
+from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KLMode
@@ -184,6 +184,7 @@ def fit(
     data, validation = _data.listed(data), _data.listed(validation)
     settings = resolve(dict(locals()))
     require_group()
+    require_pair(model, guide)
     require_one_device(model, guide)
     processes = Processes(next(model.parameters()).device)
     check_samplers(_data.loader_parts(_data.source(data)), processes.together)

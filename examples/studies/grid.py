@@ -143,11 +143,16 @@ def gather(
     """
     records = [record for path in finished(methods, seeds, runs) for record in read_records(path, kind)]
     if records:
-        measured = {record.method for record in records}
-        kept = [old for old in read_records(out, kind) if old.method not in measured] if keep and out.is_file() else []
-        order = {method: number for number, method in enumerate(methods)}
-        write_records(out, sorted([*records, *kept], key=lambda record: order.get(record.method, len(order))))
+        write_records(out, _with_kept(records, out, kind, methods) if keep and out.is_file() else records)
     return records
+
+
+def _with_kept(records: list[Any], out: Path, kind: type[Any], methods: Sequence[str]) -> list[Any]:
+    """Return ``records`` and those in ``out`` of other methods, in the order of the methods."""
+    measured = {record.method for record in records}
+    kept = [old for old in read_records(out, kind) if old.method not in measured]
+    order = {method: number for number, method in enumerate(methods)}
+    return sorted([*records, *kept], key=lambda record: order.get(record.method, len(order)))
 
 
 class Grid(ABC, Generic[R]):
