@@ -39,16 +39,14 @@ BASE: dict[str, tuple[dict[str, Any], str]] = {
         "embeddings.word_embeddings.weight",
     ),
 }
+_NO_MODULES = getattr(getattr(peft.utils, "error", None), "NoMatchingPeftModuleError", ValueError)
+"""What PEFT raises where a folder's modules are not in the model: a ValueError, in newer versions one of its own."""
 
 
 def theirs(folder: Path, **options: Any) -> Any:
     model = trained(bert(layers=1), settings("bert", **{"target_modules": ["query", "value"]} | options))
     model.save_pretrained(folder)
     return model
-
-
-_NO_MODULES = getattr(getattr(peft.utils, "error", None), "NoMatchingPeftModuleError", ValueError)
-"""What PEFT raises where a folder's modules are not in the model: a ValueError, in newer versions one of its own."""
 
 
 @pytest.mark.parametrize("case", SCALES)
