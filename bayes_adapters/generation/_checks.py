@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.conditions import refuse_where
-from bayes_adapters.errors import ConfigError, DataError, described, unknown_name
+from bayes_adapters.backbones.placement import in_dtype_of
+from bayes_adapters.backbones.token_ids import Longest
+from bayes_adapters.conditions import read_together, refuse_where
+from bayes_adapters.data.batch import TOKEN_MASK, Batch
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, unknown_name
 from bayes_adapters.generation.generation import Writing
+from bayes_adapters.inference._checks import check_batch, non_finite
+from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
+from bayes_adapters.sites import Granularity
 
 PARTS = ("total", "aleatoric", "epistemic")
 """Of an uncertainty."""
@@ -21,6 +29,11 @@ _ONE = {
     "penalty_alpha": "contrastive search runs the model on several candidates of a row",
 }
 """Options whose rows would not be those of the draws → why."""
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_ONE, (1,)),
+    "cache_implementation": ("dynamic", "hybrid"),  # Hugging Face itself no longer takes the latter
+}
+"""Option → values that change nothing."""
 _ABSENT = {
     "assistant_model": "a draft model's tokens are accepted by one model, not by an average of draws",
     "prompt_lookup_num_tokens": "several tokens are accepted at a time, and each has uncertainties of its own",
@@ -49,58 +62,118 @@ def require_language_model(model: AdapterModel) -> None:
     )
 
 
+def require_one_function(model: AdapterModel, guide: AdapterGuide) -> None:
+    """Raise :class:`ConfigError` where a draw would be another one after each token."""
+    looking = [site for site in model.sites if site.granularity is Granularity.SEQUENCE] if guide.reads_features else []
+    if looking:
+        raise ConfigError(
+            f"{type(guide).__name__} draws {looking[0].name!r} by the mean over all tokens of a sequence, and while it "
+            "is written a sequence has other tokens at each step, and other draws. Take granularity='token' or "
+            "'global', or the guide MeanField, whose posterior does not depend on the input."
+        )
+
+
 def check_options(backbone: Any, options: Mapping[str, Any], tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     """Return Hugging Face's configuration with ``options`` in it, and those that are not the configuration's.
+
+    What neither sets comes from the backbone's own configuration, as in Hugging Face's ``generate``.
 
     Raises:
         ConfigError: an option breaks the draws.
     """
     given = dict(options)
     config = copy.deepcopy(given.pop("generation_config", None) or backbone.generation_config)
+    for name, value in backbone.generation_config.to_dict().items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
     for name, why in (_ABSENT | _ONE).items():
         value = given.get(name, getattr(config, name, None))
-        if value is not None and (name in _ABSENT or value != 1):
+        if value is not None and value not in _HARMLESS.get(name, ()):
             shown = value if isinstance(value, (int, float, str)) else described(value)
-            raise ConfigError(f"{name}={shown} cannot be used with draws: {why}. Leave it out.")
+            raise ConfigError(
+                f"{name}={shown} cannot be used with draws: {why}. Leave it out, or where the backbone's "
+                f"generation_config has it, set backbone.generation_config.{name} = None."
+            )
     left: dict[str, Any] = config.update(**given)
     if config.stop_strings and tokenizer is None:
         raise ConfigError("stop_strings= are looked for in decoded text: pass tokenizer= as well.")
     config.return_dict_in_generate = False
-    if config.stop_strings:
-        left["tokenizer"] = tokenizer
     return config, left
 
 
-def check_prompts(backbone: nn.Module, inputs: MutableMapping[str, Tensor] | Mapping[str, Tensor]) -> None:
-    """Raise :class:`DataError` for prompts without a token, and for a decoder's that are padded on the right."""
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None and not getattr(backbone.config, "is_encoder_decoder", False):
+def check_prompts(model: AdapterModel, batch: Batch, config: Any) -> dict[str, Tensor]:
+    """Return what the backbone takes of a batch's inputs.
+
+    Raises:
+        DataError: prompts without a token, a decoder's that are padded on the right, token ids that the backbone cannot
+            embed, or prompts so long that it has no positions for what is to be written.
+        NonFiniteError: NaN or infinity in the inputs or the context.
+    """
+    backbone: Any = model.backbone
+    head_only = (TOKEN_MASK, *getattr(model.head, "own_inputs", ()))
+    inputs = {name: value for name, value in batch.inputs.items() if name not in head_only}
+    ids, mask = inputs.get("input_ids", inputs.get("inputs_embeds")), inputs.get("attention_mask")
+    decoder = not backbone.config.is_encoder_decoder
+    if ids is None and decoder:
         raise DataError(f"A decoder goes on from input_ids; the prompts have {', '.join(inputs) or 'nothing'}.")
-    if ids is not None and (ids.dim() != 2 or ids.shape[1] == 0):
+    if ids is not None and (ids.dim() < 2 or ids.shape[1] == 0):
         raise DataError(
             f"The prompts' input_ids have shape {tuple(ids.shape)}; needed: (B, T) with at least one token. Begin an "
             "empty prompt with the tokenizer's bos_token."
         )
-    if mask is None or getattr(backbone.config, "is_encoder_decoder", False):
-        return
+    with read_together():
+        check_batch(batch, next(model.parameters()).device)
+        model._traits.check(backbone, inputs)
+        if decoder and mask is not None:
+            refuse_where(mask[:, -1] == 0, lambda: _behind(mask))
+    if decoder and ids is not None:
+        _require_room(backbone, ids.shape[1], config, model._traits.longest.get("input_ids"))
+    return in_dtype_of(backbone, inputs)
 
-    def behind() -> DataError:
-        rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
-        return DataError(
-            f"The prompts' rows {rows[:8]} are padded on the right, and a decoder would go on from padding. Pad on the "
-            "left: tokenizer.padding_side = 'left'."
+
+def _behind(mask: Tensor) -> DataError:
+    rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+    return DataError(
+        f"The prompts' rows {rows[:8]} are padded on the right, and a decoder would go on from padding. Pad on the "
+        "left: tokenizer.padding_side = 'left'."
+    )
+
+
+def _require_room(backbone: nn.Module, prompt: int, config: Any, limit: Longest | None) -> None:
+    """Raise :class:`DataError` where the last token that is read would have no position in a table of them."""
+    new = config.max_new_tokens
+    if limit is not None and new is not None and prompt + new - 1 > limit.tokens:
+        raise DataError(
+            f"Prompts of {prompt} tokens and max_new_tokens={new} are more than the {limit.tokens} positions of "
+            f"{type(backbone).__name__}. Shorten the prompts, or write at most {max(0, limit.tokens - prompt + 1)}."
         )
 
-    refuse_where(mask[:, -1] == 0, behind)
+
+def require_numbers(model: nn.Module, log_probs: Float[Tensor, "S B V"]) -> None:
+    """Raise :class:`NonFiniteError` for NaN: entropies of such numbers may look like certainty."""
+    bad = log_probs.amax(-1).isnan()  # −∞ is a token that cannot follow
+
+    def explain() -> NonFiniteError:
+        rows = bad.any(0).nonzero().flatten().tolist()[:8]
+        return non_finite(f"The logits of the next token are NaN in rows {rows} of the batch", model)
+
+    refuse_where(bad, explain)
 
 
-def require_written(tokens: Tensor, steps: Sequence[Any]) -> None:
-    """Raise :class:`ConfigError` where the backbone was not called once for each token."""
-    if tokens.shape[1] == 0 or len(steps) < tokens.shape[1]:
+def require_one_run(before: Tensor | None, ids: Tensor) -> None:
+    """Raise :class:`ConfigError` where a text did not grow by one token: ``generate`` has begun another one."""
+    if before is not None and ids.shape != (before.shape[0], before.shape[1] + 1):
         raise ConfigError(
-            f"Hugging Face's generate returned {tokens.shape[1]} new tokens after {len(steps)} calls of the backbone; "
-            "needed are one or more, and a call for each. Is max_new_tokens at least 1?"
+            f"The backbone's generate wrote in several runs: its texts had the shape {tuple(before.shape)}, and then "
+            f"{tuple(ids.shape)}. So does Whisper's with recordings of more than 30 s, or temperatures to fall back "
+            "to. Cut recordings into pieces, and pass one temperature."
         )
+
+
+def require_written(tokens: Tensor) -> None:
+    """Raise :class:`ConfigError` where nothing was written."""
+    if tokens.shape[1] == 0:
+        raise ConfigError("Hugging Face's generate wrote no token. Is max_new_tokens at least 1?")
 
 
 def require_hypotheses(texts: Sequence[str] | None, writing: Writing) -> Sequence[str]:
@@ -117,6 +190,11 @@ def require_texts(texts: Sequence[str], log_probs: Tensor | None) -> None:
     if not len(texts) or (log_probs is not None and log_probs.shape != (len(texts),)):
         shape = "none" if log_probs is None else tuple(log_probs.shape)
         raise DataError(f"Semantic entropy needs at least one text and one log p for each; got {len(texts)}, {shape}.")
+    if log_probs is not None and not -math.inf < float(log_probs.max()) < math.inf:  # the maximum shows NaN
+        raise DataError(
+            f"Log probabilities of texts must be numbers below infinity, one of them above −∞; got "
+            f"{log_probs.tolist()[:8]}."
+        )
 
 
 def require_part(part: str) -> None:
@@ -125,9 +203,13 @@ def require_part(part: str) -> None:
         raise unknown_name("part of the uncertainty", part, PARTS)
 
 
-def require_order(threshold: float, limit: float) -> None:
-    """Raise :class:`ConfigError` unless the second threshold lies beyond the first."""
-    if not limit > threshold:
+def require_thresholds(threshold: float, limit: float | None) -> None:
+    """Raise :class:`ConfigError` unless there is a threshold, and a second one lies beyond it."""
+    if math.isnan(threshold):
+        raise ConfigError(
+            "threshold=nan: no uncertainty compares with it. Does the uncertainty that it is of have NaN?"
+        )
+    if limit is not None and not limit > threshold:
         raise ConfigError(f"limit={limit} must lie beyond threshold={threshold}: up to it an answer is not given.")
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import fold
 from bayes_adapters.errors import choice, integer, whole_number
-from bayes_adapters.generation._checks import check_options, check_prompts, require_language_model, require_written
+from bayes_adapters.generation._checks import (
+    check_options,
+    check_prompts,
+    require_language_model,
+    require_one_function,
+    require_written,
+)
+from bayes_adapters.generation.chosen import Chosen
 from bayes_adapters.generation.generation import Generation, Writing
 from bayes_adapters.generation.held_draw import HeldDraws, Step
 from bayes_adapters.inference._lock import exclusive
@@ -89,8 +96,8 @@ def generate(
     """
     require_pair(model, guide)
     require_one_device(model, guide)
-    model.require_installed()
     require_language_model(model)
+    require_one_function(model, guide)
     writing = choice(Writing, "writing", writing)
     whole_number("num_samples", num_samples)
     seed, tau = integer("seed", seed), temperature_of(guide, posterior_temperature)
@@ -99,20 +106,36 @@ def generate(
     config, left = check_options(backbone, options, tokenizer)
     batch = prompts if isinstance(prompts, Batch) else Batch(dict(prompts))
     batch = batch.without_targets().to(next(model.parameters()).device)
-    check_prompts(backbone, batch.inputs)
+    batch = replace(batch, inputs=check_prompts(model, batch, config))
     together = writing is Writing.AVERAGE
     inputs = {name: value if together else fold(value, samples) for name, value in batch.inputs.items()}
     draws = HeldDraws(model, guide, batch, samples, together, seed, tau, mean_only)
+    chosen, criteria = _noting(draws, config, left.pop("stopping_criteria", None), tokenizer)
     devices = [batch.ids.device] if batch.ids.device.type == "cuda" else []
     with evaluating(model, guide), torch.random.fork_rng(devices), draws.held():
         torch.manual_seed(seed % (1 << 63))
-        sequences: Tensor = backbone.generate(**inputs, generation_config=config, **left)
-    start = 1 if backbone.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    tokens = sequences[:, start:]
-    draws.write(tokens)
-    require_written(tokens, draws.steps)
-    written = _written(tokens, config, tokenizer)
+        sequences: Tensor = backbone.generate(**inputs, generation_config=config, stopping_criteria=criteria, **left)
+    tokens, written = chosen.within(sequences)
+    require_written(tokens)
     return _result(tokens, written, draws.steps[: tokens.shape[1]], samples, writing, tokenizer)
+
+
+def _noting(draws: HeldDraws, config: Any, given: Any, tokenizer: Any) -> tuple[Chosen, Any]:
+    """Return what notes the tokens, and all criteria to stop at that Hugging Face does not make of ``config``.
+
+    Criteria that end all rows at once stay by themselves, so that Hugging Face finds them in the place of its own.
+    """
+    from transformers import MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
+
+    of_all = [one for one in given or () if isinstance(one, (MaxLengthCriteria, MaxTimeCriteria))]
+    of_rows = [one for one in given or () if one not in of_all]
+    if config.stop_strings:
+        of_rows.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=config.stop_strings))
+        config.stop_strings = None
+    ends = config.eos_token_id
+    ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+    chosen = Chosen(draws.write, ends, of_rows)
+    return chosen, StoppingCriteriaList([*of_all, chosen])
 
 
 def _result(
@@ -128,19 +151,3 @@ def _result(
     epistemic = (total - aleatoric).clamp_min(0.0)
     parts = (total, total - epistemic, epistemic, log_probs, of_draws * each)
     return Generation(tokens, written, *parts, num_samples=samples, writing=writing, texts=texts)
-
-
-def _written(tokens: Int[Tensor, "N T"], config: Any, tokenizer: Any) -> Bool[Tensor, "N T"]:
-    """Where a token was written, the end-of-sequence token included: behind it Hugging Face fills up with padding."""
-    ends = config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    end = torch.isin(tokens, tokens.new_tensor(ends)) if ends else torch.zeros_like(tokens, dtype=torch.bool)
-    behind = (end.cumsum(-1) - end.long()) > 0
-    if config.stop_strings:
-        stops = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings
-        for row, mask in zip(tokens, behind, strict=True):
-            for n in range(1, len(row)):
-                if any(stop in tokenizer.decode(row[:n]) for stop in stops):
-                    mask[n:] = True
-                    break
-    return ~behind

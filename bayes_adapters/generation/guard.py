@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayes_adapters.analysis.selection import selective
 from bayes_adapters.errors import choice, positive_number
-from bayes_adapters.generation._checks import require_one_uncertainty, require_order, require_part
+from bayes_adapters.generation._checks import require_one_uncertainty, require_part, require_thresholds
 from bayes_adapters.generation.generation import Generation
 from bayes_adapters.likelihoods import Prediction
 
@@ -66,7 +66,7 @@ class Guard:
             object.__setattr__(self, name, choice(Action, name, getattr(self, name)))
         if self.limit is not None:
             positive_number("limit", self.limit)
-            require_order(self.threshold, self.limit)
+        require_thresholds(self.threshold, self.limit)
 
     @classmethod
     def fit(

@@ -15,15 +15,20 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.forward_pass import ForwardPass, Weights, draw_weights, running
 from bayes_adapters.adapters.rows import Rows
+from bayes_adapters.backbones.language_models import KEEP
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import fold
 from bayes_adapters.data.streams import SOURCE_MASK, TARGET_MASK, TARGETS
+from bayes_adapters.generation._checks import require_numbers
+from bayes_adapters.heads.output_path import output_needs_all
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.handlers import KeyedDraws, OwnSites, PosteriorMean
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.tempering import Tempering
 
-_NOT_OF_ROWS = frozenset({"cache", "past_key_values", "encoder_outputs", "cache_position", "logits_to_keep"})
+_CACHES = ("past_key_values", "cache", "cache_params", "state")
+"""Arguments that hold what is kept of earlier tokens."""
+_NOT_OF_ROWS = frozenset({*_CACHES, "encoder_outputs", "cache_position", KEEP})
 """Arguments of a language model that are not rows of examples, or have S·B rows already."""
 
 
@@ -78,6 +83,8 @@ class HeldDraws:
     _weights: Weights = field(default_factory=dict)
     _prior: Any = None
     _open: ExitStack | None = None
+    _by: nn.Module | None = None
+    _seen: Tensor | int = 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -111,24 +118,28 @@ class HeldDraws:
                 self._close()
                 self._forget()
 
-    def _before(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _before(self, net: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Open a pass for the tokens of this call, and repeat its rows for every draw."""
-        self.write(kwargs[_tokens_of(kwargs)])
+        if self._open is not None:  # an encoder within a call of the whole backbone, which has its pass
+            return args, kwargs
         kwargs = {name: self._folded(name, value) for name, value in kwargs.items()} if self.together else kwargs
-        inputs, first = _stream(kwargs, self.batch.size)
+        inputs, first, real = _stream(kwargs, self.batch.size, self._seen)
         rows = Rows(Batch(inputs, context=self.batch.context, index=self.batch.ids), (self.samples,))
         held = ForwardPass(rows, self._prior, self._weights, len(self.model.sites), first=first)
-        self._open = ExitStack()
+        if output_needs_all(self.model.backbone, held):  # a draw for each token, of which few would be the first ones
+            kwargs.pop(KEEP, None)
+        self._open, self._by = ExitStack(), net
         self._open.enter_context(pyro.plate("data", self.batch.size, dim=-1))
         self._open.enter_context(running(held))
+        if net is self.model.backbone:
+            self._seen = first + real
         return args, kwargs
 
-    def write(self, tokens: Tensor) -> None:
-        """Note the probability of the token that was chosen after the last pass: the last one of each row."""
+    def write(self, chosen: Int[Tensor, " N"]) -> None:
+        """Note what the last pass has said of the tokens that were chosen after it."""
         if self._next is None:
             return
-        said, chosen = self._next, tokens[:, -1]
-        self._next = None
+        said, self._next = self._next, None
         of_draws = chosen if self.together else chosen.reshape(self.samples, -1)
         draws = said.log_probs.gather(-1, of_draws.expand(said.log_probs.shape[:2])[..., None])[..., 0]
         self.steps.append(Step(said.total, said.aleatoric, said.log_mean.gather(-1, chosen[:, None])[:, 0], draws))
@@ -138,19 +149,21 @@ class HeldDraws:
         self._close()
         if output is None:  # the call has failed
             return None
-        logits = output.logits[:, -1]
-        self._next = _next_token(logits.reshape(self.samples, self.batch.size, -1), together=self.together)
+        logits = output.logits[:, -1].reshape(self.samples, self.batch.size, -1)
+        self._next = _next_token(logits, together=self.together)
+        require_numbers(self.model, self._next.log_probs)
         if self.together:
             output.logits = self._next.log_mean[:, None]
         return output
 
-    def _encoded(self, _: nn.Module, args: Any, output: Any) -> None:
-        self._close()
+    def _encoded(self, net: nn.Module, args: Any, output: Any) -> None:
+        if self._by is net:
+            self._close()
 
     def _close(self) -> None:
         if self._open is not None:
             self._open.close()
-        self._open = None
+        self._open = self._by = None
         self._forget()
 
     def _forget(self) -> None:
@@ -164,11 +177,14 @@ class HeldDraws:
         return fold(value, self.samples)
 
 
-def _stream(kwargs: Mapping[str, Any], examples: int) -> tuple[dict[str, Tensor], Int[Tensor, " B"]]:
-    """Return the tokens of a call as inputs of B examples, and the number of each example's first token among them.
+def _stream(
+    kwargs: Mapping[str, Any], examples: int, seen: Tensor | int
+) -> tuple[dict[str, Tensor], Int[Tensor, " B"], Tensor | int]:
+    """Return the tokens of a call as inputs of B examples, the number of each one's first token, and how many are real.
 
-    A mask that is longer than the tokens marks those before them, too, whose keys and values are in a cache. The rows
-    of one example have one mask: what the draws write has no padding within.
+    A mask that is longer than the tokens marks those before them, too, whose keys and values are in a cache; without
+    one, as in a recurrent model's later calls, ``seen`` are the tokens before. The rows of one example have one mask:
+    what the draws write has no padding within.
     """
     name = _tokens_of(kwargs)
     tokens: Tensor = kwargs[name][:examples]
@@ -176,16 +192,14 @@ def _stream(kwargs: Mapping[str, Any], examples: int) -> tuple[dict[str, Tensor]
     inputs = {name: tokens}
     if decodes and isinstance(source := kwargs.get(SOURCE_MASK), Tensor):
         inputs[SOURCE_MASK] = source[:examples]
-    own = TARGET_MASK if decodes else SOURCE_MASK
+    own, length = TARGET_MASK if decodes else SOURCE_MASK, tokens.shape[1]
     mask = kwargs.get(own)
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        mask, length = mask[:examples], tokens.shape[1]
-        before = mask[:, :-length].sum(-1)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and name != "input_features":  # whose second axis is no time
+        mask = mask[:examples]
         inputs[own] = mask[:, -length:]
-        return inputs, before
-    cache = kwargs.get("past_key_values", kwargs.get("cache"))
-    past = 0 if cache is None else int(cache.get_seq_length())
-    return inputs, torch.full((examples,), past, device=tokens.device)
+        return inputs, mask[:, :-length].sum(-1), inputs[own].sum(-1)
+    goes_on = any(kwargs.get(cache) is not None for cache in _CACHES)
+    return inputs, torch.zeros(examples, dtype=torch.int64, device=tokens.device) + (seen if goes_on else 0), length
 
 
 def _tokens_of(kwargs: Mapping[str, Any]) -> str:
@@ -196,13 +210,12 @@ def _tokens_of(kwargs: Mapping[str, Any]) -> str:
 
 def _next_token(logits: Float[Tensor, "S B V"], *, together: bool) -> NextToken:
     log_probs = logits.float().log_softmax(-1)
-    entropies = -(log_probs.exp() * log_probs).nan_to_num(nan=0.0).sum(-1)  # a token that cannot follow: 0 · −∞
+    entropies = torch.special.entr(log_probs.exp()).sum(-1)
     if not together:
         flat = entropies.flatten()
         return NextToken(flat, flat, log_probs.flatten(0, 1), log_probs)
     log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))
-    total = -(log_mean.exp() * log_mean).nan_to_num(nan=0.0).sum(-1)
-    return NextToken(total, entropies.mean(0), log_mean, log_probs)
+    return NextToken(torch.special.entr(log_mean.exp()).sum(-1), entropies.mean(0), log_mean, log_probs)
 
 
 def _encoder(backbone: nn.Module) -> nn.Module | None:

@@ -33,8 +33,9 @@ def semantic_entropy(
 
     A text joins the first cluster to whose first text it is ``equivalent``, both ways; else it begins another. Without
     ``log_probs`` p(c) is the share of texts in c, which for texts that were sampled estimates the probability of its
-    meaning. With them ``p(c) = Σ_{s ∈ c} p(s) / Σ_s p(s)``, texts that were written twice counting once: an estimate
-    with less noise where texts are short and few, and a biased one where many likely texts are missing.
+    meaning. With them ``p(c) = Σ_{s ∈ c} p(s) / Σ_s p(s)``, a text that was written several times counting once, by the
+    mean of its p: an estimate with less noise where texts are short and few, and a biased one where many likely texts
+    are missing.
 
     Args:
         texts: S hypotheses of one prompt, such as a row of :meth:`Generation.hypotheses`.
@@ -43,7 +44,7 @@ def semantic_entropy(
         log_probs: each text's log p, nats; divided by its length for texts of unequal lengths, as you like.
 
     Raises:
-        DataError: no text, or another number of ``log_probs``.
+        DataError: no text, another number of ``log_probs``, or NaN, +∞, or nothing but −∞ among them.
 
     Source: Kuhn, Gal & Farquhar 2023, arXiv 2302.09664; Farquhar et al. 2024, doi 10.1038/s41586-024-07421-0.
 
@@ -65,7 +66,15 @@ def semantic_entropy(
         weights = torch.tensor([float(len(cluster)) for cluster in clusters], dtype=torch.float64)
     else:
         probs = (log_probs.double().cpu() - log_probs.max().item()).exp()
-        distinct = [{texts[number]: float(probs[number]) for number in cluster} for cluster in clusters]
-        weights = torch.tensor([sum(own.values()) for own in distinct], dtype=torch.float64)
+        each = [_distinct([(texts[number], float(probs[number])) for number in cluster]) for cluster in clusters]
+        weights = torch.tensor(each, dtype=torch.float64)
     shares = weights / weights.sum()
     return SemanticEntropy(float(torch.special.entr(shares).sum()), clusters, shares.tolist())
+
+
+def _distinct(found: Sequence[tuple[str, float]]) -> float:
+    """The sum over distinct texts of each one's mean probability: draws differ in what they give one text."""
+    own: dict[str, list[float]] = {}
+    for text, prob in found:
+        own.setdefault(text, []).append(prob)
+    return sum(sum(probs) / len(probs) for probs in own.values())

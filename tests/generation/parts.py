@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -46,6 +48,14 @@ def gpt2() -> Any:
         vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0, eos_token_id=None
     )
     return _lively(GPT2LMHeadModel(config))
+
+
+def mamba() -> Any:
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=1, pad_token_id=0, eos_token_id=None
+    )
+    return _lively(MambaForCausalLM(config))
 
 
 def t5() -> Any:

@@ -54,6 +54,8 @@ def test_guards_that_cannot_be_are_refused() -> None:
         Guard(1.0, beyond="shout")
     with refuses(ConfigError, "limit=0.5", "threshold=1.0"):
         Guard(1.0, limit=0.5)
+    with refuses(ConfigError, "threshold=nan"):
+        Guard(math.nan)
     with refuses(ConfigError, "(2, 3)", "total"):
         Guard(1.0)(_said(torch.rand(2, 3)))
 
@@ -76,6 +78,15 @@ def test_probabilities_of_texts_weigh_meanings() -> None:
     log_probs = torch.tensor([0.2, 0.2, 0.1, 0.3], dtype=torch.float64).log()
     found = semantic_entropy(["yes", "yes", "no", "YES"], lambda a, b: a.lower() == b.lower(), log_probs - 700.0)
     assert found.shares == pytest.approx([0.5 / 0.6, 0.1 / 0.6])  # "yes", written twice, counts once
+    different = torch.tensor([0.4, 0.2, 0.3], dtype=torch.float64).log()  # two draws give one text another p
+    for order in ([0, 1, 2], [1, 0, 2]):
+        each = semantic_entropy(["yes", "yes", "no"], lambda a, b: a == b, different[order])
+        assert each.shares == pytest.approx([0.5, 0.5])
+    never = semantic_entropy(["yes", "no"], lambda a, b: a == b, torch.tensor([-math.inf, -1.0]))
+    assert never.shares == [0.0, 1.0]
+    for wrong in (-math.inf, math.nan, math.inf):
+        with refuses(DataError, str(wrong)):
+            semantic_entropy(["a", "b"], lambda a, b: a == b, torch.full((2,), wrong))
     with refuses(DataError, 2, "(3,)"):
         semantic_entropy(["a", "b"], lambda a, b: a == b, torch.zeros(3))
     with refuses(DataError, 0):

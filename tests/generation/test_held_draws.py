@@ -13,22 +13,33 @@ import torch
 from bayes_adapters import Batch, adapted_layers, predict
 from bayes_adapters.generation import generate
 from bayes_adapters.inference.draws import weight_draw
-from tests.generation.parts import gpt2, llama, pair, prompts, t5
+from tests.generation.parts import gpt2, llama, mamba, pair, prompts, t5
 
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 NETS = [(llama, ["q_proj", "v_proj", "down_proj"]), (gpt2, ["c_attn"]), (t5, ["q", "v", "wo"])]
 
 
-@pytest.mark.parametrize(("make", "targets"), NETS)
-@pytest.mark.parametrize("kind", ["blob", "c-lora"])
-def test_a_cache_does_not_change_what_is_written(make: Callable[[], Any], targets: list[str], kind: str) -> None:
-    model, guide = pair(kind, make(), targets)
+def _same_with_and_without_a_cache(kind: str, net: Any, targets: list[str]) -> None:
+    model, guide = pair(kind, net, targets)
     cached, whole = (
         generate(model, guide, prompts(), num_samples=3, max_new_tokens=5, use_cache=cache) for cache in (True, False)
     )
     assert torch.equal(cached.tokens, whole.tokens)
     torch.testing.assert_close(cached.draw_log_probs, whole.draw_log_probs, rtol=1e-5, atol=3e-5)
     assert float(cached.epistemic.min(-1).values.max()) > 1e-4  # draws do differ
+
+
+@pytest.mark.parametrize(("make", "targets"), NETS)
+@pytest.mark.parametrize("kind", ["blob", "c-lora"])
+def test_a_cache_does_not_change_what_is_written(make: Callable[[], Any], targets: list[str], kind: str) -> None:
+    _same_with_and_without_a_cache(kind, make(), targets)
+
+
+@pytest.mark.parametrize(("make", "targets"), [(llama, ["q_proj", "lm_head"]), (mamba, ["in_proj"])])
+def test_output_layers_and_recurrent_states_hold_a_draw_per_token_too(
+    make: Callable[[], Any], targets: list[str]
+) -> None:
+    _same_with_and_without_a_cache("c-lora", make(), targets)
 
 
 @pytest.mark.parametrize("kind", ["blob", "c-lora"])

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters import Batch, Categorical, Frames
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters import Batch, Categorical, Frames, adapted_layers
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.generation import generate
-from bayes_adapters.guides import CrossAttention, Delta
-from bayes_adapters.heads import LanguageModelHead
+from bayes_adapters.guides import Contextual, CrossAttention, Delta
+from bayes_adapters.heads import AnswerTokens, LanguageModelHead
 from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.models import LoRA, StochasticCore
-from tests.generation.parts import VOCAB, llama, pair, prompts, t5
+from tests.generation.parts import VOCAB, gpt2, llama, pair, prompts, t5
 from tests.helpers import bert
 from tests.refusals import refuses
 
@@ -146,8 +146,42 @@ def test_prompts_that_cannot_be_gone_on_from_are_refused() -> None:
         generate(model, guide, empty)
     with refuses(DataError, "(2, 0)", "bos_token"):
         generate(model, guide, {"input_ids": torch.zeros(2, 0).long()})
+    with refuses(DataError, 99, "tokenizer"):
+        generate(model, guide, {"input_ids": torch.tensor([[5, 99]])})
+    short, its = pair("blob", gpt2(), ["c_attn"])
+    with refuses(DataError, 40, 32):
+        generate(short, its, {"input_ids": torch.ones(1, 40).long()}, max_new_tokens=1)
+    with refuses(DataError, 30, "max_new_tokens=5", 32, "at most 3"):
+        generate(short, its, {"input_ids": torch.ones(1, 30).long()}, max_new_tokens=5)
+    assert generate(short, its, {"input_ids": torch.ones(1, 30).long()}, max_new_tokens=3).tokens.shape == (1, 3)
     seq2seq, own = pair("blob", t5(), ["q"])
     assert generate(seq2seq, own, right, num_samples=2, max_new_tokens=2).tokens.shape == (3, 2)
     plain = LoRA(bert(), Categorical(2))
     with refuses(ConfigError, "BertModel", "AutoModelForCausalLM"):
         generate(plain, Delta(plain), prompts())
+
+
+def test_what_only_the_head_reads_does_not_reach_generate() -> None:
+    model, guide = pair("blob", llama(), ["q_proj"])
+    model.head.own_inputs = ("answer_mask",)
+    marked = {**prompts(), "token_mask": prompts()["attention_mask"], "answer_mask": torch.ones(3, 2).bool()}
+    with_it, without = (generate(model, guide, p, num_samples=2, max_new_tokens=2) for p in (marked, prompts()))
+    assert torch.equal(with_it.tokens, without.tokens)
+
+
+def test_a_draw_that_depends_on_the_whole_sequence_is_refused() -> None:
+    """It would be another one after each token: with a cache that of the last token alone."""
+    net, head = llama(), AnswerTokens([3, 4, 5])
+    model = StochasticCore(net, Categorical(3), targets=["q_proj"], rank=2, granularity="sequence", head=head)
+    with refuses(ConfigError, "Contextual", "core.model.layers.0.self_attn.q_proj", "'token'"):
+        generate(model, Contextual(model), prompts())
+
+
+@pytest.mark.parametrize("writing", ["average", "each"])
+def test_numbers_that_are_none_are_no_certainty(writing: str) -> None:
+    model, guide = pair("blob", llama(), ["q_proj"])
+    with torch.no_grad():
+        next(iter(adapted_layers(model.backbone).values())).lora_B[0, 0] = float("nan")
+    with refuses(NonFiniteError, "next token", "lora_B"):
+        generate(model, guide, prompts(), num_samples=2, max_new_tokens=2, writing=writing)
+    assert not model.backbone._forward_hooks
