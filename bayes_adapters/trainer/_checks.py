@@ -51,6 +51,8 @@ def check_arguments(args: Any, options: Mapping[str, Any]) -> None:
     optimiser = value_of(args.optim)
     if optimiser.startswith(_OPTIMISERS):
         wrong["optim"] = f"{optimiser} looks into a transformers model; take AdamW, or pass optimizers="
+    if len(getattr(args, "label_names", None) or ()) > 1:
+        wrong["label_names"] = "of several targets, a data_collator makes Batch(inputs, {task: targets})"
     if getattr(args, "n_gpu", 1) > 1:
         wrong["n_gpu"] = (
             "DataParallel copies a model without its adapters' guide; start one process per GPU by torchrun"
@@ -113,7 +115,7 @@ def check_collated(found: object) -> None:
     if other:
         raise DataError(
             f"data_collator returned {other[0]!r} as {described(found[other[0]])}, not as a tensor. Leave the column "
-            "out: remove_unused_columns=True keeps the backbone's arguments and labels."
+            "out: remove_unused_columns=True keeps what is read, and labels."
         )
 
 
@@ -130,8 +132,8 @@ def require_targets(batch: Batch) -> None:
     """Raise :class:`DataError` for a batch without targets in training."""
     if batch.targets is None:
         raise DataError(
-            "The training data have no labels. Name the column 'labels' (or 'label'), or let data_collator return "
-            "Batch(inputs, targets)."
+            "The training data have no labels. Name the column 'labels' (or 'label'), say TrainingArguments("
+            "label_names=[…]), or let data_collator return Batch(inputs, targets)."
         )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, Dataset
 
 from bayes_adapters.data.batch import Batch
+from bayes_adapters.data.streams import TOKEN_MASK
 from bayes_adapters.errors import DataError
+from bayes_adapters.inference.elbo import ELBO
 from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.trainer import _checks
 from bayes_adapters.training._random import epoch_seed
@@ -91,6 +93,7 @@ class Rows(Dataset[dict[str, Any]]):
         collate: items → dictionary of tensors, or Batch.
         columns: entries of dictionaries that are kept; None keeps all.
         likelihood: says whether whole numbers are its targets as they are.
+        labels: names that the targets may have, the first of them that is there.
     """
 
     def __init__(
@@ -99,8 +102,10 @@ class Rows(Dataset[dict[str, Any]]):
         collate: Callable[[list[Any]], Any],
         columns: Collection[str] | None,
         likelihood: Likelihood,
+        labels: Sequence[str] = LABELS,
     ) -> None:
         self.dataset, self.collate, self.columns, self.likelihood = dataset, collate, columns, likelihood
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -125,8 +130,8 @@ class Rows(Dataset[dict[str, Any]]):
     def _batch(self, found: Any) -> Batch:
         """Return a collator's dictionary as a batch: its labels are targets, everything else the backbone's inputs."""
         _checks.check_collated(found)
-        inputs = {name: value for name, value in found.items() if name not in LABELS}
-        labels = next((found[name] for name in LABELS if name in found), None)
+        inputs = {name: value for name, value in found.items() if name not in self.labels}
+        labels = next((found[name] for name in self.labels if name in found), None)
         return Batch(inputs, None if labels is None else self._targets(labels))
 
     def _targets(self, labels: Tensor) -> Tensor:
@@ -140,12 +145,17 @@ class Rows(Dataset[dict[str, Any]]):
         return labels
 
 
-def columns_of(backbone: nn.Module) -> set[str] | None:
-    """Return the names of the backbone's arguments and of labels; None where it takes any."""
-    parameters = inspect.signature(backbone.forward).parameters.values()
-    if isinstance(backbone, nn.ModuleDict):
+def columns_of(elbo: ELBO, labels: Collection[str] = LABELS) -> set[str] | None:
+    """Return the entries of dictionaries that are read; None where the backbone takes any.
+
+    They are the backbone's arguments, the inputs of the head alone, the mask of tokens, modalities that model or guide
+    read, and ``labels``.
+    """
+    model = elbo.model
+    if isinstance(model.backbone, nn.ModuleDict):
         return None
-    return {parameter.name for parameter in parameters} | set(LABELS)
+    own = inspect.signature(model.backbone.forward).parameters
+    return {*own, *model.head.own_inputs, TOKEN_MASK, *model.reads, *elbo.guide.reads, *labels}
 
 
 def as_they_are(found: Any) -> Any:

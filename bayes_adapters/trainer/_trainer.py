@@ -26,7 +26,7 @@ from bayes_adapters.trainer import _checks, _loader, _predictive
 from bayes_adapters.trainer._objective import Objective
 from bayes_adapters.trainer._options import Options
 from bayes_adapters.trainer._predictive import Predicted
-from bayes_adapters.trainer._rows import Rows, columns_of
+from bayes_adapters.trainer._rows import LABELS, Rows, columns_of
 from bayes_adapters.trainer._search import RandomSearch, called
 from bayes_adapters.trainer._watch import Watch, Window
 from bayes_adapters.training import _step_checks
@@ -62,10 +62,10 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
             and weight decay are the Trainer's, whatever a recipe says; weight decay also pulls at the guide's
             parameters, beside the KL.
         data_collator: items → dictionary of tensors, or :class:`~bayes_adapters.Batch`; None is the Trainer's.
-            ``labels`` are targets, everything else the backbone's arguments.
+            ``labels``, or ``args.label_names``, are targets, everything else the backbone's arguments.
         train_dataset, eval_dataset: of dictionaries, or one large Batch, or whatever the collator takes. With
-            ``remove_unused_columns``, dictionaries keep the backbone's arguments and labels. The number of training
-            examples must be the model's ``num_data``, where that counts a KL.
+            ``remove_unused_columns``, dictionaries keep the arguments of backbone and head, modalities that are
+            read, and labels. The number of training examples must be the model's ``num_data``, where that counts a KL.
         model_init: () or (trial) → (model, guide), in the place of both; for :meth:`hyperparameter_search`.
         kl_weight: w, a number or a schedule step → w; None is the recipe's, or 1.
         kl_mode: None is the recipe's, or ``"full"``.
@@ -160,16 +160,8 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
             require_num_data(model.num_data, size)
         options = self.options.resolved(model, guide, args, size)
         self._samples = options.num_samples
-        seed = args.seed if args.world_size > 1 else None
-        elbo = ELBO(
-            model,
-            guide,
-            kl_weight=options.kl_weight,
-            kl_mode=options.kl_mode,
-            num_particles=options.num_particles,
-            seed=seed,
-        )
-        return Objective(elbo)
+        weighed = {name: getattr(options, name) for name in ("kl_weight", "kl_mode", "num_particles")}
+        return Objective(ELBO(model, guide, **weighed, seed=args.seed if args.world_size > 1 else None))
 
     # Data
 
@@ -178,8 +170,7 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
         shuffle = _checks.value_of(getattr(args, "train_sampling_strategy", "random")) == "random"
         _checks.check_data_set("train_dataset", self.train_dataset)
         loader = self._loader(self.train_dataset, self._train_batch_size, shuffle, args.dataloader_drop_last)
-        accumulate = args.gradient_accumulation_steps
-        self._parts, self._steps = loader.batch_sampler, max(1, -(-len(loader) // accumulate))
+        self._parts, self._steps = loader.batch_sampler, max(1, -(-len(loader) // args.gradient_accumulation_steps))
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -190,12 +181,17 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
         return self._loader(_loader.sized("the data set", test_dataset), self.args.eval_batch_size, False, False)
 
     def _loader(self, dataset: Any, batch_size: int, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
-        model = self.elbo.model
-        columns = columns_of(model.backbone) if self.args.remove_unused_columns else None
-        rows = Rows(dataset, self.data_collator, columns, model.likelihood)
+        labels = (*(self.args.label_names or ()), *LABELS)
+        columns = columns_of(self.elbo, labels) if self.args.remove_unused_columns else None
+        rows = Rows(dataset, self.data_collator, columns, self.elbo.model.likelihood, labels)
         return _loader.loader(rows, self.args, batch_size, shuffle, drop_last)
 
     # Steps
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train as a Trainer does; afterwards every module has its own mode again, as after ``fit``."""
+        with self._watch.modes_back():
+            return super().train(*args, **options)
 
     def begin_epoch(self, step: int) -> bool:
         """Choose the order of the epoch that optimiser step ``step`` is in; return whether it is the epoch's first."""

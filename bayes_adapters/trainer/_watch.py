@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from bayes_adapters.data.batch import Batch
@@ -48,6 +50,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.modes: list[tuple[nn.Module, bool]] = []
         self.missing: set[str] = set()  # modalities that are read, and that no batch of the epoch has had
 
     def saw(self, batch: Batch, step: int) -> None:
@@ -57,6 +60,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             elbo = self.trainer.elbo
             advice = elbo.model.likelihood.advice(batch.targets)
             warn_of_scales(batch, advice, elbo.model.reads | elbo.guide.reads)
+
+    @contextmanager
+    def modes_back(self) -> Iterator[None]:
+        """After the context each module has the mode that it had when the training in it began."""
+        self.modes = []
+        try:
+            yield
+        finally:
+            for module, training in self.modes:
+                module.training = training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.modes = [(module, module.training) for module in self.trainer.elbo.modules()]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         elbo = self.trainer.elbo

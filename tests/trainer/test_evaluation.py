@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, LlamaConfig, LlamaForCausalLM
 
 from bayes_adapters import Batch, Categorical, Tagging, predict
 from bayes_adapters.errors import DataError
-from bayes_adapters.guides import Contextual
+from bayes_adapters.guides import Contextual, Delta
+from bayes_adapters.heads import AnswerTokens
+from bayes_adapters.models import LoRA
 from bayes_adapters.trainer import BayesTrainer
 from bayes_adapters.trainer._rows import Parts, Rows
 from tests.helpers import GUIDES, VOCAB
@@ -53,6 +55,9 @@ def test_the_prediction_is_the_posterior_predictive(tmp_path: Path) -> None:
     assert metrics["test_nll"] == metrics["test_loss"] == pytest.approx(-float(expected.log_density.mean()), abs=1e-6)
     right = expected.probs.argmax(-1) == torch.tensor(labels)
     assert metrics["test_accuracy"] == pytest.approx(float(right.double().mean()))
+    named = [{"input_ids": item["input_ids"], "answer": item["labels"]} for item in ITEMS[:7]]
+    other = trainer(tmp_path, args={"label_names": ["answer"]})
+    assert other.predict(named).metrics["test_nll"] == pytest.approx(metrics["test_nll"])
     unlabelled = made.predict([{"input_ids": item["input_ids"]} for item in ITEMS[:3]])
     assert unlabelled.label_ids is None
     assert "test_nll" not in unlabelled.metrics
@@ -63,7 +68,9 @@ def test_training_of_dictionaries_ends_early(tmp_path: Path) -> None:
     args = {"num_train_epochs": 4, "metric_for_best_model": "a_nll", "greater_is_better": False}
     stop = EarlyStoppingCallback(1, early_stopping_threshold=100.0)
     made = trainer(tmp_path, args=args, callbacks=[stop], eval_dataset={"a": ITEMS[:3], "b": whole(ITEMS[3:7])})
+    before = {name: module.training for name, module in made.elbo.named_modules()}
     made.train()
+    assert before == {name: module.training for name, module in made.elbo.named_modules()}
     assert made.state.epoch == 2.0
     assert {"eval_a_nll", "eval_b_nll"} <= {name for log in made.state.log_history for name in log}
 
@@ -127,3 +134,14 @@ def test_labels_of_tokens_are_padded(tmp_path: Path) -> None:
     out = BayesTrainer(model, guide, args, eval_dataset=items, num_samples=2).predict(items)
     assert out.label_ids.tolist() == [[0, 1, 2], [2, -100, -100]]
     assert out.predictions.shape == (2, 3, 3)
+
+
+def test_an_input_of_the_head_alone_is_no_unused_column(tmp_path: Path) -> None:
+    """An answer that an example does not have has probability 0."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    net = LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))
+    model = LoRA(net, Categorical(3), rank=1, targets=["q_proj"], head=AnswerTokens([3, 5, 7]))
+    items = [{"input_ids": [1, 2], "answer_mask": [True, True, i == 0], "labels": i} for i in range(2)]
+    made = BayesTrainer(model, Delta(model), arguments(tmp_path, eval_strategy="no"), num_samples=1)
+    assert made.predict(items).predictions[:, 2].nonzero()[0].tolist() == [0]

@@ -26,6 +26,7 @@ from tests.trainer.parts import WHOLE, arguments, pair
         ("train_sampling_strategy", "group_by_length"),
         ("optim", "galore_adamw"),
         ("bf16_full_eval", True),
+        ("label_names", ["start", "end"]),
     ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
