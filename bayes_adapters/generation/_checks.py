@@ -128,7 +128,7 @@ def check_prompts(model: AdapterModel, batch: Batch, config: Any) -> dict[str, T
             refuse_where(mask[:, -1] == 0, lambda: _behind(mask))
     if decoder and ids is not None:
         _require_room(backbone, ids.shape[1], config, model._traits.longest.get("input_ids"))
-    return in_dtype_of(backbone, inputs)
+    return dict(in_dtype_of(backbone, inputs))
 
 
 def _behind(mask: Tensor) -> DataError:
