@@ -180,17 +180,24 @@ def start_from_peft(
 
     Raises:
         AdapterFileError: the folder cannot be read as a LoRA of this backbone.
-        ConfigError: as :func:`start`. The backbone is then without adapters.
+        ConfigError: as :func:`start`. The backbone is then without adapters, and holds what it held: with
+            ``write_backbone`` its weights are in memory twice until the system is built.
 
     Warns:
         UserWarning: the model has a fresh head.
     """
+    before: dict[str, Tensor] = {}
+    if write_backbone and isinstance(backbone, nn.Module):
+        with unwrapped(backbone) as plain:
+            before = {key: value.clone() for key, value in plain.state_dict().items()}
     lora = from_peft(directory, backbone, likelihood, head=head, leave_out=leave_out, write_backbone=write_backbone)
     try:
         return start(name, lora, num_data=num_data, **overrides)
     except BaseException:
         with unwrapped(backbone) as plain:
             remove(plain)
+            if before:  # else a second try would add the biases of lora_bias once more
+                plain.load_state_dict(before)
         raise
 
 

@@ -14,6 +14,7 @@ from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files.peft import from_peft, to_peft
 from bayes_adapters.guides import Delta
 from bayes_adapters.models import LoRA
+from bayes_adapters.systems import start_from_peft
 from tests.files.peft.parts import edit, edit_tensors, hidden, peft, settings, trained
 from tests.helpers import bert, fill_B, llama, token_batch
 from tests.refusals import refuses, warns
@@ -86,6 +87,17 @@ def test_weights_of_the_backbone_itself(case: str, tmp_path: Path) -> None:
     loaded, _ = load(tmp_path / "saved", remove(backbone))
     with warns(UserWarning, "save_pretrained"):
         to_peft(tmp_path / "ours", loaded)
+
+
+def test_a_start_that_is_refused_leaves_the_backbone(tmp_path: Path) -> None:
+    """A second try would add the biases once more."""
+    theirs(tmp_path, lora_bias=True)
+    backbone = bert(layers=1)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with refuses(ConfigError, "num_data"):
+        start_from_peft("blob", tmp_path, backbone, Bernoulli(), head=False, write_backbone=True)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert before.keys() == backbone.state_dict().keys()
 
 
 def _plain(backbone: Any) -> dict[str, torch.Tensor]:
