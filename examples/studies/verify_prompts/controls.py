@@ -39,6 +39,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Heading → conditions, over which a recording's NLL is averaged."""
 TEMPERATURE = "lora-fusion-temperature"
 PAIRS = (
+    ("caliber-x-fusion-tuned", TEMPERATURE),
     ("caliber-x-fusion-fitted", TEMPERATURE),
     ("caliber-x-fusion-temperature", TEMPERATURE),
     ("caliber-x-fusion", TEMPERATURE),
@@ -46,6 +47,7 @@ PAIRS = (
     ("cross-attention-fusion", TEMPERATURE),
     ("cross-attention", TEMPERATURE),
     ("caliber-x-fusion-fitted", "caliber-x-fusion"),
+    ("caliber-x-fusion-tuned", "cross-attention-fusion"),
     ("caliber-x-fusion", "cross-attention-fusion"),
     ("caliber-x", "cross-attention"),
 )
