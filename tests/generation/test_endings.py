@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
 
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.generation import generate
-from tests.generation.parts import llama, pair, prompts, t5
+from tests.generation.parts import VOCAB, llama, pair, prompts, t5
 from tests.refusals import refuses
 
 
@@ -63,3 +64,19 @@ def test_embeddings_are_gone_on_from_as_their_tokens_are() -> None:
     same = generate(model, guide, prompts(), num_samples=2, max_new_tokens=3)
     assert torch.equal(found.tokens, same.tokens)
     torch.testing.assert_close(found.draw_log_probs, same.draw_log_probs)
+
+
+def test_a_text_ends_at_a_string_that_stops_it() -> None:
+    raw = Tokenizer(models.WordLevel({f"<{n}>": n for n in range(VOCAB)}, unk_token="<0>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<0>", pad_token="<0>")
+    model, guide = pair("blob", llama(), ["q_proj"])
+    free = generate(model, guide, prompts(), num_samples=2, max_new_tokens=5)
+    third = int(free.tokens[0, 2])
+    found = generate(
+        model, guide, prompts(), num_samples=2, max_new_tokens=5, tokenizer=tokenizer, stop_strings=[f"<{third}>"]
+    )
+    first = free.tokens[0].tolist().index(third) + 1
+    assert int(found.lengths[0]) == first
+    assert found.texts[0].endswith(f"<{third}>")
+    torch.testing.assert_close(found.log_probs[0, :first], free.log_probs[0, :first])
+    assert not found.log_probs[0, first:].any()
