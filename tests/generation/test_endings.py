@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import string
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
 
 from bayes_adapters.errors import ConfigError
@@ -67,16 +68,18 @@ def test_embeddings_are_gone_on_from_as_their_tokens_are() -> None:
 
 
 def test_a_text_ends_at_a_string_that_stops_it() -> None:
-    raw = Tokenizer(models.WordLevel({f"<{n}>": n for n in range(VOCAB)}, unk_token="<0>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<0>", pad_token="<0>")
+    letters = string.ascii_letters[:VOCAB]
+    raw = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    raw.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     model, guide = pair("blob", llama(), ["q_proj"])
     free = generate(model, guide, prompts(), num_samples=2, max_new_tokens=5)
     third = int(free.tokens[0, 2])
     found = generate(
-        model, guide, prompts(), num_samples=2, max_new_tokens=5, tokenizer=tokenizer, stop_strings=[f"<{third}>"]
+        model, guide, prompts(), num_samples=2, max_new_tokens=5, tokenizer=tokenizer, stop_strings=[letters[third]]
     )
     first = free.tokens[0].tolist().index(third) + 1
     assert int(found.lengths[0]) == first
-    assert found.texts[0].endswith(f"<{third}>")
+    assert found.texts[0] == "".join(letters[token] for token in free.tokens[0, :first].tolist())
     torch.testing.assert_close(found.log_probs[0, :first], free.log_probs[0, :first])
     assert not found.log_probs[0, first:].any()
