@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayes_adapters.analysis.dose_response import PARTS, DoseResponse, Triple
+from bayes_adapters.analysis.dose_response import DoseResponse, Triple
 from bayes_adapters.analysis.plots import _clean, _grid, _styles
 from bayes_adapters.errors import DataError
+from bayes_adapters.likelihoods.prediction import PARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

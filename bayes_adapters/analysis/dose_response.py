@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayes_adapters.analysis._dose_checks import check_doses
-from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.likelihoods.prediction import PARTS, Prediction
 
-PARTS = ("total", "aleatoric", "epistemic")
 Triple = tuple[float, float, float]
 """A mean, and the ends of its 95 % interval."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayes_adapters.errors import DataError, missing_package
+from bayes_adapters.likelihoods.prediction import PARTS as PARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Conditions of one noise panel, from clean to no audio at all, and how the axis calls them.
 LEVELS = {"clean": "clean", "20": "20", "10": "10", "5": "5", "0": "0", "-5": "−5", "missing": "missing"}
-PARTS = ("total", "aleatoric", "epistemic")
 
 
 def reliability_diagram(panels: Mapping[str, Mapping[str, Any]], *, lowest: float = 0.5, least: int = 5) -> Figure:

@@ -18,9 +18,9 @@ from bayes_adapters.analysis._checks import require_fields, require_records
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import DataError
 from bayes_adapters.files._whole_file import replace_file
+from bayes_adapters.likelihoods.prediction import PARTS
 
 R = TypeVar("R", bound="Record")
-_PARTS = ("total", "aleatoric", "epistemic")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def score(
     ood = [math.nan, math.nan]
     if reference is not None:
         foreign = torch.cat([torch.ones(len(uncertainty.total)), torch.zeros(len(reference.total))])
-        ood = [metrics.auroc(torch.cat([getattr(uncertainty, k), getattr(reference, k)]), foreign) for k in _PARTS[::2]]
+        ood = [metrics.auroc(torch.cat([getattr(uncertainty, k), getattr(reference, k)]), foreign) for k in PARTS[::2]]
     return Record(
         method=method,
         seed=seed,
@@ -126,7 +126,7 @@ def score(
         seconds=seconds,
         auroc_error_epistemic=metrics.auroc(uncertainty.epistemic, wrong),
         auroc_ood_total=ood[0],
-        **{k: float(float64(getattr(uncertainty, k)).mean()) for k in _PARTS},
+        **{k: float(float64(getattr(uncertainty, k)).mean()) for k in PARTS},
     )
 
 

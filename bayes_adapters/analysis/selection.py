@@ -19,7 +19,7 @@ from bayes_adapters.analysis._conformal_checks import (
     require_part,
     require_share,
 )
-from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.likelihoods.prediction import PARTS, Prediction
 
 
 class Selection(NamedTuple):
@@ -73,9 +73,6 @@ def selective(uncertainty: Tensor, error: Tensor, *, risk: float) -> Selection:
     return Selection(threshold, float(trusted.double().mean()), float(e[trusted].mean()))
 
 
-_PARTS = ("total", "aleatoric", "epistemic")
-
-
 @dataclass(frozen=True)
 class RiskThreshold:
     """The uncertainty up to which a classifier's answers are trusted, so that few of all answers are trusted and wrong.
@@ -102,7 +99,7 @@ class RiskThreshold:
 
     def __post_init__(self) -> None:
         require_share("risk", self.risk)
-        require_part(self.part, _PARTS)
+        require_part(self.part, PARTS)
         require_limit(self.threshold)
 
     @classmethod
@@ -119,7 +116,7 @@ class RiskThreshold:
             ConfigError: an option out of range; numbers, several tasks, tokens or several labels are predicted.
             DataError: fewer than 1/risk − 1 examples, or what are no probabilities and class numbers.
         """
-        require_part(part, _PARTS)
+        require_part(part, PARTS)
         probs, y = checked(prediction, targets, "RiskThreshold")
         found = selective(getattr(prediction, part), probs.argmax(-1) != y, risk=risk)
         return cls(None if found.threshold == -math.inf else found.threshold, risk, part)

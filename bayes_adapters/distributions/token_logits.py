@@ -44,6 +44,11 @@ class TokenLogits:
     shift: int
     batch: tuple[int, ...]
 
+    @classmethod
+    def of(cls, logits: Float[Tensor, "rows T V"], shift: int, batch: tuple[int, ...]) -> TokenLogits:
+        """Return logits that are there already."""
+        return cls(logits, lambda those: those, logits.shape[-1], shift, batch)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(*S, B, T, V)."""

@@ -14,15 +14,13 @@ from bayes_adapters.backbones.placement import in_dtype_of
 from bayes_adapters.backbones.token_ids import Longest
 from bayes_adapters.conditions import read_together, refuse_where
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
-from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described, unknown_name
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described
 from bayes_adapters.generation.generation import Writing
 from bayes_adapters.inference._checks import check_batch, non_finite
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity
 
-PARTS = ("total", "aleatoric", "epistemic")
-"""Of an uncertainty."""
 _ONE = {
     "num_beams": "a beam moves rows of the cache that hold different draws",
     "num_return_sequences": "the rows of the cache are the draws; pass a prompt several times, or writing='each'",
@@ -195,12 +193,6 @@ def require_texts(texts: Sequence[str], log_probs: Tensor | None) -> None:
             f"Log probabilities of texts must be numbers below infinity, one of them above −∞; got "
             f"{log_probs.tolist()[:8]}."
         )
-
-
-def require_part(part: str) -> None:
-    """Raise :class:`ConfigError` unless ``part`` is one of an uncertainty."""
-    if part not in PARTS:
-        raise unknown_name("part of the uncertainty", part, PARTS)
 
 
 def require_thresholds(threshold: float, limit: float | None) -> None:

@@ -8,11 +8,12 @@ from enum import StrEnum
 from jaxtyping import Float
 from torch import Tensor
 
+from bayes_adapters.analysis._conformal_checks import require_part
 from bayes_adapters.analysis.selection import selective
 from bayes_adapters.errors import choice, positive_number
-from bayes_adapters.generation._checks import require_one_uncertainty, require_part, require_thresholds
+from bayes_adapters.generation._checks import require_one_uncertainty, require_thresholds
 from bayes_adapters.generation.generation import Generation
-from bayes_adapters.likelihoods import Prediction
+from bayes_adapters.likelihoods.prediction import PARTS, Prediction
 
 
 class Action(StrEnum):
@@ -61,7 +62,7 @@ class Guard:
     error: float | None = None
 
     def __post_init__(self) -> None:
-        require_part(self.part)
+        require_part(self.part, PARTS)
         for name in ("beyond", "between"):
             object.__setattr__(self, name, choice(Action, name, getattr(self, name)))
         if self.limit is not None:
@@ -105,7 +106,7 @@ class Guard:
         >>> guard.threshold, guard.coverage, sum(action == "answer" for action in guard(said))
         (15.0, 0.8, 16)
         """
-        require_part(part)
+        require_part(part, PARTS)
         found = selective(uncertainty_of(said, part), wrong, risk=risk)
         return cls(found.threshold, risk, part, beyond, limit, between, found.coverage, found.error)
 

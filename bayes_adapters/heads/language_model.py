@@ -102,7 +102,7 @@ class LanguageModelHead(Head):
         shift = 0 if has_decoder(backbone) else 1
         if self._path is None or self._path.source not in output.heard:
             require_logits(type(backbone).__name__, logits, True, len(logits))
-            return TokenLogits(logits, _itself, self._size, shift, (len(logits),))
+            return TokenLogits.of(logits, shift, (len(logits),))
         path, forward_pass = self._path, current_pass()
 
         def project(hidden: Tensor) -> Tensor:
@@ -127,7 +127,3 @@ class LanguageModelHead(Head):
 def has_tokens_of_decoder(batch: Batch) -> bool:
     """Whether labels are what a decoder predicts, one for each token that it reads."""
     return "decoder_input_ids" in batch.inputs or "decoder_inputs_embeds" in batch.inputs
-
-
-def _itself(logits: Tensor) -> Tensor:
-    return logits

@@ -70,7 +70,7 @@ class NextToken(Likelihood):
     def of_tokens(self, outputs: TokenLogits | Float[Tensor, "*S B T V"], real: Tensor | None) -> NextTokens:
         if isinstance(outputs, Tensor):  # those of a causal model
             rows = outputs.reshape(-1, *outputs.shape[-2:])
-            outputs = TokenLogits(rows, _itself, self.num_outputs, 1, tuple(outputs.shape[:-2]))
+            outputs = TokenLogits.of(rows, 1, tuple(outputs.shape[:-2]))
         require_token_logits(outputs, self.num_outputs)
         return NextTokens(outputs, real)
 
@@ -123,10 +123,6 @@ class NextToken(Likelihood):
 
     def config(self) -> dict[str, Any]:
         return {"vocab_size": self.num_outputs, "top": self.top}
-
-
-def _itself(logits: Tensor) -> Tensor:
-    return logits
 
 
 class _Found(dict[str, list[Tensor]]):

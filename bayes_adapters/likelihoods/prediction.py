@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from bayes_adapters.errors import DataError, unknown_name
 
-_PARTS = ("total", "aleatoric", "epistemic")
+PARTS = ("total", "aleatoric", "epistemic")
+"""The uncertainty and what it is the sum of, nats."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Prediction:
         Given a draw the labels are independent, so the sum of aleatoric parts is that of all labels together; those of
         total and epistemic are upper bounds.
         """
-        names = _PARTS if self.local is None else (*_PARTS, "local")
+        names = PARTS if self.local is None else (*PARTS, "local")
         parts = {name: getattr(self, name).flatten(1).sum(1) for name in names if getattr(self, name).dim() > 1}
         return replace(self, **parts)
 

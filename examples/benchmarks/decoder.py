@@ -7,7 +7,6 @@ is what ``torch.cuda.max_memory_allocated`` adds to the weights.
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.systems import build
 from examples.benchmarks.agreement import Check
 from examples.benchmarks.measure import Variant, interleave, median, ratio
+from examples.benchmarks.workload import checkpoint_blocks
 
 SYSTEMS = ("lora", "blob", "c-lora")
 TOLERANCE = 1e-6
@@ -85,24 +85,13 @@ def texts(shape: Shape, device: str) -> Batch:
     return Batch({"input_ids": ids}, ids)
 
 
-def checkpointed(model: AdapterModel, on: bool) -> None:
-    """Switch the backbone's gradient checkpointing, as a user of Hugging Face does."""
-    backbone: Any = model.backbone
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
-        if on:
-            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            backbone.gradient_checkpointing_disable()
-
-
 def check_decoder(system: str, shape: Shape, device: str) -> Check:
     """Whether gradient checkpointing leaves the loss and every gradient as they are."""
     model, guide = pair(system, shape, device)
     elbo, batch = ELBO(model, guide).train(), texts(shape, device)
     found: list[list[Tensor]] = []
     for on in (False, True):
-        checkpointed(model, on)
+        checkpoint_blocks(model.backbone, on=on)
         elbo.zero_grad()
         torch.manual_seed(1)
         loss = elbo(batch)
@@ -153,7 +142,7 @@ def rows(costs: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def _step(elbo: ELBO, optimizer: torch.optim.Optimizer, batch: Batch, on: bool) -> Callable[[], object]:
     def run() -> None:
-        checkpointed(elbo.model, on)
+        checkpoint_blocks(elbo.model.backbone, on=on)
         optimizer.zero_grad()
         elbo(batch).backward()
         optimizer.step()

@@ -6,7 +6,6 @@ out. That is a number of the method, not of a machine: it repeats to the byte.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from bayes_adapters import ELBO, Batch, Categorical, Frames
 from bayes_adapters.systems import build
+from examples.benchmarks.workload import checkpoint_blocks
 
 SYSTEMS = ("lora", "blob", "scalabl", "bayeslora-2026", "mc-dropout", "c-lora", "caliber-x")
 LAYERS, WIDTH, BATCH, TOKENS, FRAMES = 8, 64, 2, 128, 50
@@ -57,10 +57,7 @@ def measure(name: str, *, checkpointed: bool, recompute: bool = False, **options
     decoder: Any = backbone()
     options |= {"targets": ["q_proj", "v_proj"], **more}
     model, guide = build(name, decoder, Categorical(2), num_data=100, **options)
-    if checkpointed:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
-            decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(decoder, on=checkpointed)
     return saved_bytes(ELBO(model, guide, recompute=recompute).train(), batch()) / 2**20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,3 +131,13 @@ def fill_up_projections(model: AdapterModel, scale: float = 0.02) -> None:
         for layer in adapted_layers(model.backbone).values():
             if layer.lora_B is not None:
                 layer.lora_B.normal_(0.0, scale)
+
+
+def checkpoint_blocks(backbone: Any, *, on: bool) -> None:
+    """Switch a backbone's gradient checkpointing, as a user of Hugging Face does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of its new name, which earlier versions lack
+        if on:
+            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            backbone.gradient_checkpointing_disable()
