@@ -32,6 +32,7 @@ _REFUSED = {
     "batch_eval_metrics": "the predictive of all examples is there at once",
     "include_num_input_tokens_seen": "batches are Batch, whose inputs need not be tokens",
     "parallelism_config": "processes of torchrun share each batch's examples, and nothing else",
+    "ignore_data_skip": "a run that goes on skips batches by number, without reading them, and is then the same run",
     "push_to_hub": "the Trainer would push a state_dict; bayes_adapters.files.hub pushes an adapter that load() reads",
 }
 _NOT_GIVEN = {
@@ -45,6 +46,7 @@ def check_arguments(args: Any, options: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for options of a Trainer that cannot work here, by name."""
     wrong = {name: why for name, why in _REFUSED.items() if getattr(args, name, None) not in _OFF}
     wrong |= {name: why for name, why in _NOT_GIVEN.items() if options.get(name) is not None}
+    wrong |= _of_sft(args)
     strategy = value_of(getattr(args, "train_sampling_strategy", "random"))
     if strategy not in ("random", "sequential"):
         wrong["train_sampling_strategy"] = "examples come in the order of fit: 'random' or 'sequential'"
@@ -66,6 +68,33 @@ def check_arguments(args: Any, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"BayesTrainer cannot do what these options ask for:\n{listed}\nLeave them out.")
 
 
+def _of_sft(args: Any) -> dict[str, str]:
+    """Options of TRL's ``SFTConfig`` that make another loss, or rows of several texts → why not."""
+    rows = "one row would hold several texts, and the KL counts rows; packing_strategy='wrapped' cuts a stream in rows"
+    wrong = {}
+    for name in ("packing", "eval_packing"):
+        if getattr(args, name, None) and args.packing_strategy != "wrapped":
+            wrong[f"{name} by {args.packing_strategy!r}"] = rows
+    if getattr(args, "padding_free", False):
+        wrong["padding_free"] = rows
+    if getattr(args, "loss_type", "nll") != "nll":
+        wrong[f"loss_type={args.loss_type!r}"] = "the loss is the negative ELBO, of which the NLL is a part"
+    if getattr(args, "activation_offloading", False):
+        wrong["activation_offloading"] = _NEEDS_TRANSFORMERS
+    if getattr(args, "router_aux_loss_coef", None):
+        wrong["router_aux_loss_coef"] = "a loss of routers is no density, and the base that has them is frozen"
+    return wrong
+
+
+def check_vocabulary(size: int, backbone: Any) -> None:
+    """Raise :class:`ConfigError` where a chat template has brought tokens that the backbone does not have."""
+    if size != backbone.config.vocab_size:
+        raise ConfigError(
+            f"chat_template_path brought new tokens, {size} in all, and the backbone has {backbone.config.vocab_size}. "
+            "Take a template of tokens that it has, as a .jinja file, or resize the backbone's embeddings first."
+        )
+
+
 def value_of(choice: Any) -> str:
     """Return an option's value, whether it is a string or a member of an enumeration."""
     return str(getattr(choice, "value", choice))
@@ -81,6 +110,21 @@ def check_pair(model: object, guide: object, model_init: object) -> None:
         raise ConfigError("Pass either model and guide, or model_init=, a function that returns both.")
     if model_init is not None and not callable(model_init):
         raise ConfigError(f"model_init must be a function () → (model, guide); got {model_init!r}.")
+
+
+def check_search(model_init: object, backend: str = "", options: Mapping[str, Any] | None = None) -> None:
+    """Raise :class:`ConfigError` for a search that has no models of its own, or of several trials in one process."""
+    if model_init is None:
+        raise ConfigError(
+            "There is no model_init=, a function (trial) → (model, guide): each trial trains a model of its own. Pass "
+            "it to BayesTrainer in the place of model and guide."
+        )
+    jobs = (options or {}).get("n_jobs", 1) if backend == "optuna" else 1
+    if jobs != 1:
+        raise ConfigError(
+            f"n_jobs={jobs}: the threads would train one Trainer's model together. Start several processes that share "
+            "storage= and study_name=, with load_if_exists=True."
+        )
 
 
 def made_pair(found: object) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Search of hyper-parameters at random, by the interface that Optuna's trials have."""
+"""Search of hyper-parameters: at random, by the interface of Optuna's trials, or by Hugging Face's own backends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from transformers.trainer_utils import BestRun
 
 from bayes_adapters.errors import ConfigError, unknown_name, whole_number
+from bayes_adapters.trainer import _checks
 from bayes_adapters.trainer._options import Options
 from bayes_adapters.training._random import epoch_seed
 
@@ -69,8 +70,16 @@ class RandomTrial:
         return value
 
 
-class RandomSearch:
-    """What a Trainer's search is here, whose own needs Optuna, Ray or Weights & Biases."""
+class Search:
+    """The Trainer's search of hyper-parameters, with priors, guides and the options of the ELBO among them."""
+
+    args: Any
+    options: Options
+    hp_space: Any = None  # the Trainer's, of its last search
+    _model_init: Any
+    _trial: Any
+    _space: Any = None  # as it was given to the last search
+    _before: tuple[Any, Options] | None = None  # arguments and options of a search, before its trials change them
 
     def hyperparameter_search(
         self,
@@ -84,25 +93,51 @@ class RandomSearch:
     ) -> Any:
         """Train ``n_trials`` times by settings of ``hp_space`` and return the best, a ``transformers`` BestRun.
 
+        Each trial begins with the arguments that the Trainer had before the search, which it has again afterwards.
+
         Args:
             hp_space: trial → name → value. The trial suggests as Optuna's does: ``suggest_float(name, low, high,
                 log=True)``, ``suggest_int``, ``suggest_categorical``. Names are fields of ``TrainingArguments``,
                 ``kl_weight``, ``kl_mode``, ``num_particles`` or ``num_samples``; others are for ``model_init(trial)``,
-                which finds them in ``trial.params``.
+                which finds them in ``trial.params``. For Ray it is called with None and returns a space of Ray's.
             compute_objective: metrics of :meth:`evaluate` → number; None is ``eval_nll``.
-            n_trials: how many.
+            n_trials: how many; with Optuna's ``storage=`` how many this process adds to the study.
             direction: ``"minimize"`` or ``"maximize"``.
-            backend: ``"random"`` draws settings at random and needs no other package. ``"optuna"`` and ``"ray"`` are
-                the Trainer's own and need that package; there ``hp_space`` names fields of ``TrainingArguments`` only,
-                and everything else is up to ``model_init(trial)``. None is ``"random"``.
+            backend: ``"random"``, or None, draws settings at random and needs no other package. ``"optuna"`` is the
+                Trainer's own, with Optuna's samplers, pruners and storage; the Trainer has no model afterwards, and
+                ``train(trial=optuna.trial.FixedTrial(best.hyperparameters))`` trains the best again. So is ``"ray"``,
+                whose trial is a dictionary, also for ``model_init(trial)``.
             hp_name: of the Trainer's backends.
-            **kwargs: of the Trainer's backends; of ``"random"`` its ``seed``.
+            **kwargs: of the Trainer's backends: ``optuna.create_study``'s (``storage``, ``study_name``,
+                ``load_if_exists``, ``sampler``, ``pruner``), ``timeout``, ``n_jobs`` = 1; of ``"random"`` its ``seed``.
+
+        Raises:
+            ConfigError: no model_init, a name that nobody takes, or several trials at a time in one process.
         """
         compute_objective = nll if compute_objective is None else compute_objective
         if backend in (None, "random"):
             return at_random(self, hp_space, compute_objective, n_trials, direction, **kwargs)
+        _checks.check_search(self._model_init, str(_checks.value_of(backend)), kwargs)
         own: Any = super()
-        return own.hyperparameter_search(hp_space, compute_objective, n_trials, direction, backend, hp_name, **kwargs)
+        self._space, self._before = hp_space, (self.args, self.options)
+        theirs = hp_space if hp_space is None or _checks.value_of(backend) != "optuna" else self._of_arguments
+        try:
+            return own.hyperparameter_search(theirs, compute_objective, n_trials, direction, backend, hp_name, **kwargs)
+        finally:
+            (self.args, self.options), self._before, self._trial = self._before, None, None
+
+    def _of_arguments(self, trial: Any) -> dict[str, Any]:
+        """Suggest everything and return what is a field of ``TrainingArguments``: the Trainer warns of the others."""
+        settings = (self._space or self.hp_space)(trial)
+        return {name: value for name, value in settings.items() if hasattr(self.args, name)}
+
+    def begin_trial(self, trial: Any) -> None:
+        """Take the settings of a trial of Optuna, Ray or ``FixedTrial``, before there is a model of it."""
+        _checks.check_search(self._model_init)
+        settings = dict(trial) if isinstance(trial, Mapping) else (self._space or self.hp_space)(trial)
+        before = (self.args, self.options) if self._before is None else self._before
+        takes = bool(inspect.signature(self._model_init).parameters)
+        self.args, self.options = _changed(*before, settings, takes)
 
 
 def nll(metrics: dict[str, float]) -> float:
@@ -110,10 +145,9 @@ def nll(metrics: dict[str, float]) -> float:
     return metrics["eval_nll"]
 
 
-def called(model_init: Callable[..., Any] | None, trial: Any) -> Any:
+def called(model_init: Any, trial: Any) -> Any:
     """Call a ``model_init`` of no argument, or of one, the trial."""
-    if model_init is None:
-        raise ConfigError("There is no model_init=, which each trial needs for a model and guide of its own.")
+    _checks.check_search(model_init)
     return model_init(trial) if inspect.signature(model_init).parameters else model_init()
 
 
@@ -150,7 +184,8 @@ def at_random(
             trial = RandomTrial(seed, number)
             settings = hp_space(trial)
             trial.params |= settings
-            trainer.args, trainer.options = _changed(args, options, settings, takes, number)
+            trainer.args, trainer.options = _changed(args, options, settings, takes)
+            trainer.args.output_dir = os.path.join(args.output_dir, f"run-{number}")
             trainer._trial, trainer._train_batch_size = trial, trainer.args.train_batch_size
             trainer.train()
             runs.append((dict(settings), float(objective(trainer.evaluate()))))
@@ -161,10 +196,9 @@ def at_random(
     return BestRun(str(best), runs[best][1], runs[best][0], runs)
 
 
-def _changed(args: Any, options: Options, settings: dict[str, Any], takes: bool, number: int) -> tuple[Any, Options]:
-    """Arguments and options of a trial, which writes into a folder of its own."""
+def _changed(args: Any, options: Options, settings: Mapping[str, Any], takes: bool) -> tuple[Any, Options]:
+    """Arguments and options of a trial."""
     args = copy.copy(args)
-    args.output_dir = os.path.join(args.output_dir, f"run-{number}")
     ours = {name: value for name, value in settings.items() if name in _OURS}
     for name, value in settings.items():
         if hasattr(args, name):

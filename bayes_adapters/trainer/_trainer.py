@@ -27,7 +27,7 @@ from bayes_adapters.trainer._objective import Objective
 from bayes_adapters.trainer._options import Options
 from bayes_adapters.trainer._predictive import Predicted
 from bayes_adapters.trainer._rows import LABELS, Rows, columns_of
-from bayes_adapters.trainer._search import RandomSearch, called
+from bayes_adapters.trainer._search import Search, called
 from bayes_adapters.trainer._watch import Watch, Window
 from bayes_adapters.training import _step_checks
 from bayes_adapters.training._data import counts_data_set
@@ -40,7 +40,7 @@ ADAPTER = "adapter"
 """Folder of a checkpoint that :func:`bayes_adapters.load` reads."""
 
 
-class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
+class BayesTrainer(Search, Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` that minimises the negative ELBO per datum over a model and its guide.
 
     Formula: a step over the B examples of P processes and k micro-batches each minimises ``Σ_i (B_i / B) · loss_i``,
@@ -151,8 +151,7 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
 
     def call_model_init(self, trial: Any = None) -> Objective:
         trial = self._trial if trial is None else trial
-        made = called(self._model_init, trial)
-        return self._objective(*_checks.made_pair(made))
+        return self._objective(*_checks.made_pair(called(self._model_init, trial)))
 
     def _objective(self, model: Any, guide: Any) -> Objective:
         args, size = self.args, None if self.train_dataset is None else len(self.train_dataset)
@@ -188,10 +187,12 @@ class BayesTrainer(RandomSearch, Trainer):  # type: ignore[misc]
 
     # Steps
 
-    def train(self, *args: Any, **options: Any) -> Any:
-        """Train as a Trainer does; afterwards every module has its own mode again, as after ``fit``."""
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, **options: Any) -> Any:
+        """Train, by the settings of ``trial`` where it is given; afterwards every module has its own mode again."""
+        if trial is not None:
+            self.begin_trial(trial)
         with self._watch.modes_back():
-            return super().train(*args, **options)
+            return super().train(resume_from_checkpoint, trial, **options)
 
     def begin_epoch(self, step: int) -> bool:
         """Choose the order of the epoch that optimiser step ``step`` is in; return whether it is the epoch's first."""

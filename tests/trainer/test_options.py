@@ -26,6 +26,7 @@ from tests.trainer.parts import WHOLE, arguments, pair
         ("train_sampling_strategy", "group_by_length"),
         ("optim", "galore_adamw"),
         ("bf16_full_eval", True),
+        ("ignore_data_skip", True),
         ("label_names", ["start", "end"]),
     ],
 )
