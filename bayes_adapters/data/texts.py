@@ -18,6 +18,9 @@ IGNORED = -100
 def prompts(tokenizer: Any, texts: Sequence[str], targets: TargetValues | None = None, *, longest: int) -> Batch:
     """Return a batch of prompts, padded on the side that the tokenizer pads on, for the head ``AnswerTokens``.
 
+    The tokenizer puts its special tokens around each; a text that a chat template has begun with the beginning-of-text
+    token does not get a second one.
+
     Args:
         tokenizer: of the backbone; it has a token for padding.
         texts: the prompts.
@@ -67,6 +70,9 @@ def completions(
 
 def _ids(tokenizer: Any, text: str, *, special: bool, named: str = "texts") -> list[int]:
     ids: list[int] = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    begin = getattr(tokenizer, "bos_token_id", None)
+    if special and begin is not None and ids[:2] == [begin, begin] and text.startswith(tokenizer.bos_token):
+        ids = ids[1:]  # a chat template has begun the text already
     require_words(named, text, ids, set(tokenizer.all_special_ids) if special else set())
     return ids
 

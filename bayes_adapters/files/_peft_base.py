@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bayes_adapters.files._peft_base_checks import (
     not_written,
@@ -19,6 +20,8 @@ from bayes_adapters.files._peft_base_checks import (
     require_token_rows,
 )
 
+_SHIFTED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Bias → itself before and after a shift was written into it; forgotten with the bias."""
 _BIAS, _TOKENS = ".lora_B.bias", ".token_adapter.trainable_tokens_delta"
 
 
@@ -98,15 +101,21 @@ def _of(tokens: Any, own: str) -> Any:
 
 @contextmanager
 def written(backbone: nn.Module, found: BaseWeights) -> Iterator[None]:
-    """Write ``found`` into ``backbone``; after an error inside it holds what it held."""
+    """Write ``found`` into ``backbone``; after an error inside it holds what it held.
+
+    A bias that holds an earlier folder's shift, and nothing else since, gets this one in its place.
+    """
     tensors = dict(backbone.named_parameters(remove_duplicate=False)) | dict(backbone.named_buffers())
     before = {name: tensors[name].detach().clone() for name in found.names}
+    noted = {name: _SHIFTED.get(tensors[name]) for name in found.shifts}
     try:
         with torch.no_grad():
             for name, value in found.whole.items():
                 tensors[name].copy_(value)
             for name, value in found.shifts.items():
-                tensors[name].add_(value.to(tensors[name]))
+                start = _unshifted(tensors[name])
+                tensors[name].copy_(start + value.to(start))
+                _SHIFTED[tensors[name]] = (start, tensors[name].detach().clone())
             for name, (numbers, value) in found.rows.items():
                 tensors[name][numbers.to(tensors[name].device)] = value.to(tensors[name])
         yield
@@ -114,4 +123,13 @@ def written(backbone: nn.Module, found: BaseWeights) -> Iterator[None]:
         with torch.no_grad():
             for name, value in before.items():
                 tensors[name].copy_(value)
+        for name, note in noted.items():
+            if note is not None:
+                _SHIFTED[tensors[name]] = note
         raise
+
+
+def _unshifted(bias: Tensor) -> Tensor:
+    """Return a bias without the shift that was written into it."""
+    start, after = _SHIFTED.get(bias, (None, None))
+    return start if after is not None and torch.equal(after, bias) else bias.detach().clone()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from bayes_adapters.backbones.token_ids import Longest
 from bayes_adapters.conditions import read_together, refuse_where
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.errors import ConfigError, DataError, NonFiniteError, described
-from bayes_adapters.generation.generation import Writing
+from bayes_adapters.generation.generation import Generation, Writing
 from bayes_adapters.inference._checks import check_batch, non_finite
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -123,17 +124,34 @@ def check_prompts(model: AdapterModel, batch: Batch, config: Any) -> dict[str, T
         check_batch(batch, next(model.parameters()).device)
         model._traits.check(backbone, inputs)
         if decoder and mask is not None:
-            refuse_where(mask[:, -1] == 0, lambda: _behind(mask))
+            refuse_where(mask[:, -1] == 0, lambda: _behind(mask[:, -1] == 0))
+        elif decoder and "input_ids" in inputs:
+            padded = _ends_in_padding(inputs["input_ids"], config)
+            refuse_where(padded, lambda: _behind(padded, ", without an attention_mask"))
     if decoder and ids is not None:
         _require_room(backbone, ids.shape[1], config, model._traits.longest.get("input_ids"))
     return dict(in_dtype_of(backbone, inputs))
 
 
-def _behind(mask: Tensor) -> DataError:
-    rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+def _ends_in_padding(ids: Tensor, config: Any) -> Tensor:
+    """Which rows end in padding, as far as tokens alone tell.
+
+    Where padding is the end of a text, too, all prompts may end so, as those of a chat: then rows that do among others
+    that do not.
+    """
+    pad, ends = config.pad_token_id, config.eos_token_id
+    if pad is None:
+        return torch.zeros_like(ids[:, 0], dtype=torch.bool)
+    padded = ids[:, -1] == pad
+    two = pad in (ends if isinstance(ends, list) else [ends])
+    return padded & ~padded.all() if two else padded
+
+
+def _behind(padded: Tensor, how: str = "") -> DataError:
+    rows = padded.nonzero().flatten().tolist()
     return DataError(
-        f"The prompts' rows {rows[:8]} are padded on the right, and a decoder would go on from padding. Pad on the "
-        "left: tokenizer.padding_side = 'left'."
+        f"The prompts' rows {rows[:8]} are padded on the right{how}, and a decoder would go on from padding. Pad on "
+        "the left: tokenizer.padding_side = 'left'."
     )
 
 
@@ -181,6 +199,15 @@ def require_hypotheses(texts: Sequence[str] | None, writing: Writing) -> Sequenc
     if texts is None:
         raise ConfigError(f"There are no texts, only tokens: tokenizer= was {described(None)}. Pass the tokenizer.")
     return texts
+
+
+def require_averaged(said: Generation, hypotheses: Generation | None) -> None:
+    """Raise :class:`ConfigError` unless all draws wrote ``said``, and ``hypotheses`` are of its prompts."""
+    if said.writing is not Writing.AVERAGE:
+        raise ConfigError("Each text is one draw's own. Scores are of texts that all wrote: writing='average'.")
+    count = None if hypotheses is None else len(hypotheses.tokens) / hypotheses.num_samples
+    if count is not None and count != len(said.tokens):
+        raise ConfigError(f"The hypotheses are of {count:g} prompts, and there are {len(said.tokens)} texts.")
 
 
 def require_texts(texts: Sequence[str], log_probs: Tensor | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from bayes_adapters.errors import ConfigError
+from bayes_adapters.errors import AdapterFileError, ConfigError
 from bayes_adapters.files._file_checks import occupied
 from bayes_adapters.heads.bayesian_linear import BayesianLinear
 from bayes_adapters.heads.joint_linear import JointLinear
@@ -12,7 +13,10 @@ from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Granularity
 
+CARD = "README.md"
 _DRAWN = (BayesianLinear, JointLinear)
+_DRAW = re.compile(r"\.?draw-\d{2,}(-[0-9a-f]+)?|\.README\.md-[0-9a-f]+")
+"""What a call that was stopped has left: folders of draws, and files that were being written."""
 
 
 def require_drawn_weights(model: AdapterModel, guide: AdapterGuide) -> None:
@@ -50,5 +54,10 @@ def require_random(model: AdapterModel, guide: AdapterGuide) -> None:
 def require_new(folder: Path) -> None:
     """Raise :class:`AdapterFileError` unless ``folder`` is absent or empty."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if names and all(_DRAW.fullmatch(name) for name in names):
+        raise AdapterFileError(
+            f"The folder {str(folder)!r} holds {len(names)} draws and no {CARD}, which is written last: a call was "
+            "stopped before it had written all of them. Delete the folder, or choose a new one; nothing was written."
+        )
     if names:
         raise occupied(folder, names, "place for draws beside them", "a new folder")

@@ -28,6 +28,7 @@ from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import Part
 from bayes_adapters.surgery._checks import require_any_rank, require_plain_model
 from bayes_adapters.surgery._draw_folder_checks import (
+    CARD,
     require_drawable_head,
     require_drawn_weights,
     require_new,
@@ -36,7 +37,6 @@ from bayes_adapters.surgery._draw_folder_checks import (
 from bayes_adapters.surgery._draws_card import card
 from bayes_adapters.surgery.export import lora_factors
 
-CARD = "README.md"
 _WEIGHT, _BIAS = "head.weight", "head.bias"
 
 

@@ -141,6 +141,13 @@ def test_prompts_that_cannot_be_gone_on_from_are_refused() -> None:
     right = {name: value.flip(-1) for name, value in prompts().items()}
     with refuses(DataError, "[1, 2]", "left"):
         generate(model, guide, right)
+    bare = {"input_ids": right["input_ids"]}
+    with refuses(DataError, "[1, 2]", "left", "without an attention_mask"):
+        generate(model, guide, bare)
+    with refuses(DataError, "[1]", "left"):  # padded by the token that ends a text, as other prompts do not end
+        generate(model, guide, {"input_ids": torch.tensor([[5, 6], [7, 3]])}, eos_token_id=3, pad_token_id=3)
+    chat = {"input_ids": torch.tensor([[5, 3], [7, 3]])}  # whose prompts all end in the end of a turn
+    assert generate(model, guide, chat, num_samples=1, max_new_tokens=1, eos_token_id=3, pad_token_id=3).written.all()
     empty = {"input_ids": torch.zeros(2, 2).long(), "attention_mask": torch.tensor([[1, 1], [0, 0]])}
     with refuses(DataError, "[1]", "attention_mask"):
         generate(model, guide, empty)

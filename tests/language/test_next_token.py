@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
-from bayes_adapters import ELBO, Batch, Categorical, load, predict, save
+from bayes_adapters import ELBO, Batch, Categorical, adapted_layers, load, predict, save
 from bayes_adapters.distributions import NextTokens, TokenLogits
-from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.errors import ConfigError, DataError, NonFiniteError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.heads import LanguageModelHead, LinearHead
 from bayes_adapters.likelihoods import NextToken, Tasks
@@ -205,3 +205,12 @@ def test_what_is_refused() -> None:
             ELBO(model, guide)(Batch(batch.inputs, wrong))
     with refuses(DataError, "decoder_input_ids"):
         model_of("bart")(Batch({"input_ids": labels.clamp_min(3)}, labels.clamp_min(3)))
+
+
+def test_numbers_that_are_none_name_their_cause() -> None:
+    """Not the way from hidden states to logits, which no longer compares."""
+    model = model_of("llama")
+    with torch.no_grad():
+        next(iter(adapted_layers(model.backbone).values())).lora_B[0, 0] = float("nan")
+    with refuses(NonFiniteError, "lora_B", "NaN"):
+        predict(model, Delta(model), labelled(parts.prompts("llama")))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from bayes_adapters.data.texts import completions, prompts
 from bayes_adapters.errors import ConfigError, DataError
@@ -29,6 +30,15 @@ def test_a_completion_is_learnt_and_its_prompt_read(side: str) -> None:
     assert torch.equal(
         prompts(words, ["Answer:"], torch.tensor([1]), longest=9).inputs["input_ids"], ids[:1, real[0]][:, :2]
     )
+
+
+def test_a_text_that_a_template_has_begun_is_not_begun_again() -> None:
+    """A tokenizer that puts the beginning of a text before each, and a text that has it."""
+    words: Any = tokenizer(pad_token="[PAD]", bos_token="[UNK]")
+    words._tokenizer.post_processor = TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 0)])
+    plain, begun = (prompts(words, [text], longest=9).inputs["input_ids"].tolist() for text in ("A:", "[UNK]A:"))
+    assert plain == begun == [[0, 5, 4]]
+    assert completions(words, ["[UNK]A:"], [" A"], longest=9).inputs["input_ids"].tolist() == [[0, 5, 4, 8, 2]]
 
 
 def test_what_is_refused() -> None:

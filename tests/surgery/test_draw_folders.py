@@ -233,3 +233,21 @@ def test_another_head_is_left_out_with_a_warning(tmp_path: Path) -> None:
     with warns(UserWarning, "TwoLayerHead", "bayes_adapters.save"):
         draws_to_peft(tmp_path, model, MeanField(model), num_samples=1)
     assert "in no folder: a TwoLayerHead" in (tmp_path / "README.md").read_text()
+
+
+def test_a_folder_of_a_call_that_was_stopped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card is written last."""
+    model, made = pair("mean_field", "stochastic_core")
+
+    def stopped(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bayes_adapters.surgery.draw_folders.card", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            draws_to_peft(tmp_path / "draws", model, made, num_samples=2)
+    with refuses(AdapterFileError, str(tmp_path / "draws"), "2 draws", "README.md", "stopped"):
+        draws_to_peft(tmp_path / "draws", model, made, num_samples=2)
+    draws_to_peft(tmp_path / "whole", model, made, num_samples=2)
+    with refuses(AdapterFileError, str(tmp_path / "whole"), "not empty"):
+        draws_to_peft(tmp_path / "whole", model, made, num_samples=2)

@@ -89,6 +89,20 @@ def test_weights_of_the_backbone_itself(case: str, tmp_path: Path) -> None:
         to_peft(tmp_path / "ours", loaded)
 
 
+def test_a_second_reading_does_not_shift_the_biases_again(tmp_path: Path) -> None:
+    """Of the same folder, and of another one, whose shift comes in the place of the first."""
+    expected = hidden(theirs(tmp_path / "first", lora_bias=True))
+    other = hidden(theirs(tmp_path / "second", lora_bias=True, r=4))
+    assert not torch.equal(expected, other)
+    backbone = bert(layers=1)
+    for folder, value in (("first", expected), ("first", expected), ("second", other), ("first", expected)):
+        with refuses(ConfigError, "dropout"):
+            from_peft(tmp_path / folder, backbone, Bernoulli(), head=False, write_backbone=True, dropout=2.0)
+        model = from_peft(tmp_path / folder, backbone, Bernoulli(), head=False, write_backbone=True)
+        torch.testing.assert_close(hidden(model.backbone), value, rtol=0, atol=1e-6)
+        remove(backbone)
+
+
 def test_a_start_that_is_refused_leaves_the_backbone(tmp_path: Path) -> None:
     """A second try would add the biases once more."""
     theirs(tmp_path, lora_bias=True)
