@@ -93,7 +93,8 @@ class GaussianProcessHead(Head):
     features. That is of use as far as the features keep unlike inputs apart. With ``hidden`` a trained block stands
     between them and the process that keeps distances up to a factor 1 ± ``bound``, and φ above is what it returns
     (:class:`~bayes_adapters.heads.distance_preserving.DistancePreserving`). Inducing points start at N(0, I) and the
-    length scale at √d: take both from data by :func:`bayes_adapters.training.inducing.initialise`.
+    length scale at √d: take both from data by :func:`bayes_adapters.training.inducing.initialise`. q(u) starts at its
+    prior and has farther to go than adapters have: give head and posterior a learning rate of their own, .02 of Adam.
 
     Kernel matrices are float64 where the device has it, and float32 on Apple's. Means, length scales and variances
     k(φ, φ) are each output's own; Z is shared by all.

@@ -141,13 +141,18 @@ def train(
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
 
+    def adamw(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=settings.lr)
+
+    if chosen.start is not None:
+        chosen.start(model, guide, data)
     result = fit(
         model,
         guide,
         data,
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
+        optimizer=adamw if chosen.optimizer is None else chosen.optimizer(model, guide),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,

@@ -54,14 +54,19 @@ from torch import nn
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
+from bayes_adapters.heads.gaussian_process import GaussianProcessHead
 from bayes_adapters.modalities.blocks import blocks_of
 from bayes_adapters.models import ConcatLoRA, FusionCore, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.surgery.training_free import bayesianise
+from bayes_adapters.training.inducing import initialise
+from examples.studies.gaussian_process import process_rates
 from examples.studies.verify_prompts import after
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
+INDUCING, HIDDEN = 64, 256
+"""Inducing points of the Gaussian process, and hidden units of the block below it."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,13 @@ def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     prior = _normal(build.prior_scale)
     model = FusionCore(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=RANK, alpha=ALPHA, prior=prior)
     return model, CrossAttention(model, **options, **build.context())
+
+
+def _process_fusion(build: Build) -> tuple[AdapterModel, AdapterGuide]:
+    head = GaussianProcessHead(INDUCING, hidden=HIDDEN)
+    options = {"context_dim": build.frame_width, "num_data": build.num_data, "head": head}
+    model = FusionLoRA(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, **options)
+    return model, Delta(model)
 
 
 def _system(name: str, build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
@@ -206,6 +218,8 @@ class Method:
         reads_frames: whether its guide reads the audio's frames, and can weigh how far they are from those of training.
         hears: whether it adapts the speech encoder too, and so needs mel features; see
             :mod:`examples.studies.verify_prompts.heard`.
+        start: what is done before training with the training batches, if anything.
+        optimizer: an optimiser of its own; None is that of the settings.
         finish: what is done after training, if anything.
         judge: makes what is done with each prediction, if anything.
     """
@@ -216,6 +230,8 @@ class Method:
     random_in_training: bool = True
     reads_frames: bool = False
     hears: bool = False
+    start: Callable[[AdapterModel, AdapterGuide, Iterable[Batch]], None] | None = None
+    optimizer: Callable[[AdapterModel, AdapterGuide], Callable[[Any], torch.optim.Optimizer]] | None = None
     finish: Finish | None = None
     judge: Judged | None = None
 
@@ -247,6 +263,7 @@ METHODS: dict[str, Method] = {
     "cross-attention-fusion": Method(partial(_fused, scale=None), kl_weight=0.0, random=False),
     "lora-fusion-temperature": Method(_lora_fusion, random=False, judge=after.temperature),
     "caliber-x-fusion-temperature": Method(_fused, reads_frames=True, judge=after.temperature),
+    "process-fusion": Method(_process_fusion, kl_weight=1.0, start=initialise, optimizer=process_rates(1e-3)),
     "density": Method(_lora_fusion, random=False, judge=after.density_alone),
     "tfb": Method(_lora_text, random_in_training=False, finish=_training_free),
     "concat-lora": Method(_concat_lora, random=False, hears=True),
