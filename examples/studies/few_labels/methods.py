@@ -32,7 +32,6 @@ from bayes_adapters.surgery.swag import Trajectory
 from bayes_adapters.surgery.training_free import bayesianise
 from bayes_adapters.training import fit
 from bayes_adapters.training.inducing import initialise
-from examples.studies.gaussian_process import process_rates
 from examples.studies.meld.data import SENTIMENTS
 from examples.studies.meld.methods import METHODS as MELD
 from examples.studies.meld.methods import Build, Built, Training
@@ -172,12 +171,6 @@ def _full(parts: Build, weight: float) -> Built:
     return Built(model, FullGaussian(model, over="all", init_scale=0.01), Training(kl_weight=weight))
 
 
-def _process(parts: Build, weight: float) -> Built:
-    """A Gaussian process above point adapters; q(u) starts at the prior and has far to go, so it has its own rate."""
-    built = _head(lambda: GaussianProcessHead(INDUCING), parts, weight)
-    return built._replace(training=replace(built.training, optimizer=process_rates(2e-3), start=initialise))
-
-
 def _head(head: Callable[[], Head], parts: Build, weight: float) -> Built:
     """Point adapters below a head with a posterior."""
     model = LoRA(
@@ -186,7 +179,8 @@ def _head(head: Callable[[], Head], parts: Build, weight: float) -> Built:
         head=head(),
         **_shared(parts),
     )
-    return Built(model, Delta(model), Training(kl_weight=weight))
+    start = initialise if isinstance(model.head, GaussianProcessHead) else None
+    return Built(model, Delta(model), Training(kl_weight=weight, start=start))
 
 
 METHODS: dict[str, Tuned] = {
@@ -210,7 +204,7 @@ METHODS: dict[str, Tuned] = {
     "full": Tuned(_full, "KL weight", (100.0, 30.0, 10.0, 3.0), 100.0),
     "bayesian-linear": Tuned(partial(_head, BayesianLinear), "KL weight", (100.0, 30.0, 10.0, 3.0), 30.0),
     "vbll": Tuned(partial(_head, VariationalLastLayer), "KL weight", (100.0, 30.0, 10.0, 3.0), 30.0),
-    "gp-head": Tuned(_process, "KL weight", (1.0, 0.3, 0.1, 0.03), 0.1),
+    "gp-head": Tuned(partial(_head, lambda: GaussianProcessHead(INDUCING)), "KL weight", (10.0, 3.0, 1.0, 0.3), 1.0),
 }
 """Name → method: the order of the tables."""
 

@@ -18,7 +18,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
-from examples.studies.verify_prompts.after import Judge, Validated, risk_limit
+from examples.studies.verify_prompts.after import Finishing, Judge, Validated, risk_limit
 from examples.studies.verify_prompts.corpus import Corpus, PairBatches
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.methods import Build, find
@@ -141,18 +141,13 @@ def train(
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
 
-    def adamw(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=settings.lr)
-
-    if chosen.start is not None:
-        chosen.start(model, guide, data)
     result = fit(
         model,
         guide,
         data,
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
-        optimizer=adamw if chosen.optimizer is None else chosen.optimizer(model, guide),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
@@ -167,7 +162,8 @@ def train(
     parameters = sum(parameter.numel() for parameter in numbers)
     if chosen.finish is not None:
         draws = settings.samples if chosen.random else 1
-        model, guide = chosen.finish(model, guide, validation, seed, draws)
+        run = Finishing(data, len(data.dataset), validation, seed, draws)
+        model, guide = chosen.finish(model, guide, run)
     trained = Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
     if chosen.judge is None:
         return trained

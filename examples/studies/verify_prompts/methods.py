@@ -29,7 +29,8 @@ the two differ in the head alone; ``cross-attention-fusion`` is that without a p
 recordings, clean AUC .909 for .929, and without any density, .937.) ``lora-fusion-temperature`` is late fusion whose
 answers are scaled by one temperature, fitted on the validation pairs, ``caliber-x-fusion-temperature`` is that of
 ``caliber-x-fusion``, fitted on the mean of as many draws, of the same seed, as are taken at test, and ``density`` is
-late fusion whose uncertainty is the density of the training frames alone. ``caliber-x-fusion-fitted`` is
+late fusion whose uncertainty is the density of the training frames alone, and ``process-fusion`` late fusion, trained,
+with a Gaussian process on its hidden units in the place of its last layer. ``caliber-x-fusion-fitted`` is
 ``caliber-x-fusion``, trained alike, with two numbers fitted on the validation pairs: how far recordings unlike those of
 training widen the posterior (:func:`~examples.studies.verify_prompts.after.widening`; the demo's 1.0 was chosen to tell
 foreign speech apart), then a temperature. ``caliber-x-fusion-tuned`` is that with a tenth of the KL weight, which was
@@ -42,7 +43,7 @@ six linear layers of every block of both encoders, Whisper's as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,22 +52,17 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
+from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
-from bayes_adapters.heads.gaussian_process import GaussianProcessHead
 from bayes_adapters.modalities.blocks import blocks_of
 from bayes_adapters.models import ConcatLoRA, FusionCore, FusionLoRA, LoRA, StochasticCore
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.surgery.training_free import bayesianise
-from bayes_adapters.training.inducing import initialise
-from examples.studies.gaussian_process import process_rates
 from examples.studies.verify_prompts import after
 
 RANK, ALPHA, CONTEXT_DIM = 8, 16.0, 64
-INDUCING, HIDDEN = 64, 256
-"""Inducing points of the Gaussian process, and hidden units of the block below it."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,6 @@ def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     return model, CrossAttention(model, **options, **build.context())
 
 
-def _process_fusion(build: Build) -> tuple[AdapterModel, AdapterGuide]:
-    head = GaussianProcessHead(INDUCING, hidden=HIDDEN)
-    options = {"context_dim": build.frame_width, "num_data": build.num_data, "head": head}
-    model = FusionLoRA(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, **options)
-    return model, Delta(model)
-
-
 def _system(name: str, build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     """A published system with this comparison's rank and scale in the place of its own."""
     own = {"rank": RANK, "alpha": ALPHA} | options
@@ -176,10 +165,9 @@ def _scalabl(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     return _system("scalabl", build)
 
 
-def _training_free(
-    model: AdapterModel, guide: AdapterGuide, anchors: Iterable[Batch], seed: int, __: int
-) -> tuple[AdapterModel, AdapterGuide]:
-    new, posterior, _ = bayesianise(model, guide, anchors, relative_to="loss", seed=seed)  # type: ignore[arg-type]
+def _training_free(model: AdapterModel, guide: AdapterGuide, run: after.Finishing) -> tuple[AdapterModel, AdapterGuide]:
+    anchors: Any = run.validation
+    new, posterior, _ = bayesianise(model, guide, anchors, relative_to="loss", seed=run.seed)  # type: ignore[arg-type]
     return new, posterior
 
 
@@ -202,8 +190,8 @@ Judged = Callable[[after.Validated], after.Judge]
 """What makes a judge after training."""
 
 
-Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], int, int], tuple[AdapterModel, AdapterGuide]]
-"""What is done after training: (model, guide, validation batches, seed, draws at test) → the pair to predict with."""
+Finish = Callable[[AdapterModel, AdapterGuide, after.Finishing], tuple[AdapterModel, AdapterGuide]]
+"""What is done after training: → the pair to predict with."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +206,6 @@ class Method:
         reads_frames: whether its guide reads the audio's frames, and can weigh how far they are from those of training.
         hears: whether it adapts the speech encoder too, and so needs mel features; see
             :mod:`examples.studies.verify_prompts.heard`.
-        start: what is done before training with the training batches, if anything.
-        optimizer: an optimiser of its own; None is that of the settings.
         finish: what is done after training, if anything.
         judge: makes what is done with each prediction, if anything.
     """
@@ -230,8 +216,6 @@ class Method:
     random_in_training: bool = True
     reads_frames: bool = False
     hears: bool = False
-    start: Callable[[AdapterModel, AdapterGuide, Iterable[Batch]], None] | None = None
-    optimizer: Callable[[AdapterModel, AdapterGuide], Callable[[Any], torch.optim.Optimizer]] | None = None
     finish: Finish | None = None
     judge: Judged | None = None
 
@@ -263,7 +247,7 @@ METHODS: dict[str, Method] = {
     "cross-attention-fusion": Method(partial(_fused, scale=None), kl_weight=0.0, random=False),
     "lora-fusion-temperature": Method(_lora_fusion, random=False, judge=after.temperature),
     "caliber-x-fusion-temperature": Method(_fused, reads_frames=True, judge=after.temperature),
-    "process-fusion": Method(_process_fusion, kl_weight=1.0, start=initialise, optimizer=process_rates(1e-3)),
+    "process-fusion": Method(_lora_fusion, random_in_training=False, finish=after.process),
     "density": Method(_lora_fusion, random=False, judge=after.density_alone),
     "tfb": Method(_lora_text, random_in_training=False, finish=_training_free),
     "concat-lora": Method(_concat_lora, random=False, hears=True),
