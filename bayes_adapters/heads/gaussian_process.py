@@ -93,7 +93,8 @@ class GaussianProcessHead(Head):
     features. That is of use as far as the features keep unlike inputs apart. With ``hidden`` a trained block stands
     between them and the process that keeps distances up to a factor 1 ± ``bound``, and φ above is what it returns
     (:class:`~bayes_adapters.heads.distance_preserving.DistancePreserving`). Inducing points start at N(0, I) and the
-    length scale at √d: take both from data by :func:`bayes_adapters.training.inducing.initialise`.
+    length scale at √d: take both from data by :func:`bayes_adapters.training.inducing.initialise`. q(u) starts at its
+    prior and has farther to go than adapters have: give head and posterior a learning rate of their own, .02 of Adam.
 
     Kernel matrices are float64 where the device has it, and float32 on Apple's. Means, length scales and variances
     k(φ, φ) are each output's own; Z is shared by all.
@@ -107,7 +108,8 @@ class GaussianProcessHead(Head):
         ard: whether every feature has a length scale of its own.
         draws: of f for each example in a training step, where the expectation has no closed form.
         hidden: hidden units of the block before the process; None is no block.
-        bound: its c, between 0 and 1.
+        bound: its c, between 0 and 1; None is a plain layer, ``φ ← relu(V φ + b)`` with ``hidden`` numbers, which may
+            merge unlike inputs: take it where the features alone do not hold the answer, as in late fusion.
         pooling: see :class:`Pooling`; None is the mean.
 
     Raises:
@@ -136,7 +138,7 @@ class GaussianProcessHead(Head):
         ard: bool = False,
         draws: int = 8,
         hidden: int | None = None,
-        bound: float = 0.9,
+        bound: float | None = 0.9,
         pooling: Pooling | str | None = None,
     ) -> None:
         require_gpytorch(type(self).__name__)
@@ -144,7 +146,8 @@ class GaussianProcessHead(Head):
         whole_number("num_inducing", num_inducing)
         whole_number("draws", draws)
         whole_number("hidden", 1 if hidden is None else hidden)
-        require_between_0_and_1("bound", bound)
+        if bound is not None:
+            require_between_0_and_1("bound", bound)
         if lengthscale is not None:
             positive_number("lengthscale", lengthscale)
         self.num_inducing, self.lengthscale, self.ard, self.draws = num_inducing, lengthscale, ard, draws
@@ -168,6 +171,11 @@ class GaussianProcessHead(Head):
 
     def build(self, width: int, likelihood: Likelihood) -> None:
         gpytorch = require_gpytorch(type(self).__name__)
+        self.block: nn.Module | None = None
+        if self.hidden is not None and self.bound is not None:
+            self.block = DistancePreserving(width, self.hidden, self.bound)
+        elif self.hidden is not None:
+            self.block, width = nn.Sequential(nn.Linear(width, self.hidden), nn.ReLU()), self.hidden
         batch = torch.Size([likelihood.num_outputs])
         options: dict[str, Any] = {"batch_shape": batch, "ard_num_dims": width if self.ard else None}
         if self.kernel_name is Kernel.RBF:
@@ -180,7 +188,6 @@ class GaussianProcessHead(Head):
         self.kernel.outputscale = 1.0
         self.mean = gpytorch.means.ConstantMean(batch_shape=batch)
         self.inducing_points = nn.Parameter(torch.randn(self.num_inducing, width))
-        self.block = None if self.hidden is None else DistancePreserving(width, self.hidden, self.bound)
 
     def forward(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows C"]:
         """Return a draw of f at every row, given the draw of u of its sample."""
@@ -210,9 +217,9 @@ class GaussianProcessHead(Head):
 
         return score
 
-    def embed(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+    def embed(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows e"]:
         """Return φ, where the inducing points are: the features, or what the block makes of them."""
-        return features if self.block is None else self.block(features)
+        return features if self.block is None else self.block(features.to(next(self.block.parameters()).dtype))
 
     def moments(
         self, features: Float[Tensor, "rows d"], posterior: InducingPosterior

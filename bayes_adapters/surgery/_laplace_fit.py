@@ -17,6 +17,7 @@ from bayes_adapters.devices import float64
 from bayes_adapters.distributions import CurvedGaussian, CurvedMatrices
 from bayes_adapters.errors import choice, positive_number
 from bayes_adapters.inference.guide import AdapterGuide
+from bayes_adapters.inference.linearised_outputs import Linearisation
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import predict
 from bayes_adapters.surgery import _evidence
@@ -26,6 +27,8 @@ from bayes_adapters.surgery._laplace_checks import require_validation, warn_unbo
 
 VALIDATED = tuple(10.0 ** (power / 2) for power in range(-8, 9))
 """Prior precisions tried on validation data: 10⁻⁴ … 10⁴, two a decade."""
+DRAWS = 64
+"""Draws of weights that validation takes."""
 
 
 class PriorPrecision(StrEnum):
@@ -182,13 +185,17 @@ def draws_scored(
     guide: AdapterGuide,
     gaussian: CurvedGaussian | CurvedMatrices,
     held: list[Batch],
-    draws: int,
+    draws: int | None,
     seed: int,
+    linearised: Linearisation | None = None,
 ) -> list[float]:
     """The negative log density of held-out examples, nats per example, for every λ of :data:`VALIDATED`."""
+    how: Any = {"num_samples": draws, "seed": seed, "linearised": linearised or False}
+    if linearised is None:
+        how["num_samples"] = draws or DRAWS
     scores = []
     for precision in VALIDATED:
         gaussian.rescale(precision)
-        found: Any = predict(model, guide, held, num_samples=draws, seed=seed).log_density
+        found: Any = predict(model, guide, held, **how).log_density
         scores.append(-float(float64(found).mean()))
     return scores

@@ -16,7 +16,7 @@ from torch import Tensor
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
 from bayes_adapters.distributions import CurvedGaussian, CurvedMatrices
-from bayes_adapters.errors import choice, true_or_false, whole_number
+from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.guides import KroneckerLaplace, Laplace
 from bayes_adapters.guides.kronecker_laplace import matrices
 from bayes_adapters.inference._lock import exclusive
@@ -24,6 +24,7 @@ from bayes_adapters.inference._pair_checks import require_pair
 from bayes_adapters.inference.draws import weight_mean
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.linearised import Linearised, Tangent
+from bayes_adapters.inference.linearised_outputs import Linearisation, read_linearised
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, gather
@@ -39,8 +40,8 @@ from bayes_adapters.surgery._laplace_checks import (
     require_tokens,
     require_trained,
 )
+from bayes_adapters.surgery._laplace_fit import DRAWS, Found, draws_scored, read_precision
 from bayes_adapters.surgery._laplace_fit import VALIDATED as VALIDATED
-from bayes_adapters.surgery._laplace_fit import Found, draws_scored, read_precision
 from bayes_adapters.surgery._laplace_fit import LaplaceLog as LaplaceLog
 from bayes_adapters.surgery._laplace_fit import PriorPrecision as PriorPrecision
 from bayes_adapters.surgery._prior_unit import prior_unit
@@ -62,8 +63,8 @@ def laplace(
     tokens: Tokens | str | None = None,
     prior_precision: PriorPrecision | str | float = PriorPrecision.EVIDENCE,
     validation: Batch | Iterable[Batch] | None = None,
-    linearised: bool = True,
-    num_samples: int = 64,
+    linearised: bool | Linearisation | str = True,
+    num_samples: int | None = None,
     num_data: int | None = None,
     max_gigabytes: float = 4.0,
     seed: int = 0,
@@ -111,8 +112,9 @@ def laplace(
             likelihood has one target per token, else ``"reduce"``.
         prior_precision: λ, or how it is chosen, see :class:`PriorPrecision`.
         validation: held-out batches for ``"validation"``.
-        linearised: whether validation predicts by the linearised outputs.
-        num_samples: draws for ``"validation"``.
+        linearised: how validation predicts, as in ``predict``: choose λ by the predictive that you will use. True and
+            False take draws of weights; the Jacobians of True are made once for all λ, of ``"outputs"`` for each.
+        num_samples: draws for ``"validation"``; None is 64 of weights, 1000 of outputs.
         num_data: N where ``data`` is only a part of the data set; None takes the model's, or what there is.
         max_gigabytes: what the structure may need on the CPU.
         seed: of validation's draws.
@@ -152,7 +154,7 @@ def laplace(
     summed = None if tokens is None else choice(Tokens, "tokens", tokens)
     require_tokens(structure, summed)
     whole_number("rank", rank)
-    true_or_false("linearised", linearised)
+    how = read_linearised(linearised)
     require_pair(model, guide)
     require_structure(model)
     require_global_weights(model)
@@ -176,8 +178,9 @@ def laplace(
         held = [validation] if isinstance(validation, Batch) else list(validation or [])
 
         def validated() -> list[float]:
-            scored = _tangents_scored if linearised else draws_scored
-            return scored(model, new, new.gaussian, held, num_samples, seed)
+            if how is Linearisation.WEIGHTS:
+                return _tangents_scored(model, new, new.gaussian, held, num_samples or DRAWS, seed)
+            return draws_scored(model, new, new.gaussian, held, num_samples, seed, how)
 
         log = found.settle(new.gaussian, precision, validated, 4)
     return model, new, log

@@ -165,6 +165,7 @@ def families() -> dict[str, Family]:
         "`GaussianProcessHead`, 16 points": Family("head", _process),
         "`laplace`, sampled": Family("after training", _after(laplace), once=True),
         "`laplace`, linearised": Family("after training", _after(laplace), once=True, predict={"linearised": True}),
+        "`laplace`, outputs": Family("after training", _after(laplace), once=True, predict={"linearised": "outputs"}),
         "`last_layer_laplace`": Family("after training", _after(last_layer_laplace), once=True),
         "`bayesianise` (TFB)": Family(
             "after training", _after(lambda *parts: bayesianise(*parts, iterations=3)), once=True

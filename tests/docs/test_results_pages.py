@@ -14,6 +14,7 @@ from bayes_adapters.analysis.records import Record, read_records
 from examples.studies import seeds
 from examples.studies.body_signals.results import COLUMNS as BODY
 from examples.studies.comparison import mean_table, rewrite
+from examples.studies.few_labels.active import means as active_means
 from examples.studies.few_labels.experiment import Result as FewResult
 from examples.studies.few_labels.results import COLUMNS as FEW
 from examples.studies.meld.records import Result as MeldResult
@@ -34,6 +35,7 @@ def records(name: str, kind: type[Record] = Record) -> list[Record]:
 
 MEANS = {
     ("body-signals", "body_signals"): lambda: mean_table(records("body_signals"), BODY, "method", reference="all"),
+    ("few-labels", "active"): lambda: active_means(records("few_labels_active", FewResult)),
     ("few-labels", "few_labels"): lambda: mean_table(records("few_labels", FewResult), FEW, "method"),
     ("sentiment", "meld"): lambda: mean_table(records("meld", MeldResult), MELD, "method"),
     ("speaking-time", "speaking_time"): lambda: mean_table(

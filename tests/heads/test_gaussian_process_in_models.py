@@ -168,13 +168,14 @@ def test_the_block_keeps_distances_whatever_its_weights() -> None:
     assert ratio.std() > 0.05, "it does something"
 
 
-def test_a_head_with_the_block_trains_and_is_saved(tmp_path: Path) -> None:
-    head = GaussianProcessHead(3, lengthscale=2.0, hidden=5, bound=0.5)
+@pytest.mark.parametrize("bound", [0.5, None])
+def test_a_head_with_the_block_trains_and_is_saved(bound: float | None, tmp_path: Path) -> None:
+    head = GaussianProcessHead(3, lengthscale=2.0, hidden=5, bound=bound)
     model = fill_B(LoRA(bert(), Categorical(3), head=head, num_data=5, rank=2))
     guide, batch = scattered(Delta(model)), token_batch(targets=TARGETS)
-    before = head.block.up.detach().clone()
+    before = [parameter.detach().clone() for parameter in head.block.parameters()]
     fit(model, guide, batch, epochs=2, progress=False)
-    assert not torch.equal(before, head.block.up)
+    assert not any(map(torch.equal, before, head.block.parameters()))
     initialise(model, guide, batch)
     seen: list[Tensor] = []
     with head.register_forward_pre_hook(lambda _, args: seen.append(args[0])):

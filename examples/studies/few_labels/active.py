@@ -30,6 +30,7 @@ from torch import Tensor
 
 from bayes_adapters.analysis.intervals import holm
 from bayes_adapters.analysis.metrics import decompose
+from bayes_adapters.analysis.records import Record
 from bayes_adapters.backbones import text_backbone
 from examples.studies.comparison import markdown, mean_table, short, signed
 from examples.studies.few_labels.experiment import SETTINGS, Result, train
@@ -110,6 +111,13 @@ def run(
     return results, rows
 
 
+def means(records: Sequence[Record]) -> list[str]:
+    """Return a table of mean ± standard deviation over seeds: NLL and accuracy after each time."""
+    columns = {f"NLL {count} labels": (f"labels@{count}", "nll") for count in ROUNDS}
+    columns |= {f"accuracy {count}": (f"labels@{count}", "accuracy") for count in ROUNDS}
+    return mean_table(records, columns, "method", reference=f"labels@{ROUNDS[0]}")
+
+
 def differences(rows: Sequence[Row]) -> list[str]:
     """Return a table of each strategy minus ``random`` of the same method: mean NLL of the rounds after the first.
 
@@ -147,9 +155,7 @@ class ActiveGrid(MeldGrid):
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
         """Write ``report.md`` into the folder of the runs, and the tables into the page."""
-        columns = {f"NLL {count} labels": (f"labels@{count}", "nll") for count in ROUNDS}
-        columns |= {f"accuracy {count}": (f"labels@{count}", "accuracy") for count in ROUNDS}
-        tables = {"active": mean_table(records, columns, "method", reference=f"labels@{ROUNDS[0]}")}
+        tables = {"active": means(records)}
         rows = [row for path in predictions for row in read_rows(path, Row)]
         if len({row.seed for row in rows}) > 1:
             tables["active_differences"] = differences(rows)

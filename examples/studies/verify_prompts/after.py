@@ -1,4 +1,4 @@
-"""What is fitted on the validation pairs after training: how far to widen, a temperature, the density of the frames."""
+"""What is done after training: how far to widen, a temperature, the density of the frames, a Gaussian process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,39 @@ from torch import Tensor
 
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Prediction, predict
 from bayes_adapters.analysis.calibration import TemperatureScaling
+from bayes_adapters.heads.gaussian_process import GaussianProcessHead
 from bayes_adapters.reliability import FrameDensity
+from bayes_adapters.surgery.new_head import with_head
+from bayes_adapters.training import fit
+from bayes_adapters.training.inducing import initialise
 
+INDUCING, EPOCHS = 64, 20
+"""Inducing points of the Gaussian process, and its passes over the training pairs."""
 ABSENT = 1e3
 """Nats: how unlike those of training a recording is that is not there."""
 SCALES = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 """Standard deviations of the fallback that :func:`widening` tries."""
 Judge = Callable[[Prediction, Sequence[Batch]], Prediction]
 """What is done with a prediction: (prediction, its batches) → the one that counts."""
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What there is after training.
+
+    Args:
+        training: the training pairs in batches, with corruptions of their own in every pass.
+        num_data: how many they are.
+        validation: the validation pairs.
+        seed: of the run.
+        samples: posterior draws at test.
+    """
+
+    training: Iterable[Batch]
+    num_data: int
+    validation: Sequence[Batch]
+    seed: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -36,23 +61,53 @@ class Validated:
     density: Callable[[], FrameDensity]
 
 
-def widening(
-    model: AdapterModel, guide: Any, validation: Iterable[Batch], seed: int, samples: int
-) -> tuple[AdapterModel, AdapterGuide]:
+def widening(model: AdapterModel, guide: Any, run: Finishing) -> tuple[AdapterModel, AdapterGuide]:
     """Give the guide's reliability the scale of :data:`SCALES` under which the validation pairs have the least NLL.
 
     Their recordings are corrupted as those of training are; no corruption that training lacks has a say.
     """
-    batches = list(validation)
 
     def nll(scale: float) -> float:
         guide.reliability.scale = scale
-        found = predict(model, guide, batches, num_samples=samples, seed=seed).log_density
+        found = predict(model, guide, run.validation, num_samples=run.samples, seed=run.seed).log_density
         assert found is not None  # validation pairs have labels
         return -float(found.mean())
 
     guide.reliability.scale = min(SCALES, key=nll)
     return model, guide
+
+
+def process(model: AdapterModel, guide: AdapterGuide, run: Finishing) -> tuple[AdapterModel, AdapterGuide]:
+    """Put a Gaussian process on the hidden units of a trained late fusion, in the place of its last layer.
+
+    Kernel, inducing points and q(u) train by the ELBO, as many epochs as the network did; all below stays as it is. The
+    epoch with the lowest validation NLL is kept.
+    """
+    layer = model.head.get_submodule("0")
+    head = GaussianProcessHead(INDUCING, hidden=model.head.hidden, bound=None)
+    new, posterior = with_head(model, guide, head, num_data=run.num_data)
+    head.block[0].load_state_dict(layer.state_dict())
+    for parameter in new.parameters():
+        parameter.requires_grad_(False)
+    for part in (head.kernel, head.mean):
+        part.requires_grad_(True)
+    head.inducing_points.requires_grad_(True)
+    initialise(new, posterior, run.training)
+    fit(
+        new,
+        posterior,
+        run.training,
+        recipe=None,
+        epochs=EPOCHS,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.0),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, 40 * EPOCHS),
+        kl_weight=1.0,
+        clip_norm=1.0,
+        validation=run.validation,
+        num_samples=4,
+        seed=run.seed,
+    )
+    return new, posterior
 
 
 def temperature(validated: Validated) -> Judge:

@@ -18,7 +18,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
-from examples.studies.verify_prompts.after import Judge, Validated, risk_limit
+from examples.studies.verify_prompts.after import Finishing, Judge, Validated, risk_limit
 from examples.studies.verify_prompts.corpus import Corpus, PairBatches
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.methods import Build, find
@@ -162,7 +162,8 @@ def train(
     parameters = sum(parameter.numel() for parameter in numbers)
     if chosen.finish is not None:
         draws = settings.samples if chosen.random else 1
-        model, guide = chosen.finish(model, guide, validation, seed, draws)
+        run = Finishing(data, len(data.dataset), validation, seed, draws)
+        model, guide = chosen.finish(model, guide, run)
     trained = Trained(method, seed, model, guide, result.history, time.perf_counter() - started, parameters)
     if chosen.judge is None:
         return trained

@@ -29,7 +29,8 @@ the two differ in the head alone; ``cross-attention-fusion`` is that without a p
 recordings, clean AUC .909 for .929, and without any density, .937.) ``lora-fusion-temperature`` is late fusion whose
 answers are scaled by one temperature, fitted on the validation pairs, ``caliber-x-fusion-temperature`` is that of
 ``caliber-x-fusion``, fitted on the mean of as many draws, of the same seed, as are taken at test, and ``density`` is
-late fusion whose uncertainty is the density of the training frames alone. ``caliber-x-fusion-fitted`` is
+late fusion whose uncertainty is the density of the training frames alone, and ``process-fusion`` late fusion, trained,
+with a Gaussian process on its hidden units in the place of its last layer. ``caliber-x-fusion-fitted`` is
 ``caliber-x-fusion``, trained alike, with two numbers fitted on the validation pairs: how far recordings unlike those of
 training widen the posterior (:func:`~examples.studies.verify_prompts.after.widening`; the demo's 1.0 was chosen to tell
 foreign speech apart), then a temperature. ``caliber-x-fusion-tuned`` is that with a tenth of the KL weight, which was
@@ -42,7 +43,7 @@ six linear layers of every block of both encoders, Whisper's as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, Batch, Bernoulli, systems
+from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, PooledContext
 from bayes_adapters.modalities.blocks import blocks_of
@@ -164,10 +165,9 @@ def _scalabl(build: Build) -> tuple[AdapterModel, AdapterGuide]:
     return _system("scalabl", build)
 
 
-def _training_free(
-    model: AdapterModel, guide: AdapterGuide, anchors: Iterable[Batch], seed: int, __: int
-) -> tuple[AdapterModel, AdapterGuide]:
-    new, posterior, _ = bayesianise(model, guide, anchors, relative_to="loss", seed=seed)  # type: ignore[arg-type]
+def _training_free(model: AdapterModel, guide: AdapterGuide, run: after.Finishing) -> tuple[AdapterModel, AdapterGuide]:
+    anchors: Any = run.validation
+    new, posterior, _ = bayesianise(model, guide, anchors, relative_to="loss", seed=run.seed)  # type: ignore[arg-type]
     return new, posterior
 
 
@@ -190,8 +190,8 @@ Judged = Callable[[after.Validated], after.Judge]
 """What makes a judge after training."""
 
 
-Finish = Callable[[AdapterModel, AdapterGuide, Iterable[Batch], int, int], tuple[AdapterModel, AdapterGuide]]
-"""What is done after training: (model, guide, validation batches, seed, draws at test) → the pair to predict with."""
+Finish = Callable[[AdapterModel, AdapterGuide, after.Finishing], tuple[AdapterModel, AdapterGuide]]
+"""What is done after training: → the pair to predict with."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,7 @@ METHODS: dict[str, Method] = {
     "cross-attention-fusion": Method(partial(_fused, scale=None), kl_weight=0.0, random=False),
     "lora-fusion-temperature": Method(_lora_fusion, random=False, judge=after.temperature),
     "caliber-x-fusion-temperature": Method(_fused, reads_frames=True, judge=after.temperature),
+    "process-fusion": Method(_lora_fusion, random_in_training=False, finish=after.process),
     "density": Method(_lora_fusion, random=False, judge=after.density_alone),
     "tfb": Method(_lora_text, random_in_training=False, finish=_training_free),
     "concat-lora": Method(_concat_lora, random=False, hears=True),

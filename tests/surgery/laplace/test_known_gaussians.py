@@ -172,7 +172,7 @@ def test_validation_chooses_the_precision_of_the_smallest_held_out_loss() -> Non
     model, batch, mean, _, _ = regression()
     held = Batch({"x": torch.randn(3, 1, 4)}, targets=torch.randn(3))
     parts = [held[:2], held[2:]]
-    for linearised in (True, False):
+    for linearised in (True, False, "outputs"):
         options: dict[str, Any] = {"prior_precision": "validation", "validation": parts, "num_samples": 16}
         _, guide, log = laplace(model, at(model, mean), batch, linearised=linearised, **options)
         assert len(log.searched) == 17
