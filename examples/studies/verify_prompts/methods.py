@@ -43,8 +43,8 @@ six linear layers of every block of both encoders, Whisper's as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,7 @@ class Build:
         prior_scale: β of the prior N(0, β²) on the cores, and on BLoB's A.
         reliability: of guides that read frames, with the density of the training frames; None trusts every recording.
         num_data: N, the number of training pairs; posteriors over weights have one KL per N and need it.
+        options: of every model that adapts the text encoder alone: layers and pooling, where they are not the usual.
     """
 
     backbone: nn.Module
@@ -83,6 +84,7 @@ class Build:
     prior_scale: float = 0.2
     reliability: Reliability | None = None
     num_data: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def context(self) -> dict[str, Any]:
         """Options of the guides that read frames."""
@@ -90,17 +92,19 @@ class Build:
 
 
 def _random_core(build: Build) -> StochasticCore:
-    return StochasticCore(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, prior=_normal(build.prior_scale))
+    prior = _normal(build.prior_scale)
+    return StochasticCore(build.backbone, Bernoulli(), rank=RANK, alpha=ALPHA, prior=prior, **build.options)
 
 
 def _lora_text(build: Build, rank: int = RANK) -> tuple[AdapterModel, AdapterGuide]:
-    model = LoRA(build.backbone, Bernoulli(), rank=rank, alpha=ALPHA)
+    model = LoRA(build.backbone, Bernoulli(), rank=rank, alpha=ALPHA, **build.options)
     return model, Delta(model)
 
 
 def _lora_fusion(build: Build, rank: int = RANK) -> tuple[AdapterModel, AdapterGuide]:
     # α stays when the rank grows: with α/r kept instead, three of five seeds of rank 144 stayed at chance
-    model = FusionLoRA(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=rank, alpha=ALPHA)
+    width = build.frame_width
+    model = FusionLoRA(build.backbone, Bernoulli(), context_dim=width, rank=rank, alpha=ALPHA, **build.options)
     return model, Delta(model)
 
 
@@ -130,8 +134,8 @@ def _cross_attention(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 
 def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
-    prior = _normal(build.prior_scale)
-    model = FusionCore(build.backbone, Bernoulli(), context_dim=build.frame_width, rank=RANK, alpha=ALPHA, prior=prior)
+    own = {"context_dim": build.frame_width, "rank": RANK, "alpha": ALPHA, "prior": _normal(build.prior_scale)}
+    model = FusionCore(build.backbone, Bernoulli(), **own, **build.options)
     return model, CrossAttention(model, **options, **build.context())
 
 
