@@ -63,7 +63,7 @@ def main() -> int:
         options = {"num_samples": draws, "tokenizer": tokenizer, "max_new_tokens": 5}
         both = [prompts(tokenizer, some, longest=64) for some in (asked[:half], asked[half:])]
         said = [generate(model, guide, some, **options) for some in both]
-        texts = [text.strip() for one in said for text in one.texts]
+        texts = [text.strip() for one in said for text in one.texts or ()]
         wrong = torch.tensor([text != calculator(q) for q, text in zip(asked, texts, strict=True)]).tensor_split(2)
         for part in ("total", "epistemic")[:draws]:
             guard = Guard.fit(said[0], wrong[0], risk=arguments.risk, part=part, beyond="tool")

@@ -68,7 +68,7 @@ def main() -> int:
     batch, options = prompts(tokenizer, asked, longest=64), {"tokenizer": tokenizer, "max_new_tokens": 5}
     said = generate(model, guide, batch, num_samples=5, **options)
     each = generate(model, guide, batch, num_samples=5, writing="each", do_sample=True, top_k=0, **options)
-    wrong = torch.tensor([t.strip() != calculator(q) for t, q in zip(said.texts, asked, strict=True)])
+    wrong = torch.tensor([t.strip() != calculator(q) for t, q in zip(said.texts or (), asked, strict=True)])
     own: list[Any] = [getattr(estimators, name)() for name in OWN]
     print(f"{int(wrong.sum())} of {len(asked)} answers are wrong; AUROC of each estimator:")
     for estimator in own + posterior_estimators(estimators.Estimator, list(scores(said, each))):
