@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -37,7 +38,8 @@ def main() -> int:
     arguments = parser.parse_args()
     rows = Dataset.from_json(str(arguments.data), cache_dir=str(arguments.folder / "data"))
     torch.manual_seed(0)
-    backbone, tokenizer = tiny_language_model() if arguments.tiny else language_model()
+    pair: tuple[Any, Any] = tiny_language_model() if arguments.tiny else language_model()
+    backbone, tokenizer = pair
     held = len(rows) // 5
     options = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 0.5}
     args = SFTConfig(
@@ -55,13 +57,13 @@ def main() -> int:
     model, guide = build("blob", backbone, NextToken(size), num_data=len(data.train_dataset), **shape)
     trainer = BayesTrainer(model, guide, args, **data._asdict(), kl_weight=1e-2)
     trainer.train(resume_from_checkpoint=arguments.resume or None)
-    found = trainer.predict(data.eval_dataset).predictive
+    found: Any = trainer.predict(data.eval_dataset).predictive
     print(f"held out, {held} texts: perplexity {float(found.perplexity):.2f} per token that is learnt")
     for row in data.eval_dataset.select(range(min(3, held))):
         prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
         asked = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt)).long()}
         said = generate(model, guide, asked, tokenizer=data.processing_class, max_new_tokens=12)
-        print(f"{float(said.mean()):.4f} nats of epistemic uncertainty per token: {said.texts[0]!r}")
+        print(f"{float(said.mean()):.4f} nats of epistemic uncertainty per token: {(said.texts or [''])[0]!r}")
     return 0
 
 
