@@ -25,7 +25,7 @@ def require_pair(model: AdapterModel, guide: AdapterGuide) -> None:
 
 
 def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
-    """Raise :class:`ConfigError` unless the guide's tensors are where the model's parameters are, and those have numbers."""
+    """Raise :class:`ConfigError` unless the guide's tensors are where the model's are, and these have numbers."""
     device = next(model.parameters()).device
     if device.type == "meta":
         raise offloaded("The model's tensors, moved after it was built,")
