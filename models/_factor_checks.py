@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from bayes_adapters.backbones.quantised import plain_weight
 from bayes_adapters.errors import ConfigError, unknown_name
 from bayes_adapters.sites import Part
 
@@ -19,10 +20,10 @@ def require_directions(path: str, rank: int, d_in: int, d_out: int) -> None:
 
 def require_float_weight(path: str, layer: nn.Module) -> None:
     """Raise :class:`ConfigError` unless the layer's weight is a matrix of floating-point numbers."""
-    weight = layer.get_parameter("weight")
-    if weight.dim() != 2 or not weight.is_floating_point():
+    if plain_weight(layer) is None:
+        weight = layer.weight
         raise ConfigError(
-            f"The weight of {path!r} has shape {tuple(weight.shape)} and dtype {weight.dtype}, and its singular values "
+            f"The weight of {path!r} is a {type(weight).__name__} of dtype {weight.dtype}, and its singular values "
             "are needed: take a backbone that is not quantised, or another structure, such as StochasticCore."
         )
 

@@ -51,6 +51,15 @@ def returns_several(layer: str, kind: str, found: str) -> ConfigError:
     )
 
 
+def ends_gradients(layer: str, kind: str) -> ConfigError:
+    """A linear layer of class ``kind`` whose output needs no gradient though its input does."""
+    return ConfigError(
+        f"No gradient passes the backbone's layer {layer!r}, a {kind}: its output does not depend on its input as "
+        "autograd sees it, so adapters before it would never move. Layers that quantise their activations are so "
+        "(torchao's Int8DynamicActivation…): load the backbone with quantised weights only, or in bfloat16."
+    )
+
+
 def applied_twice(layer: str) -> ConfigError:
     """A layer with a local part ran twice in a pass."""
     return ConfigError(

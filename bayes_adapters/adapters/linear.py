@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayes_adapters.adapters._base_weight import BaseWeight
-from bayes_adapters.adapters._checks import check_options, merged_meanwhile, outside_model, returns_several
+from bayes_adapters.adapters._checks import (
+    check_options,
+    ends_gradients,
+    merged_meanwhile,
+    outside_model,
+    returns_several,
+)
 from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass
 from bayes_adapters.adapters.recomputation import run_again
 from bayes_adapters.adapters.targets import linear_size
@@ -115,6 +121,8 @@ class AdaptedLinear(nn.Module):
             return out
         if not isinstance(out, Tensor):
             raise returns_several(self.path, type(self.base_layer).__name__, type(out).__name__)
+        if x.requires_grad and not out.requires_grad and torch.is_grad_enabled():
+            raise ends_gradients(self.path, type(self.base_layer).__name__)
         x = self.dropout(x)
         if self.rank > 0:
             out = out + (self.scaling * self._in_pass(x)).to(out.dtype)

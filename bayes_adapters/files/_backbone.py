@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.files._adapter_checks import other_backbone, require_values, without_bytes
+from bayes_adapters.files._quantisation import quantisation
 from bayes_adapters.files._structure import structure
 from bayes_adapters.files._wrappers import unwrapped
 
@@ -38,7 +39,7 @@ def fingerprint(backbone: nn.Module) -> str:
 
     Hashed are name, dtype, shape and every byte of each parameter and persistent buffer, those entries of the
     configuration that change numbers in eval mode (heads, activation, layer norm's ε; not dropout, labels or paths),
-    and the same options of torch's own layers.
+    the same options of torch's own layers, and the scales of quantised ones.
     Adapters do not count, nor do the wrappers of ``torch.compile`` and parallel training: it is equal before adapters
     are installed, while they are, and after they were removed. A tensor that is spread over processes is gathered, so
     each of them must call this.
@@ -55,11 +56,13 @@ def fingerprint(backbone: nn.Module) -> str:
     >>> fingerprint(net) == before
     False
     """
-    return _joined(content(backbone), computing_fields(backbone), layer_options(backbone))
+    scales = scales_beside(backbone)
+    return _joined(content(backbone), computing_fields(backbone), layer_options(backbone), scales)
 
 
-def _joined(tensors: str, fields: Mapping[str, Any], options: str) -> str:
-    return hashlib.sha256(f"{tensors} {json.dumps(fields, sort_keys=True)} {options}".encode()).hexdigest()
+def _joined(tensors: str, fields: Mapping[str, Any], options: str, scales: str) -> str:
+    parts = [tensors, json.dumps(fields, sort_keys=True), options, *([scales] if scales else [])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -98,6 +101,13 @@ def layer_options(backbone: nn.Module) -> str:
         return structure(plain, lambda name: _base_name(name, own))
 
 
+def scales_beside(backbone: nn.Module) -> str:
+    """Return :func:`bayes_adapters.files._quantisation.quantisation`: "" of a backbone that is not quantised so."""
+    with unwrapped(backbone) as plain:
+        own = adapted_layers(plain)
+        return quantisation(plain, lambda name: _base_name(name, own))
+
+
 def old_fingerprint(backbone: nn.Module) -> str:
     """Return what older files call the fingerprint: of each parameter at most 1024 values, as float32."""
     digest = hashlib.sha256()
@@ -119,6 +129,7 @@ def base_parameters(plain: nn.Module) -> dict[str, nn.Parameter]:
 def describe_base(backbone: nn.Module) -> dict[str, Any]:
     """Return what a saved adapter says of its backbone."""
     fields, tensors, options = computing_fields(backbone), content(backbone), layer_options(backbone)
+    scales = scales_beside(backbone)
     with unwrapped(backbone) as plain:
         parameters = base_parameters(plain)
         return {
@@ -126,9 +137,10 @@ def describe_base(backbone: nn.Module) -> dict[str, Any]:
             "name_or_path": str(getattr(getattr(plain, "config", None), "_name_or_path", "") or ""),
             "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})),
             "parameters": sum(p.numel() for p in parameters.values()),
-            "fingerprint": _joined(tensors, fields, options),
+            "fingerprint": _joined(tensors, fields, options, scales),
             "tensors": tensors,
             "layers": options,
+            "scales": scales,
             "config": fields,
         }
 
@@ -138,7 +150,7 @@ def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) ->
 
     An entry of the configuration that only one of the two has comes from another version of transformers: it is not
     compared. Options of layers are compared where torch and transformers have the versions of the saved file. An older
-    file has no "tensors"; its sampled fingerprint is compared.
+    file has no "scales", which are then not compared, or no "tensors"; its sampled fingerprint is compared.
     """
     saved, given = about["base"], describe_base(backbone)
     if "tensors" not in saved:
@@ -146,6 +158,8 @@ def require_base(folder: Path, about: Mapping[str, Any], backbone: nn.Module) ->
     else:
         differ = [] if given["tensors"] == saved["tensors"] else ["names, dtypes, shapes or values of its tensors"]
         differ += _differences(saved["config"], given["config"])
+        if saved.get("scales", given["scales"]) != given["scales"]:
+            differ.append("scales or threshold of its quantised layers")
         if not differ and saved.get("layers", given["layers"]) != given["layers"] and _same_versions(about["versions"]):
             differ.append("options of its layers, such as a norm's ε or an activation")
     if differ:

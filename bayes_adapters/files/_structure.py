@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 _TRAINING = {"training", "p", "momentum", "inplace", "track_running_stats", "sparse", "scale_grad_by_freq", "dropout"}
+_OF_A_RUN = {"compute_dtype", "compute_type_is_set", "quant_state", "support_avx512bf16_for_cpu"}
+"""What a 4-bit layer of bitsandbytes says of passes that it has seen, and of the machine."""
 
 
 def structure(plain: nn.Module, base_name: Callable[[str], str | None]) -> str:
@@ -43,8 +45,9 @@ def _options(module: nn.Module, name: str) -> tuple[str, dict[str, Any]] | None:
     if kind.__module__ in {"torch.nn.modules.module", "torch.nn.modules.container"} or "Drop" in kind.__name__:
         return None
     options: dict[str, Any] = {}
+    left = _TRAINING | _OF_A_RUN | ({"forward"} if hasattr(module, "_hf_hook") else set())  # accelerate's own
     for key, value in sorted(vars(module).items()):
-        if key.startswith("_") or key in _TRAINING or (key == "padding_idx" and "position" not in name):
+        if key.startswith("_") or key in left or (key == "padding_idx" and "position" not in name):
             continue  # padding_idx: no gradient for that row; RoBERTa counts positions from it, too
         if callable(value):
             options[key] = getattr(value, "__name__", type(value).__name__)

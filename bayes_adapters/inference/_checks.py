@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted
-from bayes_adapters.backbones.placement import require_loaded
+from bayes_adapters.backbones.placement import offloaded, require_loaded
+from bayes_adapters.backbones.quantised import require_unpacked
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.rows import require_length
@@ -68,6 +69,7 @@ def require_usable(backbone: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise ConfigError("Build models outside torch.inference_mode(): what is made inside can never be trained.")
     require_loaded(backbone)
+    require_unpacked(backbone)
     require_unadapted(backbone)
 
 
@@ -85,9 +87,12 @@ def check_batch(batch: Batch, device: torch.device) -> None:
     """Refuse a batch that the model on ``device`` cannot take.
 
     Raises:
+        ConfigError: the model has no numbers.
         DataError: a part of it is on another device.
         NonFiniteError: an input or a context frame is NaN or infinite.
     """
+    if device.type == "meta":
+        raise offloaded("The model's tensors, moved after it was built,")
     tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
     tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
     placed = dict(tensors)

@@ -22,6 +22,7 @@ from bayes_adapters.adapters.recomputation import checkpointing, require_nonreen
 from bayes_adapters.adapters.targets import Targets, linear_size, select
 from bayes_adapters.backbones.hidden_states import config_width
 from bayes_adapters.backbones.placement import place_beside
+from bayes_adapters.backbones.quantised import keep_gradients
 from bayes_adapters.backbones.traits import Traits
 from bayes_adapters.errors import ConfigError, choice
 from bayes_adapters.heads import Head, LinearHead, Pooling
@@ -102,6 +103,7 @@ class AdaptedBackbone(nn.Module):
             installed = install(backbone, paths, ranks=left, sites=own, layer=self.layer, **options)
             self.layers, self._installed = list(installed), tuple(installed.values())
             self.backbone = backbone
+            keep_gradients(backbone)
             self._checkpointing = checkpointing(backbone)
             require_nonreentrant(self._checkpointing, self._installed)
             self.likelihood = likelihood

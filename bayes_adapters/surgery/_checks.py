@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.linear import AdaptedLinear
+from bayes_adapters.backbones.quantised import plain_weight
 from bayes_adapters.errors import ConfigError, integer, whole_number
 from bayes_adapters.files import fingerprint
 from bayes_adapters.inference.model import AdapterModel
@@ -133,11 +134,14 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
             f"{path!r} has a random {parts}: a draw, not a weight, so there is nothing to merge. Export the "
             "posterior's mean first: bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
         )
-    weight = dict(layer.base_layer.named_parameters(recurse=False)).get("weight")
-    if weight is None or not weight.is_floating_point():
+    if plain_weight(layer.base_layer) is None:
+        weight = layer.base_layer.weight
         raise ConfigError(
-            f"The base layer {path!r} has no floating-point weight of its own (quantised, or computed from others by a "
-            "parametrisation?); load the backbone in full precision."
+            f"The base layer {path!r}, a {type(layer.base_layer).__name__}, has no floating-point weight of its own "
+            f"but a {type(weight).__name__} (quantised, or computed from others by a parametrisation?), so nothing "
+            "can be added to it. Keep the adapter; write it as a PEFT folder, which is served beside such a base "
+            "(bayes_adapters.files.peft.to_peft); or load that folder onto the backbone in full precision "
+            "(from_peft), and merge there."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_adapters.adapters._checks import ends_gradients
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.adapters.targets import dimensions
 from bayes_adapters.errors import ConfigError, NonFiniteError
@@ -20,8 +21,8 @@ from bayes_adapters.errors import ConfigError, NonFiniteError
 def gradients_flow(backbone: nn.Module) -> Iterator[None]:
     """Check the passes and gradients within the context: none may end in a layer of the frozen backbone.
 
-    A frozen linear layer hands on gradients to what came before it. Some kernels for quantised weights do not (4-bit
-    ones on a CPU, from the first pass without gradients on), and adapters before them would never move.
+    A frozen linear layer hands on gradients to what came before it. Some kernels for quantised layers do not, and
+    adapters before them would never move.
 
     Raises:
         ConfigError: a linear layer whose input needs a gradient returns an output that does not; or adapters took part
@@ -35,11 +36,7 @@ def gradients_flow(backbone: nn.Module) -> Iterator[None]:
         # Where the backbone itself computes without gradients, as under checkpointing, it means to.
         needs = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if needs and isinstance(output, Tensor) and not output.requires_grad and dimensions(module) is not None:
-            raise ConfigError(
-                f"No gradient passes the backbone's layer {path!r}, a {type(module).__name__}: its output does not "
-                "depend on its input as autograd sees it, so adapters before it would never move. Quantised layers on "
-                "a CPU do that once they were run without gradients: load the backbone again, in bfloat16 or on a GPU."
-            )
+            raise ends_gradients(path, type(module).__name__)
 
     watched = [(path, m) for path, m in backbone.named_modules() if path in adapters or dimensions(m) is not None]
     handles = [module.register_forward_hook(partial(look, path)) for path, module in watched]
