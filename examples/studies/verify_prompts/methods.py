@@ -133,8 +133,8 @@ def _cross_attention(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 
 def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
-    own = {"context_dim": build.frame_width, "rank": RANK, "alpha": ALPHA, "prior": _normal(build.prior_scale)}
-    model = FusionCore(build.backbone, Bernoulli(), **own, **build.options)
+    own: dict[str, Any] = {"context_dim": build.frame_width, "rank": RANK, "alpha": ALPHA}
+    model = FusionCore(build.backbone, Bernoulli(), prior=_normal(build.prior_scale), **own, **build.options)
     return model, CrossAttention(model, **options, **build.context())
 
 
