@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,7 @@ def _said(name: str, kind: str, states: States, trained: Trained, seed: int, set
     batches = LengthBatches(states, settings.batch_size, length=states.length)
     rows: dict[int, Row] = {}
     for batch in batches:
-        found = predict(trained.model, trained.guide, batch, num_samples=trained.samples, seed=seed)
+        found: Any = predict(trained.model, trained.guide, batch, num_samples=trained.samples, seed=seed)
         parts = found.averaged()
         columns = zip(
             batch.ids.tolist(),

@@ -85,7 +85,7 @@ def table(texts: Sequence[Written]) -> list[str]:
         ]
         mean = sum(text.epistemic) / max(1, len(text.epistemic))
         inside = "yes" if text.inside else "no"
-        rows.append([text.method, inside, f"**{text.beginning}** {' '.join(words)}", short(mean, 3)])
+        rows.append([text.method, inside, f"**{text.beginning}**{''.join(words)}", short(mean, 3)])
     return markdown(["method", "as in the corpus", "text, epistemic of each token in millinats", "mean, nats"], rows)
 
 
@@ -93,4 +93,4 @@ def _shown(token: str) -> str:
     """A token as text in a cell of a table."""
     for sign, other in (("<", "&lt;"), ("|", "&#124;"), ("\n", "↵"), ("*", "\\*"), ("_", "\\_"), ("`", "\\`")):
         token = token.replace(sign, other)
-    return token.strip() or "␣"
+    return token if token.strip() else "␣"

@@ -75,8 +75,7 @@ def ran(corpus, tmp_path_factory):
     parts = {kind: States(own, [states[t.key] for t in own]) for kind, own in corpus.parts.items()}
     train = States(corpus.train, [states[t.key] for t in corpus.train])
     task = Task(train, parts, lambda: cut(net, 1)[1])
-    names = (("frozen", 0), ("lora", 0), ("lora", 1), ("ensemble", 0), ("c-lora", 0), ("c-lora", 1))
-    return net, {(name, seed): run(task, name, seed, SETTINGS) for name, seed in names}
+    return net, {name: run(task, name, 0, SETTINGS) for name in ("frozen", "lora", "ensemble", "c-lora")}
 
 
 def test_outside_texts_are_as_long_and_in_order(corpus):
@@ -103,41 +102,40 @@ def test_too_few_texts_are_refused():
 
 def test_a_run_learns_and_its_records_are_those_of_its_rows(ran):
     _, runs = ran
-    losses = {name: runs[name, 0][0][0].nll for name in ("frozen", "lora", "c-lora")}
+    losses = {name: runs[name][0][0].nll for name in ("frozen", "lora", "c-lora")}
     assert max(losses["lora"], losses["c-lora"]) < losses["frozen"]
     for name, spread in (("frozen", False), ("lora", False), ("ensemble", True), ("c-lora", True)):
-        results, rows, _ = runs[name, 0]
+        results, rows, _ = runs[name]
         assert [r.condition for r in results] == [INSIDE, "shuffled", "foreign", "docstring", OUTSIDE]
         assert (max(row.epistemic for row in rows) > 0) == spread
         assert all(row.tokens == 6 for row in rows)
         scores = torch.tensor([row.total for row in rows])
         outside = torch.tensor([row.kind != INSIDE for row in rows])
         assert results[-1].auroc_ood_total == pytest.approx(auroc(scores, outside))
-    assert runs["ensemble", 0][0][0].parameters == 2 * runs["lora", 0][0][0].parameters
+    assert runs["ensemble"][0][0].parameters == 2 * runs["lora"][0][0].parameters
 
 
 def test_tables_have_a_row_for_each_method(ran):
-    rows = [row for _, (_, own, _) in ran[1].items() for row in own]
-    records = [record for _, (own, _, _) in ran[1].items() for record in own]
+    rows = [row for _, own, _ in ran[1].values() for row in own]
+    rows += [row._replace(seed=1, epistemic=2 * row.epistemic) for row in rows if row.method in ("lora", "c-lora")]
+    records = [record for own, _, _ in ran[1].values() for record in own]
     lines = intervals(rows, draws=4)
     assert lines[0].startswith("| method | by its | shuffled | foreign | docstring | all |")
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| lora", "| c-lora"]
     assert len(mean_table(records, COLUMNS, "method", reference=INSIDE)) == 6
     told = {line.split(" | ")[0][2:]: line.split(" | ")[5] for line in lines[2:]}
-    assert told["lora"].startswith(f"{sum(r.auroc_ood_total for r in records if _outside(r, 'lora')) / 2:.2f}"[1:])
-
-
-def _outside(record, method):
-    return record.method == method and record.condition == OUTSIDE
+    assert told["lora"].startswith(f"{ran[1]['lora'][0][-1].auroc_ood_total:.2f}"[1:])
 
 
 def test_texts_are_written_by_the_whole_model(ran, tmp_path):
     net, runs = ran
-    said = write("c-lora", 0, runs["c-lora", 0][2], net, Words(), length=4)
+    for parameter in runs["c-lora"][2].model.trainable_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.3)  # after a few steps draws differ by less than is written
+    said = write("c-lora", 0, runs["c-lora"][2], net, Words(), length=4)
     assert [text.beginning for text in said] == list(BEGINNINGS)
     assert all(len(text.tokens) == len(text.epistemic) <= 4 and min(text.epistemic) >= 0 for text in said)
     assert max(max(text.epistemic) for text in said) > 0
     save_written(tmp_path / "texts.json", said)
     assert load_written(tmp_path / "texts.json") == said
-    odd = replace(said[0], tokens=["<b>", "|"], epistemic=[0.5, 0.25])
-    assert "&lt;b><sub>500</sub> &#124;<sub>250</sub>" in table([odd])[2]
+    odd = replace(said[0], tokens=["<b>", " |"], epistemic=[0.5, 0.25])
+    assert "**Please enter**&lt;b><sub>500</sub> &#124;<sub>250</sub>" in table([odd])[2]

@@ -76,7 +76,7 @@ class Build:
         prior_scale: β of the prior N(0, β²) on the cores, and on BLoB's A.
         reliability: of guides that read frames, with the density of the training frames; None trusts every recording.
         num_data: N, the number of training pairs; posteriors over weights have one KL per N and need it.
-        options: of every model that adapts the text encoder alone: layers and pooling, where they are not the usual.
+        options: of every model on a text encoder alone: its layers and pooling, where they are not the usual.
     """
 
     backbone: nn.Module
@@ -134,14 +134,14 @@ def _cross_attention(build: Build) -> tuple[AdapterModel, AdapterGuide]:
 
 
 def _fused(build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
-    own = {"context_dim": build.frame_width, "rank": RANK, "alpha": ALPHA, "prior": _normal(build.prior_scale)}
-    model = FusionCore(build.backbone, Bernoulli(), **own, **build.options)
+    own: dict[str, Any] = {"context_dim": build.frame_width, "rank": RANK, "alpha": ALPHA}
+    model = FusionCore(build.backbone, Bernoulli(), prior=_normal(build.prior_scale), **own, **build.options)
     return model, CrossAttention(model, **options, **build.context())
 
 
 def _system(name: str, build: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     """A published system with this comparison's rank and scale in the place of its own."""
-    own = {"rank": RANK, "alpha": ALPHA} | options
+    own = {"rank": RANK, "alpha": ALPHA, **build.options, **options}
     return systems.build(name, build.backbone, Bernoulli(), num_data=build.num_data, **own)
 
 
