@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import peft
@@ -13,9 +14,11 @@ from bayes_adapters import load
 from bayes_adapters.backbones import text_backbone
 from bayes_adapters.guides import TrainingFree
 from examples import (
+    agent,
     image_and_text,
     peft_to_bayesian,
     pyro_svi,
+    sft,
     swap_prior_and_guide,
     text_and_audio,
     text_classification,
@@ -141,3 +144,31 @@ def test_image_and_text_asks_about_every_noise(capsys) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ")]
     assert [line.split(":")[0] for line in lines] == ["noise 0.0", "noise 0.2", "noise 0.5", "noise 1.0", "noise None"]
     assert all(0.0 <= float(line.split()[-2]) <= 0.7 for line in lines)
+
+
+def test_sft_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Prompts and completions of letters; then the same folder, two steps further."""
+    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = [tmp_path / "pairs.jsonl", "--folder", tmp_path / "run", "--tiny", "--steps"]
+    assert call(sft.main, monkeypatch, *options, 2) == 0
+    assert (tmp_path / "run" / "checkpoint-2" / "adapter").exists()
+    assert call(sft.main, monkeypatch, *options, 4, "--resume") == 0
+    out = capsys.readouterr().out
+    assert out.count("held out, 2 texts: perplexity") == 2
+    assert out.count("nats of epistemic uncertainty") == 4
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert not [path for path in (tmp_path / "run").rglob("*.safetensors") if path.stat().st_size > 2**16]
+
+
+def test_the_agent_hands_over_what_it_does_not_know(monkeypatch, capsys) -> None:
+    """A model of random weights is wrong, and its guard lets it answer no more than the risk allows."""
+    assert call(agent.main, monkeypatch, "--tiny", "--steps", 2, "--questions", 40) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if " handed over, " in line]
+    assert [line.split(":")[0] for line in lines] == ["lora by total", "blob by total", "blob by epistemic"]
+    assert all("1.000 wrong without a guard" in line for line in lines)
+    assert all(float(line.split(" handed")[0].split()[-1]) >= 0.7 for line in lines)
+    assert agent.calculator("What is 37 + 48? Answer:") == "85"
+    assert "by the tool" in out
