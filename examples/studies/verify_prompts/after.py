@@ -83,10 +83,10 @@ def process(model: AdapterModel, guide: AdapterGuide, run: Finishing) -> tuple[A
     Kernel, inducing points and q(u) train by the ELBO, as many epochs as the network did; all below stays as it is. The
     epoch with the lowest validation NLL is kept.
     """
-    layer = model.head.get_submodule("0")
-    head = GaussianProcessHead(INDUCING, hidden=model.head.hidden, bound=None)
+    layer: Any = model.head.get_submodule("0")
+    head = GaussianProcessHead(INDUCING, hidden=layer.out_features, bound=None)
     new, posterior = with_head(model, guide, head, num_data=run.num_data)
-    head.block[0].load_state_dict(layer.state_dict())
+    head.get_submodule("block.0").load_state_dict(layer.state_dict())
     for parameter in new.parameters():
         parameter.requires_grad_(False)
     for part in (head.kernel, head.mean):
