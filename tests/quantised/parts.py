@@ -1,4 +1,8 @@
-"""Tiny Llamas of 8 and 4 bits, by bitsandbytes and torchao, and the same functions with weights multiplied out."""
+"""Tiny Llamas of 8 and 4 bits, by bitsandbytes and torchao, and the same functions with weights multiplied out.
+
+torchao is tested where it is installed. It is not in the development environment: transformers imports it wherever it
+finds it, and it writes two lines of warnings above the output of every command.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,12 @@ from bayes_adapters.systems import build
 from tests.helpers import VOCAB
 
 bnb: Any = pytest.importorskip("bitsandbytes")
-ao: Any = pytest.importorskip("torchao.quantization")
+try:
+    import torchao.quantization as found
+except ImportError:
+    found = None
+ao: Any = found
+needs_torchao = pytest.mark.skipif(ao is None, reason="torchao is not installed: pip install torchao==0.18.0")
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -67,6 +76,14 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
         net, ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))
     ),
 }
+
+
+def case(kind: str, *more: Any) -> Any:
+    """Parameters of a test of this kind, skipped where its library is not installed."""
+    return pytest.param(kind, *more, marks=needs_torchao if kind.startswith("torchao") else ())
+
+
+KINDS = [case(kind) for kind in MAKERS]
 
 
 def quantised(kind: str, language_model: bool = False) -> Any:

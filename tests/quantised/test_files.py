@@ -20,13 +20,13 @@ from bayes_adapters.likelihoods import NextToken
 from bayes_adapters.models import LoRAXS
 from bayes_adapters.surgery.merging import merge, merged
 from tests.helpers import VOCAB, token_batch
-from tests.quantised.parts import MAKERS, TARGETS, bnb, dense, eight, exchanged, four, pair, plain, quantised
+from tests.quantised.parts import KINDS, TARGETS, bnb, dense, eight, exchanged, four, pair, plain, quantised
 from tests.refusals import refuses
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated:UserWarning")
-@pytest.mark.parametrize("kind", list(MAKERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_merging_is_refused_and_a_peft_folder_is_the_way_out(kind: str, tmp_path: Path) -> None:
     model, _ = pair("lora", quantised(kind))
     with refuses(ConfigError, "'layers.0.self_attn.q_proj'", "to_peft"):
@@ -47,10 +47,10 @@ def test_merging_is_refused_and_a_peft_folder_is_the_way_out(kind: str, tmp_path
     torch.testing.assert_close(whole, expected, **near)  # type: ignore[arg-type]
 
 
-def test_singular_values_of_packed_weights_are_refused() -> None:
-    for kind in MAKERS:
-        with refuses(ConfigError, "'layers.0.self_attn.q_proj'", "StochasticCore"):
-            LoRAXS(quantised(kind), Bernoulli(), num_data=50, rank=2, targets=TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_singular_values_of_packed_weights_are_refused(kind: str) -> None:
+    with refuses(ConfigError, "'layers.0.self_attn.q_proj'", "StochasticCore"):
+        LoRAXS(quantised(kind), Bernoulli(), num_data=50, rank=2, targets=TARGETS)
 
 
 @pytest.mark.parametrize("make", [eight, four])
@@ -69,12 +69,15 @@ def test_scales_are_a_part_of_the_base(make: Any, tmp_path: Path) -> None:
         load(tmp_path, other)
 
 
-def test_the_threshold_counts_and_what_a_layer_has_seen_does_not() -> None:
+def test_the_threshold_counts() -> None:
     assert fingerprint(exchanged(plain(), lambda layer: eight(layer, 0.0))) != fingerprint(quantised("bitsandbytes 8"))
-    for kind in MAKERS:
-        model, guide = pair("lora", quantised(kind))
-        predict(model, guide, token_batch())
-        assert fingerprint(remove(model.backbone)) == fingerprint(quantised(kind)), kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_layer_has_seen_does_not_count(kind: str) -> None:
+    model, guide = pair("lora", quantised(kind))
+    predict(model, guide, token_batch())
+    assert fingerprint(remove(model.backbone)) == fingerprint(quantised(kind))
 
 
 def test_a_threshold_of_zero_makes_predictions_independent_of_the_batch() -> None:

@@ -15,7 +15,20 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.training import fit
 from tests.helpers import token_batch
-from tests.quantised.parts import MAKERS, ao, bnb, by_torchao, dense, four, pair, plain, quantised
+from tests.quantised.parts import (
+    KINDS,
+    MAKERS,
+    ao,
+    bnb,
+    by_torchao,
+    case,
+    dense,
+    four,
+    needs_torchao,
+    pair,
+    plain,
+    quantised,
+)
 from tests.refusals import refuses
 
 
@@ -39,8 +52,8 @@ def loss_and_gradients(name: str, backbone: Any, *, checkpointed: bool) -> tuple
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
 @pytest.mark.parametrize(
     ("kind", "name", "checkpointed"),
-    [(kind, "c-lora", kind == "bitsandbytes 8") for kind in MAKERS]
-    + [("bitsandbytes 4", "blob", True), ("torchao 8", "bayeslora-2026", True)],
+    [case(kind, "c-lora", kind == "bitsandbytes 8") for kind in MAKERS]
+    + [case("bitsandbytes 4", "blob", True), case("torchao 8", "bayeslora-2026", True)],
 )
 def test_loss_and_gradients_are_those_of_the_numbers(kind: str, name: str, checkpointed: bool) -> None:
     _, _, found = loss_and_gradients(name, quantised(kind), checkpointed=checkpointed)
@@ -51,7 +64,7 @@ def test_loss_and_gradients_are_those_of_the_numbers(kind: str, name: str, check
         assert value.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", list(MAKERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_adapted_layer_adds_to_what_its_base_returns(kind: str) -> None:
     model, _ = pair("lora", quantised(kind))
     layer = adapted_layers(model.backbone)["layers.1.mlp.down_proj"]
@@ -60,7 +73,7 @@ def test_an_adapted_layer_adds_to_what_its_base_returns(kind: str) -> None:
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(MAKERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_from_the_first_prediction_to_the_loaded_adapter(kind: str, tmp_path: Path) -> None:
     """A pass without gradients comes first, and after each epoch: bitsandbytes repacks 4-bit weights there, if let."""
     model, guide = pair("c-lora", quantised(kind))
@@ -105,6 +118,7 @@ def test_a_repacked_base_is_refused() -> None:
         fingerprint(backbone)
 
 
+@needs_torchao
 def test_kernels_that_hand_on_no_gradient_are_refused_in_any_loop() -> None:
     backbone = by_torchao(plain(), ao.Int8DynamicActivationInt8WeightConfig())
     model, guide = pair("blob", backbone)
