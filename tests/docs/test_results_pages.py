@@ -11,6 +11,9 @@ import torch
 
 from bayes_adapters.analysis.intervals import seeds_and_units
 from bayes_adapters.analysis.records import Record, read_records
+from examples.multiple_choice.experiment import Answered
+from examples.multiple_choice.results import TABLES as CHOICE
+from examples.multiple_choice.results import means as choice_means
 from examples.studies import seeds
 from examples.studies.body_signals.results import COLUMNS as BODY
 from examples.studies.comparison import mean_table, rewrite
@@ -32,9 +35,17 @@ def records(name: str, kind: type[Record] = Record) -> list[Record]:
     return read_records(RESULTS / f"{name}.json", kind)
 
 
+def choices(marker: str) -> list[str]:
+    """Return a table of the page on multiple choice; it is empty until something is measured."""
+    measured = (RESULTS / "multiple_choice.json").is_file()
+    return choice_means(records("multiple_choice", Answered), CHOICE[marker]) if measured else []
+
+
 MEANS = {
     ("body-signals", "body_signals"): lambda: mean_table(records("body_signals"), BODY, "method", reference="all"),
     ("few-labels", "few_labels"): lambda: mean_table(records("few_labels", FewResult), FEW, "method"),
+    ("multiple-choice", "multiple_choice"): lambda: choices("multiple_choice"),
+    ("multiple-choice", "multiple_choice_selected"): lambda: choices("multiple_choice_selected"),
     ("sentiment", "meld"): lambda: mean_table(records("meld", MeldResult), MELD, "method"),
     ("speaking-time", "speaking_time"): lambda: mean_table(
         records("speaking_time", TimeResult), TIME, "method", reference=TEST
