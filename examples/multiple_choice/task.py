@@ -23,7 +23,7 @@ TARGETS = ("q_proj", "v_proj")
 LETTERS = ("A", "B", "C")
 """The answers: negative, neutral, positive."""
 PROMPT = '"{}"\nA negative B neutral C positive\nAnswer:'
-"""13 tokens and the utterance. The answer is `` A``, one token with its space."""
+"""The answer is `` A``, one token with its space."""
 _MOST_TOKENS = 256
 """More than any question has: were one cut, its ``Answer:`` would go."""
 
