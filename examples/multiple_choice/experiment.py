@@ -19,8 +19,8 @@ from examples.studies.few_labels.experiment import Result, answer, scored
 from examples.studies.meld.experiment import CLEAN, Fitted, Settings, Task, Trained, draws, fit_member
 from examples.studies.meld.records import Row
 
-SETTINGS = Settings(train_size=200, dev_size=100, test_size=500, epochs=25, lr=1e-2, samples=8, select=False)
-"""25 passes over 200 questions. The dev utterances are for the knobs, the epoch and the temperature."""
+SETTINGS = Settings(train_size=200, dev_size=100, test_size=500, epochs=30, lr=1e-2, samples=8, select=False)
+"""30 passes over 200 questions. The dev utterances are for the knobs, the epoch and the temperature."""
 SELECTED = "selected"
 """Condition of the state that the dev utterances choose; the last state, the papers' regime, is ``clean``."""
 
