@@ -14,6 +14,9 @@ from bayes_adapters.analysis.records import Record, read_records
 from examples.generation.corpus import INSIDE
 from examples.generation.experiment import Result as GenerationResult
 from examples.generation.results import COLUMNS as GENERATION
+from examples.multiple_choice.experiment import Answered
+from examples.multiple_choice.results import TABLES as CHOICE
+from examples.multiple_choice.results import means as choice_means
 from examples.studies import seeds
 from examples.studies.body_signals.results import COLUMNS as BODY
 from examples.studies.comparison import mean_table, rewrite
@@ -36,10 +39,18 @@ def records(name: str, kind: type[Record] = Record) -> list[Record]:
     return read_records(RESULTS / f"{name}.json", kind)
 
 
+def choices(marker: str) -> list[str]:
+    """Return a table of the page on multiple choice; it is empty until something is measured."""
+    measured = (RESULTS / "multiple_choice.json").is_file()
+    return choice_means(records("multiple_choice", Answered), CHOICE[marker]) if measured else []
+
+
 MEANS = {
     ("body-signals", "body_signals"): lambda: mean_table(records("body_signals"), BODY, "method", reference="all"),
     ("few-labels", "active"): lambda: active_means(records("few_labels_active", FewResult)),
     ("few-labels", "few_labels"): lambda: mean_table(records("few_labels", FewResult), FEW, "method"),
+    ("multiple-choice", "multiple_choice"): lambda: choices("multiple_choice"),
+    ("multiple-choice", "multiple_choice_selected"): lambda: choices("multiple_choice_selected"),
     ("sentiment", "meld"): lambda: mean_table(records("meld", MeldResult), MELD, "method"),
     ("speaking-time", "speaking_time"): lambda: mean_table(
         records("speaking_time", TimeResult), TIME, "method", reference=TEST

@@ -147,7 +147,7 @@ class ActiveGrid(MeldGrid):
     settings, tuned = POOL, NAMES
     facts: ClassVar[dict[str, Any]] = {"rounds": list(ROUNDS)}
 
-    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
+    def measured(self, data: Meld, method: str, seed: int, runs: Path) -> tuple[Sequence[Result], list[Row]]:
         """Do one run."""
         name, _, strategy = method.rpartition("-")
         pool = FewLabels.of(data, data.splits["dev"][:1], text_backbone()[1], backbone, POOL, seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from bayes_adapters.analysis.metrics import Decomposition, decompose, nll
 from bayes_adapters.analysis.records import Record
 from examples.studies.few_labels.methods import method
 from examples.studies.few_labels.task import FewLabels
+from examples.studies.meld.data import Utterances
 from examples.studies.meld.experiment import CLEAN, Settings, Trained, draws, record_of, train_members
 from examples.studies.meld.records import Row
 
@@ -55,8 +57,8 @@ def dev_nll(task: FewLabels, name: str, seed: int, settings: Settings, value: fl
 def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) -> tuple[list[Result], list[Row]]:
     """Train and measure one method with one seed: records and predictions of all conditions, each also scaled."""
     trained = train(task, name, seed, settings)
-    fitted = _answer(draws(trained, task, "train", settings))
-    scaling = TemperatureScaling.fit(_answer(draws(trained, task, "dev", settings)), task.dev.targets())
+    fitted = answer(draws(trained, task, "train", settings))
+    scaling = TemperatureScaling.fit(answer(draws(trained, task, "dev", settings)), task.dev.targets())
     facts = {
         "parameters": trained.parameters,
         "train_seconds": trained.seconds,
@@ -67,27 +69,58 @@ def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) ->
     reference: dict[str, Decomposition] = {}
     for condition in (CLEAN, *task.shifted):
         begun = time.perf_counter()
-        said = _answer(draws(trained, task, "test" if condition == CLEAN else condition, settings))
+        said = answer(draws(trained, task, "test" if condition == CLEAN else condition, settings))
         took = time.perf_counter() - begun
-        part = task.part(condition)
-        for label, answer, temperature in (
-            (name, said, math.nan),
-            (name + SCALED, scaling(said), scaling.temperature),
-        ):
-            uncertainty = Decomposition(answer.total, answer.aleatoric, answer.epistemic)
-            mean, count, before = answer.mean, answer.num_samples, reference.get(label)
-            record = record_of(label, seed, condition, mean, count, part.targets(), uncertainty, before, took)
-            results.append(Result(**vars(record) | facts | {"temperature": temperature}))
-            if condition == CLEAN:
-                reference[label] = uncertainty
-            columns = zip(part.utterances, answer.mean.tolist(), *(v.tolist() for v in uncertainty), strict=True)
-            rows += [
-                Row(label, seed, condition, u.key, u.group, -1 if u.label is None else u.label, *p, *parts)
-                for u, p, *parts in columns
-            ]
+        found, lines = scored(said, scaling, task.part(condition), name, seed, condition, took, reference)
+        results += [replace(one, **facts) for one in found]
+        rows += lines
+        if condition == CLEAN:
+            reference = {label: _parts(one) for label, one in ((name, said), (name + SCALED, scaling(said)))}
     return results, rows
 
 
-def _answer(samples: Tensor) -> Prediction:
+def scored(
+    said: Prediction,
+    scaling: TemperatureScaling,
+    part: Utterances,
+    name: str,
+    seed: int,
+    condition: str,
+    seconds: float,
+    reference: Mapping[str, Decomposition],
+) -> tuple[list[Result], list[Row]]:
+    """Return the records and rows of a prediction: as it is, and after its temperature.
+
+    Args:
+        said: of the utterances of ``part``.
+        scaling: fitted on dev utterances.
+        part: the utterances.
+        name: of the method.
+        seed: of the run.
+        condition: of the utterances.
+        seconds: that the prediction took.
+        reference: name, with and without the temperature → uncertainty under the condition that others are told from.
+    """
+    results: list[Result] = []
+    rows: list[Row] = []
+    for label, one, temperature in ((name, said, math.nan), (name + SCALED, scaling(said), scaling.temperature)):
+        uncertainty, mean, targets = _parts(one), one.mean, part.targets()
+        before = reference.get(label)
+        record = record_of(label, seed, condition, mean, one.num_samples, targets, uncertainty, before, seconds)
+        results.append(Result(**vars(record) | {"temperature": temperature}))
+        columns = zip(part.utterances, mean.tolist(), *(v.tolist() for v in uncertainty), strict=True)
+        rows += [
+            Row(label, seed, condition, u.key, u.group, -1 if u.label is None else u.label, *p, *parts)
+            for u, p, *parts in columns
+        ]
+    return results, rows
+
+
+def _parts(said: Prediction) -> Decomposition:
+    return Decomposition(said.total, said.aleatoric, said.epistemic)
+
+
+def answer(samples: Tensor) -> Prediction:
+    """Return the prediction of the class probabilities of S draws, (S, N, C)."""
     samples = samples.double()
     return Prediction(samples.mean(0), *decompose(samples), num_samples=len(samples), samples=samples)

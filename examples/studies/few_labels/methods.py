@@ -87,10 +87,8 @@ def _dropout(name: str, parts: Build, rate: float) -> Built:
         parts.backbone,
         Categorical(len(SENTIMENTS)),
         num_data=parts.num_data,
-        rank=parts.rank,
-        alpha=parts.alpha,
-        targets=("query", "value"),
         dropout=rate,
+        **parts.options,
     )
     return Built(model, guide, Training())
 
@@ -156,7 +154,7 @@ def _ivon(parts: Build, rate: float) -> Built:
 
 
 def _shared(parts: Build) -> dict[str, Any]:
-    return {"rank": parts.rank, "alpha": parts.alpha, "num_data": parts.num_data}
+    return parts.options | {"num_data": parts.num_data}
 
 
 def _low_rank(parts: Build, weight: float) -> Built:

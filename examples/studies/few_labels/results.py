@@ -27,7 +27,7 @@ from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import text_backbone
 from examples.studies.comparison import grouped_difference, markdown, mean_table, rewrite_file, short, signed
 from examples.studies.few_labels.experiment import SCALED, SETTINGS, Result, run
-from examples.studies.few_labels.methods import METHODS, method
+from examples.studies.few_labels.methods import METHODS, Tuned
 from examples.studies.few_labels.task import FewLabels
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld, voice_prompts
@@ -57,8 +57,10 @@ Said = dict[str, dict[int, dict[str, Row]]]
 """Method → seed → key of an utterance → what was said of it."""
 
 
-def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _DRAWS) -> list[str]:
-    """Return a table of each method minus ``reference`` on the clean test utterances.
+def differences(
+    rows: Sequence[Row], reference: str = REFERENCE, draws: int = _DRAWS, condition: str = CLEAN
+) -> list[str]:
+    """Return a table of each method minus ``reference`` on the test utterances of ``condition``.
 
     Intervals are over training seeds and dialogues together. P-values are adjusted for the number of methods (Holm).
     The last columns are the ECE, its mean over seeds, and its floor: what these probabilities would show if they were
@@ -66,7 +68,7 @@ def differences(rows: Sequence[Row], reference: str = REFERENCE, draws: int = _D
     """
     said: Said = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.condition == CLEAN:
+        if row.condition == condition:
             said[row.method][row.seed][row.key] = row
     others = [name for name in said if name != reference]
     nlls = [nll_difference(said[name], said[reference]) for name in others]
@@ -147,12 +149,14 @@ def publish(title: str, tables: Mapping[str, Sequence[str]], arguments: argparse
 class MeldGrid(Grid[Result]):
     """What the grids of this study share: MELD's folder, a page for the tables, and the files of a run.
 
-    A subclass says in ``settings``, ``tuned`` and ``facts`` what the runs in one folder have in common.
+    A subclass says in ``settings``, ``tuned`` (methods of ``table``, whose knobs count) and ``facts`` what the runs in
+    one folder have in common.
     """
 
     record = Result
     on_device = False
     settings: ClassVar[Settings] = SETTINGS
+    table: ClassVar[Mapping[str, Tuned]] = METHODS
     tuned: ClassVar[tuple[str, ...]]
     facts: ClassVar[dict[str, Any]] = {}
 
@@ -161,19 +165,19 @@ class MeldGrid(Grid[Result]):
         parser.add_argument("--data", type=Path, required=True, help="folder of MELD's three *_sent_emo.csv")
         parser.add_argument("--page", type=Path, help="a file with the markers of the tables")
 
-    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
-        """Train and measure one method with one seed."""
+    def measured(self, data: Meld, method: str, seed: int, runs: Path) -> tuple[Sequence[Result], list[Row]]:
+        """Train and measure one method with one seed; what runs share may be kept in the folder ``runs``."""
         raise NotImplementedError
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Do one run, and write what it gave."""
-        results, rows = self.measured(Meld.load(arguments.data), method, seed)
+        results, rows = self.measured(Meld.load(arguments.data), method, seed, arguments.runs)
         write_rows(arguments.runs / f"{method}-{seed}.csv", Row, rows)
         write_records(arguments.runs / f"{method}-{seed}.json", results)
 
     def prepare(self, arguments: argparse.Namespace) -> list[str]:
         """Claim the folder for these data and values of the knobs."""
-        chosen = {name: method(name).chosen for name in self.tuned}
+        chosen = {name: self.table[name].chosen for name in self.tuned}
         data = Meld.load(arguments.data)
         claim_folder(arguments.runs, self.settings, data=data.digest, knobs=chosen, **self.facts)
         return ["--data", str(arguments.data)]
@@ -187,7 +191,7 @@ class FewLabelsGrid(MeldGrid):
     methods = tuned = tuple(METHODS)
     runs, out = Path("runs/few_labels"), Path("results/few_labels.json")
 
-    def measured(self, data: Meld, method: str, seed: int) -> tuple[list[Result], list[Row]]:
+    def measured(self, data: Meld, method: str, seed: int, runs: Path) -> tuple[Sequence[Result], list[Row]]:
         """Train and measure one method with one seed."""
         return run(FewLabels.of(data, voice_prompts(), text_backbone()[1], backbone, SETTINGS, seed), method, seed)
 

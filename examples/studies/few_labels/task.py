@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayes_adapters import Batch
@@ -33,18 +36,35 @@ class States(Utterances):
         utterances: in order.
         tokenizer: of the backbone.
         below: those layers; see :func:`split`.
+        max_tokens: longer ones are cut.
+        file: where the states are kept; what is there is read. None keeps nothing.
+        side: where batches are padded.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], tokenizer: Any, below: Below) -> None:
-        super().__init__(utterances, tokenizer)
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        tokenizer: Any,
+        below: Below,
+        max_tokens: int = 64,
+        file: Path | None = None,
+        side: Literal["left", "right"] = "right",
+    ) -> None:
+        super().__init__(utterances, tokenizer, max_tokens)
+        self._side = side
         self._states: dict[int, Tensor] = {}
-        plain = Utterances(utterances, tokenizer)
+        if file is not None and file.is_file():
+            self._states = dict(enumerate(_read(file)))
+            return
+        plain = Utterances(utterances, tokenizer, max_tokens)
         with torch.no_grad():
             for batch in LengthBatches(plain, 64, length=self.length):
                 for row, state, mask in zip(
                     batch.ids.tolist(), below(batch.inputs), batch.inputs["attention_mask"], strict=True
                 ):
                     self._states[row] = state[: int(mask.sum())].clone()
+        if file is not None:
+            _write(file, [self._states[row] for row in range(len(self))])
 
     def subset(self, rows: Sequence[int]) -> States:
         """Return these utterances, with the states they have."""
@@ -55,12 +75,27 @@ class States(Utterances):
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Pad hidden states to a batch; there are no targets where an utterance has no sentiment."""
-        states = nn.utils.rnn.pad_sequence([self._states[i] for i in rows], batch_first=True)
-        lengths = torch.tensor([len(self._states[i]) for i in rows])
-        mask = (torch.arange(states.shape[1]) < lengths[:, None]).long()
+        own = [self._states[i] for i in rows]
+        states = nn.utils.rnn.pad_sequence(own, batch_first=True, padding_side=self._side)
+        mask = nn.utils.rnn.pad_sequence(
+            [torch.ones(len(one), dtype=torch.int64) for one in own], batch_first=True, padding_side=self._side
+        )
         labels = [self.utterances[i].label for i in rows]
         targets = None if None in labels else torch.tensor(labels)
         return Batch({"inputs_embeds": states, "attention_mask": mask}, targets, index=torch.tensor(rows))
+
+
+def _read(file: Path) -> tuple[Tensor, ...]:
+    found = load_file(file)
+    return found["states"].split(found["lengths"].tolist())
+
+
+def _write(file: Path, states: Sequence[Tensor]) -> None:
+    """Runs beside this one may write the same file: it is whole when it has its name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    save_file({"states": torch.cat(list(states)), "lengths": torch.tensor([len(s) for s in states])}, part)
+    part.replace(file)
 
 
 class _Given(nn.Module):
@@ -88,7 +123,7 @@ def split(backbone: nn.Module, layers: int) -> tuple[Below, nn.Module]:
     return below, top
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FewLabels(Task):
     """The utterances of one run.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import predict
+from bayes_adapters import AdapterGuide, AdapterModel, predict
 from bayes_adapters.analysis.metrics import Decomposition, decompose
 from bayes_adapters.analysis.records import Record, score
 from bayes_adapters.errors import DataError
+from bayes_adapters.heads import Head
 from bayes_adapters.training import fit
 from examples.studies.length_batches import LengthBatches
 from examples.studies.meld.data import SENTIMENTS, Meld, Utterance, Utterances
@@ -77,15 +78,19 @@ class Task:
         train: drawn by the run's seed.
         dev: to choose the epoch on.
         test: to report on.
-        foreign: inputs from elsewhere, without sentiment.
+        foreign: inputs from elsewhere, without sentiment; None where nobody asks for them.
         backbone: makes a fresh backbone.
+        targets: suffixes of its layers to adapt.
+        head: makes the head above it; None is a linear one.
     """
 
     train: Utterances
     dev: Utterances
     test: Utterances
-    foreign: Utterances
+    foreign: Utterances | None
     backbone: Callable[[], nn.Module]
+    targets: Sequence[str] = ("query", "value")
+    head: Callable[[], Head] | None = None
 
     @classmethod
     def make(
@@ -175,6 +180,54 @@ def train_member(
         The member, the metrics of each epoch (``val_nll`` is on the dev utterances), and how many numbers were trained,
         those counted that pruning took out on the way.
     """
+    fitted = fit_member(task, build, seed, settings, checkpoint)
+    return fitted.finished(), fitted.history, fitted.parameters
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained member, before what its method does after training.
+
+    Args:
+        built: the member.
+        history: the metrics of each epoch.
+        parameters: how many numbers were trained, those counted that pruning took out on the way.
+        batches: the training utterances.
+        dev: the dev utterances.
+    """
+
+    built: Built
+    history: list[dict[str, float]]
+    parameters: int
+    batches: LengthBatches[Utterances]
+    dev: LengthBatches[Utterances]
+
+    def finished(self) -> Built:
+        """Return the member to predict with."""
+        model, guide, training = self.built
+        if training.finish is None:
+            return self.built
+        return Built(*training.finish(model, guide, self.batches, self.dev), training)
+
+
+def fit_member(
+    task: Task,
+    build: Callable[[Build], Built],
+    seed: int,
+    settings: Settings,
+    checkpoint: Path | None = None,
+    evaluate: Callable[[AdapterModel, AdapterGuide], Mapping[str, float]] | None = None,
+) -> Fitted:
+    """Build and train one member; nothing is trained where nothing can be.
+
+    Args:
+        task: the data.
+        build: makes the member.
+        seed: of the member.
+        settings: shared by all methods.
+        checkpoint: where to continue an interrupted run from; None keeps nothing.
+        evaluate: what is also looked at after each epoch; see ``fit``.
+    """
     torch.manual_seed(seed)
     batches = task.batches("train", settings, shuffle=True, seed=seed)
     steps = settings.epochs * len(batches)
@@ -187,6 +240,8 @@ def train_member(
         prior_scale=settings.prior_scale,
         kl_weight=settings.kl_weight,
         seed=seed,
+        targets=task.targets,
+        head=task.head,
     )
     model, guide, training = build(parts)
     model.to(settings.device)
@@ -200,6 +255,8 @@ def train_member(
         return torch.optim.AdamW(parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay)
 
     dev = task.batches("dev", settings)
+    if not numbers:
+        return Fitted(Built(model, guide, training), [], 0, batches, dev)
     if training.start is not None:
         training.start(model, guide, batches)
     result = fit(
@@ -218,10 +275,9 @@ def train_member(
         seed=seed,
         checkpoint=checkpoint,
         on_step=training.on_step,
+        evaluate=evaluate,
     )
-    if training.finish is not None:
-        model, guide = training.finish(model, guide, batches, dev)
-    return Built(model, guide, training), result.history, numbers
+    return Fitted(Built(model, guide, training), result.history, numbers, batches, dev)
 
 
 def draws(trained: Trained, task: Task, part: str, settings: Settings) -> Tensor:

@@ -16,7 +16,7 @@ number in every layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from torch import nn
 from bayes_adapters import AdapterGuide, AdapterModel, Batch, Categorical, systems
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Contextual, Delta
+from bayes_adapters.heads import Head
 from bayes_adapters.models import LoRA, StochasticCore
 from bayes_adapters.schedules import KLSchedule
 from bayes_adapters.surgery.pruning import PruneSchedule
@@ -74,6 +75,8 @@ class Build:
         kl_weight: weight of the KL per nat of methods with a posterior over token cores (1 is the ELBO); those with
             one over weights have their own in :data:`KL_WEIGHTS`.
         seed: of this member, for draws that are made after training.
+        targets: suffixes of the layers to adapt.
+        head: makes the head; None is the model's own, linear.
     """
 
     backbone: nn.Module
@@ -84,6 +87,14 @@ class Build:
     prior_scale: float = 0.2
     kl_weight: float = 1e-4
     seed: int = 0
+    targets: Sequence[str] = ("query", "value")
+    head: Callable[[], Head] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every model of the comparison is built with."""
+        head = {} if self.head is None else {"head": self.head()}
+        return {"rank": self.rank, "alpha": self.alpha, "targets": self.targets, **head}
 
     @property
     def prior(self) -> dist.Normal:
@@ -149,22 +160,19 @@ class Method:
 def _lora(parts: Build, times: float = 1.0) -> Built:
     """A LoRA of ``times`` the rank, and the same alpha."""
     rank = round(times * parts.rank)
-    model = LoRA(parts.backbone, Categorical(len(SENTIMENTS)), rank=rank, alpha=parts.alpha)
+    model = LoRA(parts.backbone, Categorical(len(SENTIMENTS)), **parts.options | {"rank": rank})
     return Built(model, Delta(model), Training(random=False))
 
 
 def _c_lora(parts: Build) -> Built:
-    model = StochasticCore(
-        parts.backbone, Categorical(len(SENTIMENTS)), rank=parts.rank, alpha=parts.alpha, prior=parts.prior
-    )
+    model = StochasticCore(parts.backbone, Categorical(len(SENTIMENTS)), prior=parts.prior, **parts.options)
     return Built(model, Contextual(model), Training(kl_weight=parts.kl_weight))
 
 
 def _system(name: str, parts: Build, **options: Any) -> tuple[AdapterModel, AdapterGuide]:
     """Build a published system with this comparison's rank, scale and layers in the place of its own."""
-    shared: dict[str, Any] = {"rank": parts.rank, "alpha": parts.alpha, "targets": ("query", "value")}
     likelihood = Categorical(len(SENTIMENTS))
-    return systems.build(name, parts.backbone, likelihood, num_data=parts.num_data, **shared, **options)
+    return systems.build(name, parts.backbone, likelihood, num_data=parts.num_data, **parts.options, **options)
 
 
 def _dropout(name: str, parts: Build) -> Built:
