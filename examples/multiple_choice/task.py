@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from bayes_adapters.heads import AnswerTokens
-from examples.studies.few_labels.task import Below, States
-from examples.studies.meld.data import Meld, Utterance
+from examples.studies.decoder import cut
+from examples.studies.few_labels.task import States
+from examples.studies.kept_states import kept
+from examples.studies.meld.data import Meld, Utterance, Utterances
 from examples.studies.meld.experiment import Settings, Task
 
 LAYERS = 2
@@ -37,39 +37,13 @@ def question(utterance: Utterance) -> Utterance:
     return replace(utterance, text=PROMPT.format(utterance.text))
 
 
-def split_decoder(backbone: nn.Module, layers: int) -> tuple[Below, nn.Module]:
-    """Cut a Llama with its output layer in two: the states below its last ``layers``, and those as one of their own.
-
-    The second takes ``inputs_embeds`` and returns what the whole returns of the tokens. Padding may be on
-    either side: rotary attention sees differences of positions only.
-    """
-    whole: Any = backbone.eval()
-    top: Any = copy.copy(whole)  # the layers below are not copied
-    top._modules = dict(whole._modules)
-    top.model = copy.copy(whole.model)
-    top.model._modules = dict(whole.model._modules)
-    top.model.layers = whole.model.layers[-layers:]
-    top = copy.deepcopy(top)
-    for number, layer in enumerate(top.model.layers):
-        layer.self_attn.layer_idx = number
-    for module in top.modules():
-        if hasattr(module, "config"):
-            module.config = top.config
-    top.config.num_hidden_layers, top.config.use_cache = layers, False
-
-    def below(inputs: Mapping[str, Tensor]) -> Tensor:
-        states: tuple[Tensor, ...] = whole.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        return states[-1 - layers]
-
-    return below, top
-
-
 def make(
     data: Meld,
     backbone: Callable[[], tuple[nn.Module, Any]],
     settings: Settings,
     seed: int,
     folder: Path | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Task:
     """Draw the utterances of one run, and encode their questions, each once.
 
@@ -78,26 +52,23 @@ def make(
         backbone: makes a decoder and its tokenizer.
         settings: how many utterances.
         seed: of the training utterances.
-        folder: where hidden states are kept for later runs, a file for each set of questions; None keeps nothing.
+        folder: where hidden states are kept for later runs.
+        dtype: of the adapted layers' frozen weights. Hidden states are float32, as adapters are.
     """
     whole, tokenizer = backbone()
-    below, top = split_decoder(whole, LAYERS)
+    below, _ = cut(whole, LAYERS)
     head = AnswerTokens.of(tokenizer, LETTERS)
-    size = sum(float(p.detach().double().abs().sum()) for p in whole.parameters()) if folder is not None else 0.0
 
     def states(utterances: Sequence[Utterance]) -> States:
         asked = [question(utterance) for utterance in utterances]
-        facts = json.dumps([f"{size:.6e}", LAYERS, [one.text for one in asked]])
-        name = f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
-        file = None if folder is None else folder / name
-        return States(asked, tokenizer, below, _MOST_TOKENS, file, side="left")  # the last column holds all answers
+        tokens = Utterances(asked, tokenizer, _MOST_TOKENS)
+        known = kept([tokens[row] for row in range(len(asked))], below, folder)
+        return States(asked, tokenizer, known, side="left")  # the last column holds all answers
 
-    return Task(
-        train=states(data.sample("train", settings.train_size, seed)),
-        dev=states(data.sample("dev", settings.dev_size, 0)),
-        test=states(data.dialogues("test", settings.test_size)),
-        foreign=None,
-        backbone=lambda: copy.deepcopy(top),
-        targets=TARGETS,
-        head=head.fresh,
-    )
+    parts = {
+        "train": states(data.sample("train", settings.train_size, seed)),
+        "dev": states(data.sample("dev", settings.dev_size, 0)),
+        "test": states(data.dialogues("test", settings.test_size)),
+    }
+    whole.to(dtype)
+    return Task(**parts, foreign=None, backbone=lambda: cut(whole, LAYERS)[1], targets=TARGETS, head=head.fresh)

@@ -36,8 +36,13 @@ def encode(texts: Sequence[Sequence[int]], below: Below, batch_size: int = 32) -
     return [found[row] for row in range(len(texts))]
 
 
-def kept(texts: Sequence[Sequence[int]], below: Below, root: Path) -> list[Tensor]:
-    """Return :func:`encode`'s states, kept in a folder of ``root`` whose name is a digest of texts and layers."""
+def kept(texts: Sequence[Sequence[int]], below: Below, root: Path | None) -> list[Tensor]:
+    """Return :func:`encode`'s states, kept in a folder of ``root`` whose name is a digest of texts and layers.
+
+    None keeps nothing.
+    """
+    if root is None:
+        return encode(texts, below)
     lengths = [len(text) for text in texts]
     ids = torch.tensor([number for text in texts for number in text])
     digest = hashlib.sha256(repr((lengths, len(below.part.layers))).encode() + ids.numpy().tobytes())

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayes_adapters import Batch
@@ -35,9 +32,7 @@ class States(Utterances):
     Args:
         utterances: in order.
         tokenizer: of the backbone.
-        below: those layers; see :func:`split`.
-        max_tokens: longer ones are cut.
-        file: where the states are kept; what is there is read. None keeps nothing.
+        below: those layers, see :func:`split`; or the states of each utterance, (T, d), that they have made already.
         side: where batches are padded.
     """
 
@@ -45,26 +40,22 @@ class States(Utterances):
         self,
         utterances: Sequence[Utterance],
         tokenizer: Any,
-        below: Below,
-        max_tokens: int = 64,
-        file: Path | None = None,
+        below: Below | Sequence[Tensor],
         side: Literal["left", "right"] = "right",
     ) -> None:
-        super().__init__(utterances, tokenizer, max_tokens)
+        super().__init__(utterances, tokenizer)
         self._side = side
         self._states: dict[int, Tensor] = {}
-        if file is not None and file.is_file():
-            self._states = dict(enumerate(_read(file)))
+        if not callable(below):
+            self._states = dict(enumerate(below))
             return
-        plain = Utterances(utterances, tokenizer, max_tokens)
+        plain = Utterances(utterances, tokenizer)
         with torch.no_grad():
             for batch in LengthBatches(plain, 64, length=self.length):
                 for row, state, mask in zip(
                     batch.ids.tolist(), below(batch.inputs), batch.inputs["attention_mask"], strict=True
                 ):
                     self._states[row] = state[: int(mask.sum())].clone()
-        if file is not None:
-            _write(file, [self._states[row] for row in range(len(self))])
 
     def subset(self, rows: Sequence[int]) -> States:
         """Return these utterances, with the states they have."""
@@ -83,19 +74,6 @@ class States(Utterances):
         labels = [self.utterances[i].label for i in rows]
         targets = None if None in labels else torch.tensor(labels)
         return Batch({"inputs_embeds": states, "attention_mask": mask}, targets, index=torch.tensor(rows))
-
-
-def _read(file: Path) -> tuple[Tensor, ...]:
-    found = load_file(file)
-    return found["states"].split(found["lengths"].tolist())
-
-
-def _write(file: Path, states: Sequence[Tensor]) -> None:
-    """Runs beside this one may write the same file: it is whole when it has its name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    save_file({"states": torch.cat(list(states)), "lengths": torch.tensor([len(s) for s in states])}, part)
-    part.replace(file)
 
 
 class _Given(nn.Module):
