@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.forward_pass import current_pass
-from bayes_adapters.backbones.language_models import KEEP, keeps
+from bayes_adapters.backbones.language_models import KEEP, keeps, last_place
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.heads._checks import require_logits
 from bayes_adapters.heads._language_checks import (
@@ -118,10 +118,8 @@ class AnswerTokens(Head):
             return {}
         mask = batch.token_mask
         if mask is None:
-            return {KEEP: 1}
+            return last_place(backbone)
         columns = last_tokens(mask).unique()
-        if bool((columns == mask.shape[1] - 1).all()):  # all padding is on the left
-            return {KEEP: 1}
         return {KEEP: columns if how == "index" else int(mask.shape[1] - columns[0])}
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows K"]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.forward_pass import current_pass, running
-from bayes_adapters.backbones.language_models import KEEP, has_decoder, keeps
+from bayes_adapters.backbones.language_models import has_decoder, last_place
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import TokenLogits
 from bayes_adapters.errors import true_or_false
@@ -91,7 +91,7 @@ class LanguageModelHead(Head):
 
     def asks(self, backbone: nn.Module, batch: Batch) -> dict[str, Any]:
         require_decoder_tokens(type(self).__name__, backbone, batch.inputs)
-        return {KEEP: 1} if self._chunked(backbone) and keeps(backbone) else {}
+        return last_place(backbone) if self._chunked(backbone) else {}
 
     def listens(self, backbone: nn.Module) -> tuple[str, ...]:
         return (self._path.source,) if self._path is not None and self._chunked(backbone) else ()
