@@ -73,12 +73,17 @@ def test_folded_draws_are_single_passes(family: str, kind: Any) -> None:
     assert (found[0][0] - found[0][1]).abs().max() > 1e-4  # type: ignore[index]
 
 
-def test_only_logits_that_are_read_are_computed() -> None:
+def test_only_logits_that_are_read_are_computed_of_states_that_are_contiguous() -> None:
+    """Of a slice of frozen weights' inputs torch makes a copy of the weights for every row."""
     model, shapes = model_of("llama"), []
-    model.backbone.lm_head.register_forward_hook(lambda *args: shapes.append(args[2].shape[1]))
+    model.backbone.lm_head.register_forward_hook(
+        lambda _, states, logits: shapes.append((logits.shape[1], states[0].is_contiguous()))
+    )
     for side, most in (("left", 1), ("right", 3)):
         model(parts.prompts("llama", side))
-        assert shapes.pop() == most
+        assert shapes.pop() == (most, True)
+    model(Batch({"input_ids": torch.randint(1, 20, (3, 4))}))
+    assert shapes.pop() == (1, True)
 
 
 def test_a_family_that_keeps_the_last_ones_only() -> None:
