@@ -3,10 +3,11 @@
     python -m examples.studies.verify_prompts.controls --runs runs/results
 
 reads the predictions that :mod:`examples.studies.verify_prompts.results` has left in the folder of its runs, and writes
-the table between the markers ``verify_prompts_controls`` of ``docs/results/script-verification.md``. ``corrupted`` is
+the tables between the markers ``verify_prompts_controls`` and ``verify_prompts_process`` (late fusion with a Gaussian
+process) of ``docs/results/script-verification.md``. ``corrupted`` is
 the mean over noise of all levels, missing audio, reverberation and clipping; ``foreign`` that over four languages, all
 of whose answers are "no". Intervals are over training seeds and what the recordings say; p-values are adjusted for all
-cells of the table (Holm).
+cells of a table (Holm).
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ PAIRS = (
     ("caliber-x", "cross-attention"),
 )
 """(method, what it is compared with)."""
+TABLES = {"verify_prompts_controls": PAIRS, "verify_prompts_process": (("process-fusion", TEMPERATURE),)}
+"""Marker of a table → what is compared in it."""
 Losses = Mapping[tuple[str, int], Mapping[str, Mapping[Pair, float]]]
 """(method, seed) → condition → pair → NLL, nats."""
 
@@ -87,11 +90,11 @@ def difference(said: Losses, one: str, two: str, conditions: Sequence[str]) -> I
     return grouped_difference(whole * whole.shape[1] / len(conditions), groups)
 
 
-def table(rows: Sequence[Prediction]) -> list[str]:
-    """Return the Markdown table of :data:`PAIRS`, those that were measured."""
+def table(rows: Sequence[Prediction], compared: Sequence[tuple[str, str]] = PAIRS) -> list[str]:
+    """Return the Markdown table of ``compared``, of those pairs of methods that were measured."""
     said = losses(rows)
     measured = {method for method, _ in said}
-    pairs = [pair for pair in PAIRS if set(pair) <= measured]
+    pairs = [pair for pair in compared if set(pair) <= measured]
     found = [[difference(said, one, two, conditions) for conditions in COLUMNS.values()] for one, two in pairs]
     adjusted = iter(holm([cell.p_value for row in found for cell in row]))
     lines = [
@@ -103,16 +106,15 @@ def table(rows: Sequence[Prediction]) -> list[str]:
 
 @user_errors
 def main() -> int:
-    """Rewrite the table of the page."""
+    """Rewrite the tables of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results/script-verification.md"))
     arguments = parser.parse_args()
-    names = {name for pair in PAIRS for name in pair}
+    names = {name for pairs in TABLES.values() for pair in pairs for name in pair}
     paths = sorted(path for name in names for path in arguments.runs.glob(f"{name}-[0-9]*.csv"))
-    rewrite_file(
-        arguments.page, {"verify_prompts_controls": table([r for p in paths for r in read_rows(p, Prediction)])}
-    )
+    rows = [row for path in paths for row in read_rows(path, Prediction)]
+    rewrite_file(arguments.page, {marker: table(rows, pairs) for marker, pairs in TABLES.items()})
     return 0
 
 
