@@ -77,8 +77,10 @@ def test_only_logits_that_are_read_are_computed() -> None:
     model, shapes = model_of("llama"), []
     model.backbone.lm_head.register_forward_hook(lambda *args: shapes.append(args[2].shape[1]))
     for side, most in (("left", 1), ("right", 3)):
-        model(parts.prompts("llama", side))
+        batch = parts.prompts("llama", side)
+        model(batch)
         assert shapes.pop() == most
+        assert isinstance(model.head.asks(model.backbone, batch)["logits_to_keep"], list), "of no device"
 
 
 def test_a_family_that_keeps_the_last_ones_only() -> None:
