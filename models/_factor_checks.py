@@ -21,10 +21,11 @@ def require_directions(path: str, rank: int, d_in: int, d_out: int) -> None:
 def require_float_weight(path: str, layer: nn.Module) -> None:
     """Raise :class:`ConfigError` unless the layer's weight is a matrix of floating-point numbers."""
     if plain_weight(layer) is None:
-        weight = layer.weight
+        weight = getattr(layer, "weight", None)
         raise ConfigError(
-            f"The weight of {path!r} is a {type(weight).__name__} of dtype {weight.dtype}, and its singular values "
-            "are needed: take a backbone that is not quantised, or another structure, such as StochasticCore."
+            f"The weight of {path!r} is a {type(weight).__name__} of dtype {getattr(weight, 'dtype', None)}, and its "
+            "singular values are needed: take a backbone that is not quantised, or another structure, such as "
+            "StochasticCore."
         )
 
 

@@ -87,3 +87,13 @@ def test_merging_into_them_is_refused() -> None:
     install(backbone, ["layers.0.self_attn.q_proj"], rank=2, alpha=4.0)
     with refuses(ConfigError, "'layers.0.self_attn.q_proj'"):
         merge(backbone)
+
+
+def test_merging_into_a_layer_without_any_weight_is_refused() -> None:
+    backbone = packed()
+    layer: Any = backbone.get_submodule("layers.0.self_attn.q_proj")
+    layer.codes = nn.Parameter(layer.weight.detach(), requires_grad=False)
+    del layer.weight
+    install(backbone, ["layers.0.self_attn.q_proj"], rank=2, alpha=4.0)
+    with refuses(ConfigError, "'layers.0.self_attn.q_proj'", "to_peft"):
+        merge(backbone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 
 from bayes_adapters._transformers import made_by_transformers
@@ -68,10 +67,10 @@ def last_place(backbone: nn.Module) -> dict[str, Any]:
     """Return what asks ``backbone`` for the logits of the last place alone; nothing where it cannot be asked.
 
     As an index where the family takes one: a slice of the hidden states is not contiguous, and beside frozen weights
-    torch multiplies such a tensor by a copy of the vocabulary's matrix for every row.
+    torch multiplies such a tensor by a copy of the vocabulary's matrix for every row. The index is a list: a tensor
+    would have to be on the device of the last block, where a backbone is spread over several.
     """
     how = keeps(backbone)
     if not how:
         return {}
-    device = next(backbone.parameters()).device
-    return {KEEP: torch.tensor([-1], device=device) if how == "index" else 1}
+    return {KEEP: [-1] if how == "index" else 1}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from bayes_adapters.files._peft_base_checks import (
     not_written,
@@ -18,10 +17,11 @@ from bayes_adapters.files._peft_base_checks import (
     require_own_tensor,
     require_same_shape,
     require_token_rows,
+    require_unshifted,
 )
 
-_SHIFTED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Bias → itself before and after a shift was written into it; forgotten with the bias."""
+_SHIFTED = "_shifted_bias"
+"""Attribute of a layer: its bias as it was when a shift had been written into it."""
 _BIAS, _TOKENS = ".lora_B.bias", ".token_adapter.trainable_tokens_delta"
 
 
@@ -103,19 +103,19 @@ def _of(tokens: Any, own: str) -> Any:
 def written(backbone: nn.Module, found: BaseWeights) -> Iterator[None]:
     """Write ``found`` into ``backbone``; after an error inside it holds what it held.
 
-    A bias that holds an earlier folder's shift, and nothing else since, gets this one in its place.
+    Raises:
+        ConfigError: a bias holds the shift of an earlier reading.
     """
     tensors = dict(backbone.named_parameters(remove_duplicate=False)) | dict(backbone.named_buffers())
     before = {name: tensors[name].detach().clone() for name in found.names}
-    noted = {name: _SHIFTED.get(tensors[name]) for name in found.shifts}
+    for name in found.shifts:
+        require_unshifted(name, tensors[name], getattr(_layer(backbone, name), _SHIFTED, None))
     try:
         with torch.no_grad():
             for name, value in found.whole.items():
                 tensors[name].copy_(value)
             for name, value in found.shifts.items():
-                start = _unshifted(tensors[name])
-                tensors[name].copy_(start + value.to(start))
-                _SHIFTED[tensors[name]] = (start, tensors[name].detach().clone())
+                tensors[name].add_(value.to(tensors[name]))
             for name, (numbers, value) in found.rows.items():
                 tensors[name][numbers.to(tensors[name].device)] = value.to(tensors[name])
         yield
@@ -123,13 +123,12 @@ def written(backbone: nn.Module, found: BaseWeights) -> Iterator[None]:
         with torch.no_grad():
             for name, value in before.items():
                 tensors[name].copy_(value)
-        for name, note in noted.items():
-            if note is not None:
-                _SHIFTED[tensors[name]] = note
         raise
+    for name in found.shifts:
+        setattr(_layer(backbone, name), _SHIFTED, tensors[name].detach().cpu().clone())
 
 
-def _unshifted(bias: Tensor) -> Tensor:
-    """Return a bias without the shift that was written into it."""
-    start, after = _SHIFTED.get(bias, (None, None))
-    return start if after is not None and torch.equal(after, bias) else bias.detach().clone()
+def _layer(backbone: nn.Module, name: str) -> nn.Module:
+    """The layer before adapters, whose tensor ``name`` is."""
+    layer = backbone.get_submodule(name.rpartition(".")[0])
+    return getattr(layer, "base_layer", layer)

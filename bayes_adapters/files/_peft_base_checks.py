@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.errors import AdapterFileError
+from bayes_adapters.errors import AdapterFileError, ConfigError
 
 
 def not_written(folder: Path, names: Sequence[str]) -> AdapterFileError:
@@ -28,6 +28,15 @@ def require_bias(folder: Path, name: str, backbone: nn.Module) -> None:
         raise AdapterFileError(
             f"{str(folder)!r} was trained with lora_bias=True, and the backbone has no {name!r} to add its bias to. "
             "Train it again without lora_bias."
+        )
+
+
+def require_unshifted(name: str, bias: Tensor, after: Tensor | None) -> None:
+    """Raise :class:`ConfigError` where ``bias`` still is what a reading has made of it, ``after``."""
+    if after is not None and torch.equal(after.to(bias.dtype), bias.detach().cpu()):
+        raise ConfigError(
+            f"The backbone's {name!r} holds the shift of a PEFT folder with lora_bias=True that was read before, and "
+            "another one would be added to it. Load the backbone again, and read the folder onto that one."
         )
 
 

@@ -45,8 +45,8 @@ def scores(
     require_averaged(said, hypotheses)
     found = {f"{part}_mean": said.mean(part) for part in ("total", "epistemic")}
     found |= {f"{part}_sum": getattr(said, part).sum(-1) for part in ("total", "epistemic")}
-    weights = said.draw_log_probs.sum(-1).log_softmax(0)
-    found["information"] = (math.log(len(weights)) + (weights.exp() * weights).sum(0)).clamp_min(0.0)
+    weights = said.draw_log_probs.sum(-1).softmax(0)
+    found["information"] = (math.log(len(weights)) - torch.special.entr(weights).sum(0)).clamp_min(0.0)
     found["nll"] = -said.mixture_log_prob
     if hypotheses is not None:
         same = _same if equivalent is None else equivalent

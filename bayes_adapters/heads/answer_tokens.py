@@ -120,7 +120,7 @@ class AnswerTokens(Head):
         if mask is None:
             return last_place(backbone)
         columns = last_tokens(mask).unique()
-        return {KEEP: columns if how == "index" else int(mask.shape[1] - columns[0])}
+        return {KEEP: columns.tolist() if how == "index" else int(mask.shape[1] - columns[0])}
 
     def read(self, output: BackboneOutput) -> Float[Tensor, "rows K"]:
         """Return the answers' logits, float32."""
@@ -131,8 +131,8 @@ class AnswerTokens(Head):
             found = logits[:, last]
         else:
             places, kept = last_tokens(mask), output.asked.get(KEEP)
-            if isinstance(kept, Tensor):
-                places = torch.searchsorted(kept, places)
+            if isinstance(kept, list):
+                places = torch.searchsorted(places.new_tensor(kept), places)
             else:
                 places = places + logits.shape[1] - mask.shape[1]
             found = logits[torch.arange(len(logits), device=logits.device), places]

@@ -135,7 +135,7 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
             "posterior's mean first: bayes_adapters.surgery.export.to_lora(model, guide, backbone)."
         )
     if plain_weight(layer.base_layer) is None:
-        weight = layer.base_layer.weight
+        weight = getattr(layer.base_layer, "weight", None)
         raise ConfigError(
             f"The base layer {path!r}, a {type(layer.base_layer).__name__}, has no floating-point weight of its own "
             f"but a {type(weight).__name__} (quantised, or computed from others by a parametrisation?), so nothing "

@@ -154,6 +154,7 @@ def laplace(
     summed = None if tokens is None else choice(Tokens, "tokens", tokens)
     require_tokens(structure, summed)
     whole_number("rank", rank)
+    whole_number("num_samples", 1 if num_samples is None else num_samples)
     how = read_linearised(linearised)
     require_pair(model, guide)
     require_structure(model)

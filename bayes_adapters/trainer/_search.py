@@ -203,7 +203,8 @@ def _changed(args: Any, options: Options, settings: Mapping[str, Any], takes: bo
     for name, value in settings.items():
         if hasattr(args, name):
             old = getattr(args, name)
-            setattr(args, name, value if old is None else type(old)(value))
+            broken = isinstance(value, float) and not value.is_integer()  # warmup_steps=0.1, whose default is 0
+            setattr(args, name, value if old is None or broken else type(old)(value))
         elif name not in ours and not takes:
             raise unknown_name("hyper-parameter", name, [*_OURS, "a field of TrainingArguments"])
     return args, replace(options, **ours)

@@ -113,8 +113,8 @@ def _measured(trained: Trained, task: Task, condition: str, settings: Settings) 
     took = time.perf_counter() - begun
     found, rows = scored(said, scaling, task.test, trained.name, trained.seed, condition, took, {})
     right = float((fitted.mean.argmax(-1) == task.train.targets()).double().mean())
-    facts = {"parameters": trained.parameters, "train_seconds": trained.seconds, "train_accuracy": right}
-    return [replace(one, **facts) for one in found], rows
+    count, seconds = trained.parameters, trained.seconds
+    return [replace(one, parameters=count, train_seconds=seconds, train_accuracy=right) for one in found], rows
 
 
 def temperature_of(probs: Tensor, targets: Tensor) -> TemperatureScaling:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bayes_adapters.backbones import language_model
 from examples.multiple_choice.experiment import SELECTED, SETTINGS, Answered, run
@@ -71,7 +72,7 @@ class MultipleChoiceGrid(MeldGrid):
         """Train and measure one method with one seed."""
         return run(make(data, language_model, self.settings, seed, runs / "states"), method, seed, self.settings)
 
-    def report(self, arguments: argparse.Namespace, records: list[Answered], predictions: list[Path]) -> None:
+    def report(self, arguments: argparse.Namespace, records: list[Any], predictions: list[Path]) -> None:
         """Write ``report.md`` into the folder of the runs, and the tables into the page."""
         tables = {marker: means(records, condition) for marker, condition in TABLES.items()}
         rows = [row for path in predictions for row in read_rows(path, Row)]

@@ -75,3 +75,10 @@ def test_they_are_estimators_of_lm_polygraph() -> None:
         scores(each)
     with refuses(ConfigError, 2, 3):
         scores(said, generate(model, guide, {"input_ids": torch.tensor([[5], [6]])}, writing="each", **options))
+
+
+def test_a_text_that_a_draw_rules_out_tells_all_of_the_others() -> None:
+    log_p = torch.tensor([[[-1.0]], [[-torch.inf]]])
+    one = torch.ones(1, 1)
+    said = Generation(one.long(), one.bool(), one, one, 0 * one, 0 * one, log_p, 2, Writing.AVERAGE)
+    torch.testing.assert_close(scores(said)["information"], torch.tensor([math.log(2)]))

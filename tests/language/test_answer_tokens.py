@@ -80,8 +80,10 @@ def test_only_logits_that_are_read_are_computed_of_states_that_are_contiguous() 
         lambda _, states, logits: shapes.append((logits.shape[1], states[0].is_contiguous()))
     )
     for side, most in (("left", 1), ("right", 3)):
-        model(parts.prompts("llama", side))
+        batch = parts.prompts("llama", side)
+        model(batch)
         assert shapes.pop() == (most, True)
+        assert isinstance(model.head.asks(model.backbone, batch)["logits_to_keep"], list), "of no device"
     model(Batch({"input_ids": torch.randint(1, 20, (3, 4))}))
     assert shapes.pop() == (1, True)
 

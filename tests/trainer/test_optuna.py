@@ -161,7 +161,9 @@ def test_what_a_search_cannot_do_is_refused(tmp_path: Path) -> None:
 def test_a_dictionary_is_a_trial_as_rays_are(tmp_path: Path) -> None:
     """Ray is not here, without which transformers knows no dictionary: what happens before it looks."""
     trainer, trial = searching(tmp_path), {"learning_rate": 0.5, "kl_weight": 0.25, "guide": "mean_field"}
+    trial["warmup_steps"] = 0.1  # a share of the steps; the default is the whole number 0
     trainer.begin_trial(trial)
     trainer.model = trainer.call_model_init(trial)
     assert (trainer.args.learning_rate, trainer.elbo.kl_weight(0)) == (0.5, 0.25)
+    assert trainer.args.warmup_steps == 0.1
     assert type(trainer.elbo.guide) is MeanField

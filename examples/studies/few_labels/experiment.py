@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def run(task: FewLabels, name: str, seed: int, settings: Settings = SETTINGS) ->
     trained = train(task, name, seed, settings)
     fitted = answer(draws(trained, task, "train", settings))
     scaling = TemperatureScaling.fit(answer(draws(trained, task, "dev", settings)), task.dev.targets())
-    facts = {
+    facts: dict[str, Any] = {
         "parameters": trained.parameters,
         "train_seconds": trained.seconds,
         "train_accuracy": float((fitted.mean.argmax(-1) == task.train.targets()).double().mean()),

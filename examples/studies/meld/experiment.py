@@ -109,7 +109,7 @@ class Task:
             "test": data.dialogues("test", settings.test_size),
             "foreign": foreign,
         }
-        sets = {name: Utterances(part, tokenizer) for name, part in parts.items()}
+        sets: dict[str, Any] = {name: Utterances(part, tokenizer) for name, part in parts.items()}
         return cls(**sets, backbone=backbone)
 
     def batches(

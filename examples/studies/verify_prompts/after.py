@@ -84,7 +84,7 @@ def process(model: AdapterModel, guide: AdapterGuide, run: Finishing) -> tuple[A
     epoch with the lowest validation NLL is kept.
     """
     layer: Any = model.head.get_submodule("0")
-    head = GaussianProcessHead(INDUCING, hidden=layer.out_features, bound=None)
+    head = GaussianProcessHead(min(INDUCING, run.num_data // 2), hidden=layer.out_features, bound=None)
     new, posterior = with_head(model, guide, head, num_data=run.num_data)
     head.get_submodule("block.0").load_state_dict(layer.state_dict())
     for parameter in new.parameters():

@@ -13,7 +13,8 @@ from bayes_adapters import Batch, Prediction, predict
 from bayes_adapters.adapters.installation import adapted_layers
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.reliability import FrameDensity
-from examples.studies.verify_prompts.after import ABSENT, SCALES, Judge, Validated, density_alone, widening
+from examples.studies.verify_prompts import after
+from examples.studies.verify_prompts.after import ABSENT, SCALES, Finishing, Judge, Validated, density_alone, widening
 from examples.studies.verify_prompts.corpus import Corpus
 from examples.studies.verify_prompts.dataset import MISSING
 from examples.studies.verify_prompts.experiment import Trained, predict_all, train, validation_batches
@@ -27,11 +28,12 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 @pytest.mark.filterwarnings("ignore:Every σ_q tried is feasible")  # tfb: after two steps B is close to 0
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.judge is None])
-def test_every_method_trains_and_predicts(corpus: Corpus, method: str) -> None:
+def test_every_method_trains_and_predicts(corpus: Corpus, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(after, "EPOCHS", 1)
     result = train(corpus, method, 0, SETTINGS)
     assert len(result.history) == 1
     assert all(math.isfinite(result.history[0][name]) for name in ("loss", "nll", "kl", "val_nll", "grad_norm"))
-    has_kl = method not in DETERMINISTIC | {"mc-dropout", "tfb"}
+    has_kl = method not in DETERMINISTIC | {"mc-dropout", "process-fusion", "tfb"}
     assert (result.history[0]["kl"] > 0.0) == has_kl
     assert getattr(getattr(result.guide, "reliability", None), "missing", 1.0) == 1.0  # withheld audio is trained on
     layers = adapted_layers(result.model.backbone)
@@ -158,7 +160,8 @@ def test_widening_takes_the_scale_that_fits_the_validation_pairs(corpus: Corpus)
             layer.lora_B.normal_(0.0, 0.3)  # after two steps B is too small for a scale to show
     result.guide.reliability.density.limit.fill_(0.0)  # every recording is far
     batches = validation_batches(corpus, SETTINGS)
-    assert widening(result.model, result.guide, iter(batches), 5, 3) == (result.model, result.guide)
+    run = Finishing([], 0, batches, seed=5, samples=3)
+    assert widening(result.model, result.guide, run) == (result.model, result.guide)
     chosen, found = result.guide.reliability.scale, dict[float, float]()
     for scale in SCALES:
         result.guide.reliability.scale = scale

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from bayes_adapters import Batch, Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, predict
+from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Delta, MeanField
 from bayes_adapters.likelihoods import Likelihood, MultiLabel, Ordinal, Poisson, StudentT
 from bayes_adapters.surgery import _evidence
 from bayes_adapters.surgery._curvature import bend
 from bayes_adapters.surgery.laplace import laplace
 from tests.helpers import Linear, core_model
+from tests.refusals import refuses
 
 N = 12
 SCALE = 0.7
@@ -172,6 +174,8 @@ def test_validation_chooses_the_precision_of_the_smallest_held_out_loss() -> Non
     model, batch, mean, _, _ = regression()
     held = Batch({"x": torch.randn(3, 1, 4)}, targets=torch.randn(3))
     parts = [held[:2], held[2:]]
+    with refuses(ConfigError, "num_samples", 0):
+        laplace(model, at(model, mean), batch, prior_precision="validation", validation=parts, num_samples=0)
     for linearised in (True, False, "outputs"):
         options: dict[str, Any] = {"prior_precision": "validation", "validation": parts, "num_samples": 16}
         _, guide, log = laplace(model, at(model, mean), batch, linearised=linearised, **options)
