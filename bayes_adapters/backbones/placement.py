@@ -21,23 +21,18 @@ def require_loaded(backbone: nn.Module) -> None:
     empty = [name for name, meta in where.items() if meta]
     hooked = getattr(backbone, "hf_device_map", None) or any(_offloads(module) for module in backbone.modules())
     if empty and (len(empty) < len(where) or hooked):
-        raise offloaded(f"{len(empty)} of the backbone's {len(where)} tensors, such as {empty[0]!r},")
+        raise ConfigError(
+            f"{len(empty)} of the backbone's {len(where)} tensors, such as {empty[0]!r}, are offloaded (a device_map "
+            "with 'cpu' or 'disk', or accelerate's cpu_offload and disk_offload) and have no numbers while nothing "
+            "runs, so no adapter can train beside them, and nobody could tell later which base it was trained on. Load "
+            "the backbone with a device_map of GPUs only, in a smaller dtype or quantised, or with none."
+        )
 
 
 def _offloads(module: nn.Module) -> bool:
     """Whether a hook of accelerate takes this module's parameters away after each of its passes."""
     hook = getattr(module, "_hf_hook", None)
     return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook]))
-
-
-def offloaded(which: str) -> ConfigError:
-    """Build the error for tensors without numbers; ``which`` says which ones."""
-    return ConfigError(
-        f"{which} are offloaded (a device_map with 'cpu' or 'disk', or accelerate's cpu_offload and "
-        "disk_offload) and have no numbers while nothing runs, so no adapter can train beside them, and nobody could "
-        "tell later which base it was trained on. Load the backbone with a device_map of GPUs only, in a smaller dtype "
-        "or quantised, or with none."
-    )
 
 
 def place_beside(backbone: nn.Module, *modules: nn.Module) -> None:

@@ -121,7 +121,7 @@ def check_prompts(model: AdapterModel, batch: Batch, config: Any) -> dict[str, T
             "empty prompt with the tokenizer's bos_token."
         )
     with read_together():
-        check_batch(batch, next(model.parameters()).device)
+        check_batch(batch, backbone, next(model.parameters()).device)
         model._traits.check(backbone, inputs)
         if decoder and mask is not None:
             refuse_where(mask[:, -1] == 0, lambda: _behind(mask[:, -1] == 0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import adapted_layers, require_unadapted
-from bayes_adapters.backbones.placement import offloaded, require_loaded
+from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.backbones.quantised import require_unpacked
 from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
@@ -83,16 +83,16 @@ def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
             )
 
 
-def check_batch(batch: Batch, device: torch.device) -> None:
+def check_batch(batch: Batch, backbone: nn.Module, device: torch.device) -> None:
     """Refuse a batch that the model on ``device`` cannot take.
 
     Raises:
-        ConfigError: the model has no numbers.
+        ConfigError: the backbone was offloaded after the model was built.
         DataError: a part of it is on another device.
         NonFiniteError: an input or a context frame is NaN or infinite.
     """
     if device.type == "meta":
-        raise offloaded("The model's tensors, moved after it was built,")
+        require_loaded(backbone)
     tensors = {f"inputs[{k!r}]": v for k, v in batch.inputs.items()}
     tensors |= {f"context[{k!r}]": v.values for k, v in batch.context.items()}
     placed = dict(tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayes_adapters.backbones.placement import offloaded
+from bayes_adapters.backbones.placement import require_loaded
 from bayes_adapters.errors import ConfigError, described
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
@@ -28,7 +28,7 @@ def require_one_device(model: AdapterModel, guide: AdapterGuide) -> None:
     """Raise :class:`ConfigError` unless the guide's tensors are where the model's are, and these have numbers."""
     device = next(model.parameters()).device
     if device.type == "meta":
-        raise offloaded("The model's tensors, moved after it was built,")
+        require_loaded(model.backbone)
     for name, tensor in [*guide.named_parameters(), *guide.named_buffers()]:
         if tensor.device != device:
             raise ConfigError(

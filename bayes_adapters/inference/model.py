@@ -114,7 +114,7 @@ class AdapterModel(AdaptedBackbone):
         require_head(self.head, Head, None)
         if first_look(batch):
             with read_together():
-                _checks.check_batch(batch, next(self.parameters()).device)
+                _checks.check_batch(batch, self.backbone, next(self.parameters()).device)
                 self._traits.check(self.backbone, batch.inputs)
                 self.accept(batch)
         register_if_captured("model", self)

@@ -48,9 +48,9 @@ def test_weights_that_are_elsewhere_are_refused_by_name(name: str, tmp_path: Pat
 def test_offloading_a_model_that_is_built_is_refused_when_it_runs() -> None:
     model, guide = build("lora", llama(), Bernoulli(), rank=2)
     cpu_offload(model.backbone, execution_device=torch.device("cpu"))
-    with refuses(ConfigError, "after it was built", "cpu_offload"):
+    with refuses(ConfigError, "cpu_offload"):
         predict(model, guide, token_batch())
-    with refuses(ConfigError, "after it was built", "cpu_offload"):
+    with refuses(ConfigError, "cpu_offload"):
         ELBO(model, guide)(token_batch())
 
 

@@ -17,6 +17,7 @@ from examples.studies.comparison import mean_table
 from examples.studies.decoder import cut
 from examples.studies.kept_states import kept
 from examples.studies.verify_prompts.prompts import Prompt
+from tests.refusals import refuses
 from tests.studies.test_decoder import decoder
 
 SETTINGS = Settings(layers=1, held_out=6, epochs=2, batch_size=7, rank=2, members=2, samples=2)
@@ -94,9 +95,9 @@ def test_outside_texts_are_as_long_and_in_order(corpus):
 
 
 def test_too_few_texts_are_refused():
-    with pytest.raises(DataError, match="20 scripts cannot give 20"):
+    with refuses(DataError, "20 scripts", "give 20"):
         make_corpus(prompts(), OTHERS, Words(), held_out=20, longest=6)
-    with pytest.raises(DataError, match="'docstring' that is left"):
+    with refuses(DataError, "'docstring'"):
         make_corpus(prompts(), {"docstring": ["zip of all"]}, Words(), held_out=6, longest=6)
 
 
