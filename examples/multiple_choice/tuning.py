@@ -19,7 +19,7 @@ from bayes_adapters.backbones import language_model
 from examples.multiple_choice.experiment import SETTINGS, dev_nll
 from examples.multiple_choice.methods import METHODS
 from examples.multiple_choice.task import make
-from examples.studies.few_labels.tuning import SEED
+from examples.studies.few_labels.tuning import SEED, search
 from examples.studies.meld.data import Meld
 from examples.studies.user_errors import user_errors
 
@@ -35,13 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/multiple_choice"), help="where hidden states are kept")
     chosen = parser.parse_args(arguments)
     task = make(Meld.load(chosen.data), language_model, SETTINGS, SEED, chosen.runs / "states")
-    for name in chosen.methods:
-        tuned = METHODS[name]
-        found = {}
-        for value in tuned.values:
-            found[value] = dev_nll(task, name, SEED, SETTINGS, value)
-            print(f"{name} ({tuned.knob})  {value:g}: {found[value]:.4f}", flush=True)
-        print(f"{name}  → {min(found, key=lambda value: found[value]):g}", flush=True)
+    search(
+        {name: METHODS[name] for name in chosen.methods},
+        lambda name, value: dev_nll(task, name, SEED, SETTINGS, value),
+    )
     return 0
 
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ import transformers
 
 from bayes_adapters.backbones import text_backbone
 from examples.studies.few_labels.experiment import SETTINGS, dev_nll
-from examples.studies.few_labels.methods import METHODS, method
+from examples.studies.few_labels.methods import METHODS, Tuned
 from examples.studies.few_labels.task import FewLabels
 from examples.studies.meld.data import Meld
 from examples.studies.meld.results import backbone
@@ -48,6 +48,21 @@ from examples.studies.user_errors import user_errors
 
 SEED = 100
 """Training seed of the search: none of the comparison's. It also draws the training utterances."""
+
+
+def search(methods: Mapping[str, Tuned], loss: Callable[[str, float], float]) -> None:
+    """Print the loss of every value of each method's knob, and the value of the least.
+
+    Args:
+        methods: name → method.
+        loss: (name, value of its knob) → NLL on dev utterances, nats.
+    """
+    for name, tuned in methods.items():
+        found = {}
+        for value in tuned.values:
+            found[value] = loss(name, value)
+            print(f"{name} ({tuned.knob})  {value:g}: {found[value]:.4f}", flush=True)
+        print(f"{name}  → {min(found, key=lambda value: found[value]):g}", flush=True)
 
 
 @user_errors
@@ -63,12 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     foreign = data.splits["dev"][:1]
     tokenizer = text_backbone()[1]
     task = FewLabels.of(data, foreign, tokenizer, backbone, SETTINGS, SEED)
-    for name in chosen.methods:
-        found = {}
-        for value in method(name).values:
-            found[value] = dev_nll(task, name, SEED, SETTINGS, value)
-            print(f"{name} ({method(name).knob})  {value:g}: {found[value]:.4f}", flush=True)
-        print(f"{name}  → {min(found, key=lambda value: found[value]):g}", flush=True)
+    search(
+        {name: METHODS[name] for name in chosen.methods}, lambda name, value: dev_nll(task, name, SEED, SETTINGS, value)
+    )
     return 0
 
 
