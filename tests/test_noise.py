@@ -82,13 +82,32 @@ def test_keyed_uniform_is_frozen() -> None:
         assert found[s, b, i].item() == pytest.approx(value(12345, "core.a", s, b, i), abs=2**-25)
 
 
-def test_no_uniform_is_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_uniform_is_zero_or_one() -> None:
     """A draw of 1 has an infinite quantile; at 1 in 2^24 it would come up every few predictions."""
-    for bits in (0, -1):
-        monkeypatch.setattr(keyed_noise, "_mix", lambda value, bits=bits: torch.full_like(value, bits))
-        u = uniforms(count=1)
-        assert 0.0 < u.min() <= u.max() < 1.0
-        assert torch.isfinite(dist.Normal(0.0, 1.0).icdf(u)).all()
+
+    def before(bits: int) -> int:
+        """What the hash maps to ``bits``, its last step left out: each step undone, the last first."""
+        for shift, factor in ((27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+            bits = bits * pow(factor, -1, 1 << 64) % (1 << 64)
+            bits ^= (bits >> shift) ^ (bits >> 2 * shift)
+        return bits - (1 << 64) if bits >> 63 else bits
+
+    value = torch.tensor([before(0), before((1 << 64) - 1)])
+    u = keyed_noise._uniform(value)
+    assert u.tolist() == [2.0**-24, 1.0 - 2.0**-24]
+    assert torch.isfinite(dist.Normal(0.0, 1.0).icdf(u)).all()
+
+
+@pytest.mark.parametrize("entries", [3000, 50_000, "of each example"])
+def test_blocks_are_the_whole(entries: int | str) -> None:
+    """What is computed block by block is what smaller calls give, wherever a block ends."""
+    own = torch.randint(1 << 40, (10, 1700)) if isinstance(entries, str) else None
+    numbers: int | Tensor = entries if isinstance(entries, int) else own  # type: ignore[assignment]
+    whole = keyed_uniform(3, "core", S, B, numbers, torch.device("cpu"))
+    for s, b in ((0, 0), (3, 9), (7, 4)):
+        each = numbers if isinstance(numbers, int) else numbers[b : b + 1]
+        one = keyed_uniform(3, "core", S[s : s + 1], B[b : b + 1], each, torch.device("cpu"))
+        assert torch.equal(whole[s, b], one[0, 0]), (s, b)
 
 
 def test_draws_have_the_posteriors_moments() -> None:
