@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from itertools import permutations
 from typing import Any, ClassVar
 
@@ -11,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import Descriptor
+from bayes_adapters.adapters.forward_pass import Descriptor, running
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
+from bayes_adapters.adapters.recomputation import checkpointing
 from bayes_adapters.adapters.targets import Targets, linear_size
 from bayes_adapters.backbones.hidden_states import last_hidden_state
 from bayes_adapters.backbones.placement import place_beside
@@ -38,7 +41,7 @@ from bayes_adapters.models._encoder_checks import (
 )
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
-from bayes_adapters.sites import Granularity, Part, Site
+from bayes_adapters.sites import Granularity, Memo, Part, Site
 
 
 class Schedule(StrEnum):
@@ -167,8 +170,10 @@ class CoLA(ConcatLoRA):
                 shape = (self.cross_rank, self.cross_rank)
                 site = Site(site_name, Part.CROSS, (full,), shape, Granularity.SEQUENCE, source)
                 self.sites.append(site)
-                self._descriptor_width[site_name] = self._width(source, other, self._refreshed(stage))
-                layers[full].inter[source] = inter = self._inter_path(layers[full], site, _slot(name, source))
+                refreshed = self._refreshed(stage)
+                self._descriptor_width[site_name] = self._width(source, other, refreshed)
+                slot = _slot(name, source, self._step(self.steps[name].index(own), refreshed))
+                layers[full].inter[source] = inter = self._inter_path(layers[full], site, slot)
                 place_beside(layers[full].base_layer, inter)
         require_sites(self.sites, self.blocks)
         self.prior = Prior(zero_normal(1.0) if prior is None else prior, self.sites)
@@ -196,6 +201,11 @@ class CoLA(ConcatLoRA):
         order = list(Stage)
         return [s for s in _STAGES[self.schedule] if order.index(s) <= order.index(stage)][-1]
 
+    def _step(self, depth: int, stage: Stage) -> int:
+        """The number of the exchange at a stage of a depth."""
+        stages = _STAGES[self.schedule]
+        return depth * len(stages) + stages.index(stage)
+
     def _width(self, name: str, block: int, stage: Stage) -> int:
         return stage_width(self.backbone.get_submodule(name), self.blocks[name][block], stage)
 
@@ -213,7 +223,8 @@ class CoLA(ConcatLoRA):
         return self._descriptor_width[site.name]
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
-        forward_pass = running_pass("CoLA's encoders run")
+        forward_pass, pauses = running_pass("CoLA's encoders run"), lockstep.Pauses()
+        forward_pass.again.append(pauses.replayed)
         stages = _STAGES[self.schedule]
         tokens: dict[str, int] = {}
 
@@ -230,12 +241,16 @@ class CoLA(ConcatLoRA):
                 for name in self.blocks:
                     if name != source:
                         present = inputs.present.get(name)
-                        forward_pass.descriptors[_slot(name, source)] = Descriptor(descriptor, present)
+                        told, slot = Descriptor(descriptor, present), _slot(name, source, step)
+                        forward_pass.descriptors[slot], forward_pass.severed[slot] = told, told.severed()
             return {}
 
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
         taps = {name: self._taps(name) for name in inputs.calls}
-        outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
+        # What a guide makes once for all sites, a checkpointed encoder makes for its own: it runs again without others.
+        again = [name for name, net in encoders.items() if any(m.gradient_checkpointing for m in checkpointing(net))]
+        within = {name: partial(running, replace(forward_pass, memo=Memo())) for name in again}
+        outputs = lockstep.run(encoders, inputs.calls, taps, exchange, pauses=pauses, within=within)
         return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
 
     def _pooled(self, name: str, stream: Tensor, inputs: EncoderInputs, tokens: int) -> Float[Tensor, "rows d"]:
@@ -248,11 +263,10 @@ class CoLA(ConcatLoRA):
 
     def _taps(self, name: str) -> list[Tap]:
         """Taps at every stage of every paired block; a pair's exchanges have the same step numbers in both encoders."""
-        stages = _STAGES[self.schedule]
         return [
-            self.blocks[name][block].tap(stage, depth * len(stages) + number)
+            self.blocks[name][block].tap(stage, self._step(depth, stage))
             for depth, block in enumerate(self.steps[name])
-            for number, stage in enumerate(stages)
+            for stage in _STAGES[self.schedule]
         ]
 
     def config(self) -> dict[str, Any]:
@@ -266,8 +280,8 @@ class CoLA(ConcatLoRA):
         }
 
 
-def _slot(name: str, source: str) -> str:
-    return f"descriptor.{source}.for.{name}"
+def _slot(name: str, source: str, step: int) -> str:
+    return f"descriptor.{source}.for.{name}.{step}"
 
 
 def _steps(blocks: Mapping[str, Blocks], kind: DepthMap) -> dict[str, list[int]]:

@@ -29,7 +29,6 @@ from tests.refusals import refuses
 from tests.systems.parts import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
-LOCKSTEP = ("cola", "bayesian-cola")
 
 
 def switch_on(backbone: Any, **options: Any) -> None:
@@ -87,7 +86,7 @@ def both(model: Any, guide: Any, batches: list[Any], **options: Any) -> None:
     assert found["saved"] < expected["saved"] or not model.layers, "no block was checkpointed"
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name not in LOCKSTEP])
+@pytest.mark.parametrize("name", list(SYSTEMS))
 def test_every_system_has_the_same_loss_and_gradients(name: str) -> None:
     """With dropout and without; two forward passes, of other numbers of examples, before one backward."""
     torch.manual_seed(0)
@@ -99,14 +98,6 @@ def test_every_system_has_the_same_loss_and_gradients(name: str) -> None:
         drop(model, p)
         model.backbone.apply(lambda module: setattr(module, "gradient_checkpointing", False))
         both(model, guide, [batch, batch[:3]])
-
-
-@pytest.mark.parametrize("name", LOCKSTEP)
-def test_encoders_in_lockstep_are_refused(name: str) -> None:
-    model, guide, batch = small(name)
-    switch_on(model.backbone)
-    with refuses(ConfigError, "gradient checkpointing", "'first'"):
-        ELBO(model, guide).train()(batch)
 
 
 @pytest.mark.parametrize("particles", [1, 3])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,10 @@ class Descriptor:
     value: Float[Tensor, "rows d"]
     present: Bool[Tensor, " rows"] | None = None
 
+    def severed(self) -> Descriptor:
+        """Return it without what it was computed from, which may be the very block that runs again with it."""
+        return Descriptor(self.value.detach().requires_grad_(self.value.requires_grad), self.present)
+
 
 @dataclass(frozen=True)
 class ForwardPass:
@@ -54,12 +58,14 @@ class ForwardPass:
         memo: shared by the guide's calls.
         noise: what weights keep of the noise that each example has of its own.
         tokens: block with windows → tokens of an example at its input, while it runs.
-        descriptors: path between modalities → its descriptor, exchanged at every depth.
+        descriptors: path between modalities, at one stage of one depth → its descriptor; each is written once.
+        severed: the same without what they were computed from, for blocks that run again.
         drawn: names of the local sites drawn so far.
         first: shape (B,), int64: the number of each example's first token in this pass, where those before it were seen
             in earlier passes and their keys and values are in a cache; None is 0.
         asked: what the loss asks of local sites; None where draws and posteriors are wanted.
         checkpointed: whether what runs now will run again in backward.
+        again: make what has to be around a block that runs again, besides its pass.
     """
 
     rows: Rows
@@ -70,10 +76,12 @@ class ForwardPass:
     noise: Memo = field(default_factory=Memo)
     tokens: dict[str, int] = field(default_factory=dict)
     descriptors: dict[str, Descriptor] = field(default_factory=dict)
+    severed: dict[str, Descriptor] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
     first: Int[Tensor, " B"] | None = None
     asked: Asked | None = None
     checkpointed: bool = False
+    again: list[Callable[[], AbstractContextManager[Any]]] = field(default_factory=list)
 
     def tokens_first(self, layer: str, sites: Collection[Site], x: Float[Tensor, "n *T k"]) -> bool:
         """Whether ``layer``'s input has the shape (T, S·B, k); its other rows are checked.

@@ -7,6 +7,7 @@ it runs once more::
     draws of weights          the same tensors; nothing is drawn twice
     draws of local latents    recomputed from the recomputed feature and the same noise: torch brings its generator back
     what guides compute once  what was known when the block began, so that the block computes the rest again
+    descriptors               those of the pass, without what they were computed from
     Pyro's handlers           those of the pass; whoever records gets a record that nobody reads
 
 so that loss and gradients are those of a run without checkpointing, entry by entry. A loss of this library takes the
@@ -37,8 +38,6 @@ from bayes_adapters.adapters.forward_pass import ForwardPass, current_pass, runn
 
 _FUNCTION = "_gradient_checkpointing_func"
 """Hugging Face's attribute of a block, and of what holds blocks, for the function that checkpoints."""
-Around = Callable[[], AbstractContextManager[None]]
-"""Makes what has to be around a block that runs again."""
 
 
 def checkpointing(backbone: nn.Module) -> tuple[nn.Module, ...]:
@@ -65,7 +64,7 @@ def require_nonreentrant(modules: Sequence[Any], layers: Sequence[Any]) -> bool:
 
 
 @contextmanager
-def recomputable(modules: Sequence[Any], layers: Sequence[Any], around: Around) -> Iterator[None]:
+def recomputable(modules: Sequence[Any], layers: Sequence[Any]) -> Iterator[None]:
     """Within the context the blocks that are checkpointed come back to the running pass when they run again.
 
     Hugging Face keeps the function that checkpoints a block in the block's ``_gradient_checkpointing_func``; within the
@@ -74,7 +73,6 @@ def recomputable(modules: Sequence[Any], layers: Sequence[Any], around: Around) 
     Args:
         modules: what :func:`checkpointing` returned.
         layers: the adapted layers.
-        around: what has to be around a block that runs again, besides its pass.
 
     Raises:
         ConfigError: blocks are checkpointed in a way that loses gradients or draws.
@@ -84,7 +82,7 @@ def recomputable(modules: Sequence[Any], layers: Sequence[Any], around: Around) 
     before = [(m, vars(m)[_FUNCTION]) for m in active if _FUNCTION in vars(m)]
     try:
         for module, function in before:
-            setattr(module, _FUNCTION, _in_its_pass(function, around, random))
+            setattr(module, _FUNCTION, _in_its_pass(function, random))
         yield
     finally:
         for module, function in before:
@@ -104,22 +102,22 @@ def same_pass() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     found = current_pass()
     if found is None:
         return nullcontext(), nullcontext()
-    return running(replace(found, checkpointed=True)), Place(found, nullcontext)
+    return running(replace(found, checkpointed=True)), Place(found)
 
 
 def run_again(function: Callable[..., Any], *inputs: Any) -> Any:
     """Return what ``function`` makes of ``inputs``, and keep nothing else for backward: there it runs again."""
-    return _in_its_pass(partial(checkpoint, use_reentrant=False), nullcontext, False)(function, *inputs)
+    return _in_its_pass(partial(checkpoint, use_reentrant=False), False)(function, *inputs)
 
 
-def _in_its_pass(checkpointed: Callable[..., Any], around: Around, random: bool) -> Callable[..., Any]:
+def _in_its_pass(checkpointed: Callable[..., Any], random: bool) -> Callable[..., Any]:
     """Return a function as ``checkpointed``, under which what runs again does so at its place in the pass."""
 
     def run(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         found = current_pass()
         if found is None:
             return checkpointed(block, *args, **kwargs)
-        place: Place = Place(found, around)
+        place: Place = Place(found)
         first: AbstractContextManager[Any] | None = running(replace(found, checkpointed=True))
         del found  # the place is to hold nothing that leads to itself
 
@@ -146,14 +144,12 @@ class Place(AbstractContextManager[None]):
 
     Args:
         forward_pass: the pass that is running.
-        around: see :func:`recomputable`.
     """
 
-    def __init__(self, forward_pass: ForwardPass, around: Around) -> None:
-        memo, descriptors = forward_pass.memo.copy(), dict(forward_pass.descriptors)
-        again: Any = {"memo": memo, "descriptors": descriptors, "drawn": set(), "checkpointed": True}
-        self._pass = replace(forward_pass, **again)
-        self._noise, self._around = forward_pass.noise.copy(), around
+    def __init__(self, forward_pass: ForwardPass) -> None:
+        again: Any = {"memo": forward_pass.memo.copy(), "descriptors": forward_pass.severed, "drawn": set()}
+        self._pass = replace(forward_pass, checkpointed=True, **again)
+        self._noise = forward_pass.noise.copy()
         self._handlers = [_unread(handler) for handler in runtime._PYRO_STACK]
         self._plates = list(runtime._DIM_ALLOCATOR._stack)
         self._open: list[ExitStack] = []
@@ -165,7 +161,8 @@ class Place(AbstractContextManager[None]):
             stack.enter_context(_handled_by(self._handlers, self._plates))
             stack.enter_context(here.noise.rewound(self._noise))
             stack.enter_context(running(here))
-            stack.enter_context(self._around())
+            for around in here.again:
+                stack.enter_context(around())
             self._open.append(stack.pop_all())
 
     def __exit__(self, *error: Any) -> None:

@@ -128,7 +128,8 @@ class AdapterModel(AdaptedBackbone):
             noise = Memo()
             weights = draw_weights(self.sites, prior, rows, flipped, noise)
             weights |= draw_weights(self.head_sites, self.head_prior, rows, noise=noise)
-            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise, asked=asked())
+            again = [self._traits.again]
+            forward_pass = ForwardPass(rows, prior, weights, len(self.sites), noise=noise, asked=asked(), again=again)
             with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self.data_size(batch) / batch.size):
                 with self._run(forward_pass):
                     outputs = self.outputs(self._features(batch, rows.samples), batch)
@@ -146,7 +147,7 @@ class AdapterModel(AdaptedBackbone):
     @contextmanager
     def _run(self, forward_pass: ForwardPass) -> Iterator[None]:
         """Within the context the backbone runs in ``forward_pass``; so do, later, the blocks that run again for it."""
-        again = recomputable(self._checkpointing, self._installed, self._traits.again)
+        again = recomputable(self._checkpointing, self._installed)
         with running(forward_pass), again, self._traits.around(self.backbone, forward_pass.tokens):
             yield
 

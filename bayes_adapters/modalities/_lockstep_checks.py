@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bayes_adapters.errors import ConfigError, choice, missing_package, near_matches, unknown_name
+from bayes_adapters.modalities._thread_state import READS_HOOKS
 from bayes_adapters.modalities.taps import Side, Tap
 
 
@@ -22,9 +24,19 @@ def require_greenlet(use: str) -> ModuleType:
 
 
 def check_taps(
-    modules: Mapping[str, nn.Module], calls: Mapping[str, Mapping[str, Any]], taps: Mapping[str, Sequence[Tap]]
+    modules: Mapping[str, nn.Module],
+    calls: Mapping[str, Mapping[str, Any]],
+    taps: Mapping[str, Sequence[Tap]],
+    replayed: bool,
 ) -> None:
-    """Raise :class:`ConfigError` for names, calls or taps that do not fit the modules."""
+    """Raise :class:`ConfigError` for names, calls or taps that do not fit the modules.
+
+    Args:
+        modules: name → module.
+        calls: name → keyword arguments.
+        taps: name → taps.
+        replayed: whether somebody notes what checkpointed layers find at their taps.
+    """
     for name in [*calls, *taps]:
         if name not in modules:
             raise unknown_name("module", name, modules)
@@ -40,23 +52,40 @@ def check_taps(
             if (tap.path, tap.side) in places:
                 raise ConfigError(f"{name!r} has two taps at {tap}; one place has one tap.")
             places[tap.path, tap.side] = tap.step
-            if any(m.training and getattr(m, "gradient_checkpointing", False) for m in _down(name, modules[name], tap)):
-                raise ConfigError(
-                    f"{name!r} is trained with gradient checkpointing, which would run {tap.path!r} a second time "
-                    "during backward, without the exchange. Switch it off on this module."
-                )
+            _require_place(name, modules[name], tap)
+            if is_checkpointed(modules[name], tap):
+                _require_replayable(name, modules, tap, replayed)
 
 
-def _down(name: str, module: nn.Module, tap: Tap) -> list[nn.Module]:
-    """The modules on the way from ``module`` to the tap, both included."""
-    way = [module]
-    for part in tap.path.split(".") if tap.path else []:
-        below = dict(way[-1].named_children())
-        if part not in below:
-            paths = [path for path, _ in module.named_modules(remove_duplicate=False)]
-            raise ConfigError(f"{name!r} has no submodule {tap.path!r}.{near_matches(tap.path, paths)}")
-        way.append(below[part])
-    return way
+def _require_place(name: str, module: nn.Module, tap: Tap) -> None:
+    try:
+        module.get_submodule(tap.path)
+    except AttributeError as error:
+        paths = [path for path, _ in module.named_modules(remove_duplicate=False)]
+        raise ConfigError(f"{name!r} has no submodule {tap.path!r}.{near_matches(tap.path, paths)}") from error
+
+
+def is_checkpointed(module: nn.Module, tap: Tap) -> bool:
+    """Whether a module on the way from ``module`` to the tap, both included, is trained with gradient checkpointing."""
+    parts = tap.path.split(".") if tap.path else []
+    way = [module.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
+    return any(m.training and getattr(m, "gradient_checkpointing", False) for m in way)
+
+
+def _require_replayable(name: str, modules: Mapping[str, nn.Module], tap: Tap, replayed: bool) -> None:
+    what = f"{name!r} is trained with gradient checkpointing, which runs {tap.path!r} a second time during backward"
+    if not replayed:
+        raise ConfigError(
+            f"{what}, without the exchange. Pass pauses=Pauses() and run backward within its replayed(), or switch it "
+            "off on this module."
+        )
+    if not READS_HOOKS:
+        raise ConfigError(
+            f"{what}. Encoders in lock-step need torch 2.8 for that: {torch.__version__} cannot say which tensors a "
+            "paused module has kept. Update torch, or switch gradient checkpointing off."
+        )
+    if sum(module is modules[name] for module in modules.values()) > 1:
+        raise ConfigError(f"{what}, and has two names: its layers cannot tell which of its calls they run again for.")
 
 
 def check_replacements(step: int, given: Mapping[str, Tensor], replacements: Any) -> Mapping[str, Tensor]:

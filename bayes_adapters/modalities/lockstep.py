@@ -4,15 +4,17 @@ Each module runs in a greenlet, a call stack of its own in the caller's thread, 
 replaced ``forward`` and no threads. Hooks stop it at its taps; they exist only while :func:`run` lasts and act only on
 the call that :func:`run` made, so one module may run under two names, and other calls of it pass through.
 
-A paused module never shows through to the others: gradient mode, inference mode, autocast, Pyro's handlers and plates
-and context variables that it has set are its own until it goes on. Each module sees a copy of the caller's context.
+A paused module never shows through to the others: gradient mode, inference mode, autocast, hooks of saved tensors,
+Pyro's handlers and plates and context variables that it has set are its own until it goes on. Each module sees a copy
+of the caller's context.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,16 +23,20 @@ from torch.utils.hooks import RemovableHandle
 from bayes_adapters.modalities._lockstep_checks import (
     check_replacements,
     check_taps,
+    is_checkpointed,
     no_tensor,
     require_ended,
     require_greenlet,
     require_order,
 )
+from bayes_adapters.modalities._tap_hooks import hooked, tensor_of, with_tensor
 from bayes_adapters.modalities._thread_state import ThreadState
+from bayes_adapters.modalities.pauses import Pauses as Pauses
 from bayes_adapters.modalities.taps import Side as Side
 from bayes_adapters.modalities.taps import Tap as Tap
 
 Exchange = Callable[[int, dict[str, Tensor]], Mapping[str, Tensor]]
+Within = Callable[[], AbstractContextManager[Any]]
 
 
 def run(
@@ -38,6 +44,9 @@ def run(
     calls: Mapping[str, Mapping[str, Any]],
     taps: Mapping[str, Sequence[Tap]],
     exchange: Exchange,
+    *,
+    pauses: Pauses | None = None,
+    within: Mapping[str, Within] | None = None,
 ) -> dict[str, Any]:
     """Call ``modules[name](**calls[name])`` for every name, stopping at the taps to exchange tensors.
 
@@ -53,14 +62,17 @@ def run(
         taps: name → taps in any order; a name that is left out has none and runs through.
         exchange: see above. A replacement has the shape, dtype and device of what it replaces; gradients flow through
             it. ``{}`` changes nothing. It may call modules and ``pyro.sample``.
+        pauses: empty; notes what layers under gradient checkpointing, which need it, find at their taps. Whatever runs
+            them again in backward does so within ``pauses.replayed()``.
+        within: name → what makes a context in which that module runs, and the others do not.
 
     Returns:
         Name → what the module's call returned.
 
     Raises:
         ConfigError: names do not match, a path does not exist, two taps are in the same place or have the same step, a
-            tap's layer is checkpointed, a tap is passed twice, out of order or not at all, holds no tensor, or
-            ``exchange`` returns something unsuitable. An exception of a module or of ``exchange`` passes through
+            tap's layer is checkpointed without ``pauses`` or under torch before 2.8, a tap is passed twice, out of
+            order or not at all, holds no tensor, or ``exchange`` returns something unsuitable. An exception of a module or of ``exchange`` passes through
             unchanged, with a note that names the module. In every case the other modules are unwound (their ``finally``
             blocks run) and all hooks are gone.
         MissingResourceError: greenlet, which the extra ``cola`` brings, is not installed.
@@ -72,9 +84,12 @@ def run(
     >>> run(nets, calls, taps, lambda step, x: {"a": x["b"], "b": x["a"]})
     {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
     """
-    check_taps(modules, calls, taps)
-    thread_state = ThreadState()
-    tasks = {name: _Task(name, m, calls[name], taps.get(name, ()), thread_state) for name, m in modules.items()}
+    check_taps(modules, calls, taps, pauses is not None)
+    thread_state, within = ThreadState(), {} if within is None else within
+    tasks = {
+        name: _Task(name, module, calls[name], taps.get(name, ()), thread_state, within.get(name, nullcontext), pauses)
+        for name, module in modules.items()
+    }
     try:
         for task in tasks.values():
             task.attach()
@@ -104,10 +119,18 @@ class _Task:
     """One module's call: where it stands, and how to let it go on."""
 
     def __init__(
-        self, name: str, module: nn.Module, call: Mapping[str, Any], taps: Sequence[Tap], thread_state: ThreadState
+        self,
+        name: str,
+        module: nn.Module,
+        call: Mapping[str, Any],
+        taps: Sequence[Tap],
+        thread_state: ThreadState,
+        within: Within,
+        pauses: Pauses | None,
     ) -> None:
-        self.name, self.module, self.call, self.thread_state = name, module, call, thread_state
+        self.name, self.module, self.call, self.thread_state, self.within = name, module, call, thread_state, within
         self.taps = sorted(taps, key=lambda tap: tap.step)
+        self.pauses = pauses if any(is_checkpointed(module, tap) for tap in taps) else None
         self.reached = 0
         self.tensor: Any = None
         self.output: Any = None
@@ -128,11 +151,7 @@ class _Task:
 
     def attach(self) -> None:
         for tap in self.taps:
-            place = self.module.get_submodule(tap.path)
-            if tap.side == Side.INPUT:
-                self.handles.append(place.register_forward_pre_hook(self._input_hook(tap), with_kwargs=True))
-            else:
-                self.handles.append(place.register_forward_hook(self._output_hook(tap), prepend=True))
+            self.handles.append(hooked(self.module, tap, partial(self._through, tap)))
 
     def advance(self, replacement: Tensor | None = None) -> None:
         """Let the module run to its next tap, or to its end."""
@@ -159,18 +178,28 @@ class _Task:
 
     def _body(self) -> None:
         try:
-            self.output = self.module(**self.call)
+            with self.within():
+                self.output = self.module(**self.call)
             require_ended(self.name, self.taps[self.reached :])
         except BaseException as error:  # noqa: BLE001  (the driver raises it again)
             if not isinstance(error, _Stop):
                 error.add_note(f"Raised while {self.name!r} ran in lock-step.")
             self.error = error
 
-    def _arrive(self, tap: Tap) -> None:
+    def _through(self, tap: Tap, value: Any) -> Any:
+        """Hand over the tensor in ``value``; return ``value`` itself, or a copy of it with the replacement."""
+        if self not in _tasks.get():
+            return value
         if self.stopping:
             raise _Stop
-        place = self.taps.index(tap)
-        require_order(self.name, self.taps, place, self.reached)
+        require_order(self.name, self.taps, self.taps.index(tap), self.reached)
+        tensor = tensor_of(value)
+        if tensor is None:
+            raise no_tensor(self.name, tap, value)
+        new = self._pause(tensor)
+        if self.pauses is not None:
+            self.pauses.note(self.module, tap, tensor, None if new is tensor else new)
+        return with_tensor(value, new)
 
     def _pause(self, tensor: Tensor) -> Tensor:
         self.reached += 1
@@ -181,39 +210,6 @@ class _Task:
         if self.stopping:
             raise _Stop
         return self.tensor
-
-    def _input_hook(self, tap: Tap) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self not in _tasks.get():
-                return None
-            self._arrive(tap)
-            key = None if args else next(iter(inspect.signature(module.forward).parameters), None)
-            value = args[0] if args else kwargs.get(str(key))
-            new = self._through(tap, value)
-            if new is value:
-                return None
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, str(key): new})
-
-        return hook
-
-    def _output_hook(self, tap: Tap) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            if self not in _tasks.get():
-                return None
-            self._arrive(tap)
-            new = self._through(tap, output)
-            return None if new is output else new
-
-        return hook
-
-    def _through(self, tap: Tap, value: Any) -> Any:
-        """Hand over the tensor in ``value``; return ``value`` itself, or a copy of it with the replacement."""
-        if isinstance(value, Tensor):
-            return self._pause(value)
-        if type(value) in (tuple, list) and value and isinstance(value[0], Tensor):
-            new = self._pause(value[0])
-            return value if new is value[0] else type(value)((new, *value[1:]))
-        raise no_tensor(self.name, tap, value)
 
 
 _tasks: ContextVar[tuple[_Task, ...]] = ContextVar("bayes_adapters_lockstep_tasks", default=())
