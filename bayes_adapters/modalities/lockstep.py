@@ -72,9 +72,9 @@ def run(
     Raises:
         ConfigError: names do not match, a path does not exist, two taps are in the same place or have the same step, a
             tap's layer is checkpointed without ``pauses`` or under torch before 2.8, a tap is passed twice, out of
-            order or not at all, holds no tensor, or ``exchange`` returns something unsuitable. An exception of a module or of ``exchange`` passes through
-            unchanged, with a note that names the module. In every case the other modules are unwound (their ``finally``
-            blocks run) and all hooks are gone.
+            order or not at all, holds no tensor, or ``exchange`` returns something unsuitable. An exception of a module
+            or of ``exchange`` passes through unchanged, with a note that names the module. In every case the other
+            modules are unwound (their ``finally`` blocks run) and all hooks are gone.
         MissingResourceError: greenlet, which the extra ``cola`` brings, is not installed.
 
     >>> import torch

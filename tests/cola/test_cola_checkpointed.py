@@ -1,4 +1,4 @@
-"""CoLA under gradient checkpointing: every schedule, noise in both encoders, one of them alone, a guide's shared work."""
+"""CoLA under gradient checkpointing: schedules, noise in both encoders, one of them alone, a guide's shared work."""
 
 from __future__ import annotations
 
