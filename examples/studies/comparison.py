@@ -185,13 +185,14 @@ def short(value: float, digits: int = 2) -> str:
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
-    """Write mean ± standard deviation; numbers above ten, and equal whole ones above one, without decimals.
+    """Write mean ± standard deviation; numbers above ten, equal whole ones above one, and equal counts, without decimals.
 
-    >>> cell([0.8, 0.9]), cell([0.8]), cell([]), cell([74113.0] * 2), cell([35.2, 39.0]), cell([8.0, 8.0])
-    ('.850 ± .071', '.800', '–', '74,113', '37 ± 3', '8')
+    >>> cell([0.8, 0.9]), cell([0.8]), cell([]), cell([74113.0] * 2), cell([35.2, 39.0]), cell([8.0, 8.0]), cell([0, 0])
+    ('.850 ± .071', '.800', '–', '74,113', '37 ± 3', '8', '0')
     """
     mean = mean_of(values)
-    if mean > 10 or (mean > 1 and set(values) == {round(mean)}):
+    counts = bool(values) and all(isinstance(value, int) for value in values)
+    if mean > 10 or ((mean > 1 or counts) and set(values) == {round(mean)}):
         spread = f" ± {stdev(values):,.0f}" if len(set(values)) > 1 and all(map(math.isfinite, values)) else ""
         return f"{mean:,.0f}{spread}"
     spread = f" ± {short(stdev(values), digits)}" if len(values) > 1 and all(map(math.isfinite, values)) else ""
