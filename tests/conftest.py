@@ -7,6 +7,7 @@ the package's search path shows it ``models/`` and ``guides/``.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,15 @@ class _Doctests:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Doctests())
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects of imported modules are here to stay: no collection of garbage is to look at them again.
+
+    ``Trainer`` collects three times a run, each time for a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
