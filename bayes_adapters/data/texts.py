@@ -43,7 +43,8 @@ def completions(
     """Return prompts with what is to be written behind them as targets, for ``NextToken`` and ``LanguageModelHead``.
 
     Labels are the tokens of ``written``, and −100 at the prompt's and at padding. The two are tokenised apart, so that
-    the prompt's tokens are those that the model sees when it writes.
+    the prompt's tokens are those that the model sees when it writes; the end of text that a tokenizer puts behind
+    every text stands behind the completion only.
 
     Args:
         tokenizer: of the backbone, a causal language model.
@@ -61,11 +62,19 @@ def completions(
     require_strings("written", written, len(texts))
     stop = tokenizer.eos_token_id
     after = [stop] if end and stop is not None else []
-    firsts = [_ids(tokenizer, text, special=True) for text in texts]
+    firsts = [_begun(tokenizer, text) for text in texts]
     lasts = [_ids(tokenizer, text, special=False, named="written") + after for text in written]
     inputs = _padded(tokenizer, [a + b for a, b in zip(firsts, lasts, strict=True)], longest)
     labels = [[IGNORED] * len(a) + b for a, b in zip(firsts, lasts, strict=True)]
     return Batch(inputs, _fill(labels, IGNORED, tokenizer.padding_side))
+
+
+def _begun(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a prompt that goes on: without an end of text that it did not hold itself."""
+    ids, own = (_ids(tokenizer, text, special=special) for special in (True, False))
+    while ids[-1:] == [tokenizer.eos_token_id] and ids[-len(own) :] != own:
+        ids = ids[:-1]
+    return ids
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool, named: str = "texts") -> list[int]:

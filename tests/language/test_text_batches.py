@@ -41,6 +41,14 @@ def test_a_text_that_a_template_has_begun_is_not_begun_again() -> None:
     assert completions(words, ["[UNK]A:"], [" A"], longest=9).inputs["input_ids"].tolist() == [[0, 5, 4, 8, 2]]
 
 
+def test_an_end_that_a_tokenizer_puts_behind_every_text_is_behind_the_completion_alone() -> None:
+    words: Any = tokenizer(pad_token="[PAD]")
+    words._tokenizer.post_processor = TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 2)])
+    assert prompts(words, ["A:"], longest=9).inputs["input_ids"].tolist() == [[5, 4, 2]]
+    for text, expected in (("A:", [5, 4, 8, 2]), ("A:[END]", [5, 4, 2, 8, 2])):  # a template's own end of a turn stays
+        assert completions(words, [text], [" A"], longest=9).inputs["input_ids"].tolist() == [expected]
+
+
 def test_what_is_refused() -> None:
     words = tokenizer(pad_token="[PAD]")
     with refuses(ConfigError, "tokenizer.pad_token", "tokenizer.eos_token"):
