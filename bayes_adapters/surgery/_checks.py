@@ -138,9 +138,9 @@ def require_mergeable(path: str, layer: AdaptedLinear) -> None:
         weight = getattr(layer.base_layer, "weight", None)
         raise ConfigError(
             f"The base layer {path!r}, a {type(layer.base_layer).__name__}, has no floating-point weight of its own "
-            f"but a {type(weight).__name__} (quantised, or computed from others by a parametrisation?), so nothing "
-            "can be added to it. Keep the adapter; write it as a PEFT folder, which is served beside such a base "
-            "(bayes_adapters.files.peft.to_peft); or load that folder onto the backbone in full precision "
+            f"but a {type(weight).__name__} (quantised, sharded, or computed from others by a parametrisation?), so "
+            "nothing can be added to it. Keep the adapter; write it as a PEFT folder, which is served beside such a "
+            "base (bayes_adapters.files.peft.to_peft); or load that folder onto the backbone in full precision "
             "(from_peft), and merge there."
         )
 

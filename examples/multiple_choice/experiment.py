@@ -16,8 +16,9 @@ from bayes_adapters.errors import DataError
 from bayes_adapters.guides import Delta
 from examples.multiple_choice.methods import method
 from examples.studies.few_labels.experiment import Result, answer, scored
-from examples.studies.meld.experiment import CLEAN, Fitted, Settings, Task, Trained, draws, fit_member
+from examples.studies.meld.experiment import CLEAN, Fitted, Trained, draws, fit_member
 from examples.studies.meld.records import Row
+from examples.studies.meld.task import Settings, Task
 
 SETTINGS = Settings(train_size=200, dev_size=100, test_size=500, epochs=30, lr=1e-2, samples=8, select=False)
 """30 passes over 200 questions. The dev utterances are for the knobs, the epoch and the temperature."""

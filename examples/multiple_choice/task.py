@@ -15,7 +15,7 @@ from examples.studies.decoder import cut
 from examples.studies.few_labels.task import States
 from examples.studies.kept_states import kept
 from examples.studies.meld.data import Meld, Utterance, Utterances
-from examples.studies.meld.experiment import Settings, Task
+from examples.studies.meld.task import Settings, Task
 
 LAYERS = 2
 """How many layers have adapters, from the top."""

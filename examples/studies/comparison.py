@@ -185,7 +185,7 @@ def short(value: float, digits: int = 2) -> str:
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
-    """Write mean ± standard deviation; numbers above ten, equal whole ones above one, and equal counts, without decimals.
+    """Write mean ± standard deviation; numbers above ten, equal whole ones above one and equal counts without decimals.
 
     >>> cell([0.8, 0.9]), cell([0.8]), cell([]), cell([74113.0] * 2), cell([35.2, 39.0]), cell([8.0, 8.0]), cell([0, 0])
     ('.850 ± .071', '.800', '–', '74,113', '37 ± 3', '8', '0')

@@ -37,9 +37,10 @@ from examples.studies.few_labels.experiment import SETTINGS, Result, train
 from examples.studies.few_labels.results import MeldGrid, Said, nll_difference, publish
 from examples.studies.few_labels.task import FewLabels, States
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import Settings, draws, record_of, rows_of
+from examples.studies.meld.experiment import draws, record_of, rows_of
 from examples.studies.meld.records import Row
 from examples.studies.meld.results import backbone
+from examples.studies.meld.task import Settings
 from examples.studies.rows import read_rows
 
 POOL = replace(SETTINGS, train_size=800, test_size=500)

@@ -17,8 +17,9 @@ from bayes_adapters.analysis.records import Record
 from examples.studies.few_labels.methods import method
 from examples.studies.few_labels.task import FewLabels
 from examples.studies.meld.data import Utterances
-from examples.studies.meld.experiment import CLEAN, Settings, Trained, draws, record_of, train_members
+from examples.studies.meld.experiment import CLEAN, Trained, draws, record_of, train_members
 from examples.studies.meld.records import Row
+from examples.studies.meld.task import Settings
 
 SETTINGS = Settings(train_size=200, dev_size=200, test_size=1000, epochs=25, select=False)
 """25 passes over 200 utterances; the last state is kept. The dev utterances are for the knob and the temperature."""

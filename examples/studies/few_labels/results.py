@@ -31,9 +31,10 @@ from examples.studies.few_labels.methods import METHODS, Tuned
 from examples.studies.few_labels.task import FewLabels
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld, voice_prompts
-from examples.studies.meld.experiment import CLEAN, Settings
+from examples.studies.meld.experiment import CLEAN
 from examples.studies.meld.records import Row
 from examples.studies.meld.results import backbone
+from examples.studies.meld.task import Settings
 from examples.studies.rows import read_rows, write_rows
 
 REFERENCE = "lora" + SCALED

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayes_adapters import Batch
 from examples.studies.length_batches import LengthBatches
 from examples.studies.meld.data import Meld, Utterance, Utterances
-from examples.studies.meld.experiment import Settings, Task
+from examples.studies.meld.task import Settings, Task
 
 LAYERS = 2
 """How many layers have adapters, from the top."""

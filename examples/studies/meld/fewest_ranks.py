@@ -50,10 +50,11 @@ from bayes_adapters.backbones import text_backbone
 from bayes_adapters.guides import Delta
 from bayes_adapters.surgery.export import to_lora
 from examples.studies.meld.data import Meld, Utterances
-from examples.studies.meld.experiment import Settings, Task, Trained, draws, train_member
+from examples.studies.meld.experiment import Trained, draws, train_member
 from examples.studies.meld.kl_weights import weighted
 from examples.studies.meld.methods import Built, method
 from examples.studies.meld.results import backbone
+from examples.studies.meld.task import Settings, Task
 from examples.studies.user_errors import user_errors
 
 WEIGHTS = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)

@@ -32,9 +32,10 @@ import transformers
 
 from bayes_adapters.backbones import text_backbone
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import Settings, Task, train_member
+from examples.studies.meld.experiment import train_member
 from examples.studies.meld.methods import KL_WEIGHTS, PRUNED, Build, Built, method
 from examples.studies.meld.results import backbone
+from examples.studies.meld.task import Settings, Task
 from examples.studies.user_errors import user_errors
 
 METHODS = tuple(name for name in KL_WEIGHTS if name != PRUNED)

@@ -23,9 +23,10 @@ from bayes_adapters.backbones import text_backbone
 from examples.studies.comparison import Metric, difference_table, mean_table, paired_differences, rewrite_file
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.meld.data import Meld, voice_prompts
-from examples.studies.meld.experiment import CLEAN, FROZEN, OOD, Settings, Task, run
+from examples.studies.meld.experiment import CLEAN, FROZEN, OOD, run
 from examples.studies.meld.methods import KL_WEIGHTS, METHODS, PRUNED
 from examples.studies.meld.records import Result, Row
+from examples.studies.meld.task import Settings, Task
 from examples.studies.rows import read_rows, write_rows
 
 EVERY = (FROZEN, *METHODS)

@@ -13,8 +13,9 @@ from examples.studies.few_labels import experiment, methods
 from examples.studies.few_labels.results import REFERENCE, differences
 from examples.studies.few_labels.task import TYPOS, FewLabels, misspelt, split
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import CLEAN, Settings, draws
+from examples.studies.meld.experiment import CLEAN, draws
 from examples.studies.meld.records import Row
+from examples.studies.meld.task import Settings
 from tests.helpers import bert
 from tests.studies.meld.parts import PROMPTS, VOCABULARY, Tokenizer, write
 

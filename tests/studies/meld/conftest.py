@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import Task
+from examples.studies.meld.task import Task
 from tests.studies.meld.parts import PROMPTS, SETTINGS, Tokenizer, backbone, write
 
 

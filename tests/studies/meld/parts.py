@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from examples.studies.meld.data import Utterance
-from examples.studies.meld.experiment import Settings
+from examples.studies.meld.task import Settings
 from tests.helpers import bert
 
 HEADER = (

@@ -10,7 +10,7 @@ from bayes_adapters.errors import DataError
 from examples.studies.length_batches import LengthBatches
 from examples.studies.meld import data as meld_data
 from examples.studies.meld.data import Meld, Utterances, voice_prompts
-from examples.studies.meld.experiment import Task
+from examples.studies.meld.task import Task
 from examples.studies.verify_prompts.prompts import Prompt
 from tests.refusals import refuses
 from tests.studies.meld.parts import Tokenizer

@@ -12,9 +12,10 @@ import torch
 from bayes_adapters.surgery.export import to_lora
 from examples.studies.meld import fewest_ranks, methods
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import Settings, Task, run
+from examples.studies.meld.experiment import run
 from examples.studies.meld.fewest_ranks import Found, acceptable, choose, measure, paired, task_of
 from examples.studies.meld.methods import KL_WEIGHTS, PRUNED
+from examples.studies.meld.task import Settings, Task
 from tests.studies.meld.parts import SETTINGS, Tokenizer, backbone, write
 
 N = 100

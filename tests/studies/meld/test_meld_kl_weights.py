@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from examples.studies.meld import kl_weights, methods
-from examples.studies.meld.experiment import Settings, Task, train_member
+from examples.studies.meld.experiment import train_member
 from examples.studies.meld.methods import KL_WEIGHTS, METHODS, Build
+from examples.studies.meld.task import Settings, Task
 from tests.studies.meld.parts import SETTINGS, Tokenizer, backbone, write
 
 

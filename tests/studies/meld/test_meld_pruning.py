@@ -10,8 +10,9 @@ import pytest
 
 from bayes_adapters.surgery._ranks import shrink
 from examples.studies.meld import methods
-from examples.studies.meld.experiment import Task, run, train
+from examples.studies.meld.experiment import run, train
 from examples.studies.meld.methods import METHODS, Build
+from examples.studies.meld.task import Task
 from tests.studies.meld.parts import SETTINGS, backbone
 
 

@@ -14,8 +14,9 @@ from bayes_adapters.sites import Granularity
 from bayes_adapters.surgery.pruning import PruneSchedule
 from bayes_adapters.surgery.training_free import bayesianise
 from examples.studies.meld import methods
-from examples.studies.meld.experiment import Task, draws, run, train
+from examples.studies.meld.experiment import draws, run, train
 from examples.studies.meld.methods import KL_WEIGHTS, METHODS, PRUNE_THRESHOLD, PRUNED, Build
+from examples.studies.meld.task import Task
 from tests.studies.meld.parts import SETTINGS, backbone
 
 PUBLISHED = {

@@ -14,9 +14,10 @@ from bayes_adapters.analysis.records import read_records, write_records
 from bayes_adapters.errors import DataError
 from examples.studies.comparison import difference_table
 from examples.studies.meld import results
-from examples.studies.meld.experiment import CLEAN, FROZEN, OOD, Task, run
+from examples.studies.meld.experiment import CLEAN, FROZEN, OOD, run
 from examples.studies.meld.methods import KL_WEIGHTS, METHODS, PRUNED
 from examples.studies.meld.records import Result, Row
+from examples.studies.meld.task import Task
 from examples.studies.rows import read_rows, write_rows
 from tests.refusals import refuses
 from tests.studies.meld.parts import PROMPTS, SETTINGS, write

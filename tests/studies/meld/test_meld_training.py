@@ -12,8 +12,9 @@ import torch
 from bayes_adapters import predict
 from bayes_adapters.errors import ConfigError
 from examples.studies.meld.data import Utterances
-from examples.studies.meld.experiment import Task, draws, run, train
+from examples.studies.meld.experiment import draws, run, train
 from examples.studies.meld.methods import METHODS, method
+from examples.studies.meld.task import Task
 from tests.refusals import refuses
 from tests.studies.meld.parts import SETTINGS, Tokenizer, backbone
 

@@ -21,7 +21,8 @@ from examples.multiple_choice.experiment import SELECTED, BestEpoch
 from examples.multiple_choice.results import MultipleChoiceGrid, means
 from examples.multiple_choice.task import LETTERS, TARGETS, make, question
 from examples.studies.meld.data import Meld
-from examples.studies.meld.experiment import CLEAN, Task, fit_member
+from examples.studies.meld.experiment import CLEAN, fit_member
+from examples.studies.meld.task import Task
 from tests.studies.meld.parts import write
 
 SETTINGS = replace(
