@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bayes_adapters.adapters.forward_pass import Descriptor, running
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
-from bayes_adapters.adapters.recomputation import checkpointing
+from bayes_adapters.adapters.recomputation import checkpointed_in, checkpointing
 from bayes_adapters.adapters.targets import Targets, linear_size
 from bayes_adapters.backbones.hidden_states import last_hidden_state
 from bayes_adapters.backbones.placement import place_beside
@@ -248,7 +248,7 @@ class CoLA(ConcatLoRA):
         encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
         taps = {name: self._taps(name) for name in inputs.calls}
         # What a guide makes once for all sites, a checkpointed encoder makes for its own: it runs again without others.
-        again = [name for name, net in encoders.items() if any(m.gradient_checkpointing for m in checkpointing(net))]
+        again = [name for name, net in encoders.items() if checkpointed_in(checkpointing(net))]
         within = {name: partial(running, replace(forward_pass, memo=Memo())) for name in again}
         outputs = lockstep.run(encoders, inputs.calls, taps, exchange, pauses=pauses, within=within)
         return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}

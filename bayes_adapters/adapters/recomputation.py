@@ -45,6 +45,11 @@ def checkpointing(backbone: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(module for module in backbone.modules() if hasattr(module, "gradient_checkpointing"))
 
 
+def checkpointed_in(modules: Sequence[Any]) -> list[Any]:
+    """Return those of ``modules`` that run again in backward: only in train mode do blocks do so."""
+    return [module for module in modules if module.gradient_checkpointing and module.training]
+
+
 def require_nonreentrant(modules: Sequence[Any], layers: Sequence[Any]) -> bool:
     """Raise :class:`ConfigError` if layers with random parts are checkpointed so that gradients or draws are lost.
 
@@ -77,7 +82,7 @@ def recomputable(modules: Sequence[Any], layers: Sequence[Any]) -> Iterator[None
     Raises:
         ConfigError: blocks are checkpointed in a way that loses gradients or draws.
     """
-    active = [m for m in modules if m.gradient_checkpointing and m.training] if torch.is_grad_enabled() else []
+    active = checkpointed_in(modules) if torch.is_grad_enabled() else []
     random = bool(active) and require_nonreentrant(active, layers)
     before = [(m, vars(m)[_FUNCTION]) for m in active if _FUNCTION in vars(m)]
     try:

@@ -51,11 +51,17 @@ class ThreadState:
 
 def _hooks() -> list[tuple[Any, Any]]:
     """The hooks of saved tensors that are on, (pack, unpack), the outermost first; a checkpointed layer has its own."""
+    found = _taken()
+    _push(found)
+    return found
+
+
+def _taken() -> list[tuple[Any, Any]]:
+    """The same, and take them off."""
     found: list[tuple[Any, Any]] = []
     while READS_HOOKS and (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         torch._C._autograd._pop_saved_tensors_default_hooks()
         found.insert(0, top)
-    _push(found)
     return found
 
 
@@ -70,15 +76,10 @@ def _hooked(callers: list[tuple[Any, Any]], own: list[tuple[Any, Any]]) -> Itera
     if callers == own:  # nothing to do, and no switching on of hooks that somebody has forbidden
         yield
         return
-    _take(len(own))
+    _taken()
     _push(callers)
     try:
         yield
     finally:
-        _take(len(_hooks()))
+        _taken()
         _push(own)
-
-
-def _take(number: int) -> None:
-    for _ in range(number):
-        torch._C._autograd._pop_saved_tensors_default_hooks()
