@@ -59,8 +59,8 @@ class BoundingBox(Likelihood):
     entropies in nats, are each coordinate's own, (B, 4): 2 b² and 1 + log 2b of a draw, total that of a Laplace with
     the variance of the mixture, exact for S = 1. :meth:`Prediction.summed` adds up. ``log_density`` is joint.
 
-    |y − m| has no curvature, so ``surgery.laplace``, which reads that of the loss, says nothing of use here; for it take
-    :class:`MultiGaussian` of four numbers.
+    |y − m| has no curvature, so ``surgery.laplace``, which reads that of the loss, says nothing of use here; for it
+    take :class:`MultiGaussian` of four numbers.
 
     Args:
         scale: for what b is one number: ``coordinate``, ``all``, or ``example``, with eight outputs in place of four.
