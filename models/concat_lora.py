@@ -113,7 +113,7 @@ class ConcatLoRA(AdapterModel):
         if head_width is not None:
             whole_number("head_width", head_width)
         self.head_width, self.streams = head_width, _read_streams(streams, encoders)
-        self.dense, self._dense = dense, read_dense(dense, prefix_tokens, encoders)
+        self.dense, self._dense = dense, read_dense(dense, prefix_tokens, list(encoders))
         self.prefix_tokens = prefix_tokens
         super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
         device = next(self.backbone.parameters()).device

@@ -122,6 +122,9 @@ def test_training_prediction_and_files(kind: str, tmp_path: Path) -> None:
     else:
         model = CoLA(nets, tasks, rank=2, dense=3) if kind == "cola" else concat(3, tasks)
         guide = Delta(fill_B(model))
+    if kind == "cola":  # segments cost no parameters: the paper's counts stay
+        whole = CoLA(encoders(1, 1), Categorical(5), rank=2)
+        assert [p.shape for p in whole.parameters()] == [p.shape for p in model.parameters()]
     data = Batch(batch().inputs, {"event": LABELS, "place": torch.tensor([0, 1, -100, 1])})
     found = predict(model, guide, data, num_samples=3)
     assert found["event"].mean.shape == (4, 3, 3)
