@@ -95,7 +95,8 @@ def require_order(name: str, windows: int, *, first: bool, masked: bool) -> None
 
 def check_streams_head(model: AdapterModel, head: Head, head_width: int | None) -> None:
     """Raise :class:`ConfigError` unless ``head`` reads pooled outputs of several encoders, and its options count."""
-    if head.pooling is not Pooling.MEAN:  # the default, which configurations of saved models name
+    # the defaults, which configurations of saved models name
+    if head.pooling is not (Pooling.NONE if model.tags else Pooling.MEAN):
         raise ConfigError(
             f"pooling={head.pooling.value!r} has no effect in a {type(model).__name__}: every encoder's output is "
             "pooled as streams= says, for example streams='cls'."

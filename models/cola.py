@@ -88,6 +88,10 @@ class CoLA(ConcatLoRA):
     tokens have no marks of their own, so it takes neither ``cls`` pooling nor a mask; and where it pads an image up to
     whole windows, the schedule ``progressive``, which would pool the padding, refuses the batch.
 
+    ``dense`` gives one output per token or per segment, as in :class:`ConcatLoRA`. The descriptors stay one vector per
+    example. In the paper's audio-visual events each second is a row of its own in both encoders, and they exchange
+    descriptors per second: there the examples of a batch are the seconds, with a likelihood of one target per example.
+
     Source: Suharitdamrong et al. 2026, arXiv 2604.03314, and its released code (r = 16, α = 8, λ 0.5 for vision and
     language, 0.1 for audio and vision). More than two encoders, ``spread`` and missing modalities are this library's.
 
@@ -102,8 +106,8 @@ class CoLA(ConcatLoRA):
         depths: how blocks are paired, see :func:`bayes_adapters.modalities.depths.depth_map`.
         prior: of Φ; None means N(0, 1), the scale at which the hypernetwork's layer norm starts.
         targets: which of the blocks' linears are adapted; None means all six.
-        **options: ``rank``, ``alpha`` and ``dropout`` of :class:`bayes_adapters.AdapterModel`; ``streams`` and
-            ``head_width`` (AVE: 512) of :class:`ConcatLoRA`.
+        **options: ``rank``, ``alpha`` and ``dropout`` of :class:`bayes_adapters.AdapterModel`; ``streams``,
+            ``head_width`` (AVE: 512), ``dense`` and ``prefix_tokens`` of :class:`ConcatLoRA`.
 
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared

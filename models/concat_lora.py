@@ -1,4 +1,4 @@
-"""Several encoders, each with plain LoRA, whose pooled outputs are concatenated for the head."""
+"""Several encoders, each with plain LoRA, whose outputs are concatenated for the head: pooled, or per token."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
+from bayes_adapters.models._dense import joined, read_dense
+from bayes_adapters.models._dense_checks import refuse_segments, require_dense_effect
 from bayes_adapters.models._encoder_checks import check_streams_head, require_every_stream
 
 
@@ -49,11 +51,29 @@ class ConcatLoRA(AdapterModel):
     :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`). A modality that is missing, for the batch or for
     an example, has a learned null vector in the place of its pooled output.
 
+    With ``dense`` there is one output, and one target, per token or per segment of time; the likelihood is then
+    :class:`~bayes_adapters.likelihoods.Tagging`, alone or in ``Tasks``, or another with one target per token:
+
+    * ``dense="image"``, an encoder's name: ``f_t = W [h_t ; pool(h^c) ; …]``, h_t its own hidden state at token t.
+      Targets have shape (B, n), n the tokens that the encoder returns, −100 where one has no label: a ViT returns a
+      class token before its patches. ``prefix_tokens=1`` leaves it out, of targets and predictions too. Padding, and
+      all tokens of an example that lacks this encoder, have no target.
+    * ``dense=10``, a number T of segments: ``f_s = W [mean of h¹ in s ; … ; mean of h^M in s]``, targets (B, T). Each
+      encoder's real tokens, m of them, share the example's time equally: token k counts in segment s as much as
+      [k/m, (k + 1)/m] and [s/T, (s + 1)/T] overlap. So encoders of other rates meet in time; T = 1 is the mean over
+      real tokens. Where tokens have times of their own, ``<encoder>.segment``, (B, n) int64, says which segment each is
+      in, −1 for none, and the mean is that of the segment's real tokens. A segment in which an encoder has none has its
+      null vector. Class tokens are no time: mark them 0 in ``<encoder>.token_mask``, or −1 in ``<encoder>.segment``.
+
     Args:
         backbone: an ``nn.ModuleDict`` of encoders that return ``last_hidden_state``; changed in place.
         likelihood: see :mod:`bayes_adapters.likelihoods`.
-        streams: encoder → :class:`StreamPooling`, or one for all.
+        streams: encoder → :class:`StreamPooling`, or one for all; of outputs per token it pools the other encoders.
         head_width: hidden units of a second linear layer before the outputs; None means one layer.
+        dense: what has outputs and targets: the tokens of the encoder of this name, or as many segments of time as this
+            number; None means the example.
+        prefix_tokens: how many first tokens of the encoder ``dense`` are left out (ViT 1, DeiT 2, DINOv2 with registers
+            5).
         **options: options of :class:`AdapterModel` that do not concern random parts or pooling; ``targets`` defaults
             to every linear layer.
 
@@ -65,10 +85,17 @@ class ConcatLoRA(AdapterModel):
     >>> inputs = {"question.input_ids": torch.tensor([[3, 5]]), "answer.input_ids": torch.tensor([[4, 2, 6]])}
     >>> model.modalities, model(Batch(inputs)).shape
     (['question', 'answer'], torch.Size([1, 1]))
+
+    Labels of the answer's three words, in the light of the question:
+
+    >>> from bayes_adapters import Tagging
+    >>> tagger = ConcatLoRA(nn.ModuleDict({"question": BertModel(tiny), "answer": BertModel(tiny)}), Tagging(5),
+    ...                     dense="answer", rank=2)
+    >>> tagger(Batch(inputs, targets=torch.tensor([[4, -100, 0]]))).shape
+    torch.Size([1, 3, 5])
     """
 
     structure: ClassVar[str] = "concat_lora"
-    tags: ClassVar[bool] = False
     least: ClassVar[int] = 1
 
     def __init__(
@@ -78,12 +105,16 @@ class ConcatLoRA(AdapterModel):
         *,
         streams: Mapping[str, StreamPooling | str] | StreamPooling | str = StreamPooling.MASKED_MEAN,
         head_width: int | None = None,
+        dense: str | int | None = None,
+        prefix_tokens: int = 0,
         **options: Any,
     ) -> None:
         encoders = require_encoders(backbone, self.least, type(self).__name__)
         if head_width is not None:
             whole_number("head_width", head_width)
         self.head_width, self.streams = head_width, _read_streams(streams, encoders)
+        self.dense, self._dense = dense, read_dense(dense, prefix_tokens, list(encoders))
+        self.prefix_tokens = prefix_tokens
         super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
         device = next(self.backbone.parameters()).device
         self.null = nn.ParameterDict(
@@ -95,29 +126,52 @@ class ConcatLoRA(AdapterModel):
         """Names of the encoders."""
         return list(self.streams)
 
+    @property
+    def tags(self) -> bool:
+        return self.dense is not None
+
     def default_head(self, pooling: Pooling | str | None) -> Head:
         if self.head_width is None:
             return LinearHead(pooling)
         return TwoLayerHead(self.head_width, relu=False, pooling=pooling)
 
     def require_fitting(self, head: Head, likelihood: Likelihood) -> None:
+        require_dense_effect(type(self).__name__, self.dense, likelihood)
         super().require_fitting(head, likelihood)
         check_streams_head(self, head, self.head_width)
 
     def feature_width(self, backbone: nn.Module) -> int:
         return sum(hidden_width(encoder) for encoder in backbone.children())
 
-    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
-        inputs = EncoderInputs.split(batch, self.modalities, folds)
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
+        inputs = self.inputs_of(batch, folds)
         hidden = self.run_encoders(inputs)
-        features: list[Tensor] = []
-        for name, pooling in self.streams.items():
-            if name in hidden:
-                pooled = pooling(hidden[name], inputs.mask_of(name, hidden[name])).float()
-                features.append(inputs.or_null(name, pooled, self.null[name]))
-            else:
-                features.append(self.null[name].expand(inputs.rows, -1))
-        return torch.cat(features, -1)
+        return joined([self.features_of(name, hidden.get(name), inputs) for name in self.streams])
+
+    def inputs_of(self, batch: Batch, folds: int) -> EncoderInputs:
+        """Return what the encoders are called with; :class:`DataError` where tokens to label cannot be told."""
+        inputs = EncoderInputs.split(batch, self.modalities, folds)
+        if self._dense is None:
+            refuse_segments(inputs.segments, f"this {type(self).__name__} has one output per example")
+        else:
+            self._dense.require_inputs(inputs.calls, inputs.segments)
+        return inputs
+
+    def features_of(
+        self, name: str, hidden: Float[Tensor, "rows n d"] | None, inputs: EncoderInputs
+    ) -> Float[Tensor, "rows *T d"]:
+        """Return what the head sees of one encoder; ``hidden`` is None where the batch has no input of it."""
+        null = self.null[name]
+        if self._dense is not None and self._dense.of(name):
+            return self._dense.features(name, hidden, null, inputs)
+        if hidden is None:
+            return null.expand(inputs.rows, -1)
+        return inputs.or_null(name, self.streams[name](hidden, inputs.mask_of(name, hidden)).float(), null)
+
+    def output_mask(self, batch: Batch, outputs: int) -> Bool[Tensor, "B T"] | None:
+        if self._dense is None:
+            return None
+        return self._dense.real(EncoderInputs.split(batch, self.modalities, 1), outputs)
 
     def withholdable(self, batch: Batch) -> list[str]:
         """Name the encoders that have inputs in ``batch``."""
@@ -137,7 +191,9 @@ class ConcatLoRA(AdapterModel):
 
     def config(self) -> dict[str, Any]:
         streams = {name: pooling.value for name, pooling in self.streams.items()}
-        return super().config() | {"streams": streams, "head_width": self.head_width}
+        usual = {"dense": None, "prefix_tokens": 0}
+        unusual = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        return super().config() | {"streams": streams, "head_width": self.head_width} | unusual
 
 
 def _read_streams(

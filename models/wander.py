@@ -24,6 +24,7 @@ from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_wid
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
 from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.models._checks import OF_ADAPTERS, check_depths, check_fusion, check_lengths, check_used
+from bayes_adapters.models._dense import joined
 from bayes_adapters.models._encoder_checks import running_pass
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.models.multiplicative.factors import (
@@ -49,6 +50,11 @@ class Wander(ConcatLoRA):
     the gate g, what stands in for a missing modality, the head) is deterministic. The gate starts at 0: at construction
     the fusion returns its residual, and its other tensors get gradient from the second step on.
 
+    With ``dense``, see :class:`ConcatLoRA`, an output of token t sees ``[h_t ; mean_r(…)]``, and one of segment s
+    ``[mean of h¹ in s ; … ; mean of h^M in s ; mean_r(…)]``. The r fused tokens are in no order of time: their mean, of
+    the whole example, stands beside every output. After every layer tokens stay tokens, and nothing differs from
+    :class:`ConcatLoRA`.
+
     Source: Guo et al., AAAI 2025, arXiv 2412.08979, as its released code computes it; masks, lengths that vary, missing
     modalities, normalisation, the gate, fusion after every layer and random factors are this library's.
 
@@ -69,8 +75,8 @@ class Wander(ConcatLoRA):
             1/√(r R) for F_m and 1/√(L_m R) for G_m.
         blocks: encoder → its :class:`Blocks`, for encoders that ``describe_blocks`` does not know.
         targets: linear layers to adapt by plain LoRA as well; None adapts none, as the paper.
-        **options: ``head_width`` of :class:`ConcatLoRA`; with ``targets`` also ``rank``, ``alpha`` and ``dropout``, and
-            with ``every_layer`` also ``streams``.
+        **options: ``head_width``, ``dense`` and ``prefix_tokens`` of :class:`ConcatLoRA`; with ``targets`` also
+            ``rank``, ``alpha`` and ``dropout``, and with ``every_layer`` also ``streams``.
 
     Raises:
         ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
@@ -126,8 +132,8 @@ class Wander(ConcatLoRA):
     def _fuse(self, num_data: int, prior: PriorLike | None) -> None:
         """Make the fusion's parameters and its sites."""
         self.num_data = num_data
-        if not self.every_layer:  # what stands in for a missing modality is a factor, not a feature
-            self.null = nn.ParameterDict()
+        if not self.every_layer:  # what stands in for a missing modality is a factor; but tokens are features
+            self.null = nn.ParameterDict({name: self.null[name] for name in self._own_features})
         widths = {name: hidden_width(encoder) for name, encoder in self.backbone.named_children()}
         sizes = {"fusion_rank": self.fusion_rank, "terms": self.terms, "num_data": self.num_data}
         check_fusion(widths, self.lengths, sizes, self.width, self.every_layer)
@@ -172,19 +178,28 @@ class Wander(ConcatLoRA):
     def feature_width(self, backbone: nn.Module) -> int:
         if self.every_layer:
             return super().feature_width(backbone)
-        return self.width or hidden_width(next(iter(backbone.children())))
+        fused = self.width or hidden_width(next(iter(backbone.children())))
+        return fused + sum(hidden_width(backbone.get_submodule(name)) for name in self._own_features)
 
-    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows d"]:
+    @property
+    def _own_features(self) -> list[str]:
+        """Encoders whose tokens or segments the head sees beside the fused tokens."""
+        return [] if self._dense is None else [name for name in self.modalities if self._dense.of(name)]
+
+    def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         if self.every_layer:
             return super().encode(batch, folds)
         # encoders without adapters are the same for every draw: they run once, and their outputs are repeated
         once = not self.layers
-        inputs = EncoderInputs.split(batch, self.modalities, 1 if once else folds)
-        frames = {name: self._frames(name, value, inputs) for name, value in self.run_encoders(inputs).items()}
+        inputs = self.inputs_of(batch, 1 if once else folds)
+        hidden = self.run_encoders(inputs)
+        frames = {name: self._frames(name, value, inputs) for name, value in hidden.items()}
         if once:
             frames = {n: Frames(fold(f.values, folds), fold(f.mask, folds)) for n, f in frames.items()}
         projected = {n: Frames(self.project[n](f.values), f.mask) if self.project else f for n, f in frames.items()}
-        return cp_fusion_pooled(projected, self._factors(0), self.rule).values.float().mean(1)
+        fused = cp_fusion_pooled(projected, self._factors(0), self.rule).values.float().mean(1)
+        own = [self.features_of(name, hidden.get(name), inputs) for name in self._own_features]
+        return joined([*(fold(each, folds) if once else each for each in own), fused])
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         if not self.every_layer:

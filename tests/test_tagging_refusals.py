@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
 from bayes_adapters import (
     Categorical,
     Tagging,
     adapted_layers,
 )
 from bayes_adapters.errors import ConfigError
-from bayes_adapters.models import ConcatLoRA, LoRA
+from bayes_adapters.models import LoRA
 from tests.helpers import bert
 from tests.refusals import refuses
 
@@ -23,12 +21,6 @@ def test_pooling_and_likelihood_must_fit() -> None:
         LoRA(backbone, Categorical(3), pooling="none")
     assert not adapted_layers(backbone)
     assert LoRA(backbone, Tagging(3), pooling="none").pooling == "none"
-
-
-def test_several_encoders_have_no_common_tokens() -> None:
-    encoders = torch.nn.ModuleDict({"text": bert(1), "other": bert(1)})
-    with refuses(ConfigError, "ConcatLoRA", "Tagging"):
-        ConcatLoRA(encoders, Tagging(3))
 
 
 def test_too_few_classes() -> None:

@@ -54,7 +54,8 @@ def require_tokens(model: str, lost: bool, likelihood: object) -> None:
     if lost:
         raise ConfigError(
             f"{model} joins several streams into one vector per example, so there is no token that "
-            f"{type(likelihood).__name__} could label. Take a likelihood with one target per example."
+            f"{type(likelihood).__name__} could label. Say which tokens are labelled: dense='text', an encoder's "
+            "name, or dense=10 for as many segments of time. Or take a likelihood with one target per example."
         )
 
 

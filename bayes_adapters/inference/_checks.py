@@ -216,15 +216,15 @@ def require_batch(batch: object) -> None:
         raise DataError(f"A model takes a Batch; got a {type(batch).__name__}. Wrap it: Batch(inputs, targets).")
 
 
-def require_tokens_kept(batch: Batch, length: int) -> None:
+def require_tokens_kept(mask: Tensor | None, targets: object, length: int) -> None:
     """Raise :class:`DataError` unless mask and targets (B, T) are as long as the ``length`` tokens that came back."""
-    if batch.token_mask is not None:
-        require_length(batch.token_mask, length, "the backbone returns")
-    targets = batch.targets
+    if mask is not None:
+        require_length(mask, length, "the backbone returns")
     if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] != length:
         raise DataError(
             f"targets has {targets.shape[1]} tokens and the backbone returns {length}. One target per token "
-            "needs a backbone that keeps the token axis; positions without a label have the target -100."
+            "needs a backbone that keeps the token axis; positions without a label, such as a class token, have the "
+            "target -100."
         )
 
 

@@ -42,8 +42,6 @@ class AdaptedBackbone(nn.Module):
 
     layer: ClassVar[type[AdaptedLinear]] = AdaptedLinear
     """The class of the adapted layers: another formula is a subclass of it."""
-    tags: ClassVar[bool] = True
-    """Whether the structure serves likelihoods with one target per token."""
 
     def __init__(
         self,
@@ -125,6 +123,11 @@ class AdaptedBackbone(nn.Module):
         """Raise :class:`ConfigError` unless ``head`` serves the likelihood and this structure."""
         head.suit(likelihood)
         require_tokens(type(self).__name__, head.per_token and not self.tags, likelihood)
+
+    @property
+    def tags(self) -> bool:
+        """Whether the model serves likelihoods with one target per token."""
+        return True
 
     @property
     def pooling(self) -> Pooling:

@@ -115,8 +115,9 @@ class LinearisedOutputs:
         for start in range(0, batch.size, step):
             part = batch[start : start + step]
             outputs, jacobian = self.tangent.at(part)
-            if self.model.likelihood.per_token and part.token_mask is not None:
-                jacobian = jacobian * part.token_mask[..., None, None]
+            mask = self.model.output_mask(part, outputs.shape[1]) if self.model.likelihood.per_token else None
+            if mask is not None:
+                jacobian = jacobian * mask[..., None, None]
             rows = self.projected(jacobian.flatten(1, -2))
             found.append(self.temperature * float64(torch.einsum("bip,bjp->bij", rows, rows)))
             means.append(outputs)
@@ -126,8 +127,9 @@ class LinearisedOutputs:
         self, batch: Batch, mean: Tensor, root: Tensor, numbers: Tensor, ids: Tensor
     ) -> Float[Tensor, "S B *T K"]:
         uniform = keyed_uniform(self.seed, _NOISE, numbers, ids, root.shape[-1], mean.device)
-        if self.model.likelihood.per_token and batch.token_mask is not None:
-            place = (batch.token_mask.cumsum(-1) - 1).clamp_min(0)
+        mask = self.model.output_mask(batch, mean.shape[1]) if self.model.likelihood.per_token else None
+        if mask is not None:
+            place = (mask.cumsum(-1) - 1).clamp_min(0)
             uniform = uniform.reshape(len(numbers), *mean.shape)
             uniform = uniform[:, torch.arange(len(ids), device=mean.device)[:, None], place].flatten(2)
         noise = float64(torch.special.ndtri(float64(uniform)))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -173,8 +173,18 @@ class AdapterModel(AdaptedBackbone):
             return self.likelihood.expected(outputs)
         if not self.likelihood.per_token:
             return self.likelihood.distribution(cast("Tensor", outputs))
-        _checks.require_tokens_kept(batch, outputs.shape[-2])
-        return self.likelihood.of_tokens(cast("Tensor", outputs), batch.token_mask)
+        mask = self.output_mask(batch, outputs.shape[-2])
+        _checks.require_tokens_kept(mask, batch.targets, outputs.shape[-2])
+        return self.likelihood.of_tokens(cast("Tensor", outputs), mask)
+
+    def output_mask(self, batch: Batch, outputs: int) -> Bool[Tensor, "B T"] | None:
+        """Return which of an example's outputs are real, where there is one per token; None where all are.
+
+        Args:
+            batch: its examples.
+            outputs: T.
+        """
+        return batch.token_mask
 
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"] | TokenLogits:
         """Run the adapted backbone on every example ``folds`` times, in the order [S, B]; return what the head sees."""

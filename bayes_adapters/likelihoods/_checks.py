@@ -132,6 +132,15 @@ def require_tagged(targets: Tensor, classes: int) -> None:
     )
 
 
+def require_as_many(targets: Tensor, tokens: int) -> None:
+    """Refuse targets (B, T) where the model labels another number of tokens."""
+    if targets.shape[1] != tokens:
+        raise DataError(
+            f"targets has {targets.shape[1]} tokens and the model labels {tokens}. There must be one target for each; "
+            f"one without a label, such as a class token, has {IGNORED}."
+        )
+
+
 def require_counts(targets: Tensor) -> None:
     """Refuse what is not shape (B,) of whole numbers from 0 on, as integers or floating point."""
     if targets.dim() != 1 or targets.dtype == torch.bool or targets.is_complex():

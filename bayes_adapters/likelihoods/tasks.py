@@ -187,7 +187,8 @@ def _of_task(name: str, error: Exception) -> DataError:
 
 
 def _mean(outputs: Float[Tensor, "*S B T K"], real: Bool[Tensor, "B T"] | None) -> Float[Tensor, "*S B K"]:
-    """Return the mean of the outputs over real tokens."""
+    """Return the mean of the outputs over real tokens, or over all where an example has none: they are then alike."""
     if real is None:
         return outputs.mean(-2)
+    real = real | ~real.any(-1, keepdim=True)
     return outputs.masked_fill(~real[..., None], 0.0).sum(-2) / real.sum(-1, keepdim=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bayes_adapters.distributions import TokenLabels
-from bayes_adapters.likelihoods._checks import require_tagged
+from bayes_adapters.likelihoods._checks import require_as_many, require_tagged
 from bayes_adapters.likelihoods.classes import ClassLikelihood
 
 
@@ -40,3 +41,7 @@ class Tagging(ClassLikelihood):
 
     def check(self, targets: Tensor) -> None:
         require_tagged(targets, self.num_outputs)
+
+    def log_density(self, fn: TorchDistributionMixin, targets: Tensor) -> Float[Tensor, "S B"]:
+        require_as_many(targets, fn.event_shape[0])
+        return super().log_density(fn, targets)

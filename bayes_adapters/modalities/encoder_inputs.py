@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
@@ -14,6 +14,9 @@ from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.data.streams import returned_mask
 from bayes_adapters.modalities._encoder_checks import require_encoders as require_encoders
 from bayes_adapters.modalities._encoder_checks import require_flags, require_inputs, require_own
+
+SEGMENT = "segment"
+"""The input that says in which segment of time a token lies, and is not the encoder's."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class EncoderInputs:
         masks: encoder → shape (rows, T), True where a position is real.
         present: encoder → shape (rows,), True where the example has this modality; encoders left out have it always.
         rows: S·B.
+        segments: encoder → shape (rows, T), int64, the number of each position's segment, −1 where it is in none;
+            encoders left out do not say.
     """
 
     calls: dict[str, dict[str, Tensor]]
     masks: dict[str, Bool[Tensor, "rows T"]]
     present: dict[str, Bool[Tensor, " rows"]]
     rows: int
+    segments: dict[str, Int[Tensor, "rows T"]] = field(default_factory=dict)
 
     @classmethod
     def split(cls, batch: Batch, encoders: Iterable[str], folds: int) -> EncoderInputs:
@@ -39,6 +45,7 @@ class EncoderInputs:
         ``<encoder>.attention_mask`` is passed on and also serves pooling, unless ``<encoder>.token_mask`` (B, T), which
         only serves pooling, is there. ``<encoder>.present`` (B,) marks examples that lack a modality; their inputs may
         hold anything finite. An example whose mask has no real position lacks the modality as well.
+        ``<encoder>.segment`` (B, T) numbers the segments that positions are in, for models with segments.
 
         Raises:
             DataError: an input of no encoder, no inputs at all, ``present`` of another shape, or examples that have a
@@ -53,6 +60,8 @@ class EncoderInputs:
             if argument == "present":
                 require_flags(key, value)
                 inputs.present[name] = folded.bool()
+            elif argument == SEGMENT:
+                inputs.segments[name] = folded
             elif argument != TOKEN_MASK:
                 inputs.calls.setdefault(name, {})[argument] = folded
         for name in names:
@@ -67,9 +76,13 @@ class EncoderInputs:
         require_inputs(inputs.calls, inputs.present, names, batch.size)
         return inputs
 
-    def or_null(self, name: str, value: Float[Tensor, "rows d"], null: Float[Tensor, " d"]) -> Float[Tensor, "rows d"]:
+    def or_null(
+        self, name: str, value: Float[Tensor, "rows *T d"], null: Float[Tensor, " d"]
+    ) -> Float[Tensor, "rows *T d"]:
         """Return ``value``, with ``null`` in the rows of examples that lack the modality ``name``."""
-        return torch.where(self.present[name][:, None], value, null) if name in self.present else value
+        if name not in self.present:
+            return value
+        return torch.where(self.present[name].reshape(-1, *[1] * (value.dim() - 1)), value, null)
 
     def mask_of(self, name: str, stream: Float[Tensor, "rows T d"]) -> Bool[Tensor, "rows T"] | None:
         """Return the mask of ``name``, checked against a stream of hidden states.

@@ -40,7 +40,6 @@ REASONS: dict[str, tuple[str, str]] = {
         "the posterior has density where the prior has none, an infinite KL",
     ),
     "f": ("does not fit the site's shape", "N(I, .2²) is for square cores"),
-    "g": ("joins several streams into one vector", "several encoders have no common tokens to label"),
     "h": ("has no list of blocks that each hold", "lock-step needs blocks with a query, key and value layer each"),
     "i": (
         "integrates its weights out, and there is no closed form",

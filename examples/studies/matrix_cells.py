@@ -210,7 +210,7 @@ TABLES = {
 }
 ABOUT = {
     "Guides and models": "BERT, Bernoulli; models of several encoders: BERT and Whisper's.",
-    "Systems and tasks": "BERT; systems of several encoders: BERT and Whisper's.",
+    "Systems and tasks": "BERT; systems of several encoders: BERT, whose tokens are labelled, and Whisper's.",
     "Backbones and systems": "Bernoulli.",
     "Pairs of encoders and systems": "Bernoulli.",
     "Guides and priors": "StochasticCore, one draw per token where the guide serves that, else one per data set "
@@ -273,4 +273,7 @@ def _rank(name: str) -> dict[str, Any]:
 def build_system(system: str, backbone: nn.Module, task: str = "Bernoulli") -> tuple[AdapterModel, AdapterGuide]:
     """Build a published system at a size that suits the tiny backbones."""
     options = {**_rank(system), **_SYSTEM_OPTIONS.get(system, {})} | _N
-    return systems.build(system, backbone, TASKS[task](), **options)
+    likelihood = TASKS[task]()
+    if system in _SEVERAL and likelihood.per_token:
+        options["dense"] = "first"
+    return systems.build(system, backbone, likelihood, **options)
