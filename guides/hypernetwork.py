@@ -83,7 +83,7 @@ class Hypernetwork(AdapterGuide):
     """
 
     name: ClassVar[str] = "hypernetwork"
-    serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.SEQUENCE})
+    serves: ClassVar[frozenset[Granularity]] = frozenset({Granularity.SEQUENCE, Granularity.TOKEN})
     parts: ClassVar[frozenset[Part]] = frozenset({Part.CROSS})
 
     def __init__(

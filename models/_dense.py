@@ -14,9 +14,11 @@ from bayes_adapters.errors import unknown_name, whole_number
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs
 from bayes_adapters.models._dense_checks import (
     refuse_kind,
+    refuse_segments,
     require_dense_inputs,
     require_prefix,
     require_segment_numbers,
+    require_separable,
     require_tokens_left,
 )
 
@@ -34,7 +36,7 @@ class TokensOf:
     prefix: int = 0
 
     def of(self, name: str) -> bool:
-        """Whether the features of ``name`` differ from output to output."""
+        """Whether the features of ``name`` are made here, one for each output."""
         return name == self.encoder
 
     def require_inputs(self, names: Collection[str], segments: Collection[str]) -> None:
@@ -71,16 +73,20 @@ class Segments:
 
     Args:
         count: T.
+        separate: whether each segment has been a row of its own in the encoders, so that its features are pooled ones.
     """
 
     count: int
+    separate: bool = False
 
     def of(self, name: str) -> bool:
-        """Whether the features of ``name`` differ from output to output."""
-        return True
+        """Whether the features of ``name`` are made here."""
+        return not self.separate
 
     def require_inputs(self, names: Collection[str], segments: Collection[str]) -> None:
-        """Accept any encoders."""
+        """Accept any encoders, and raise :class:`DataError` for segments of tokens where segments are rows."""
+        if self.separate:
+            refuse_segments(segments, "each segment runs on its own (separate=True)")
 
     def features(
         self, name: str, hidden: Float[Tensor, "rows n d"] | None, null: Float[Tensor, " d"], inputs: EncoderInputs
@@ -158,14 +164,18 @@ def joined(parts: Sequence[Tensor]) -> Float[Tensor, "rows *T D"]:
     return torch.cat([p if p.dim() == 3 else p[:, None].expand(-1, tokens, -1) for p in parts], -1)
 
 
-def read_dense(dense: str | int | None, prefix_tokens: int, encoders: Collection[str]) -> TokensOf | Segments | None:
+def read_dense(
+    dense: str | int | None, prefix_tokens: int, separate: bool, encoders: Collection[str]
+) -> TokensOf | Segments | None:
     """Return what ``dense`` says; None is one output per example.
 
     Raises:
-        ConfigError: no such encoder, no segment, or a prefix where no tokens are labelled.
+        ConfigError: no such encoder, no segment, a prefix where no tokens are labelled, or ``separate`` without
+            segments.
     """
     whole_number("prefix_tokens", prefix_tokens, 0)
     require_prefix(prefix_tokens, dense)
+    require_separable(separate, dense)
     if dense is None:
         return None
     if isinstance(dense, str):
@@ -174,4 +184,4 @@ def read_dense(dense: str | int | None, prefix_tokens: int, encoders: Collection
         return TokensOf(dense, prefix_tokens)
     refuse_kind(dense)
     whole_number("dense", dense)
-    return Segments(dense)
+    return Segments(dense, separate)

@@ -31,6 +31,15 @@ def require_prefix(prefix_tokens: int, dense: Any) -> None:
         )
 
 
+def require_separable(separate: bool, dense: Any) -> None:
+    """Raise :class:`ConfigError` where segments are to run on their own and there are none."""
+    if separate and not isinstance(dense, int):
+        raise ConfigError(
+            f"separate=True runs each segment of an example on its own, and dense={dense!r} is no number of segments. "
+            "Take dense=10 for ten, or leave separate out."
+        )
+
+
 def require_dense_effect(model: str, dense: Any, likelihood: Likelihood) -> None:
     """Raise :class:`ConfigError` where outputs per token or segment are asked for and targets are per example."""
     if dense is not None and not likelihood.per_token:

@@ -88,9 +88,9 @@ class CoLA(ConcatLoRA):
     tokens have no marks of their own, so it takes neither ``cls`` pooling nor a mask; and where it pads an image up to
     whole windows, the schedule ``progressive``, which would pool the padding, refuses the batch.
 
-    ``dense`` gives one output per token or per segment, as in :class:`ConcatLoRA`. The descriptors stay one vector per
-    example. In the paper's audio-visual events each second is a row of its own in both encoders, and they exchange
-    descriptors per second: there the examples of a batch are the seconds, with a likelihood of one target per example.
+    ``dense`` gives one output per token or per segment, as in :class:`ConcatLoRA`; the descriptors stay one vector per
+    example. With ``separate`` they are one per segment, and so is Φ, with one KL for each: each second of an example is
+    a row of its own in all encoders, as in the paper's audio-visual events.
 
     Source: Suharitdamrong et al. 2026, arXiv 2604.03314, and its released code (r = 16, α = 8, λ 0.5 for vision and
     language, 0.1 for audio and vision). More than two encoders, ``spread`` and missing modalities are this library's.
@@ -107,7 +107,7 @@ class CoLA(ConcatLoRA):
         prior: of Φ; None means N(0, 1), the scale at which the hypernetwork's layer norm starts.
         targets: which of the blocks' linears are adapted; None means all six.
         **options: ``rank``, ``alpha`` and ``dropout`` of :class:`bayes_adapters.AdapterModel`; ``streams``,
-            ``head_width`` (AVE: 512), ``dense`` and ``prefix_tokens`` of :class:`ConcatLoRA`.
+            ``head_width`` (AVE: 512), ``dense``, ``separate`` and ``prefix_tokens`` of :class:`ConcatLoRA`.
 
     Raises:
         ConfigError: fewer than two encoders, an encoder whose blocks are unknown, depths that do not fit, shared
@@ -164,6 +164,7 @@ class CoLA(ConcatLoRA):
         """Put the inter-modal paths into the adapted layers and make their sites."""
         require_whole_examples(self.backbone, self.blocks, self.streams)
         layers, many = adapted_layers(self.backbone), len(self.blocks) > 2
+        grain = Granularity.TOKEN if self.separate else Granularity.SEQUENCE  # a draw per segment, or per example
         self._descriptor_width: dict[str, int] = {}
         for name, source, own, other in self.pairs:
             for path, stage in zip(self.blocks[name][own].linears, _READ_BY, strict=True):
@@ -172,7 +173,7 @@ class CoLA(ConcatLoRA):
                     continue
                 site_name = f"cross.{full}.{source}" if many else f"cross.{full}"
                 shape = (self.cross_rank, self.cross_rank)
-                site = Site(site_name, Part.CROSS, (full,), shape, Granularity.SEQUENCE, source)
+                site = Site(site_name, Part.CROSS, (full,), shape, grain, source)
                 self.sites.append(site)
                 refreshed = self._refreshed(stage)
                 self._descriptor_width[site_name] = self._width(source, other, refreshed)

@@ -64,6 +64,9 @@ class ConcatLoRA(AdapterModel):
       real tokens. Where tokens have times of their own, ``<encoder>.segment``, (B, n) int64, says which segment each is
       in, −1 for none, and the mean is that of the segment's real tokens. A segment in which an encoder has none has its
       null vector. Class tokens are no time: mark them 0 in ``<encoder>.token_mask``, or −1 in ``<encoder>.segment``.
+    * ``dense=10, separate=True``: every input has shape (B, 10, …), such as the frame and the spectrogram of each
+      second, and the ten segments of an example run through the encoders as rows of their own: ``f_s = W [pool(h¹_s) ;
+      … ; pool(h^M_s)]``. A modality may be missing in one of them, ``<encoder>.present`` (B, 10).
 
     Args:
         backbone: an ``nn.ModuleDict`` of encoders that return ``last_hidden_state``; changed in place.
@@ -72,6 +75,7 @@ class ConcatLoRA(AdapterModel):
         head_width: hidden units of a second linear layer before the outputs; None means one layer.
         dense: what has outputs and targets: the tokens of the encoder of this name, or as many segments of time as this
             number; None means the example.
+        separate: whether each segment runs through the encoders on its own.
         prefix_tokens: how many first tokens of the encoder ``dense`` are left out (ViT 1, DeiT 2, DINOv2 with registers
             5).
         **options: options of :class:`AdapterModel` that do not concern random parts or pooling; ``targets`` defaults
@@ -106,6 +110,7 @@ class ConcatLoRA(AdapterModel):
         streams: Mapping[str, StreamPooling | str] | StreamPooling | str = StreamPooling.MASKED_MEAN,
         head_width: int | None = None,
         dense: str | int | None = None,
+        separate: bool = False,
         prefix_tokens: int = 0,
         **options: Any,
     ) -> None:
@@ -113,8 +118,8 @@ class ConcatLoRA(AdapterModel):
         if head_width is not None:
             whole_number("head_width", head_width)
         self.head_width, self.streams = head_width, _read_streams(streams, encoders)
-        self.dense, self._dense = dense, read_dense(dense, prefix_tokens, list(encoders))
-        self.prefix_tokens = prefix_tokens
+        self.dense, self._dense = dense, read_dense(dense, prefix_tokens, separate, list(encoders))
+        self.separate, self.prefix_tokens = separate, prefix_tokens
         super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
         device = next(self.backbone.parameters()).device
         self.null = nn.ParameterDict(
@@ -146,11 +151,20 @@ class ConcatLoRA(AdapterModel):
     def encode(self, batch: Batch, folds: int) -> Float[Tensor, "rows *T d"]:
         inputs = self.inputs_of(batch, folds)
         hidden = self.run_encoders(inputs)
-        return joined([self.features_of(name, hidden.get(name), inputs) for name in self.streams])
+        return self.of_examples(joined([self.features_of(name, hidden.get(name), inputs) for name in self.streams]))
+
+    @property
+    def rows_per_example(self) -> int:
+        return self.dense if self.separate and isinstance(self.dense, int) else 1
+
+    def of_examples(self, features: Float[Tensor, "rows *T d"]) -> Float[Tensor, "examples *U d"]:
+        """Return features with one row per example; those of segments that ran on their own become its outputs."""
+        return features.unflatten(0, (-1, self.rows_per_example)) if self.separate else features
 
     def inputs_of(self, batch: Batch, folds: int) -> EncoderInputs:
         """Return what the encoders are called with; :class:`DataError` where tokens to label cannot be told."""
-        inputs = EncoderInputs.split(batch, self.modalities, folds)
+        each = self.rows_per_example if self.separate else None
+        inputs = EncoderInputs.split(batch, self.modalities, folds, each)
         if self._dense is None:
             refuse_segments(inputs.segments, f"this {type(self).__name__} has one output per example")
         else:
@@ -169,7 +183,7 @@ class ConcatLoRA(AdapterModel):
         return inputs.or_null(name, self.streams[name](hidden, inputs.mask_of(name, hidden)).float(), null)
 
     def output_mask(self, batch: Batch, outputs: int) -> Bool[Tensor, "B T"] | None:
-        if self._dense is None:
+        if self._dense is None or self.separate:
             return None
         return self._dense.real(EncoderInputs.split(batch, self.modalities, 1), outputs)
 
@@ -191,7 +205,7 @@ class ConcatLoRA(AdapterModel):
 
     def config(self) -> dict[str, Any]:
         streams = {name: pooling.value for name, pooling in self.streams.items()}
-        usual = {"dense": None, "prefix_tokens": 0}
+        usual = {"dense": None, "separate": False, "prefix_tokens": 0}
         unusual = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
         return super().config() | {"streams": streams, "head_width": self.head_width} | unusual
 

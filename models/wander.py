@@ -53,7 +53,7 @@ class Wander(ConcatLoRA):
     With ``dense``, see :class:`ConcatLoRA`, an output of token t sees ``[h_t ; mean_r(…)]``, and one of segment s
     ``[mean of h¹ in s ; … ; mean of h^M in s ; mean_r(…)]``. The r fused tokens are in no order of time: their mean, of
     the whole example, stands beside every output. After every layer tokens stay tokens, and nothing differs from
-    :class:`ConcatLoRA`.
+    :class:`ConcatLoRA`. With ``separate`` each segment is fused on its own, and its output sees no other.
 
     Source: Guo et al., AAAI 2025, arXiv 2412.08979, as its released code computes it; masks, lengths that vary, missing
     modalities, normalisation, the gate, fusion after every layer and random factors are this library's.
@@ -75,8 +75,8 @@ class Wander(ConcatLoRA):
             1/√(r R) for F_m and 1/√(L_m R) for G_m.
         blocks: encoder → its :class:`Blocks`, for encoders that ``describe_blocks`` does not know.
         targets: linear layers to adapt by plain LoRA as well; None adapts none, as the paper.
-        **options: ``head_width``, ``dense`` and ``prefix_tokens`` of :class:`ConcatLoRA`; with ``targets`` also
-            ``rank``, ``alpha`` and ``dropout``, and with ``every_layer`` also ``streams``.
+        **options: ``head_width``, ``dense``, ``separate`` and ``prefix_tokens`` of :class:`ConcatLoRA`; with
+            ``targets`` also ``rank``, ``alpha`` and ``dropout``, and with ``every_layer`` also ``streams``.
 
     Raises:
         ConfigError: fewer than two encoders, unequal widths or depths, a length missing, a size below 1, ``blocks`` or
@@ -199,7 +199,7 @@ class Wander(ConcatLoRA):
         projected = {n: Frames(self.project[n](f.values), f.mask) if self.project else f for n, f in frames.items()}
         fused = cp_fusion_pooled(projected, self._factors(0), self.rule).values.float().mean(1)
         own = [self.features_of(name, hidden.get(name), inputs) for name in self._own_features]
-        return joined([*(fold(each, folds) if once else each for each in own), fused])
+        return self.of_examples(joined([*(fold(each, folds) if once else each for each in own), fused]))
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
         if not self.every_layer:

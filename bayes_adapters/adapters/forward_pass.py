@@ -110,7 +110,7 @@ class ForwardPass:
         tokens: bool = True,
         present: Bool[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows n *event"]:
-        """Sample a local ``site``, one draw for each real token, or one per example (n = 1).
+        """Sample a local ``site``, one draw for each real token, or one per example or segment (n = 1).
 
         Args:
             site: a token or sequence site.
@@ -139,7 +139,8 @@ class ForwardPass:
         feature = feature.reshape(*self.rows.outer, batch.size, -1, feature.shape[-1]).float()
         if site.granularity is Granularity.SEQUENCE:
             feature = _masked_mean(feature, mask)
-            mask = None if present is None else present[: batch.size, None]
+        if site.granularity is Granularity.SEQUENCE or not tokens:
+            mask = None if present is None else present[: batch.size * self.rows.each].reshape(batch.size, -1)
         first = self.first if tokens and site.granularity is Granularity.TOKEN else None
         summary = Summary(self.asked.with_scales) if self.asked is not None and self.checkpointed else None
         call = SiteCall(site, feature, mask, batch.context, self.num_sites, self.memo, first=first, summary=summary)

@@ -38,12 +38,14 @@ class Rows:
         outer: sizes of the sample plates around the model, outermost first; their product is S.
         windows: layer → the block around it that attends within windows; other layers are left out.
         both_layouts: whether the backbone has layers that see (T, S·B, k) beside those that see (S·B, T, k).
+        each: rows of an example, where its segments run as rows of their own; the order is [sample, example, segment].
     """
 
     batch: Batch
     outer: tuple[int, ...] = ()
     windows: Mapping[str, str] = field(default_factory=dict)
     both_layouts: bool = False
+    each: int = 1
 
     @property
     def samples(self) -> int:
@@ -52,8 +54,8 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """S·B."""
-        return self.samples * self.batch.size
+        """S·B, times the rows of an example."""
+        return self.samples * self.batch.size * self.each
 
     def length(self, layer: str) -> int | None:
         """Return T, the tokens of an example in the stream that ``layer`` is in; None where the batch does not say.
@@ -65,8 +67,9 @@ class Rows:
         decoder = ("decoder_input_ids", "decoder_inputs_embeds") if "decoder" in layer.split(".") else ()
         for key in (*decoder, TOKEN_MASK, "input_ids", "inputs_embeds"):
             value = inputs.get(prefix + key)
-            if value is not None and value.dim() > 1:
-                return value.shape[1]
+            place = 1 if self.each == 1 else 2  # behind the segments
+            if value is not None and value.dim() > place:
+                return value.shape[place]
         return None
 
     def windows_at(self, layer: str, x: Float[Tensor, "n *T k"]) -> int:

@@ -119,7 +119,7 @@ class AdapterModel(AdaptedBackbone):
                 self.accept(batch)
         register_if_captured("model", self)
         outer = outer_shape()
-        rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts)
+        rows = Rows(batch, outer, self._traits.windows, self._traits.both_layouts, self.rows_per_example)
         # Signs per example are noise of training: a layer in eval mode sees one draw.
         flipped = {layer.path for layer in self._installed if self.flipout and layer.training}
         # A diverged loop of the caller's own ends here; prediction says itself what is wrong, of the guide too.
@@ -203,6 +203,11 @@ class AdapterModel(AdaptedBackbone):
         A structure that draws something of its own in :meth:`encode` returns True.
         """
         return bool(self.sites) or not self.head_sites
+
+    @property
+    def rows_per_example(self) -> int:
+        """How many rows an example has in the backbone: more than one where its segments run on their own."""
+        return 1
 
     def measures(self, draws: Mapping[str, Tensor]) -> dict[str, float]:
         """Return what ``fit`` logs of draws of the adapters' sites at every ``log_every`` steps; nothing by default.

@@ -26,6 +26,22 @@ def require_flags(key: str, value: Tensor) -> None:
         raise DataError(f"{key} must have shape (B,), one entry per example; got {tuple(value.shape)}.")
 
 
+def by_segment(key: str, value: Tensor, each: int) -> Tensor:
+    """Return an input (B, n, …) with the n segments as rows of their own, (B·n, …); marks of presence may be (B,).
+
+    Raises:
+        DataError: it has no axis of ``each`` segments.
+    """
+    if value.dim() == 1 and key.endswith(".present"):
+        return value.repeat_interleave(each)
+    if value.dim() < 2 or value.shape[1] != each:
+        raise DataError(
+            f"inputs[{key!r}] must have shape (B, {each}, …), since each of {each} segments of an example runs on its "
+            f"own; got {tuple(value.shape)}. If an encoder reads whole examples, leave separate=True out."
+        )
+    return value.flatten(0, 1)
+
+
 def require_inputs(
     calls: Iterable[str], present: Mapping[str, Bool[Tensor, " rows"]], names: Sequence[str], size: int
 ) -> None:

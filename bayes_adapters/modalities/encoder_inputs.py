@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from bayes_adapters.data.batch import TOKEN_MASK, Batch
 from bayes_adapters.data.rows import fold, require_length
 from bayes_adapters.data.streams import returned_mask
+from bayes_adapters.modalities._encoder_checks import by_segment, require_flags, require_inputs, require_own
 from bayes_adapters.modalities._encoder_checks import require_encoders as require_encoders
-from bayes_adapters.modalities._encoder_checks import require_flags, require_inputs, require_own
 
 SEGMENT = "segment"
 """The input that says in which segment of time a token lies, and is not the encoder's."""
@@ -27,7 +27,7 @@ class EncoderInputs:
         calls: encoder → keyword arguments, rows S·B in the order [S, B].
         masks: encoder → shape (rows, T), True where a position is real.
         present: encoder → shape (rows,), True where the example has this modality; encoders left out have it always.
-        rows: S·B.
+        rows: S·B, or S·B·n where n segments of an example are rows of their own.
         segments: encoder → shape (rows, T), int64, the number of each position's segment, −1 where it is in none;
             encoders left out do not say.
     """
@@ -39,7 +39,7 @@ class EncoderInputs:
     segments: dict[str, Int[Tensor, "rows T"]] = field(default_factory=dict)
 
     @classmethod
-    def split(cls, batch: Batch, encoders: Iterable[str], folds: int) -> EncoderInputs:
+    def split(cls, batch: Batch, encoders: Iterable[str], folds: int, each: int | None = None) -> EncoderInputs:
         """Sort ``batch.inputs`` by encoder and repeat every row ``folds`` times.
 
         ``<encoder>.attention_mask`` is passed on and also serves pooling, unless ``<encoder>.token_mask`` (B, T), which
@@ -47,13 +47,24 @@ class EncoderInputs:
         hold anything finite. An example whose mask has no real position lacks the modality as well.
         ``<encoder>.segment`` (B, T) numbers the segments that positions are in, for models with segments.
 
+        Args:
+            batch: B examples.
+            encoders: their names.
+            folds: S.
+            each: n, where every input has shape (B, n, …) and the n segments of an example are rows of their own, in
+                the order [S, B, n]; ``<encoder>.present`` may then be (B, n) or (B,).
+
         Raises:
             DataError: an input of no encoder, no inputs at all, ``present`` of another shape, or examples that have a
                 modality of which there is no input.
         """
         names = list(encoders)
-        inputs = cls({}, {}, {}, batch.size * folds)
-        for key, value in batch.inputs.items():
+        given: Mapping[str, Tensor] = batch.inputs
+        if each is not None:
+            given = {key: by_segment(key, value, each) for key, value in batch.inputs.items()}
+        rows = batch.size * (each or 1)
+        inputs = cls({}, {}, {}, rows * folds)
+        for key, value in given.items():
             name, _, argument = key.partition(".")
             require_own(key, name, argument, names)
             folded = fold(value, folds)
@@ -65,7 +76,7 @@ class EncoderInputs:
             elif argument != TOKEN_MASK:
                 inputs.calls.setdefault(name, {})[argument] = folded
         for name in names:
-            mask = returned_mask(batch.inputs, f"{name}.")
+            mask = returned_mask(given, f"{name}.")
             if mask is not None:
                 inputs.masks[name] = fold(mask, folds)
         for name, mask in inputs.masks.items():
@@ -73,7 +84,7 @@ class EncoderInputs:
             inputs.present[name] = inputs.present[name] & real if name in inputs.present else real
         for name in [name for name, call in inputs.calls.items() if call.keys() == {"attention_mask"}]:
             del inputs.calls[name]
-        require_inputs(inputs.calls, inputs.present, names, batch.size)
+        require_inputs(inputs.calls, inputs.present, names, rows)
         return inputs
 
     def or_null(
