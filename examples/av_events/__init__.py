@@ -12,6 +12,7 @@ which. In a *sounding scene* several digits are seen and one is spoken: its mask
 ``data``          splits in which no speaker, recording or picture is in two
 ``pretrain``      a vision transformer for the frames; ``python -m examples.av_events.pretrain``
 ``encoders``      the two frozen encoders' tokens: that transformer, and Whisper
+``probe``         what a linear probe reads off the frozen tokens
 ``sheet``         draws clips and sounding scenes; ``python -m examples.av_events.sheet --data fsdd8k.npz``
 ================  ============================================================================================
 

@@ -19,7 +19,7 @@ from examples.av_events.digits import Written, mnist
 from examples.av_events.frames import FRAME, draw_frame
 from examples.grounding.vision import Labelled, VisionSettings, pretrained
 
-SETTINGS = VisionSettings(image_size=FRAME, patch_size=8, width=128, layers=4, heads=4, steps=400)
+SETTINGS = VisionSettings(image_size=FRAME, patch_size=8, width=128, layers=4, heads=4, steps=800)
 """Four layers, as the audio encoder has: Whisper tiny."""
 
 
@@ -43,7 +43,7 @@ def vision_encoder(settings: VisionSettings = SETTINGS) -> ViTModel:
         MissingResourceError: MNIST is not here and cannot be fetched.
     """
     source = partial(draw, written=mnist().part(0, PARTS, 3), settings=settings)
-    return pretrained("digits", source, 11, 1, settings)
+    return pretrained("digits", source, torch.eye(11)[:, 1:] * 10**0.5, 1, settings)
 
 
 def main() -> None:

@@ -15,6 +15,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from PIL import ImageOps
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import ViTModel
 
 from examples.grounding.kinds import KINDS, SEEN
@@ -54,6 +58,27 @@ def draw(step: int, *, pictures: Pictures, settings: VisionSettings) -> Labelled
     return Labelled(*(torch.from_numpy(np.stack(part)) for part in (scenes, shown, tints)))
 
 
+def outlines(pictures: Pictures, count: int = 32) -> Float[Tensor, "names count"]:
+    """Return what the pictures look like without their colours: the ``count`` main components of 12 x 12 thumbnails.
+
+    A thumbnail is brightness and opacity, and the mean of a picture and its mirror image, as scenes have both.
+
+    Args:
+        pictures: N of them.
+        count: at most N.
+
+    Returns:
+        Shape (N + 1, count), float32, of mean square 1; the ground's row, the first, is 0.
+    """
+    small = [ImageOps.pad(image, (12, 12), color=(0, 0, 0, 0)) for image in pictures.images.values()]
+    values = np.stack([np.asarray(image.convert("LA")).astype(np.float64) / 255 for image in small])
+    values[..., 0] *= values[..., 1]
+    flat = torch.from_numpy((values + values[:, :, ::-1]).reshape(len(small), -1))
+    left, sizes, _ = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    codes = (left * sizes)[:, :count]
+    return F.pad(codes / codes.square().mean().sqrt(), (0, 0, 1, 0)).float()
+
+
 def vision_encoder(settings: VisionSettings | None = None) -> ViTModel:
     """Return the frozen transformer, which is trained the first time: some eight minutes of one core.
 
@@ -63,7 +88,7 @@ def vision_encoder(settings: VisionSettings | None = None) -> ViTModel:
     settings = VisionSettings() if settings is None else settings
     pictures = unnamed()
     source = partial(draw, pictures=pictures, settings=settings)
-    return pretrained("emoji", source, len(pictures.images) + 1, len(COLOURS) + 1, settings)
+    return pretrained("emoji", source, outlines(pictures), len(COLOURS) + 1, settings)
 
 
 def main() -> None:

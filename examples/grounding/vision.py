@@ -1,4 +1,4 @@
-"""A small vision transformer, and its pre-training: to name what each patch shows, and to redraw hidden patches.
+"""A small vision transformer, and its pre-training: to name and outline what each patch shows, and redraw the hidden.
 
 No expression and no box is seen. A batch is pictures and, per pixel, which of some names it shows, as drawn by whoever
 calls; patches inherit the names of their pixels.
@@ -61,22 +61,25 @@ class VisionSettings:
     width: int = 128
     layers: int = 6
     heads: int = 4
-    steps: int = 600
-    batch_size: int = 32
-    lr: float = 1.5e-3
+    steps: int = 1200
+    batch_size: int = 16
+    lr: float = 1e-3
     hidden: float = 0.15
     redraw: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size or self.width % self.heads or not 0 < self.hidden < 1:
+        if self.image_size % self.patch_size or self.width % self.heads or self.width % 4 or not 0 < self.hidden < 1:
             raise ConfigError(
-                "image_size must be a multiple of patch_size, width one of heads, and hidden between 0 and 1; "
+                "image_size must be a multiple of patch_size, width one of heads and of 4, and hidden between 0 and 1; "
                 f"got {self}."
             )
 
     def transformer(self) -> ViTModel:
-        """Return a new one, drawn from torch's generator, without a pooling layer."""
+        """Return a new one, drawn from torch's generator, without a pooling layer; patches know their places.
+
+        The embedding of the places starts as 0.3 times sines and cosines of column and row; it is trained too.
+        """
         config = ViTConfig(
             image_size=self.image_size,
             patch_size=self.patch_size,
@@ -88,7 +91,26 @@ class VisionSettings:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        return ViTModel(config, add_pooling_layer=False, use_mask_token=True)
+        vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
+        with torch.no_grad():
+            vit.embeddings.position_embeddings[0, 1:] = 0.3 * places(self.image_size // self.patch_size, self.width)
+        return vit
+
+
+def places(side: int, width: int) -> Float[Tensor, "P width"]:
+    """Return ``(sin x f, cos x f, sin y f, cos y f)`` of each patch's column x and row y, row by row.
+
+    Args:
+        side: patches per row and per column; P is their product.
+        width: a multiple of 4; the quarter of it is the number of frequencies f, from 1 down to 1/100.
+
+    >>> places(2, 8).shape
+    torch.Size([4, 8])
+    """
+    frequencies = torch.logspace(0, -2, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], -1)
+    return torch.cat([waves.repeat(side, 1), waves.repeat_interleave(side, 0)], -1)
 
 
 def in_patches(labels: Int[Tensor, "B S S"], patch_size: int) -> Int[Tensor, "B P"]:
@@ -119,18 +141,26 @@ def in_patches(labels: Int[Tensor, "B S S"], patch_size: int) -> Int[Tensor, "B 
 
 
 class Naming(nn.Module):
-    """``loss = CE(names) + CE(tints) + redraw · mean over hidden patches of |x - (W h + b)|²``.
+    """``loss = CE(names) + CE(tints) + mean |c - (V h + a)|² + redraw · mean over hidden patches of |x - (W h + b)|²``.
+
+    The code c of a name says what pictures of that name look like, at a mean square of 1. Names that look alike have
+    codes that are alike, which the names themselves do not tell.
 
     Args:
         vit: trained in place.
-        names, tints: how many labels there are, the ground's included.
+        codes: shape (names, k), float32: a code of each name, the ground's first.
+        tints: how many labels there are, the ground's included.
         settings: see there.
     """
 
-    def __init__(self, vit: ViTModel, names: int, tints: int, settings: VisionSettings) -> None:
+    codes: Tensor
+
+    def __init__(self, vit: ViTModel, codes: Float[Tensor, "names k"], tints: int, settings: VisionSettings) -> None:
         super().__init__()
         self.vit, self.settings = vit, settings
-        self.names, self.tints = nn.Linear(settings.width, names), nn.Linear(settings.width, tints)
+        self.register_buffer("codes", codes, persistent=False)
+        self.names, self.tints = nn.Linear(settings.width, len(codes)), nn.Linear(settings.width, tints)
+        self.coded = nn.Linear(settings.width, codes.shape[1])
         self.redrawn = nn.Linear(settings.width, 3 * settings.patch_size**2)
 
     def forward(self, batch: Labelled, hidden: Int[Tensor, "B P"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -145,19 +175,21 @@ class Naming(nn.Module):
         patches = F.unfold(pixels, size, stride=size).mT
         redrawn = (self.redrawn(tokens).float() - patches)[hidden.bool()].square().mean()
         things = names.flatten() > 0
+        wanted = self.codes[names.flatten()[things]]
+        coded = F.mse_loss(self.coded(tokens.flatten(0, 1)[things]), wanted)
         right = (scores.argmax(-1) == names.flatten())[things].float().mean()
-        return named + coloured + self.settings.redraw * redrawn, right.detach()
+        return named + coloured + coded + self.settings.redraw * redrawn, right.detach()
 
 
 def pretrain(
-    draw: Callable[[int], Labelled], names: int, tints: int, settings: VisionSettings
+    draw: Callable[[int], Labelled], codes: Float[Tensor, "names k"], tints: int, settings: VisionSettings
 ) -> tuple[ViTModel, list[float]]:
     """Train a transformer from nothing, in float32.
 
     Args:
         draw: step → its batch, the same for the same step.
-        names: how many labels, the ground's included.
-        tints: likewise.
+        codes: of the names, see :class:`Naming`.
+        tints: how many, the ground's included.
         settings: see there.
 
     Returns:
@@ -168,7 +200,7 @@ def pretrain(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = Naming(settings.transformer(), names, tints, settings)
+        model = Naming(settings.transformer(), codes, tints, settings)
     source = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.02, betas=(0.9, 0.98))
     warm = max(1, settings.steps // 20)
@@ -198,7 +230,7 @@ def pretrain(
 def pretrained(
     name: str,
     draw: Callable[[int], Labelled],
-    names: int,
+    codes: Float[Tensor, "names k"],
     tints: int,
     settings: VisionSettings,
     root: Path | None = None,
@@ -208,18 +240,18 @@ def pretrained(
     Args:
         name: of what it is trained on; part of the folder's name, with a digest of the settings.
         draw: as for :func:`pretrain`, and so is all but ``root``.
-        names: how many labels.
+        codes: likewise.
         tints: likewise.
         settings: see there.
         root: where it lies; ``vision`` in the cache folder when not given.
     """
     root = cache_folder() / "vision" if root is None else root
-    about = {"name": name, "names": names, "tints": tints, "settings": asdict(settings)}
+    about = {"name": name, "names": len(codes), "tints": tints, "settings": asdict(settings)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{name}-{digest}"
     if not folder.is_dir():
         say(f"training a vision transformer, once, into {folder}")
-        vit, right = pretrain(draw, names, tints, settings)
+        vit, right = pretrain(draw, codes, tints, settings)
         with install_once(root, folder.name) as work:
             vit.save_pretrained(work)
             (work / "pretraining.json").write_text(json.dumps({**about, "right": right}, indent=1) + "\n")

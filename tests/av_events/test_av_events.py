@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from bayes_adapters import Frames
 from bayes_adapters.errors import ConfigError, DataError, MissingResourceError
+from examples.av_events import probe
 from examples.av_events.data import PARTS, Sizes, fold, splits
 from examples.av_events.digits import strokes
 from examples.av_events.encoders import inputs
@@ -20,6 +22,7 @@ from examples.av_events.recordings import load, tones
 from examples.av_events.sheet import sheet
 from examples.av_events.sounding import make_sounding
 from examples.av_events.sounds import NOISE
+from examples.grounding.vision import VisionSettings
 from tests.refusals import refuses
 
 TONES, STROKES = tones(), strokes()
@@ -119,6 +122,24 @@ def test_rows_of_both_encoders() -> None:
     assert given["audio.input_features"].shape == (20, 1, 100)
     assert torch.equal(given["vision.pixel_values"][13], clips.frames[0, 3].float() / 127.5 - 1)
     assert inputs(some, torch.tensor([1]), Speech())["audio.input_features"].shape == (1, 1, 100)
+
+
+def test_probes_see_and_hear_what_is_there() -> None:
+    """A tiny transformer's tokens and a mean of samples: only the labels are looked at, and that both can be fitted."""
+    some = make_sounding(TONES, STROKES, 6, seed=0)
+    vit = VisionSettings(64, 8, width=8, layers=1, heads=2).transformer().eval()
+    tokens, digits = probe.seen(vit, some, 8)
+    assert len(tokens) == len(digits) > 20
+    assert set(digits.tolist()) <= {digit for shown in some.shown for digit in shown}  # thin strokes fill no patch
+    assert tokens.shape[1] == 8
+
+    def speech(waves: list[torch.Tensor]) -> Frames:
+        return Frames(torch.stack(waves).reshape(len(waves), 100, 160), torch.ones(len(waves), 100, dtype=torch.bool))
+
+    means, said = probe.heard(speech, some, batch_size=4)
+    assert torch.equal(said, some.digits)
+    expected = some.sounds.waves(torch.tensor([5]))[0].reshape(100, 160).mean(0)
+    torch.testing.assert_close(means[5], expected)
 
 
 def test_pretraining_batches() -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageOps
 
 from bayes_adapters.errors import ConfigError, DataError
 from examples.grounding.data import make
 from examples.grounding.encoders import inputs, targets, text_frames
-from examples.grounding.pictures import COLOURS, shapes
-from examples.grounding.pretrain import draw
+from examples.grounding.pictures import COLOURS, Pictures, shapes
+from examples.grounding.pretrain import draw, outlines
 from examples.grounding.probe import fit, patch_labels, probed
 from examples.grounding.scenes import SIDE
-from examples.grounding.vision import NO_NAME, VisionSettings, in_patches, pretrain, pretrained
+from examples.grounding.vision import NO_NAME, VisionSettings, in_patches, places, pretrain, pretrained
 from tests.refusals import refuses
 
 TINY = VisionSettings(64, 16, width=32, layers=1, heads=2, steps=100, batch_size=6, lr=3e-3)
+CODES = outlines(shapes(), 5)
 SOURCE = partial(draw, pictures=shapes(), settings=TINY)
 
 
@@ -53,6 +56,15 @@ def test_batches_of_pictures() -> None:
     assert bool(((batch.tints > 0) <= (batch.names > 0)).all())
 
 
+def test_outlines() -> None:
+    assert CODES.shape == (7, 5)
+    assert not CODES[0].any()
+    assert float(CODES[1:].square().mean()) == pytest.approx(1.0, abs=1e-4)
+    mirrored = Pictures("mirrored", {name: ImageOps.mirror(image) for name, image in shapes().images.items()})
+    torch.testing.assert_close(outlines(mirrored, 5).abs(), CODES.abs(), atol=1e-3, rtol=1e-3)
+    assert float(torch.cdist(CODES[1:], CODES[1:]).add(torch.eye(6) * 9).min()) > 0.3  # no two look alike
+
+
 def test_labels_of_patches() -> None:
     labels = torch.zeros(2, 8, 8, dtype=torch.int64)
     labels[0, :2, :2], labels[0, 2, 2], labels[0, 4:, 4:] = 5, 3, 2
@@ -61,19 +73,27 @@ def test_labels_of_patches() -> None:
     assert torch.equal(in_patches(labels, 4), expected)  # 5/16 of two names, none of 30 %
 
 
+def test_places() -> None:
+    """Row 1, column 2 of three by three, with the frequencies 1 and 1/100."""
+    expected = [f(angle) for at in (2.0, 1.0) for f in (math.sin, math.cos) for angle in (at, at / 100)]
+    torch.testing.assert_close(places(3, 8)[5], torch.tensor(expected))
+    started = TINY.transformer().embeddings.position_embeddings[0]
+    torch.testing.assert_close(started[1:], 0.3 * places(4, 32))
+
+
 def test_pretraining_learns_and_is_kept(tmp_path: Path) -> None:
     batch = SOURCE(0)
-    vit, right = pretrain(lambda _: batch, 7, 6, TINY)
+    vit, right = pretrain(lambda _: batch, CODES, 6, TINY)
     assert len(right) == 2
     assert right[0] < 0.7 < right[1]  # one batch, by heart: six shapes, so chance is a sixth
     assert not any(p.requires_grad for p in vit.parameters())
     assert not vit.training
     short = VisionSettings(64, 16, width=32, layers=1, heads=2, steps=2, batch_size=4)
-    first = pretrained("shapes", SOURCE, 7, 6, short, tmp_path)
-    second = pretrained("shapes", _never, 7, 6, short, tmp_path)
+    first = pretrained("shapes", SOURCE, CODES, 6, short, tmp_path)
+    second = pretrained("shapes", _never, CODES, 6, short, tmp_path)
     pixels = torch.randn(2, 3, 64, 64)
     assert torch.equal(first(pixels).last_hidden_state, second(pixels).last_hidden_state)
-    third, _ = pretrain(SOURCE, 7, 6, short)
+    third, _ = pretrain(SOURCE, CODES, 6, short)
     assert torch.equal(first(pixels).last_hidden_state, third(pixels).last_hidden_state)  # the seed is all
 
 
