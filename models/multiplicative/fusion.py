@@ -149,6 +149,33 @@ def cp_fusion_residual(
     return {name: updated[name] for name in sequences}
 
 
+def modality_factors(
+    sequences: Mapping[str, Frames], factors: FusionFactors, rule: FusionRule = RELEASED
+) -> dict[str, Float[Tensor, "rows R r d"]]:
+    """Return every Z_m^(i) by itself: what is multiplied, for whoever asks which part of a fusion does what.
+
+    ``Z = Σ_i Π_m Z_m^(i)`` of the module's docstring; with ``product_of_sums`` R is 1. Where a row lacks the modality
+    it is ``null`` at every place. The gate, the placement and the 1/√R of a normalised pooled sum are not in it.
+
+    Args:
+        sequences: as for :func:`cp_fusion_pooled`.
+        factors: the factors.
+        rule: see :class:`FusionRule`.
+
+    Returns:
+        Modality → shape (S·B, R, r, d), float32 or wider, in the order of ``factors.modalities``.
+
+    Raises:
+        ConfigError: as :func:`cp_fusion_pooled`.
+        DataError: as :func:`cp_fusion_pooled`.
+    """
+    call = _Call.of(sequences, factors, rule)
+    draws = math.prod(call.draws)
+    with torch.autocast(call.device.type, enabled=False):
+        own = {name: call.one(name, modality) for name, modality in factors.modalities.items()}
+    return {name: z.expand(draws, call.rows // draws, -1, -1, -1).flatten(0, 1) for name, z in own.items()}
+
+
 @dataclass(frozen=True)
 class _Packed:
     """Real tokens in front, as many places as the longest row needs, zeros after them."""
@@ -234,14 +261,15 @@ class _Call:
         """The product over modalities, term by term."""
         product: Tensor | None = None
         for name, modality in self.factors.modalities.items():
-            z = self._factor(name, modality)
+            z = self.one(name, modality)
             product = z if product is None else product * z
         if product is None:
             raise ConfigError("Fusion needs at least two modalities; the factors have none.")
         draws = math.prod(self.draws)
         return product.expand(draws, self.rows // draws, -1, self.factors.rank, -1)
 
-    def _factor(self, name: str, modality: ModalityFactors) -> Float[Tensor, "S B R r d"]:
+    def one(self, name: str, modality: ModalityFactors) -> Float[Tensor, "S B R r d"]:
+        """Z_m of one modality, term by term; S or B is 1 where it does not vary."""
         null = None if modality.null is None else self.flat(modality.null, 1)[:, None, None, None]
         sequence = self.packed.get(name)
         feature, token = self.terms_of(modality.feature, 3), self.terms_of(modality.token, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from examples.studies.speaking_time.records import TEST
 from examples.studies.speaking_time.records import Result as TimeResult
 from examples.studies.speaking_time.tables import COLUMNS as TIME
 from examples.studies.verify_prompts import picture, tables
+from examples.studies.wander import tables as wander
+from examples.studies.wander.records import Result as WanderResult
 from tests.refusals import refuses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +50,11 @@ def choices(marker: str) -> list[str]:
     return choice_means(records("multiple_choice", Answered), CHOICE[marker]) if measured else []
 
 
+def ablation(make: Callable[[list[WanderResult]], list[str]]) -> list[str]:
+    """Return a table of the page on Wander; it is empty until something is measured."""
+    return make(records("wander_ablation", WanderResult)) if (RESULTS / "wander_ablation.json").is_file() else []
+
+
 MEANS = {
     ("body-signals", "body_signals"): lambda: mean_table(records("body_signals"), BODY, "method", reference="all"),
     ("few-labels", "active"): lambda: active_means(records("few_labels_active", FewResult)),
@@ -54,6 +62,8 @@ MEANS = {
     ("multiple-choice", "multiple_choice"): lambda: choices("multiple_choice"),
     ("multiple-choice", "multiple_choice_selected"): lambda: choices("multiple_choice_selected"),
     ("sentiment", "meld"): lambda: mean_table(records("meld", MeldResult), MELD, "method"),
+    ("wander", "wander_means"): lambda: ablation(wander.means),
+    ("wander", "wander_gradients"): lambda: ablation(wander.gradients),
     ("speaking-time", "speaking_time"): lambda: mean_table(
         records("speaking_time", TimeResult), TIME, "method", reference=TEST
     ),

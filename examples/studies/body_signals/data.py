@@ -58,6 +58,8 @@ MODALITIES: dict[str, Modality] = {
     "HR": Modality(1, 1),
 }
 """Blood volume pulse, acceleration, skin conductance, skin temperature, heart rate; the file's names and order."""
+DERIVED: dict[str, Modality] = {"HRV": Modality(1, 1), "MOTION": Modality(32, 1)}
+"""What :mod:`examples.studies.body_signals.derived` makes: variability of the heart's beats, magnitude of motion."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bayes_adapters import Frames
 from bayes_adapters.errors import ConfigError, DataError
-from examples.studies.body_signals.data import MODALITIES, SECONDS, Modality
+from examples.studies.body_signals.data import DERIVED, MODALITIES, SECONDS, Modality
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def build_encoder(name: str, settings: EncoderSettings, seed: int) -> SignalEnco
     """Return the untrained encoder of modality ``name``, a function of ``seed``; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SignalEncoder(MODALITIES[name], settings)
+        return SignalEncoder((MODALITIES | DERIVED)[name], settings)
 
 
 @torch.no_grad()

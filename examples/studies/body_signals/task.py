@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bayes_adapters import Frames
-from examples.studies.body_signals.data import MODALITIES, Fold, Signals, load, make_fold
+from examples.studies.body_signals.data import Fold, Signals, load, make_fold
 from examples.studies.body_signals.encoders import SignalEncoder, encode
 from examples.studies.body_signals.pretrain import PretrainSettings, pretrained
 from examples.studies.body_signals.probes import L2
@@ -63,7 +63,7 @@ class Task:
         models = pretrained(everybody, fold, settings.pretrain, encoders)
         parts = {split: everybody.of(getattr(fold, split)) for split in SPLITS}
         frames = {
-            split: {name: encode(models[name], part.frames(name)) for name in MODALITIES}
+            split: {name: encode(models[name], part.frames(name)) for name in part.values}
             for split, part in parts.items()
         }
         return cls(fold, parts, models, frames)

@@ -19,7 +19,13 @@ from bayes_adapters.models.multiplicative.factors import (
     Placement,
     Tokens,
 )
-from bayes_adapters.models.multiplicative.fusion import RELEASED, cp_fusion, cp_fusion_pooled, cp_fusion_residual
+from bayes_adapters.models.multiplicative.fusion import (
+    RELEASED,
+    cp_fusion,
+    cp_fusion_pooled,
+    cp_fusion_residual,
+    modality_factors,
+)
 from bayes_adapters.models.multiplicative.module import CPFusion
 from tests.modalities.cp_fusion.parts import LENGTHS, drawn, full, inputs, same, tensors
 
@@ -124,3 +130,21 @@ def test_outputs_have_the_inputs_dtype_and_are_computed_in_float32_or_wider(
         assert out[name].dtype is dtype
         tolerance = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, 1e-5)
         torch.testing.assert_close(out[name].double(), expected, rtol=2 * tolerance, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("cp", list(CP))
+def test_factors_by_themselves_multiply_to_the_fusion(cp: CP) -> None:
+    """Their product, its terms summed, is what a pooled fusion adds to its residual; a modality left out is null."""
+    x, factors = inputs(dtype=torch.float64), drawn(gate=1)
+    rule = FusionRule(Placement.POOLED, cp, Tokens.INTERPOLATED, normalise=True)
+    for given in (x, {name: frames for name, frames in x.items() if name != "audio"}):
+        own = modality_factors(given, factors, rule)
+        assert list(own) == list(factors.modalities)
+        terms = math.prod(own.values())  # type: ignore[arg-type]
+        assert isinstance(terms, Tensor)
+        residual = torch.cat([frames.values for frames in given.values()], 1)[:, :3]
+        expected = residual + factors.gate * terms.sum(1) / math.sqrt(terms.shape[1])
+        torch.testing.assert_close(cp_fusion_pooled(given, factors, rule).values, expected)
+    null = factors.modalities["audio"].null
+    assert null is not None
+    assert bool((own["audio"] == null).all())
