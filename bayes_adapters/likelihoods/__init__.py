@@ -1,8 +1,10 @@
 """Likelihoods: how outputs of the head become a distribution of the target."""
 
 from bayes_adapters.likelihoods.base import Likelihood as Likelihood
+from bayes_adapters.likelihoods.candidates import Candidates as Candidates
 from bayes_adapters.likelihoods.classes import Bernoulli as Bernoulli
 from bayes_adapters.likelihoods.classes import Categorical as Categorical
+from bayes_adapters.likelihoods.contrastive import Contrastive as Contrastive
 from bayes_adapters.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from bayes_adapters.likelihoods.counts import Poisson as Poisson
 from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs as ConjugateOutputs
