@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from bayes_adapters.conditions import refuse_where
@@ -85,4 +86,25 @@ def _lacks(names: str, missing: Tensor, size: int) -> DataError:
         f"{int(missing.sum())} of {size} pairs have no input of {names}, rows "
         f"{missing.nonzero().flatten()[:8].tolist()}: nothing would be compared but a learned null vector. Leave such "
         "rows out of training; to embed one side alone, leave out targets, or take similarities()."
+    )
+
+
+def require_apart(names: Sequence[str], alike: Bool[Tensor, "B B"], targets: Any) -> None:
+    """Raise :class:`DataError` where rows with equal inputs of a side are declared to be of different groups.
+
+    Args:
+        names: the side's encoders.
+        alike: which rows have equal inputs.
+        targets: numbers of groups, int64 (B,).
+    """
+    bad = alike & (targets[:, None] != targets[None, :])
+    refuse_where(bad, partial(_duplicates, " and ".join(names), bad, targets))
+
+
+def _duplicates(names: str, bad: Tensor, targets: Tensor) -> DataError:
+    rows = bad.any(1).nonzero().flatten().tolist()[:8]
+    return DataError(
+        f"Rows {rows} have the same input of {names} as another row and other groups, {targets[rows].tolist()}: each "
+        "would count as a wrong partner of the other. Give duplicates one number: of equal texts, for example, "
+        "torch.unique(ids, dim=0, return_inverse=True)[1] over the whole data set."
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from bayes_adapters.conditions import refuse_where
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import Bernoulli, Candidates, Contrastive, Likelihood
@@ -39,3 +42,14 @@ def require_side(batch: object, which: str, names: Sequence[str] = (), there: bo
             f"The {which} have inputs {sorted(batch.inputs)}, and none of the encoders {list(names)} of that side. "
             "Queries are of one side and the gallery of the other; inputs are named <encoder>.<argument>."
         )
+
+
+def require_own_side(which: str, names: Sequence[str], missing: Tensor) -> None:
+    """Raise :class:`DataError` where examples lack the side by which they are compared."""
+    refuse_where(
+        missing,
+        lambda: DataError(
+            f"Rows {missing.nonzero().flatten()[:8].tolist()} of a batch of the {which} lack {' and '.join(names)}, by "
+            "which they are compared. Leave them out."
+        ),
+    )

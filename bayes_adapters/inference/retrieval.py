@@ -15,10 +15,10 @@ from bayes_adapters.data.batch import Batch
 from bayes_adapters.data.pairs import all_pairs
 from bayes_adapters.devices import float64
 from bayes_adapters.errors import FoldError, integer
-from bayes_adapters.heads.two_towers import TwoTowers, has_inputs
+from bayes_adapters.heads.two_towers import TwoTowers, has_inputs, lacking
 from bayes_adapters.inference._checks import named_non_finite
 from bayes_adapters.inference._lock import exclusive
-from bayes_adapters.inference._match_checks import require_comparing, require_gallery, require_side
+from bayes_adapters.inference._match_checks import require_comparing, require_gallery, require_own_side, require_side
 from bayes_adapters.inference._sources import AnyGuide, Source, source_of
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating
@@ -165,6 +165,7 @@ def _embedded(
     for batch in data:
         own = {key: value for key, value in batch.inputs.items() if key.partition(".")[0] in names}
         require_side(batch, which, names, any(has_inputs(own, name) for name in names))
+        require_own_side(which, names, lacking(batch, names))
         parts.append(_drawn(model, source, replace(batch, inputs=own), samples, lambda fn: (fn.first, fn.second)[side]))
     return _side_by_side(parts, 1)
 

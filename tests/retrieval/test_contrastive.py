@@ -126,6 +126,18 @@ def test_pairs_that_lack_a_side() -> None:
         model(side(data, "text"))
 
 
+def test_duplicates_that_are_declared_to_differ() -> None:
+    """Of one text with two recordings each would be a wrong candidate of the other."""
+    model, data = ConcatLoRA(encoders(1, 1), Contrastive(3), rank=2), pairs(5)
+    twice = {key: value.clone() for key, value in data.inputs.items()}
+    for key in ("text.input_ids", "text.attention_mask"):
+        twice[key][3] = twice[key][0]
+    with refuses(DataError, "[0, 3]", "text", "[0, 3]", "torch.unique"):
+        model(type(data)(twice, data.targets))
+    model(type(data)(twice, torch.tensor([0, 1, 2, 0, 4])))
+    model(type(data)(twice))  # without targets nothing is wrong
+
+
 def test_what_would_mix_the_sides_or_the_draws() -> None:
     nets, dim = encoders(1, 1), Contrastive(3)
     with refuses(ConfigError, "Contrastive", "CoLA", "ConcatCore", "Candidates"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayes_adapters import Bernoulli, Gaussian, load, predict, save
+from bayes_adapters import Batch, Bernoulli, Gaussian, load, predict, save
 from bayes_adapters.analysis._checks import require_one_target
 from bayes_adapters.analysis.no_match import MatchThreshold, NullCandidate
 from bayes_adapters.analysis.saved import load_calibration
@@ -97,6 +97,9 @@ def test_what_cannot_be_compared() -> None:
         similarities(model, guide, texts, side(data, "audio")[:1])
     with refuses(DataError, "gallery", "audio", "text.input_ids"):
         similarities(model, guide, texts, texts)
+    absent = torch.tensor([True, False, True, True, True])
+    with refuses(DataError, "[1]", "gallery", "audio"):
+        similarities(model, guide, texts, Batch({**side(data, "audio").inputs, "audio.present": absent}))
     with refuses(DataError, "queries", "dict"):
         similarities(model, guide, [{}], texts)  # type: ignore[list-item]
     with refuses(DataError, "queries", "no batch"):
