@@ -120,7 +120,7 @@ def _alike(batch: Batch, encoders: Sequence[str]) -> Bool[Tensor, "B B"]:
     alike = torch.ones(batch.size, batch.size, dtype=torch.bool, device=batch.ids.device)
     for key, value in batch.inputs.items():
         if key.partition(".")[0] in encoders:
-            rows = float64(value.detach().flatten(1))
+            rows = float64(value.detach().reshape(batch.size, -1))
             sums = rows @ torch.arange(1, rows.shape[1] + 1, device=rows.device).to(rows).sin()
             alike = alike & torch.isclose(sums[:, None], sums[None], rtol=1e-9, atol=1e-9).to(alike.device)
     return alike

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bayes_adapters import Bernoulli, predict
+from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, RankWise
 from bayes_adapters.heads import BayesianTowers, LinearHead, TwoTowers
@@ -175,4 +175,8 @@ def test_three_encoders_need_a_first_side() -> None:
     model = ConcatLoRA(nets, Contrastive(3), rank=2, head=head)
     assert head.sides == (["audio"], ["text", "image"])
     assert [tuple(weight.shape) for weight in model.head.parameters()] == [(3, 16), (3, 32)]
+    inputs = pairs(4).inputs | {"image.input_ids": torch.arange(12).reshape(4, 3)}
+    inputs |= {"image.present": torch.tensor([True, False, True, True])}  # its text alone is the second side then
+    outputs = model(Batch(inputs, torch.arange(4)))
+    assert outputs.shape == (4, 6)
     assert Delta(model).deterministic
