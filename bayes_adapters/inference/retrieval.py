@@ -36,6 +36,8 @@ _ROWS = 256
 class Similarities:
     """Q queries against G candidates, averaged over S draws, each of which is one function of all of them.
 
+    Tensors are float32 and on the model's device.
+
     Args:
         mean: shape (Q, G): the average score: ``e^τ cos(u_q, v_g)``, or the pair's score; what ranks candidates.
         variance: shape (Q, G): ``1/(S−1) Σ_s (s − mean)²``, of the scores between draws; 0 where S = 1.
@@ -125,7 +127,7 @@ def similarities(
             scores = _of_sides(model, source, ours, theirs, samples)
         else:
             scores = _of_pairs(model, source, ours, theirs, samples, of_gallery)
-        return _averaged(*scores, samples, return_samples)
+        return _averaged(*scores, samples, return_samples, next(model.parameters()).device)
 
 
 def _numbered(data: Batch | Iterable[Any], which: str, model: AdapterModel) -> list[Batch]:
@@ -222,7 +224,9 @@ def _drawn(
     return torch.cat(drawn)
 
 
-def _averaged(scores: Callable[[int], Tensor], count: int, samples: int, keep: bool) -> Similarities:
+def _averaged(
+    scores: Callable[[int], Tensor], count: int, samples: int, keep: bool, device: torch.device
+) -> Similarities:
     """Average ``count`` draws, which stand for all ``samples`` where it is one."""
     mean: Any = 0.0
     spread: Any = 0.0
@@ -236,6 +240,7 @@ def _averaged(scores: Callable[[int], Tensor], count: int, samples: int, keep: b
         for name, value in class_sums(own.softmax(-1)[None]).items():
             sums[name] = sums[name] + value if name in sums else value
         kept += [own] if keep else []
-    match = replace(class_prediction(sums, count), num_samples=samples)
-    whole = torch.stack(kept).expand(samples, -1, -1).clone() if keep else None
-    return Similarities(mean.float(), (spread / max(count - 1, 1)).float(), match, samples, whole)
+    match = replace(class_prediction(sums, count), num_samples=samples).to(device)
+    whole = torch.stack(kept).expand(samples, -1, -1).clone().to(device) if keep else None
+    variance = spread / max(count - 1, 1)
+    return Similarities(mean.float().to(device), variance.float().to(device), match, samples, whole)
