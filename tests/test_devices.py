@@ -20,8 +20,10 @@ from bayes_adapters.devices import float64
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.guides import Contextual, CrossAttention, Delta, MCDropout, MeanField, RankWise
 from bayes_adapters.likelihoods import (
+    BoundingBox,
     HeteroscedasticGaussian,
     Likelihood,
+    Masks,
     MultiGaussian,
     MultiLabel,
     NegativeBinomial,
@@ -186,7 +188,9 @@ OUTCOMES: dict[str, tuple[Likelihood, Any]] = {
     "ordinal": (Ordinal(3), TARGETS[Categorical]),
     "multi_label": (MultiLabel(2), torch.ones(5, 2)),
     "multi_gaussian": (MultiGaussian(2), torch.zeros(5, 2)),
+    "bounding_box": (BoundingBox(giou_weight=1.0), torch.full((5, 4), 0.5)),
     "tagging": (Tagging(3), TARGETS[Tagging]),
+    "masks": (Masks((1, 7), (2, 14), 3, dice_weight=1.0), torch.arange(140).reshape(5, 2, 14) % 3),
     "tasks": (
         Tasks({"kind": Categorical(3), "size": Gaussian()}),
         {"kind": TARGETS[Categorical], "size": TARGETS[Gaussian]},

@@ -12,8 +12,10 @@ from bayes_adapters import ELBO, AdapterGuide, Batch, Bernoulli, Categorical, Ga
 from bayes_adapters.conditions import checked, first_look, read_together, refuse_where, reworded, unchanged
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.likelihoods import (
+    BoundingBox,
     HeteroscedasticGaussian,
     Likelihood,
+    Masks,
     MultiGaussian,
     MultiLabel,
     NegativeBinomial,
@@ -66,6 +68,12 @@ CASES: dict[str, tuple[int, int, Callable[[], tuple[AdapterGuide, Batch]]]] = {
     "gaussian": (2, 1, lambda: of_likelihood(Gaussian(), REALS)),
     "heteroscedastic": (2, 1, lambda: of_likelihood(HeteroscedasticGaussian(), REALS)),
     "multi-gaussian": (2, 1, lambda: of_likelihood(MultiGaussian(2), LABELS)),
+    "boxes": (2, 1, lambda: of_likelihood(BoundingBox(giou_weight=1.0), torch.rand(5, 4) / 4 + 0.25)),
+    "masks": (
+        1,
+        1,
+        lambda: of_likelihood(Masks((1, 7), (2, 14), dice_weight=1.0), torch.arange(140).reshape(5, 2, 14) % 2),
+    ),
     "multi-label": (1, 1, lambda: of_likelihood(MultiLabel(2), LABELS)),
     "ordinal": (2, 1, lambda: of_likelihood(Ordinal(3), CLASSES)),
     "poisson": (2, 1, lambda: of_likelihood(Poisson(), COUNTS)),

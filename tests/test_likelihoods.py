@@ -12,7 +12,7 @@ from torch import distributions as td
 
 from bayes_adapters import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Prediction
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.likelihoods import MultiGaussian, MultiLabel, Ordinal, StudentT
+from bayes_adapters.likelihoods import BoundingBox, MultiGaussian, MultiLabel, Ordinal, StudentT
 from tests.information import averaged, of_draws
 from tests.refusals import refuses
 
@@ -100,6 +100,7 @@ def test_equal_draws_in_chunks_have_no_spread_far_from_zero() -> None:
 
 LIKELIHOODS: list[Any] = [Categorical(3), Categorical(2), Bernoulli(), Gaussian(), HeteroscedasticGaussian()]
 LIKELIHOODS += [Ordinal(3), StudentT(), MultiLabel(2), MultiGaussian(2)]
+LIKELIHOODS += [BoundingBox(), BoundingBox("example", giou_weight=1.0)]
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda x: f"{type(x).__name__}{x.num_outputs}")

@@ -151,7 +151,8 @@ def class_rows(
         )
     _require_range(probs, use)
     if binary:
-        return _binary_rows(probs, y.double(), use)
+        unlabelled = (y == IGNORED) & (not y.is_floating_point() and y.dim() > 1)  # pixels of masks
+        return _binary_rows(probs, y.double().masked_fill(unlabelled, math.nan), use)
     sums = probs.sum(-1)
     if bool((((sums - 1).abs() > 0.02) & ((sums != 0) | (y.dim() == 1))).any()):
         raise DataError(

@@ -62,6 +62,7 @@ def fitted(logs: Tensor, y: Tensor, free: Tensor) -> Tensor | None:
         free: shape (2C, P).
     """
     count, classes = logs.shape
+    of_weight, of_bias = free.split(classes)
 
     def evaluate(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias = (free @ theta).split(classes)
@@ -69,12 +70,13 @@ def fitted(logs: Tensor, y: Tensor, free: Tensor) -> Tensor | None:
         p = log_p.exp()
         wrong, tilted = p - y, p * logs
         gradient = torch.cat([(wrong * logs).mean(0), wrong.mean(0)])
-        both = torch.cat([tilted, p], -1)
-        curved = torch.diag(both.mean(0))  # of a class with itself: E[p z²], E[p z], E[p]
-        curved[:classes, :classes] = torch.diag((tilted * logs).mean(0))
-        curved[:classes, classes:] = curved[classes:, :classes] = torch.diag(tilted.mean(0))
-        hessian = curved - both.T @ both / count
-        return -(y * log_p).sum(-1).mean(), free.T @ gradient, free.T @ hessian @ free
+        # The covariance of ∂(w z + b)/∂θ under p, in θ's own size: a vocabulary's square is not held in memory.
+        squared, first, mass = ((tilted * logs).mean(0), tilted.mean(0), p.mean(0))  # E[p z²], E[p z], E[p]
+        crossed = of_weight.T @ (first[:, None] * of_bias)
+        second = of_weight.T @ (squared[:, None] * of_weight) + crossed + crossed.T
+        second = second + of_bias.T @ (mass[:, None] * of_bias)
+        means = tilted @ of_weight + p @ of_bias
+        return -(y * log_p).sum(-1).mean(), free.T @ gradient, second - means.T @ means / count
 
     # From equal probabilities: where they are nearly 0 and 1 the curvature is lost, and a step leads anywhere.
     return minimise(evaluate, torch.zeros_like(free[0]))

@@ -104,15 +104,6 @@ def require_width(classes: int, fitted: int) -> None:
         raise DataError(f"The threshold was fitted to {fitted} classes; this prediction has {classes}.")
 
 
-def require_one_number(mean: Tensor, use: str) -> None:
-    """Raise :class:`DataError` where several numbers are predicted per example."""
-    if mean.dim() != 1:
-        raise DataError(
-            f"{use} promises one number per example, (B,); this prediction has shape {tuple(mean.shape)}. Take one "
-            "output at a time, with alpha divided by their number where all of them must be covered."
-        )
-
-
 def quantile_pairs(quantiles: Tensor) -> Float[Tensor, "N two"]:
     """Return lower and upper quantiles, float64, on the CPU.
 

@@ -24,7 +24,6 @@ from bayes_adapters.analysis._conformal_checks import (
     class_probs,
     quantile_pairs,
     require_enough,
-    require_one_number,
     require_score,
     require_share,
     require_threshold,
@@ -157,7 +156,9 @@ class ConformalClasses:
 class ConformalIntervals:
     """Intervals ``μ ± q σ`` that hold a real number with probability at least 1 − α; the score is ``|y − μ| / σ``.
 
-    σ is the standard deviation of the prediction, so intervals are wide where the model says that it is unsure.
+    σ is the standard deviation of the prediction, so intervals are wide where the model says that it is unsure. Of
+    several numbers per example, such as the four of a box, the score is ``max_k |y_k − μ_k| / σ_k`` over those that are
+    known, and the promise is about all of them **together**. For each by itself take one column at a time.
 
     Args:
         threshold: q.
@@ -185,29 +186,28 @@ class ConformalIntervals:
         """Return the threshold of these calibration examples.
 
         Args:
-            prediction: of n examples, with a variance, (n,).
-            targets: shape (n,).
+            prediction: of n examples, with a variance, (n,) or (n, K).
+            targets: the same shape; NaN where one of several numbers is not known.
             alpha: α.
 
         Raises:
             ConfigError: alpha out of range, no variance, or several tasks.
-            DataError: fewer than 1/α − 1 examples, several numbers per example, or numbers that are not finite.
+            DataError: fewer than 1/α − 1 examples, or numbers that are not finite.
         """
         require_share("alpha", alpha)
         mean, variance = moments(prediction, "ConformalIntervals")
-        require_one_number(mean, "ConformalIntervals")
         y = known_numbers(mean, targets, "ConformalIntervals", fewest=1)
-        return cls(_quantile((y - mean).abs() / variance.sqrt(), alpha), alpha)
+        scores = ((y - mean).abs() / variance.sqrt()).nan_to_num(nan=-math.inf).reshape(len(y), -1).amax(1)
+        return cls(_quantile(scores, alpha), alpha)
 
-    def sets(self, prediction: Prediction) -> Float[Tensor, "B two"]:
-        """Return lower and upper ends, (B, 2), in units of the target, on the prediction's device.
+    def sets(self, prediction: Prediction) -> Float[Tensor, "B *K two"]:
+        """Return lower and upper ends, (B, 2) or (B, K, 2), in units of the target, on the prediction's device.
 
         Raises:
             ConfigError: no variance, or several tasks.
-            DataError: several numbers per example, or numbers that are not finite.
+            DataError: numbers that are not finite.
         """
         mean, variance = moments(prediction, "ConformalIntervals")
-        require_one_number(mean, "ConformalIntervals")
         half = self.threshold * variance.sqrt()
         return torch.stack([mean - half, mean + half], -1).to(prediction.mean)
 

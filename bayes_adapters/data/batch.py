@@ -105,9 +105,9 @@ class Batch:
             states of ``decoder_input_ids`` (B, T), whose padding ``decoder_attention_mask`` (B, T) marks. Names of
             models with several encoders: see :class:`bayes_adapters.modalities.encoder_inputs.EncoderInputs`.
         targets: shape (B,) (classes: int64; Bernoulli and regression: floating point), (B, K) for several labels or
-            numbers per example, (B, T) int64 for tagging, -100 where a token has no label; a mapping task → tensor for
-            :class:`bayes_adapters.likelihoods.Tasks`, where -100 or NaN marks an example without a label of a task;
-            or None at prediction time.
+            numbers per example, (B, T) int64 for tagging, (B, H, W) int64 for masks, -100 where a token or pixel has
+            no label; a mapping task → tensor for :class:`bayes_adapters.likelihoods.Tasks`, where -100 or NaN marks an
+            example without a label of a task; or None at prediction time.
         context: modality name → :class:`Frames`. A modality that is left out is missing for the whole batch.
         index: shape (B,), int64: each example's number in its data set. Prediction noise is a function of it, so
             results do not depend on how examples are batched. ``None`` means 0 … B-1.

@@ -10,7 +10,10 @@ from bayes_adapters.distributions.matching import Matching as Matching
 from bayes_adapters.distributions.normal_inverse_wishart import (
     MatrixNormalInverseWishart as MatrixNormalInverseWishart,
 )
+from bayes_adapters.distributions.pixel_labels import PixelLabels as PixelLabels
 from bayes_adapters.distributions.points import Points as Points
+from bayes_adapters.distributions.potential import WithPotential as WithPotential
+from bayes_adapters.distributions.potential import density_of as density_of
 from bayes_adapters.distributions.projecting import is_gaussian as is_gaussian
 from bayes_adapters.distributions.projecting import projected as projected
 from bayes_adapters.distributions.reading import base_distribution as base_distribution

@@ -60,6 +60,10 @@ class TokenLabels(TorchDistribution):
         logits = self.logits.expand(shape + self.logits.shape[-2:])
         return TokenLabels(logits, self.real.expand(logits.shape[:-1]), validate_args=False)
 
+    def count(self, value: Int[Tensor, "... T"]) -> Float[Tensor, "..."]:
+        """Return how many tokens are scored, shape (…), as floating point."""
+        return (self.real & (value != IGNORED)).sum(-1).to(self.logits)
+
     def log_prob(self, value: Int[Tensor, "... T"]) -> Float[Tensor, "..."]:
         """Return the log density of the labels ``value``, shape = batch shape; what padding holds does not matter."""
         scored = self.real & (value != IGNORED)

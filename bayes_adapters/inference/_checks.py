@@ -236,12 +236,13 @@ def require_batch(batch: object) -> None:
 
 
 def require_tokens_kept(batch: Batch, length: int) -> None:
-    """Raise :class:`DataError` unless mask and targets are as long as the ``length`` tokens that came back."""
+    """Raise :class:`DataError` unless mask and targets (B, T) are as long as the ``length`` tokens that came back."""
     if batch.token_mask is not None:
         require_length(batch.token_mask, length, "the backbone returns")
-    if isinstance(batch.targets, Tensor) and batch.targets.shape[1] != length:
+    targets = batch.targets
+    if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] != length:
         raise DataError(
-            f"targets has {batch.targets.shape[1]} tokens and the backbone returns {length}. One target per token "
+            f"targets has {targets.shape[1]} tokens and the backbone returns {length}. One target per token "
             "needs a backbone that keeps the token axis; positions without a label have the target -100."
         )
 

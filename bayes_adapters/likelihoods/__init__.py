@@ -1,6 +1,7 @@
 """Likelihoods: how outputs of the head become a distribution of the target."""
 
 from bayes_adapters.likelihoods.base import Likelihood as Likelihood
+from bayes_adapters.likelihoods.bounding_box import BoundingBox as BoundingBox
 from bayes_adapters.likelihoods.candidates import Candidates as Candidates
 from bayes_adapters.likelihoods.classes import Bernoulli as Bernoulli
 from bayes_adapters.likelihoods.classes import Categorical as Categorical
@@ -9,6 +10,7 @@ from bayes_adapters.likelihoods.counts import NegativeBinomial as NegativeBinomi
 from bayes_adapters.likelihoods.counts import Poisson as Poisson
 from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs as ConjugateOutputs
 from bayes_adapters.likelihoods.gaussian_outputs import GaussianOutputs as GaussianOutputs
+from bayes_adapters.likelihoods.masks import Masks as Masks
 from bayes_adapters.likelihoods.multi_gaussian import MultiGaussian as MultiGaussian
 from bayes_adapters.likelihoods.multi_label import MultiLabel as MultiLabel
 from bayes_adapters.likelihoods.next_token import NextToken as NextToken

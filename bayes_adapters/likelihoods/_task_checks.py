@@ -11,6 +11,19 @@ from torch import Tensor
 from bayes_adapters.errors import ConfigError, DataError, described, near_matches, unknown_name
 from bayes_adapters.likelihoods._match_checks import require_alone
 
+LEARNED = "learned"
+
+
+def require_learnable(weights: object, learned: tuple[str, ...], tasks: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` unless ``weights`` is the word for learned ones, and there is one to be learned."""
+    if weights != LEARNED:
+        raise unknown_name("weights", str(weights), [LEARNED])
+    if not learned:
+        raise ConfigError(
+            f"weights='learned' has no effect: of the tasks {list(tasks)} none is of classes, labels or counts, and "
+            "likelihoods of numbers learn scales of their own. Leave weights out."
+        )
+
 
 def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> None:
     """Raise :class:`ConfigError` unless ``tasks`` maps names to likelihoods, and weights are positive."""

@@ -1,8 +1,8 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``separable``, ``compares``, ``two_sides``, ``__init__``, ``distribution`` (outputs → p(y | draw)),
-``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``,
+``per_token``, ``separable``, ``bounded``, ``compares``, ``two_sides``, ``__init__``, ``distribution`` (outputs → p(y |
+draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``,
 ``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk),
 ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a batch → the same, where ``holds_draws``),
 ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
@@ -52,6 +52,8 @@ class Likelihood(nn.Module):
     """Whether there is one target per token, rather than one per example."""
     separable: ClassVar[bool] = False
     """Whether log p(y | f) is a sum over the outputs, each term of one f_k; where K = 1 it is."""
+    bounded: ClassVar[bool] = False
+    """Whether log p(y | f) ≤ 0 for all y and f: probabilities of classes, labels, counts, not densities of numbers."""
     compares: ClassVar[bool] = False
     """Whether an example's density depends on the other rows of its batch, which are then of one draw with it."""
     two_sides: ClassVar[bool] = False

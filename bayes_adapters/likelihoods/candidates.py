@@ -48,6 +48,7 @@ class Candidates(Likelihood):
 
     name: ClassVar[str] = "candidates"
     num_outputs = 1
+    bounded: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     holds_draws: ClassVar[bool] = True
 

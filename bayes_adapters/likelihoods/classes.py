@@ -23,6 +23,8 @@ from bayes_adapters.likelihoods.prediction import Prediction
 class ClassLikelihood(Likelihood):
     """What likelihoods over C classes share: C itself, and how draws of class probabilities are averaged."""
 
+    bounded: ClassVar[bool] = True
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 2:
@@ -81,6 +83,7 @@ class Bernoulli(Likelihood):
 
     name: ClassVar[str] = "bernoulli"
     num_outputs = 1
+    bounded: ClassVar[bool] = True
     has_expected: ClassVar[bool] = True
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:

@@ -67,6 +67,7 @@ class Contrastive(Likelihood):
     """
 
     name: ClassVar[str] = "contrastive"
+    bounded: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     two_sides: ClassVar[bool] = True
 

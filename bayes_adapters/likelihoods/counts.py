@@ -37,6 +37,7 @@ class CountLikelihood(Likelihood):
     """
 
     num_outputs = 1
+    bounded: ClassVar[bool] = True
 
     def check(self, targets: Tensor) -> None:
         require_counts(targets)

@@ -40,6 +40,7 @@ class MultiLabel(Likelihood):
 
     name: ClassVar[str] = "multi_label"
     separable: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
 
     def __init__(self, num_labels: int) -> None:
         super().__init__()

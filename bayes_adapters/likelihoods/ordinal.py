@@ -40,6 +40,7 @@ class Ordinal(Likelihood):
 
     name: ClassVar[str] = "ordinal"
     num_outputs = 1
+    bounded: ClassVar[bool] = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -24,10 +24,12 @@ class Prediction:
     Args:
         mean: predictive mean: class probabilities (B, C), P(y = 1) (B,), the expected target (B,), or, for
             :class:`bayes_adapters.likelihoods.Tagging`, class probabilities (B, T, C), zero at padding; of several
-            labels or numbers per example (B, K); of several tasks their means side by side (B, M).
-        total: shape (B,), for tagging (B, T) and zero at padding, for several labels or numbers (B, K), nats: entropy
-            of the averaged predictive; for a regression that of the Gaussian with its variance, an upper bound that is
-            exact for S = 1. Of several tasks it is their sum, which bounds the entropy of all together from above.
+            labels or numbers per example (B, K); of masks P(y = 1) (B, H, W), or (B, H, W, C); of several tasks their
+            means side by side (B, M).
+        total: shape (B,), for tagging (B, T) and zero at padding, for several labels or numbers (B, K), for masks
+            (B, H, W), nats: entropy of the averaged predictive; for a regression that of the Gaussian with its
+            variance, an upper bound that is exact for S = 1. Of several tasks it is their sum, which bounds the entropy
+            of all together from above.
         aleatoric: the same shape, nats: average entropy of a draw's predictive.
         epistemic: the same shape, nats: their difference; for classes the mutual information of target and latent
             cores, for a regression an upper bound of it. Below 1e-12, which is rounding, it is 0.

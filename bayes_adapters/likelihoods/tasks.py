@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from bayes_adapters.conditions import reworded
 from bayes_adapters.errors import DataError
 from bayes_adapters.likelihoods._outcomes import TaskOutcomes, labelled
-from bayes_adapters.likelihoods._task_checks import require_names, require_saved_name, require_tasks
+from bayes_adapters.likelihoods._task_checks import (
+    LEARNED,
+    require_learnable,
+    require_names,
+    require_saved_name,
+    require_tasks,
+)
 from bayes_adapters.likelihoods.base import Likelihood
 from bayes_adapters.likelihoods.prediction import Prediction, side_by_side
 
@@ -36,9 +42,23 @@ class Tasks(Likelihood):
     then gives every token all K outputs, and a task of the whole example reads the mean of its columns over real
     tokens: ``f = (1/n) Σ_t f_t``, which with a linear head is that head on mean-pooled hidden states.
 
+    **Learned weights.** With ``weights="learned"`` every task t of classes, labels or counts has a parameter ``s_t =
+    log σ_t²``, trained and saved with the model under a flat prior, and the ELBO scores ::
+
+        Σ_t [ exp(−s_t) log p_t(y_t | f_t) − n_t s_t / 2 ]        n_t: the labels of task t that an example has
+
+    For one label that is ``log softmax(f / σ²)[y]`` with ``Σ_c exp(f_c / σ²) ≈ σ (Σ_c exp f_c)^(1/σ²)``, equal at
+    σ = 1; elsewhere it is no density. With L_t, the mean nll of a label, the best s_t is ``log 2 L_t``, and what is
+    left is ``½ Σ_t n_t (1 + log 2 L_t)``: the tasks' nll count by their logarithms, whatever their units. A task of
+    real numbers or boxes keeps weight 1: the learned scale of its own likelihood, a density that may exceed 1, is its
+    σ_t, and a second one would make the weight grow without end once ``log p > 0``. Pixels of :class:`Masks` count as
+    their ``unit`` says.
+
     Args:
         tasks: name → likelihood.
-        weights: name → w_t > 0; a task that is left out has weight 1.
+        weights: name → w_t > 0; a task that is left out has weight 1; or ``learned``.
+
+    Source of learned weights: Kendall, Gal and Cipolla 2018, arXiv 1705.07115, equations 5 to 10.
 
     >>> from bayes_adapters.likelihoods import Categorical, Gaussian
     >>> both = Tasks({"sentiment": Categorical(3), "length": Gaussian()})
@@ -53,12 +73,24 @@ class Tasks(Likelihood):
 
     name: ClassVar[str] = "tasks"
 
-    def __init__(self, tasks: Mapping[str, Likelihood], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, tasks: Mapping[str, Likelihood], weights: Mapping[str, float] | str | None = None) -> None:
         super().__init__()
-        require_tasks(tasks, Likelihood, weights or {})
+        learned = isinstance(weights, str)
+        given: Mapping[str, float] = {} if isinstance(weights, str) or weights is None else weights
+        require_tasks(tasks, Likelihood, given)
         self.tasks = nn.ModuleDict(dict(tasks))
-        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in tasks}
         self.num_outputs = sum(task.num_outputs for task in tasks.values())
+        self._given = {name: float(given.get(name, 1.0)) for name in tasks}
+        self.learned = tuple(name for name, task in tasks.items() if learned and task.bounded)
+        if learned:
+            require_learnable(weights, self.learned, tasks)
+            self.log_variance = nn.Parameter(torch.zeros(len(self.learned)))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Task → w_t; of learned ones ``exp(−s_t)`` as it is now."""
+        now = self.log_variance.detach().neg().exp().tolist() if self.learned else []
+        return self._given | dict(zip(self.learned, now, strict=True))
 
     @property
     def each(self) -> dict[str, Likelihood]:
@@ -84,7 +116,12 @@ class Tasks(Likelihood):
     def _outcomes(self, outputs: Tensor, of: Callable[[Likelihood, Tensor], Any]) -> TaskOutcomes:
         columns = outputs.split([task.num_outputs for task in self.each.values()], -1)
         parts = {name: of(task, f) for (name, task), f in zip(self.each.items(), columns, strict=True)}
-        return TaskOutcomes(parts, torch.tensor([*self.weights.values()], device=outputs.device))
+        fixed = torch.tensor([*self._given.values()], device=outputs.device)
+        if not self.learned:
+            return TaskOutcomes(parts, fixed)
+        found = dict(zip(self.learned, self.log_variance, strict=True))
+        each = [(-found[name]).exp() if name in found else w for name, w in zip(parts, fixed, strict=True)]
+        return TaskOutcomes(parts, torch.stack(each), {name: s / 2 for name, s in found.items()})
 
     def check(self, targets: Any) -> None:
         self.accept(targets)
@@ -109,7 +146,9 @@ class Tasks(Likelihood):
         return side_by_side([task.draw_mean(fn.parts[name]) for name, task in self.each.items()], 2)
 
     def log_density(self, fn: Any, targets: Mapping[str, Tensor]) -> Float[Tensor, "S B"]:
-        return torch.stack([*fn.log_probs(fn.pack(targets)).values()]).sum(0)
+        # A task's own density: what stands beside it in the ELBO, such as the GIoU of boxes, is none.
+        scores = {name: task.log_density for name, task in self.each.items()}
+        return torch.stack([*fn.log_probs(fn.pack(targets), scores).values()]).sum(0)
 
     def summarise(self, fn: Any) -> dict[str, Tensor]:
         return {
@@ -134,8 +173,8 @@ class Tasks(Likelihood):
         for task in self.each.values():
             require_saved_name(type(task))
         tasks = {name: {"name": task.name, "config": task.config()} for name, task in self.each.items()}
-        weights = {name: weight for name, weight in self.weights.items() if not math.isclose(weight, 1.0)}
-        return {"tasks": tasks, "weights": weights}
+        weights = {name: weight for name, weight in self._given.items() if not math.isclose(weight, 1.0)}
+        return {"tasks": tasks, "weights": LEARNED if self.learned else weights}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], find: Callable[[str], type[Likelihood]]) -> Likelihood:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,21 +157,30 @@ def sizes(data: Any, model: AdapterModel) -> tuple[int, int]:
     return examples, min(size, examples)
 
 
-def read(data: Iterable[Any], name: str, epoch: int, reads: Iterable[str] = ()) -> Iterator[Batch]:
+def read(
+    data: Iterable[Any], name: str, epoch: int, reads: Iterable[str] = (), tasks: Collection[str] = ()
+) -> Iterator[Batch]:
     """Yield the batches of one pass.
 
-    A batch may lack its context, but where all do, it was forgotten, and training would go on without it.
+    A batch may lack its context, but where all do, it was forgotten, and training would go on without it. So it may
+    lack labels of one of ``tasks``.
 
     Raises:
         DataError: an item is no batch with targets; or, at the end, there was none, or none with one of ``reads``.
+
+    Warns:
+        UserWarning: at the end, no batch had a label of one of ``tasks``.
     """
-    found, missing = 0, set(reads)
+    found, missing, unlabelled = 0, set(reads), set(tasks)
     for found, batch in enumerate(data, 1):
         _data_checks.check_batch(batch, found - 1, name)
         missing -= set(batch.context)
+        if unlabelled:
+            unlabelled -= _data_checks.labelled_tasks(batch, unlabelled)
         yield batch
     _data_checks.require_some(found, f"batch of {name} in epoch {epoch}")
     _data_checks.require_context(missing)
+    _data_checks.warn_of_tasks(unlabelled)
 
 
 def loader_parts(data: Any) -> list[Any]:

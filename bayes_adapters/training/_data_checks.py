@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence, Sized
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from bayes_adapters.data._transform_checks import never_there
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import ConfigError, DataError, described
+from bayes_adapters.likelihoods._outcomes import labelled
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """Where an object is in memory, in its ``repr``: another place in the next process."""
@@ -115,6 +117,24 @@ def require_context(missing: Collection[str]) -> None:
             f"Model or guide reads the context {name!r}, and no batch of the epoch had any. Pass Batch(..., "
             f"context={{{name!r}: Frames(values, mask)}}); to train without it on purpose, pass frames whose mask is "
             "False everywhere."
+        )
+
+
+def labelled_tasks(batch: Batch, tasks: Collection[str]) -> set[str]:
+    """Return those of ``tasks`` of which an example of the batch has a label."""
+    targets = batch.targets if isinstance(batch.targets, Mapping) else {}
+    return {name for name in tasks if name in targets and bool(labelled(targets[name]).any())}
+
+
+def warn_of_tasks(tasks: Collection[str]) -> None:
+    """Warn of tasks of which no batch of an epoch had a label."""
+    if tasks:
+        warnings.warn(
+            f"No example of the epoch has a label of the tasks {sorted(tasks)}: nothing teaches their part of the "
+            "head, and what it predicts means nothing. Add their targets (other than -100 and NaN), or leave these "
+            "tasks out of Tasks.",
+            UserWarning,
+            stacklevel=2,
         )
 
 

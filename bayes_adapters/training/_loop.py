@@ -22,6 +22,7 @@ from bayes_adapters.inference.elbo import ELBO, ElboTerms
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.predictive import evaluating, predict
+from bayes_adapters.likelihoods import Tasks
 from bayes_adapters.surgery._ranks import shrink
 from bayes_adapters.training import _checkpoint, _checks, _data, _log, _optimizer, _step_checks
 from bayes_adapters.training._data_checks import too_few
@@ -142,7 +143,8 @@ class Loop:
         state, settings = self.state, self.settings
         self.generators.seed(settings.seed, state.epoch)
         _data.set_epoch(self.data, state.epoch)
-        stream = _data.read(self.data, "data", state.epoch, self.reads)
+        tasks = self.model.likelihood.each if isinstance(self.model.likelihood, Tasks) and not state.epoch else ()
+        stream = _data.read(self.data, "data", state.epoch, self.reads, tasks)
         for used in range(state.batches):  # by a run that was interrupted; its noise goes on after them
             if next(stream, None) is None:
                 raise too_few(state.epoch, state.batches, used)

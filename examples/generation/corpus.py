@@ -36,12 +36,14 @@ class Text:
         group: what it is resampled with: the key of the held-out text that it is as long as.
         kind: :data:`INSIDE`, or where it is from.
         ids: its tokens, behind that of :data:`START`.
+        given: how many of them are read and not learnt.
     """
 
     key: str
     group: str
     kind: str
     ids: tuple[int, ...]
+    given: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,12 @@ class States:
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Pad texts on the right to a batch for ``NextToken``; the token that a text begins with is not predicted."""
+        texts = [self.texts[row] for row in rows]
         states = nn.utils.rnn.pad_sequence([self._states[row] for row in rows], batch_first=True)
-        ids = [torch.tensor(self.texts[row].ids) for row in rows]
-        labels = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=IGNORED)
-        inputs = {"inputs_embeds": states, "attention_mask": (labels != IGNORED).long()}
-        return Batch(inputs, labels, index=torch.tensor(rows))
+        labels = [torch.tensor([IGNORED] * text.given + list(text.ids[text.given :])) for text in texts]
+        inputs = {"inputs_embeds": states, "attention_mask": _filled([torch.ones(len(t.ids)).long() for t in texts], 0)}
+        return Batch(inputs, _filled(labels, IGNORED), index=torch.tensor(rows))
+
+
+def _filled(rows: list[Tensor], value: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -64,6 +64,8 @@ def _targets(task: str, tokens: int = TOKENS) -> Tensor:
         labels = torch.arange(SIZE * tokens).reshape(SIZE, tokens) % 3
         labels[:, 0] = -100
         return labels
+    if task == "BoundingBox":  # a draw may reach out of the image
+        return torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.2, 0.3, 0.2, 0.4], [0.9, 0.9, 0.2, 0.2], [0.5, 0.4, 1.0, 0.1]])
     if task not in _NAMED_TASKS:
         return _drawn(TASKS[task]())
     return torch.tensor([0, 2, 1, 1]) if task == "Categorical" else torch.tensor([0.0, 1.0, 1.0, 0.0])
@@ -73,7 +75,8 @@ def _drawn(likelihood: Likelihood) -> Tensor:
     """Targets for a likelihood that is not named here: a draw of its own, so that they are in its support."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        drawn: Tensor = likelihood.distribution(torch.zeros(SIZE, likelihood.num_outputs)).sample()
+        tokens = (TOKENS,) if likelihood.per_token else ()
+        drawn: Tensor = likelihood.distribution(torch.zeros(SIZE, *tokens, likelihood.num_outputs)).sample()
     return drawn
 
 
@@ -99,6 +102,8 @@ _SMALL: dict[str, Any] = {
     "num_labels": 2,
     "lengths": {"first": 2, "second": 2},
     "groups": 2,
+    "grid": (2, 3),
+    "size": (4, 6),
     "dim": 2,
 }
 """Option that a constructor may need → a value that suits the tiny backbones."""

@@ -58,6 +58,18 @@ def test_temperature_is_the_minimum_of_the_loss() -> None:
     assert metrics.nll(scaled.mean, y) == pytest.approx(loss(found), abs=1e-6)
 
 
+def test_temperature_of_the_words_of_a_vocabulary() -> None:
+    """A square of 50,000 classes would be 20 GB."""
+    logits, y = torch.randn(12, 50_000, dtype=torch.float64).mul(3.0), torch.arange(12)
+    logits[y, y] += 12.0
+
+    def loss(t: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logits / t, y))
+
+    found = TemperatureScaling.fit(logits.softmax(-1), y).temperature
+    assert found == pytest.approx(_golden(loss, 0.1, 20), abs=1e-6)
+
+
 def test_vector_scaling_has_no_gradient_left_and_beats_temperature() -> None:
     answer, y = _classes()
     found = VectorScaling.fit(answer, y)
