@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_adapters.guides._checks import check_log_variance, require_untraced
+from bayes_adapters.inference._checks import require_one_function
 from bayes_adapters.inference.guide import AdapterGuide, site_key
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.sites import SITE, Granularity, Part, Site, SiteCall
@@ -71,6 +72,7 @@ class RankWise(AdapterGuide):
         local_reparametrisation: bool = False,
     ) -> None:
         super().__init__(model)
+        require_one_function("RankWise(local_reparametrisation=True)", local_reparametrisation, model.likelihood)
         check_log_variance(init_log_variance, _LOWEST, _HIGHEST)
         self.init_log_variance, self.tie = float(init_log_variance), tie
         self.local_reparametrisation = local_reparametrisation

@@ -6,6 +6,7 @@ A model says structure, prior and likelihood; a guide says how cores are inferre
 from bayes_adapters.models.adapter_dropout import AdapterDropout as AdapterDropout
 from bayes_adapters.models.balora import BaLoRA as BaLoRA
 from bayes_adapters.models.cola import CoLA as CoLA
+from bayes_adapters.models.concat_core import ConcatCore as ConcatCore
 from bayes_adapters.models.concat_lora import ConcatLoRA as ConcatLoRA
 from bayes_adapters.models.diagonal_core import DiagonalCore as DiagonalCore
 from bayes_adapters.models.fusion import FusionLoRA as FusionLoRA

@@ -124,6 +124,7 @@ class CoLA(ConcatLoRA):
     """
 
     structure: ClassVar[str] = "cola"
+    two_sided: ClassVar[bool] = False
     least: ClassVar[int] = 2
 
     def __init__(

@@ -15,7 +15,7 @@ from bayes_adapters.adapters.targets import ALL_LINEAR
 from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import choice, whole_number
-from bayes_adapters.heads import Head, LinearHead, Pooling, TwoLayerHead
+from bayes_adapters.heads import Head, LinearHead, Pooling, TwoLayerHead, TwoTowers
 from bayes_adapters.inference._checks import require_withholdable
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.likelihoods import Likelihood
@@ -100,6 +100,7 @@ class ConcatLoRA(AdapterModel):
     """
 
     structure: ClassVar[str] = "concat_lora"
+    two_sided: ClassVar[bool] = True
     least: ClassVar[int] = 1
 
     def __init__(
@@ -120,6 +121,8 @@ class ConcatLoRA(AdapterModel):
         self.head_width, self.streams = head_width, _read_streams(streams, encoders)
         self.dense, self._dense = dense, read_dense(dense, prefix_tokens, separate, list(encoders))
         self.separate, self.prefix_tokens = separate, prefix_tokens
+        if getattr(likelihood, "two_sides", False) and options.get("head") is None:
+            options["head"] = TwoTowers()
         super().__init__(backbone, likelihood, **({"targets": ALL_LINEAR} | options))
         device = next(self.backbone.parameters()).device
         self.null = nn.ParameterDict(

@@ -94,6 +94,7 @@ class Wander(ConcatLoRA):
     """
 
     structure: ClassVar[str] = "wander"
+    two_sided: ClassVar[bool] = False
     least: ClassVar[int] = 2
 
     def __init__(

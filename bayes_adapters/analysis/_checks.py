@@ -122,8 +122,13 @@ def require_fields(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any
             raise DataError(f"Record {i} of {path} lacks {', '.join(missing)}. Was it made by an older version?")
 
 
-def require_one_target(likelihood: object, per_token: bool) -> None:
-    """Raise :class:`DataError` where a likelihood has one target per token."""
+def require_one_target(likelihood: object, per_token: bool, compares: bool) -> None:
+    """Raise :class:`DataError` where a likelihood has one target per token, or compares the rows of a batch."""
+    if compares:
+        raise DataError(
+            f"to_arviz() takes densities of single examples, and those of {type(likelihood).__name__} depend on the "
+            "other rows: leave-one-out of them would mean nothing. Use similarities(..., return_samples=True)."
+        )
     if per_token:
         raise DataError(
             f"to_arviz() takes one target per example; {type(likelihood).__name__} has one per token. Use "

@@ -82,7 +82,7 @@ def to_arviz(
     require_one_device(model, guide)
     whole_number("num_samples", num_samples)
     whole_number("chunk_size", chunk_size)
-    require_one_target(model.likelihood, model.likelihood.per_token)
+    require_one_target(model.likelihood, model.likelihood.per_token, model.likelihood.compares)
     parts: dict[str, list[torch.Tensor]] = {"drawn": [], "density": [], "targets": []}
     batches = 0
     device = next(model.parameters()).device

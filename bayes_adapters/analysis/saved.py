@@ -8,6 +8,7 @@ from typing import Any
 
 from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling, VectorScaling
 from bayes_adapters.analysis.conformal import ConformalClasses, ConformalIntervals, ConformalQuantiles
+from bayes_adapters.analysis.no_match import MatchThreshold, NullCandidate
 from bayes_adapters.analysis.selection import RiskThreshold
 from bayes_adapters.errors import AdapterFileError, ConfigError, unknown_name
 from bayes_adapters.files import verified
@@ -16,8 +17,9 @@ Scaling = TemperatureScaling | VectorScaling | DeviationScaling
 """Takes a prediction and returns one."""
 Sets = ConformalClasses | ConformalIntervals | ConformalQuantiles
 """Takes a prediction, or quantiles, and returns sets of answers."""
-Calibration = Scaling | Sets | RiskThreshold
-"""What :func:`load_calibration` returns; a threshold takes a prediction and returns which answers are trusted."""
+Calibration = Scaling | Sets | RiskThreshold | MatchThreshold | NullCandidate
+"""What :func:`load_calibration` returns; a threshold takes a prediction and returns which answers are trusted, and what
+is for retrieval takes scores."""
 _KINDS: dict[str, Any] = {
     kind.name: kind
     for kind in (
@@ -28,6 +30,8 @@ _KINDS: dict[str, Any] = {
         ConformalIntervals,
         ConformalQuantiles,
         RiskThreshold,
+        MatchThreshold,
+        NullCandidate,
     )
 }
 

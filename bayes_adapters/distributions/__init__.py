@@ -1,10 +1,12 @@
 """Distributions that Pyro lacks, and what any distribution tells of itself."""
 
+from bayes_adapters.distributions.choice import ListChoice as ListChoice
 from bayes_adapters.distributions.curved_gaussian import CurvedGaussian as CurvedGaussian
 from bayes_adapters.distributions.curved_matrices import CurvedMatrices as CurvedMatrices
 from bayes_adapters.distributions.induced import Induced as Induced
 from bayes_adapters.distributions.kronecker import DampedKronecker as DampedKronecker
 from bayes_adapters.distributions.log_uniform import LogUniform as LogUniform
+from bayes_adapters.distributions.matching import Matching as Matching
 from bayes_adapters.distributions.normal_inverse_wishart import (
     MatrixNormalInverseWishart as MatrixNormalInverseWishart,
 )

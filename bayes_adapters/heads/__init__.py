@@ -2,6 +2,7 @@
 
 from bayes_adapters.heads.answer_tokens import AnswerTokens as AnswerTokens
 from bayes_adapters.heads.bayesian_linear import BayesianLinear as BayesianLinear
+from bayes_adapters.heads.bayesian_towers import BayesianTowers as BayesianTowers
 from bayes_adapters.heads.conjugate_last_layer import ConjugateLastLayer as ConjugateLastLayer
 from bayes_adapters.heads.covariance import Covariance as Covariance
 from bayes_adapters.heads.gaussian_process import GaussianProcessHead as GaussianProcessHead
@@ -17,4 +18,5 @@ from bayes_adapters.heads.posterior import HeadPosterior as HeadPosterior
 from bayes_adapters.heads.predictive import Predictive as Predictive
 from bayes_adapters.heads.transformers_head import TransformersHead as TransformersHead
 from bayes_adapters.heads.two_layer import TwoLayerHead as TwoLayerHead
+from bayes_adapters.heads.two_towers import TwoTowers as TwoTowers
 from bayes_adapters.heads.variational_last_layer import VariationalLastLayer as VariationalLastLayer

@@ -24,6 +24,7 @@ from bayes_adapters.heads._checks import (
     require_own_logits,
     require_same_count,
 )
+from bayes_adapters.heads._tower_checks import require_one_side
 from bayes_adapters.heads.pooling import Pooling
 from bayes_adapters.heads.posterior import HeadPosterior
 from bayes_adapters.likelihoods import GaussianOutputs, Likelihood
@@ -142,6 +143,7 @@ class Head(nn.Module):
         if self._pooling is None:
             self._pooling = Pooling.NONE if likelihood.per_token else Pooling.MEAN
         require_own_logits(type(self).__name__, likelihood)
+        require_one_side(type(self).__name__, likelihood)
         require_same_count(type(self).__name__, self.pooling.value, self.per_token, likelihood)
 
     def suit_backbone(self, backbone: nn.Module, width: int) -> None:

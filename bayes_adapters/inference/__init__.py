@@ -9,3 +9,5 @@ from bayes_adapters.inference.joint import JointGuide as JointGuide
 from bayes_adapters.inference.model import AdapterModel as AdapterModel
 from bayes_adapters.inference.predictive import evaluating as evaluating
 from bayes_adapters.inference.predictive import predict as predict
+from bayes_adapters.inference.retrieval import Similarities as Similarities
+from bayes_adapters.inference.retrieval import similarities as similarities

@@ -197,6 +197,25 @@ def check_structure(
         )
 
 
+def require_apart(structure: str, apart: bool, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` where two embeddings are compared and the structure lets them see each other."""
+    if likelihood.two_sides and not apart:
+        raise ConfigError(
+            f"{type(likelihood).__name__} compares two embeddings that must not see each other, and {structure} does "
+            "not keep two encoders apart: an embedding that has seen its own partner would be recognised by that. Take "
+            "ConcatLoRA or ConcatCore; or score pairs with this structure, by the likelihood Candidates."
+        )
+
+
+def require_one_function(what: str, differs: bool, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` where rows of one draw see different functions and the likelihood compares them."""
+    if differs and likelihood.compares:
+        raise ConfigError(
+            f"{type(likelihood).__name__} compares the rows of a batch, which are then embedded by one draw; under "
+            f"{what} every row has another. Take False."
+        )
+
+
 def require_num_data(num_data: int | None, sites: Sequence[Site], prior: Prior) -> None:
     """Raise :class:`ConfigError` if something counts once per data set and the data set's size is not known."""
     # the posterior of a mask is its prior, so that its KL is 0, however often it counts

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.distributions import base_distribution
+from bayes_adapters.inference._checks import require_one_function
 from bayes_adapters.inference._draw_checks import require_median, require_no_temperature, require_points
 from bayes_adapters.inference._linearised_checks import require_some_weights
 from bayes_adapters.inference._nested_checks import require_nested, require_no_moments
@@ -206,5 +207,6 @@ def source_of(
     if linearised is Linearisation.WEIGHTS or (linearised and mean_only):
         return Linearised(model, require_weights_guide(guide), mean_only, number, temperature)
     if linearised:
+        require_one_function(f"linearised={linearised.value!r}", True, model.likelihood)
         return LinearisedOutputs(model, require_weights_guide(guide), linearised, number, temperature, at_once)
     return Replayed(model, guide, mean_only, number, temperature)

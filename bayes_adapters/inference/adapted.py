@@ -42,6 +42,8 @@ class AdaptedBackbone(nn.Module):
 
     layer: ClassVar[type[AdaptedLinear]] = AdaptedLinear
     """The class of the adapted layers: another formula is a subclass of it."""
+    two_sided: ClassVar[bool] = False
+    """Whether the head gets the outputs of several encoders side by side, each a function of its own inputs only."""
 
     def __init__(
         self,
@@ -123,6 +125,8 @@ class AdaptedBackbone(nn.Module):
         """Raise :class:`ConfigError` unless ``head`` serves the likelihood and this structure."""
         head.suit(likelihood)
         require_tokens(type(self).__name__, head.per_token and not self.tags, likelihood)
+        _checks.require_apart(type(self).__name__, self.two_sided, likelihood)
+        _checks.require_one_function(f"{type(self).__name__}(flipout=True)", self.flipout, likelihood)
 
     @property
     def tags(self) -> bool:

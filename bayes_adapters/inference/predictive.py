@@ -122,7 +122,7 @@ def predict(
     """
     require_wrapped(data)
     tangent = read_linearised(linearised)
-    guide, samples = _checked(model, guide, num_samples, 1000 if tangent is Linearisation.OUTPUTS else 16)
+    guide, samples = checked_draws(model, guide, num_samples, 1000 if tangent is Linearisation.OUTPUTS else 16)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
@@ -149,7 +149,7 @@ def predict(
             if isinstance(source, LinearisedOutputs):
                 chunk = draws_at_once(model, batch, _BUDGET)
             else:
-                chunk = chunk_size or (1 if alone else _draws_per_pass(model, batch))
+                chunk = chunk_size or (1 if alone else draws_per_pass(model, batch))
             try:
                 part = how(model, source, batch, ids, samples, chunk, return_samples)
             except FoldError:
@@ -162,7 +162,7 @@ def predict(
     return Prediction.concatenate(parts)
 
 
-def _checked(model: AdapterModel, guide: Any, num_samples: int | None, usual: int) -> tuple[AnyGuide, int]:
+def checked_draws(model: AdapterModel, guide: Any, num_samples: int | None, usual: int) -> tuple[AnyGuide, int]:
     """Return the guide, and S, ``usual`` unless given; draws that are there already are thinned to S."""
     if num_samples is not None:
         whole_number("num_samples", num_samples)
@@ -182,7 +182,7 @@ def _checked(model: AdapterModel, guide: Any, num_samples: int | None, usual: in
     return guide, usual if num_samples is None else num_samples
 
 
-def _draws_per_pass(model: AdapterModel, batch: Batch) -> int:
+def draws_per_pass(model: AdapterModel, batch: Batch) -> int:
     """How many draws of ``batch`` fit into the budget: tokens × width for ids, its own size for another input.
 
     Where every token has an answer, a vocabulary of answers may be wider than the features. Where draws differ in the

@@ -2,8 +2,10 @@
 
 from bayes_adapters.likelihoods.base import Likelihood as Likelihood
 from bayes_adapters.likelihoods.bounding_box import BoundingBox as BoundingBox
+from bayes_adapters.likelihoods.candidates import Candidates as Candidates
 from bayes_adapters.likelihoods.classes import Bernoulli as Bernoulli
 from bayes_adapters.likelihoods.classes import Categorical as Categorical
+from bayes_adapters.likelihoods.contrastive import Contrastive as Contrastive
 from bayes_adapters.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from bayes_adapters.likelihoods.counts import Poisson as Poisson
 from bayes_adapters.likelihoods.gaussian_outputs import ConjugateOutputs as ConjugateOutputs

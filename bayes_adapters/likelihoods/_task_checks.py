@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bayes_adapters.errors import ConfigError, DataError, described, near_matches, unknown_name
+from bayes_adapters.likelihoods._match_checks import require_alone
 
 LEARNED = "learned"
 
@@ -38,6 +39,7 @@ def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> 
             raise ConfigError(
                 f"The task {name!r} must be a likelihood, an object such as Categorical(3); got {described(task)}."
             )
+        require_alone(name, task)
         if getattr(task, "tasks", None) is not None:
             raise ConfigError(f"The task {name!r} is itself a likelihood of several tasks. Name all in one Tasks.")
     for name, weight in weights.items():

@@ -21,7 +21,12 @@ from bayes_adapters.data.batch import Batch
 from bayes_adapters.devices import float64
 from bayes_adapters.inference.linearised import Tangent
 from bayes_adapters.inference.model import AdapterModel
-from bayes_adapters.surgery._laplace_checks import require_curved, require_finite_curvature, require_targets
+from bayes_adapters.surgery._laplace_checks import (
+    require_curved,
+    require_finite_curvature,
+    require_rows_apart,
+    require_targets,
+)
 
 _SMALLEST = 1e-7
 """Eigenvalues below this part of the largest are rounding, in float32."""
@@ -199,6 +204,7 @@ def gather(
         NonFiniteError: a column is NaN or infinite.
         ConfigError: the likelihood has no curvature in its outputs.
     """
+    require_rows_apart(model)
     device = next(model.parameters()).device
     scores = Scores(0.0, torch.zeros_like(unit), 0)
     for batch in require_targets(data):

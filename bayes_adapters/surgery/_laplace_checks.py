@@ -20,6 +20,16 @@ _UNTRAINED = 1.0
 """Posterior standard deviations, along each direction that the data determine, that a point may be off its optimum."""
 
 
+def require_rows_apart(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where an example's density depends on the other rows, so that none has a curvature."""
+    if model.likelihood.compares:
+        raise ConfigError(
+            f"A Laplace approximation adds the curvatures of single examples, and {type(model.likelihood).__name__} "
+            "compares the rows of a batch: one row alone says nothing. Take SWAG, an ensemble, langevin or a guide "
+            "such as MeanField, which see whole batches."
+        )
+
+
 def require_targets(data: Any) -> Iterator[Batch]:
     """Yield the batches of ``data``; raise :class:`DataError` where there is none, or one without targets."""
     if not isinstance(data, Batch | Iterable):

@@ -45,6 +45,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "integrates its weights out, and there is no closed form",
         "its head knows a closed form for other targets",
     ),
+    "j": (
+        "two embeddings that must not see each other",
+        "the likelihood compares the embeddings of two sides, and the system does not keep two encoders apart",
+    ),
+    "k": ("every row has another", "the likelihood compares rows, and flipout gives each another function"),
 }
 """Letter → (pattern of the error, what it means)."""
 
