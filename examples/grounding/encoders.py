@@ -13,19 +13,23 @@ from bayes_adapters import Frames
 from bayes_adapters.backbones import text_backbone
 from examples.grounding.data import Grounding
 from examples.grounding.pretrain import vision_encoder
+from examples.grounding.vision import VisionSettings
 
 
-def encoders() -> tuple[dict[str, nn.Module], Any]:
+def encoders(settings: VisionSettings | None = None) -> tuple[dict[str, nn.Module], Any]:
     """Return ``{"vision": transformer, "text": MiniLM}``, frozen and in eval mode, and the text's tokenizer.
 
     Six layers each: widths 128 and 384, 65 tokens per picture (a class token and 8 x 8 patches of 16 pixels), and the
     words' tokens.
 
+    Args:
+        settings: of the transformer and its pre-training; it is trained where the cache has none of these settings.
+
     Raises:
         MissingResourceError: something is neither here nor reachable.
     """
     text, tokenizer = text_backbone()
-    return {"vision": vision_encoder(), "text": text.requires_grad_(False)}, tokenizer
+    return {"vision": vision_encoder(settings), "text": text.requires_grad_(False)}, tokenizer
 
 
 def inputs(data: Grounding, rows: Int[Tensor, " B"], tokenizer: Any) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ def outlines(pictures: Pictures, count: int = 32) -> Float[Tensor, "names count"
 
 
 def vision_encoder(settings: VisionSettings | None = None) -> ViTModel:
-    """Return the frozen transformer, which is trained the first time: some eight minutes of one core.
+    """Return the frozen transformer, which is trained the first time: some ten minutes of one core.
 
     Raises:
         MissingResourceError: the emoji are not here and cannot be fetched.

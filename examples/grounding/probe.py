@@ -5,6 +5,7 @@ python -m examples.grounding.probe
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 
 import torch
@@ -108,7 +109,9 @@ def report(vit: ViTModel | None, data: dict[str, Grounding], patch_size: int) ->
 
 def main() -> None:
     """Probe the pre-trained transformer, an untrained one, and the pixels."""
-    settings = VisionSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=VisionSettings.steps, help="of the pre-training")
+    settings = VisionSettings(steps=parser.parse_args().steps)
     data = splits(0, Sizes(600, 1, 200, 300, 200))
     torch.manual_seed(0)
     rows = {"pixels": None, "untrained": settings.transformer(), "pre-trained": vision_encoder(settings)}
