@@ -148,14 +148,8 @@ def tables(found: Sequence[Difference]) -> dict[str, list[str]]:
     """Return marker → lines: who wins in each cell, and all differences."""
     adjusted = dict(zip(found, holm([one.p_value for one in found]), strict=True))
     cells = list(dict.fromkeys(one.cell for one in found))
-    wins = [
-        [
-            CELLS[cell].title,
-            *(_winner([d for d in found if (d.cell, d.column) == (cell, c)], adjusted) for c in COLUMNS),
-        ]
-        for cell in cells
-    ]
-    rows = []
+    wins: list[list[str]] = []
+    rows: list[list[str]] = []
     for cell in cells:
         here = [[d for d in found if (d.cell, d.column) == (cell, column)] for column in COLUMNS]
         wins.append([CELLS[cell].title, *(_winner(of_column, adjusted) for of_column in here)])

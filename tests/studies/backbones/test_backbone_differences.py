@@ -73,6 +73,7 @@ def test_the_winner_of_a_cell_is_named_and_bold_where_it_is_sure(tmp_path: Path)
     d.write(tmp_path / "found.json", found)
     assert d.read(tmp_path / "found.json") == found
     lines = d.tables(found)
+    assert len(lines["backbones_wins"]) == 2 + 1
     assert lines["backbones_wins"][2].startswith("| MiniLM × Whisper 4/4 | **caliber-x** −.20")
     assert lines["backbones_wins"][2].count("**caliber-x**") == 4
     assert len(lines["backbones_differences"]) == 2 + len(d.PAIRS)
