@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,15 @@ def choices(marker: str) -> list[str]:
     return choice_means(records("multiple_choice", Answered), CHOICE[marker]) if measured else []
 
 
+def ablated() -> list[WanderResult]:
+    """Return the records of the page on Wander; none until something is measured."""
+    measured = (RESULTS / "wander_ablation.json").is_file()
+    return read_records(RESULTS / "wander_ablation.json", WanderResult) if measured else []
+
+
 def ablation(make: Callable[[list[WanderResult]], list[str]]) -> list[str]:
     """Return a table of the page on Wander; it is empty until something is measured."""
-    return make(records("wander_ablation", WanderResult)) if (RESULTS / "wander_ablation.json").is_file() else []
+    return make(found) if (found := ablated()) else []
 
 
 MEANS = {
@@ -64,6 +71,9 @@ MEANS = {
     ("sentiment", "meld"): lambda: mean_table(records("meld", MeldResult), MELD, "method"),
     ("wander", "wander_means"): lambda: ablation(wander.means),
     ("wander", "wander_gradients"): lambda: ablation(wander.gradients),
+    ("wander", "wander_streams"): lambda: wander.streams(
+        ablated(), json.loads((RESULTS / "wander_cost.json").read_text(encoding="utf-8"))
+    ),
     ("speaking-time", "speaking_time"): lambda: mean_table(
         records("speaking_time", TimeResult), TIME, "method", reference=TEST
     ),
