@@ -82,7 +82,7 @@ class Backbones(Grid[Record]):
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the length of training, and where the tables are."""
         parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
-        parser.add_argument("--page", type=Path, default=Path("docs/results/script-verification.md"))
+        parser.add_argument("--page", type=Path, default=Path("docs/results/other-encoders.md"))
 
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Train and test every method of one cell in one fold; what is done already is read."""
