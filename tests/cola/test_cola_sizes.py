@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, Swinv2Config, Swinv2Model
 
-from bayes_adapters import Categorical, adapted_layers
+from bayes_adapters import Categorical, Tagging, adapted_layers
 from bayes_adapters.guides import Hypernetwork
 from bayes_adapters.guides.hypernetwork import Phi, _Net, kron_shapes
 from bayes_adapters.modalities.inter_path import InterPath
@@ -36,8 +38,12 @@ def test_parameters_of_one_linear() -> None:
     assert not count(layer.requires_grad_(False))
 
 
-def test_parameters_of_the_papers_models() -> None:
-    """24 blocks of width 768 and the head of AVE, 1536 → 512 → 29: 18,628,013 in all, as published (18.6 M)."""
+@pytest.mark.parametrize("segments", [{}, {"dense": 10, "separate": True}], ids=["whole", "ten seconds"])
+def test_parameters_of_the_papers_models(segments: dict[str, Any]) -> None:
+    """24 blocks of width 768 and the head of AVE, 1536 → 512 → 29: 18,628,013 in all, as published (18.6 M).
+
+    Ten segments of a clip, each a row of its own, add no number.
+    """
     small = {"text": _meta_bert(1), "audio": _meta_bert(1)}  # blocks are looked at by running them: not on meta
     names = "encoder.layer.{i}."
     roles = {
@@ -54,7 +60,8 @@ def test_parameters_of_the_papers_models() -> None:
     def build(layers: int, head_width: int | None) -> tuple[CoLA, Hypernetwork]:
         nets = nn.ModuleDict({name: _meta_bert(layers) for name in small})
         blocks = {name: [{k: v.format(i=i) for k, v in roles.items()} for i in range(layers)] for name in small}
-        model = CoLA(nets, Categorical(29), blocks=blocks, head_width=head_width, rank=16, alpha=8)
+        likelihood = Tagging(29) if segments else Categorical(29)
+        model = CoLA(nets, likelihood, blocks=blocks, head_width=head_width, rank=16, alpha=8, **segments)
         return model, Hypernetwork(model)
 
     model, guide = build(12, 512)
@@ -74,18 +81,21 @@ def _by_encoder(model: CoLA, guide: Hypernetwork, name: str) -> int:
     return count(*paths.values(), *nets)
 
 
-def test_parameters_of_the_papers_staged_model() -> None:
+@pytest.mark.parametrize("dense", [{}, {"dense": 5, "separate": True}, {"dense": "image"}], ids=str)
+def test_parameters_of_the_papers_staged_model(dense: dict[str, Any]) -> None:
     """Swin-V2-L (24 blocks, every second one paired) and 12 audio blocks of width 768, as published for AVS.
 
     A block of width d with plain LoRA has 288 d; 24 blocks: Σ d = 18,048; of the paired ones: 9,024. Hypernetworks of
-    the image read audio, 768 → 48; those of the audio read the image's paired blocks, d → 96.
+    the image read audio, 768 → 48; those of the audio read the image's paired blocks, d → 96. The windows within which
+    the image's blocks attend, five seconds of a clip, or an output per patch, add no number.
     """
     config = Swinv2Config(
         depths=[2, 2, 18, 2], embed_dim=192, num_heads=[6, 12, 24, 48], window_size=12, image_size=192
     )
     with torch.device("meta"):
         nets = nn.ModuleDict({"image": Swinv2Model(config, add_pooling_layer=False), "audio": _meta_bert()})
-    model = CoLA(nets, Categorical(2), rank=16, alpha=8, gain=0.1, depths="every-k")
+    likelihood = Tagging(2) if dense else Categorical(2)
+    model = CoLA(nets, likelihood, rank=16, alpha=8, gain=0.1, depths="every-k", **dense)
     guide = Hypernetwork(model, gamma=16, bottleneck={"image": 96})
     assert [own for name, _, own, _ in model.pairs if name == "image"] == list(range(1, 24, 2))
     assert _by_encoder(model, guide, "image") == 288 * (18_048 + 9_024) + 72 + 72 * 50_064 == 11_401_416
