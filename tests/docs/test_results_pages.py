@@ -13,6 +13,9 @@ import torch
 
 from bayes_adapters.analysis.intervals import seeds_and_units
 from bayes_adapters.analysis.records import Record, read_records
+from examples.av_events import tables as av
+from examples.av_events.records import Result as AvResult
+from examples.av_events.task import Task as AvTask
 from examples.generation.corpus import INSIDE
 from examples.generation.experiment import Result as GenerationResult
 from examples.generation.results import COLUMNS as GENERATION
@@ -62,7 +65,15 @@ def ablation(make: Callable[[list[WanderResult]], list[str]]) -> list[str]:
     return make(found) if (found := ablated()) else []
 
 
+def heard_and_seen(task: AvTask) -> list[str]:
+    """Return a table of the page on audio-visual events, which says so until something is measured."""
+    measured = (RESULTS / "av_events.json").is_file()
+    return av.means(read_records(RESULTS / "av_events.json", AvResult) if measured else [], task)
+
+
 MEANS = {
+    ("av-events", "av_events"): lambda: heard_and_seen(AvTask.EVENTS),
+    ("av-events", "av_masks"): lambda: heard_and_seen(AvTask.MASKS),
     ("body-signals", "body_signals"): lambda: mean_table(records("body_signals"), BODY, "method", reference="all"),
     ("few-labels", "active"): lambda: active_means(records("few_labels_active", FewResult)),
     ("few-labels", "few_labels"): lambda: mean_table(records("few_labels", FewResult), FEW, "method"),
