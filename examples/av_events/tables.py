@@ -105,7 +105,7 @@ def means(records: Sequence[Result], task: Task) -> list[str]:
     return markdown(["method", *columns], rows)
 
 
-def differences(said: Said, task: Task) -> list[str]:
+def differences(said: Said, task: Task, draws: int = 1000) -> list[str]:
     """Return the table of :data:`PAIRS`: score and NLL with a temperature under every condition, and p after Holm."""
     found: dict[tuple[str, str], Interval] = {}
     columns = [(place, condition) for place in (0, 2) for condition in CONDITIONS]
@@ -116,7 +116,7 @@ def differences(said: Said, task: Task) -> list[str]:
             continue
         for place, condition in columns:
             a, b = (torch.stack([own[seed][condition][:, place] for seed in seeds]) for own in (one, two))
-            found[f"{method} − {other}", f"{place}{condition}"] = pigeonhole(torch.mean, a, b, seed=0)
+            found[f"{method} − {other}", f"{place}{condition}"] = pigeonhole(torch.mean, a, b, draws=draws, seed=0)
     adjusted = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
     rows = []
     for name in dict.fromkeys(pair for pair, _ in found):
@@ -126,7 +126,7 @@ def differences(said: Said, task: Task) -> list[str]:
     return markdown(["difference", *heads], rows) if rows else NOT_YET
 
 
-def told_apart(said: Said) -> list[str]:
+def told_apart(said: Said, draws: int = 1000) -> list[str]:
     """Return how well an uncertainty tells whole clips or frames from ``seen``: AUROC − ½, over seeds and units.
 
     The epistemic part is that of methods with draws; others have none.
@@ -144,7 +144,7 @@ def told_apart(said: Said) -> list[str]:
             for condition in (NOISE, UNSEEN):
                 here = tests[condition], tests[SEEN]
                 nothing = torch.zeros_like(here[0]), torch.zeros_like(here[1])
-                cells.append(signed(*pigeonhole(_auroc, here, nothing, seed=0)[:3]))
+                cells.append(signed(*pigeonhole(_auroc, here, nothing, draws=draws, seed=0)[:3]))
             rows.append([*(str(word) for word in split(name)), part, *cells])
     return markdown(["task", "method", "uncertainty", NOISE, UNSEEN], rows) if rows else NOT_YET
 
@@ -153,9 +153,9 @@ def _auroc(here: Tensor, reference: Tensor) -> float:
     return auroc(torch.cat([here, reference]), torch.cat([torch.ones(len(here)), torch.zeros(len(reference))]))
 
 
-def tables(records: Sequence[Result], rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return marker → lines."""
+def tables(records: Sequence[Result], rows: Sequence[Row], draws: int = 1000) -> dict[str, list[str]]:
+    """Return marker → lines; an interval is of ``draws`` resamplings."""
     said = by_unit(rows)
     found = {f"av_{task}": means(records, task) for task in Task}
-    found |= {f"av_{task}_differences": differences(said, task) for task in Task}
-    return found | {"av_told_apart": told_apart(said)}
+    found |= {f"av_{task}_differences": differences(said, task, draws) for task in Task}
+    return found | {"av_told_apart": told_apart(said, draws)}

@@ -159,7 +159,7 @@ def test_sizes_are_those_of_the_formulas(task: Task) -> None:
 def test_one_way_stays_one_way(data: dict[Task, dict[str, Examples]]) -> None:
     model, _ = train("cola-into-vision", encoders(), data[Task.EVENTS], 0, TINY)
     layers = adapted_layers(model.backbone)
-    gains = {path: [float(inter.gain) for inter in layer.inter.values()] for path, layer in layers.items()}  # type: ignore[arg-type]
+    gains = {path: [float(inter.gain.detach()) for inter in layer.inter.values()] for path, layer in layers.items()}  # type: ignore[arg-type]
     assert {path.split(".")[0] for path, own in gains.items() if own == [0.0]} == {"audio"}
     assert len(gains) == 12
     assert all(len(own) == 1 for own in gains.values())
@@ -227,7 +227,7 @@ def rows(method: str, ahead: float, seeds: int = 3) -> list[Row]:
 
 def test_tables_say_who_is_ahead() -> None:
     said = rows("events-cola", 0.2) + rows("events-concat-lora", 0.0) + rows("events-bayesian-cola", 0.2)
-    found = tables.tables([], said)
+    found = tables.tables([], said, draws=100)
     assert found["av_events"] == found["av_masks"] == found["av_masks_differences"] == tables.NOT_YET
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in found["av_events_differences"][2:]}
     assert set(lines) == {"cola − concat-lora", "bayesian-cola − cola"}
@@ -240,7 +240,7 @@ def test_tables_say_who_is_ahead() -> None:
     assert [line.split(" | ")[:3] for line in apart[-1:]] == [["| events", "bayesian-cola", "epistemic"]]
     assert apart[-1].split(" | ")[3].startswith("+.500")
     assert apart[-1].split(" | ")[4].startswith("+.000")
-    assert tables.tables([], rows("events-cola", 0.1, seeds=1))["av_events_differences"] == tables.NOT_YET
+    assert tables.tables([], rows("events-cola", 0.1, seeds=1), draws=100)["av_events_differences"] == tables.NOT_YET
     with refuses(DataError, "events-bayesian-cola", UNSEEN, 8):
         tables.by_unit(said[:-1])
     with refuses(DataError, "events-cola", SEEN, 8):
