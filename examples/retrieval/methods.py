@@ -129,9 +129,9 @@ def _wander(task: Task) -> Built:
 
 RATES = tuple((rate, 0.0) for rate in (3e-4, 1e-3, 3e-3))
 WEIGHTS = tuple((3e-3, weight) for weight in (1e-3, 1e-2, 1e-1))
-_ADAPTED = {"encoded": False, "tries": ((1e-3, 0.0),)}
-_PAIRS = {"encoded": False, "pairs": True, "tries": ((1e-3, 0.0),)}
-_LOCAL = {"encoded": False, "pairs": True, "random": True, "tries": ((1e-3, 1e-4),)}
+_ADAPTED: dict[str, Any] = {"encoded": False, "tries": ((1e-3, 0.0),)}
+_PAIRS: dict[str, Any] = {"encoded": False, "pairs": True, "tries": ((1e-3, 0.0),)}
+_LOCAL: dict[str, Any] = {"encoded": False, "pairs": True, "random": True, "tries": ((1e-3, 1e-4),)}
 
 METHODS: dict[str, Method] = {
     "ridge": Method(None),

@@ -51,7 +51,7 @@ class Settings:
 
     epochs: int = 30
     adapted_epochs: int = 10
-    pair_epochs: int = 6
+    pair_epochs: int = 20
     batch_size: int = 32
     pair_batch: int = 16
     wrong: int = 3
