@@ -131,7 +131,7 @@ def gains(study: Study, name: str, trained: Trained) -> list[Gain]:
         return []
     encoders: nn.ModuleDict = study.encoders()
     return [
-        Gain(name, study.seed, encoder, depth, linear, float(path.gain))
+        Gain(name, study.seed, encoder, depth, linear, float(path.gain.detach()))
         for encoder, blocks in blocks_of(encoders).items()
         for depth, block in enumerate(blocks)
         for linear, place in zip(LINEARS, block.linears, strict=True)
