@@ -33,7 +33,7 @@ def measure(study: Study, name: str, trained: Trained) -> tuple[list[Result], li
     if BOX in TASKS[task]:
         data = study.examples("validation", task, trained.frozen)
         said = Prediction.concatenate([found[BOX] for _, found in _answers(trained, data, study.seed)])
-        wanted = torch.cat([batch.targets[BOX] for batch in data.in_order(64)])  # type: ignore[index, call-overload]
+        wanted = torch.cat([batch.targets[BOX] for batch in data.in_order(64)])  # type: ignore[index]
         conformal = ConformalIntervals.fit(said, wanted, alpha=study.settings.alpha)
     rows: list[Row] = []
     results: list[Result] = []
@@ -49,7 +49,7 @@ def measure(study: Study, name: str, trained: Trained) -> tuple[list[Result], li
                 result,
                 side=side,
                 parameters=float(trained.parameters),
-                weight=trained.model.likelihood.weights[MASK],  # type: ignore[union-attr, index]
+                weight=float(trained.model.likelihood.weights[MASK]),  # type: ignore[index]
                 train_seconds=trained.seconds,
                 step_seconds=trained.seconds / max(1, trained.fitted.steps),
             )
@@ -93,7 +93,7 @@ def _box_columns(
     ends = conformal.sets(box)
     covered = ((ends[..., 0] <= wanted) & (wanted <= ends[..., 1])).all(-1)
     density = said.log_density
-    columns = {
+    columns: dict[str, Sequence[float]] = {
         "box_iou": box_iou(box.mean, wanted).tolist(),
         "box_nll": [math.nan] * len(wanted) if density is None else (-density).tolist(),
         "covered": covered.float().tolist(),
@@ -131,7 +131,7 @@ def gains(study: Study, name: str, trained: Trained) -> list[Gain]:
         return []
     encoders: nn.ModuleDict = study.encoders()
     return [
-        Gain(name, study.seed, encoder, depth, linear, float(path.gain.detach()))
+        Gain(name, study.seed, encoder, depth, linear, path.gain.item())  # type: ignore[operator]
         for encoder, blocks in blocks_of(encoders).items()
         for depth, block in enumerate(blocks)
         for linear, place in zip(LINEARS, block.linears, strict=True)

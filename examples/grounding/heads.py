@@ -79,9 +79,10 @@ class GroundingHead(Head):
         self.values, self.gates = nn.Linear(width, self.hidden), nn.Linear(width, self.hidden)
         self.mixed, self.score = nn.Linear(self.hidden, self.hidden), nn.Linear(self.hidden, 1, bias=False)
         tasks = likelihood.each if isinstance(likelihood, Tasks) else {}
-        self.answers = nn.ModuleDict({name: nn.Linear(self.hidden, task.num_outputs) for name, task in tasks.items()})
+        layers = {name: nn.Linear(self.hidden, task.num_outputs) for name, task in tasks.items()}
+        self.answers = nn.ModuleDict(layers)
         self.boxes = frozenset(name for name, task in tasks.items() if isinstance(task, BoundingBox))
-        for name, layer in self.answers.items():
+        for name, layer in layers.items():
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
             if name in self.boxes:

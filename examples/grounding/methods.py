@@ -26,6 +26,7 @@ from torch import nn
 
 from bayes_adapters import AdapterGuide, AdapterModel, adapted_layers
 from bayes_adapters.adapters.targets import linear_size
+from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.inference.guide import site_key
@@ -87,7 +88,7 @@ def _late_fusion(parts: Parts) -> Pair:
 
 def _wander(parts: Parts) -> Pair:
     lengths = {"vision": 1 + parts.grid[0] * parts.grid[1], "text": 12}
-    width = min(module.config.hidden_size for module in parts.encoders.values())  # type: ignore[union-attr]
+    width = min(map(hidden_width, parts.encoders.values()))
     model = Wander(
         parts.encoders,
         parts.likelihood(),
@@ -121,7 +122,7 @@ def close_paths(model: AdapterModel, guide: Hypernetwork, into: str) -> None:
         if site.layers[0].split(".")[0] == into:
             continue
         path = adapted_layers(model.backbone)[site.layers[0]].inter[site.source]
-        path.gain.data.zero_()
+        path.gain.data.zero_()  # type: ignore[operator]
         for parameter in (*path.parameters(), *guide.nets[site_key(site)].parameters()):
             parameter.requires_grad_(False)
 
@@ -133,7 +134,7 @@ def _linears(encoders: nn.ModuleDict) -> list[str]:
 def _matched_rank(encoders: nn.ModuleDict) -> int:
     """Return the rank at which plain LoRA trains about as many numbers as CoLA with its hypernetworks."""
     blocks, per_rank, cola = blocks_of(encoders), 0, 0
-    widths = {name: module.config.hidden_size for name, module in encoders.items()}
+    widths = {name: hidden_width(module) for name, module in encoders.items()}
     for name, own in blocks.items():
         other = next(width for encoder, width in widths.items() if encoder != name)
         hyper = BOTTLENECK * (other + 3) + RANK**2 * (BOTTLENECK + 3)  # two layers, two layer norms
