@@ -17,6 +17,13 @@ true of a thing, and refuses one that is true of two, or nearly so.
 ``encoders``        the two frozen encoders' tokens: that transformer, and MiniLM
 ``probe``           what a linear probe reads off the frozen tokens
 ``sheet``           draws scenes with boxes and expressions; ``python -m examples.grounding.sheet``
+``examples``        expressions as batches: pictures and words, or tokens that the frozen encoders made of them
+``heads``           a head of one's own: a mask from every patch, a box from where attention lies
+``methods``         the compared methods, for box, mask or both
+``training``        trains one of them
+``experiment``      measures it; ``scores``, ``records`` and ``tables`` say what it found
+``picture``         λ of CoLA by layer
+``results``         all methods × seeds; ``python -m examples.grounding.results``
 ==================  =====================================================================================
 
 Emoji by Twitter (npm ``emoji-datasource-twitter``, CC BY 4.0) are for training and test, those by Google

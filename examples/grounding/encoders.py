@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayes_adapters import Frames
 from bayes_adapters.backbones import text_backbone
+from bayes_adapters.data.boxes import from_corners
 from examples.grounding.data import Grounding
 from examples.grounding.pretrain import vision_encoder
 from examples.grounding.vision import VisionSettings
@@ -49,8 +50,11 @@ def inputs(data: Grounding, rows: Int[Tensor, " B"], tokenizer: Any) -> dict[str
 
 
 def targets(data: Grounding, rows: Int[Tensor, " B"]) -> dict[str, Tensor]:
-    """Return ``box`` (B, 4), float32, shares of width and height, and ``mask`` (B, S, S), float32, 0 or 1."""
-    return {"box": data.boxes[rows], "mask": data.masks(rows).float()}
+    """Return targets as the library takes them: ``box`` (B, 4), float32, (cx, cy, w, h), and ``mask`` (B, S, S), int64.
+
+    See :mod:`bayes_adapters.data.boxes` and :class:`bayes_adapters.likelihoods.Masks`.
+    """
+    return {"box": from_corners(data.boxes[rows]), "mask": data.masks(rows).long()}
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import ImageOps
 
+from bayes_adapters.data.boxes import to_corners
 from bayes_adapters.errors import ConfigError, DataError
+from bayes_adapters.likelihoods import BoundingBox, Masks, Tasks
 from examples.grounding.data import make
 from examples.grounding.encoders import inputs, targets, text_frames
 from examples.grounding.pictures import COLOURS, Pictures, shapes
@@ -134,6 +136,9 @@ def test_inputs_of_both_encoders() -> None:
     }  # fmt: skip
     assert torch.equal(given["vision.pixel_values"][1], data[2].pixels)
     assert torch.equal(wanted["mask"][1].bool(), data[2].mask)
+    torch.testing.assert_close(to_corners(wanted["box"])[1], data[2].box)
+    both = Tasks({"box": BoundingBox(), "mask": Masks((8, 8), (SIDE, SIDE))})
+    both.accept(wanted)
 
 
 def test_text_frames() -> None:
