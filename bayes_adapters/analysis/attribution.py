@@ -23,7 +23,7 @@ about the target only if all H(S) are calibrated.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 from math import comb
@@ -64,8 +64,8 @@ class Attribution:
     Args:
         method: see :class:`AttributionMethod`.
         changes: modality → change of total, aleatoric and epistemic uncertainty, each of shape (N,), for tagging (N, T)
-            and zero at padding, nats; negative where the modality removes uncertainty. An example that lacks it has the
-            change 0, and counts in the mean.
+            and zero at padding, for masks (N, H, W), for several numbers (N, K), nats; negative where the modality
+            removes uncertainty. An example that lacks it has the change 0, and counts in the mean.
         uncertainty: the modalities given → the uncertainty then, of the same shapes, nats, for each subset predicted.
             Modalities that were not asked about are given in all of them.
         index: shape (N,), int64: the examples' numbers in their data set.
@@ -86,7 +86,7 @@ class Attribution:
     ) -> dict[str, dict[str, PairedDifference]]:
         """Return the mean change over all examples with a 95 % interval from resampling examples.
 
-        For tagging an example's change is the sum over its tokens.
+        An example's change is the sum over its tokens, pixels or numbers, where it has several.
 
         Args:
             groups: shape (N,): examples of one group are resampled together, see :func:`paired_bootstrap`.
@@ -128,6 +128,7 @@ def attribute(
     num_samples: int = 16,
     chunk_size: int | None = None,
     method: AttributionMethod | str = AttributionMethod.WITHHOLD,
+    task: str | None = None,
     seed: int = 0,
 ) -> Attribution:
     """Attribute total, aleatoric and epistemic uncertainty to modalities; see the module's docstring for the formulas.
@@ -138,11 +139,13 @@ def attribute(
     Args:
         model: the model.
         guide: the guide made for it.
-        data: one batch, or batches of one data set in order, all held in memory; targets are not looked at.
+        data: one batch, or batches of one data set in order, all held in memory; targets are not looked at,
+            but for the lists of :class:`bayes_adapters.likelihoods.Candidates`.
         modalities: what is attributed to; the others are always given. None means all that can be withheld.
         num_samples: S, posterior draws; the same ones for every subset.
         chunk_size: draws per backbone pass, as in :func:`bayes_adapters.predict`.
         method: see :class:`AttributionMethod`.
+        task: of :class:`bayes_adapters.likelihoods.Tasks`, the one whose uncertainty is attributed; None takes the sum.
         seed: of the draws.
 
     Returns:
@@ -150,7 +153,7 @@ def attribute(
 
     Raises:
         ConfigError: ``seed`` is no integer, nothing can be withheld, a name that no batch has or that is given twice,
-            more than 7 modalities for ``"shapley"``, or what ``predict`` refuses.
+            more than 7 modalities for ``"shapley"``, an unknown task, or what ``predict`` refuses.
         DataError: no batch, or a guide that was built with null_context=False.
 
     >>> _ = torch.manual_seed(0)
@@ -181,6 +184,7 @@ def attribute(
     for given in subsets:
         withheld = [_without(model, batch, players - given) for batch in batches]
         prediction = predict(model, guide, withheld, num_samples=num_samples, chunk_size=chunk_size, seed=seed)
+        prediction = prediction if task is None else prediction[task]
         parts = (prediction.total, prediction.aleatoric, prediction.epistemic)
         found[given] = Decomposition(*(part.cpu().double() for part in parts))
     if how is AttributionMethod.SHAPLEY:
@@ -243,7 +247,7 @@ def _names(
 
 def _without(model: AdapterModel, batch: Batch, names: frozenset[str]) -> Batch:
     here = [name for name in model.withholdable(batch) if name in names]
-    return model.withhold(batch.without_targets(), *here)
+    return model.withhold(replace(batch, targets=model.likelihood.without_answers(batch.targets)), *here)
 
 
 def _numbers(batches: Sequence[Batch]) -> Int[Tensor, " N"]:

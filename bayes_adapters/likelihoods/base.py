@@ -3,9 +3,9 @@
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
 ``per_token``, ``separable``, ``bounded``, ``compares``, ``two_sides``, ``__init__``, ``distribution`` (outputs → p(y |
 draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``,
-``observation``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added up chunk by chunk),
-``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a batch → the same, where ``holds_draws``),
-``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
+``observation``, ``without_answers``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added
+up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a batch → the same, where
+``holds_draws``), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
@@ -109,6 +109,10 @@ class Likelihood(nn.Module):
     def observation(self, fn: TorchDistributionMixin, targets: Any) -> Tensor:
         """Return the targets as the value of Pyro's site ``obs``, whose distribution is ``fn``: a tensor."""
         return targets
+
+    def without_answers(self, targets: Any) -> Any:
+        """Return what of the targets is known before they are answered, and a prediction needs: by default nothing."""
+        return None
 
     def draw_mean(self, fn: TorchDistributionMixin) -> Float[Tensor, "S B ..."]:
         """Return each draw's predictive mean: class probabilities, or the expected target.

@@ -58,6 +58,10 @@ class Candidates(Likelihood):
     def check(self, targets: Tensor) -> None:
         require_lists(targets)
 
+    def without_answers(self, targets: Any) -> Any:
+        """Return the lists, int64 (B, 2): which rows belong together is known, which of them are right is not."""
+        return None if targets is None else torch.stack([targets[:, 0], torch.full_like(targets[:, 1], IGNORED)], -1)
+
     def draw_mean(self, fn: Any) -> Float[Tensor, "S B"]:
         return fn.scores
 

@@ -30,7 +30,16 @@ from bayes_adapters.analysis.retrieval import ranks, retrieval, same_group
 from examples.retrieval.data import Lists, Task, lists
 from examples.retrieval.methods import BASE, find
 from examples.retrieval.records import Result, Row
-from examples.retrieval.scoring import Scored, dual_scores, nearest, of_lists, ranked_again
+from examples.retrieval.scoring import (
+    Again,
+    Scored,
+    dual_scores,
+    nearest,
+    of_lists,
+    pool_weight,
+    pooled,
+    scored_again,
+)
 from examples.retrieval.training import Settings, Trained, train
 
 COLDEST, HOTTEST = 0.05, 100.0
@@ -67,9 +76,13 @@ def run(task: Task, name: str, seed: int, settings: Settings) -> tuple[list[Resu
     conditions = settings.pair_conditions if method.pairs else settings.conditions
     conditions = [c for c in conditions if task.splits["test"].rows(c)]
     begun = time.perf_counter()
-    calibration = calibrated(validation(task, trained, dual, seed, settings), settings.risk)
+    held_out, weight = validation(task, trained, dual, seed, settings)
+    calibration = calibrated(held_out, settings.risk)
     asked = {c: _lists(task, c, settings.size) for c in conditions}
-    whole, said = _said(task, "test", trained, dual, asked, settings)
+    whole, said, again = _said(task, "test", trained, dual, asked, settings)
+    if weight is not None:
+        whole = {}  # a pair scorer has lists only
+        said = {c: [pooled(*pair, weight) for pair in zip(said[c], again[c], strict=True)] for c in said}
     seconds = (time.perf_counter() - begun) / len(conditions)
     spent = trained.seconds + (dual.seconds if dual else 0.0)
     results: list[Result] = []
@@ -78,13 +91,19 @@ def run(task: Task, name: str, seed: int, settings: Settings) -> tuple[list[Resu
         own = Both(asked[condition], said[condition])
         found, some = measured(task, trained, condition, own, whole.get(condition), calibration, said[CLEAN][0])
         facts = {"seconds": seconds, "train_seconds": spent, "samples": len(own.said[0].score)}
+        facts["pool"] = math.nan if weight is None else weight
         results.append(Result(**(vars(found) | facts)))
         rows += some
     return results, rows
 
 
-def validation(task: Task, trained: Trained, dual: Trained | None, seed: int, settings: Settings) -> Both:
-    """Return what a method says of the clean validation recordings: with the partner, and with it for half of them."""
+def validation(
+    task: Task, trained: Trained, dual: Trained | None, seed: int, settings: Settings
+) -> tuple[Both, float | None]:
+    """Return what a method says of the clean validation recordings: with the partner, and with it for half of them.
+
+    Of a pair scorer its weight beside the dual encoder too, which the lists with the partner choose.
+    """
     split = task.splits["validation"]
     rows = split.rows(CLEAN)
     source = random.Random(f"partner/{seed}")
@@ -93,7 +112,11 @@ def validation(task: Task, trained: Trained, dual: Trained | None, seed: int, se
     own = [
         lists(split, rows, settings.size, partner=there, seed=VALIDATION_LISTS) for there in ([True] * len(rows), kinds)
     ]
-    return Both(own, _said(task, "validation", trained, dual, {CLEAN: own}, settings)[1][CLEAN])
+    _, first, again = _said(task, "validation", trained, dual, {CLEAN: own}, settings)
+    if dual is None:
+        return Both(own, first[CLEAN]), None
+    weight = pool_weight(first[CLEAN][0], again[CLEAN][0], own[0].right)
+    return Both(own, [pooled(*pair, weight) for pair in zip(first[CLEAN], again[CLEAN], strict=True)]), weight
 
 
 def calibrated(held_out: Both, risk: float) -> Calibration:
@@ -254,12 +277,11 @@ def _said(
     dual: Trained | None,
     asked: Mapping[str, Sequence[Lists]],
     settings: Settings,
-) -> tuple[dict[str, Tensor], dict[str, list[Scored]]]:
-    """Return a dual encoder's scores with all scripts, none of a pair scorer, and what is said of lists."""
+) -> tuple[dict[str, Tensor], dict[str, list[Scored]], dict[str, list[Again]]]:
+    """Return a dual encoder's scores with all scripts, what it says of lists, and what a pair scorer adds."""
     split = task.splits[part]
     whole = dual_scores(task, dual or trained, split, list(asked), settings.samples)
     first = {c: [of_lists(whole[c], which, split.rows(c)) for which in some] for c, some in asked.items()}
     if dual is None:
-        return whole, first
-    own = (settings.again, settings.pair_samples)
-    return {}, ranked_again(task, trained, split, asked, first, *own)
+        return whole, first, {}
+    return whole, first, scored_again(task, trained, split, asked, first, settings.again, settings.pair_samples)

@@ -12,7 +12,8 @@ its real positions before its matrix.
 * ``concat-core``: the same with random cores, ``ConcatCore`` under ``MeanField``.
 
 Pair scorers are trained on pairs, right and wrong, half of the wrong scripts being among those that ``towers`` of the
-same seed finds nearest. They rank its first candidates of each list again, and leave the order of the rest.
+same seed finds nearest. They rank its first candidates of each list again, and leave the order of the rest; the weight
+of their score beside that of ``towers`` is chosen on validation recordings, 0 being one of the choices.
 
 * ``rerank-fusion``: late fusion, LoRA in MiniLM and a head that sees the mean frame.
 * ``rerank-cross-attention``: MiniLM's cores are made of the frames, without a posterior.

@@ -32,6 +32,7 @@ class Result(Record):
             by minus the best mean score, total, epistemic, and P(none) of ``NullCandidate``. For other languages those
             with the partner are clean English ones.
         null_nll: −log P(right answer, which may be "none"), nats.
+        pool: w, of a pair scorer beside the dual encoder; NaN of dual encoders.
         rate, weight: learning rate and KL weight that were chosen.
         validation_nll: of the best epoch.
         train_seconds: processor time of training, of the first dual encoder too where one ranks again.
@@ -60,6 +61,7 @@ class Result(Record):
     by_epistemic: float = math.nan
     by_null: float = math.nan
     null_nll: float = math.nan
+    pool: float = math.nan
     rate: float = math.nan
     weight: float = math.nan
     validation_nll: float = math.nan

@@ -18,6 +18,8 @@ from examples.retrieval.ridge import means, ridge_scores, states
 from examples.retrieval.training import Trained, beside
 
 AT_ONCE = 64
+POOLS = (0.0, 0.25, 0.5, 1.0, 2.0)
+"""Weights of a pair scorer beside the dual encoder's score."""
 _BELOW = 10.0  # nats by which candidates that are not ranked again stand below those that are
 _SURE = 1e-6  # of a Bernoulli's probability, where its logit is read from it
 
@@ -78,7 +80,19 @@ def of_lists(scores: Float[Tensor, "S n M"], which: Lists, rows: Sequence[int]) 
     return Scored(own, own.log_softmax(-1))
 
 
-def ranked_again(
+class Again(NamedTuple):
+    """A list's first candidates, and what a pair scorer says of them.
+
+    Args:
+        top: T, their places in the list, int64 (Q, k).
+        score: f, shape (S, Q, k), float64.
+    """
+
+    top: Int[Tensor, "Q k"]
+    score: Float[Tensor, "S Q k"]
+
+
+def scored_again(
     task: Task,
     trained: Trained,
     split: Split,
@@ -86,14 +100,8 @@ def ranked_again(
     first: Mapping[str, Sequence[Scored]],
     again: int,
     samples: int,
-) -> dict[str, list[Scored]]:
-    """Let a pair scorer rank the first candidates of lists again.
-
-    With f the pair scorer's score and p the dual encoder's probability, T the k first candidates::
-
-        P(c) = P(T) softmax_{c in T} f_c  for c in T,     P(c) = p_c  otherwise
-
-    The score of the others, which a threshold and the order see, lies below that of all in T, in their old order.
+) -> dict[str, list[Again]]:
+    """Let a pair scorer score the first candidates of lists.
 
     Args:
         task: the data.
@@ -105,7 +113,7 @@ def ranked_again(
         samples: posterior draws.
     """
     tops = {c: [one.mean.topk(min(again, one.mean.shape[1]), -1).indices for one in first[c]] for c in asked}
-    found: dict[str, list[Scored]] = {}
+    found: dict[str, list[Again]] = {}
     for condition, some in asked.items():
         pairs: dict[tuple[int, int], int] = {}
         for which, top in zip(some, tops[condition], strict=True):
@@ -114,22 +122,42 @@ def ranked_again(
                     pairs.setdefault((row, group), len(pairs))
         scores = _of_pairs(task, trained, split, list(pairs), condition, samples)
         found[condition] = []
-        for which, top, one in zip(some, tops[condition], first[condition], strict=True):
+        for which, top in zip(some, tops[condition], strict=True):
             groups = which.scripts.gather(1, top).tolist()
             place = [[pairs[row, g] for g in own] for row, own in zip(which.rows, groups, strict=True)]
-            found[condition].append(_merged(one, top, scores[:, torch.tensor(place)]))
+            found[condition].append(Again(top, scores[:, torch.tensor(place)]))
     return found
 
 
-def _merged(one: Scored, top: Tensor, fine: Float[Tensor, "S Q k"]) -> Scored:
-    draws = len(fine)
-    where = top.expand(draws, -1, -1)
-    old, logs = one.mean.expand(draws, -1, -1), one.probs.log().expand(draws, -1, -1)
+def pooled(first: Scored, again: Again, weight: float) -> Scored:
+    """Return both together, a log-linear pool (Genest & Zidek 1986).
+
+    With s the dual encoder's score, p its probability, f the pair scorer's score and T the first candidates::
+
+        P(c) = P(T) softmax_{c in T} (s_c + w f_c)  for c in T,     P(c) = p_c  otherwise
+
+    w = 0 is the dual encoder. The score of the others, which a threshold and the order see, lies below that of all in
+    T, in their old order.
+    """
+    draws = len(again.score)
+    where = again.top.expand(draws, -1, -1)
+    old, logs = first.mean.expand(draws, -1, -1), first.probs.log().expand(draws, -1, -1)
+    fine = old.gather(-1, where) + weight * again.score
     whole = logs.gather(-1, where).logsumexp(-1, keepdim=True)
     log_probs = logs.scatter(-1, where, whole + fine.log_softmax(-1))
     least = old.gather(-1, where).amin(-1, keepdim=True)
     below = fine.amin(-1, keepdim=True) - _BELOW + (old - least).clamp(max=0.0)
     return Scored(below.scatter(-1, where, fine), log_probs)
+
+
+def pool_weight(first: Scored, again: Again, right: Int[Tensor, " Q"]) -> float:
+    """Return the one of :data:`POOLS` with the lowest NLL; of equal ones the smallest."""
+
+    def nll(weight: float) -> float:
+        probs = pooled(first, again, weight).probs
+        return -float(probs.gather(-1, right[:, None]).clamp_min(1e-300).log().mean())
+
+    return min(POOLS, key=nll)
 
 
 def _of_pairs(

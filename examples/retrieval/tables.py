@@ -111,9 +111,10 @@ def costs(records: Sequence[Result]) -> list[str]:
             fields = ("parameters", "samples", "train_seconds", "seconds", "temperature", "validation_nll")
             chosen = " / ".join(dict.fromkeys(f"{r.rate:g}, {r.weight:g}" for r in own if r.rate == r.rate)) or "–"
             numbers = ([float(getattr(r, field)) for r in own] for field in fields)
-            lines.append([method, *(cell(values) for values in numbers), chosen])
+            pool = " / ".join(dict.fromkeys(f"{r.pool:g}" for r in own if r.pool == r.pool)) or "–"
+            lines.append([method, *(cell(values) for values in numbers), chosen, pool])
     head = ["method", "trained", "draws", "s of training", "s per condition", "T", "validation NLL"]
-    return markdown([*head, "rate, KL weight"], lines)
+    return markdown([*head, "rate, KL weight", "weight beside towers"], lines)
 
 
 def arranged(rows: Iterable[Row]) -> Said:

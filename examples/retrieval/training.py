@@ -34,7 +34,7 @@ class Settings:
     Args:
         epochs: passes of methods whose encoders have run; the one with the lowest validation NLL is kept.
         adapted_epochs: of dual encoders that adapt MiniLM.
-        pair_epochs: of pair scorers that do.
+        pair_epochs: of pair scorers that do; half as many where pairs are lists, which have twice the rows.
         batch_size: recordings of a batch of dual encoders: each chooses among as many scripts.
         pair_batch: recordings of a batch of pair scorers.
         wrong: wrong scripts of a list, where pairs are trained as lists; otherwise a recording has one.
@@ -204,7 +204,8 @@ def _fit(
         source = random.Random("validation")
         own = (task, held_out, near["validation"], method, wrong)
         validation = [with_wrong(*own, some, ["clean"] * len(some), source) for some in _cut(rows, settings.pair_batch)]
-        epochs, size = settings.epochs if method.encoded else settings.pair_epochs, settings.pair_batch
+        adapted = max(1, settings.pair_epochs // (2 if method.lists else 1))
+        epochs, size = settings.epochs if method.encoded else adapted, settings.pair_batch
     else:
 
         def make(rows: Sequence[int], conditions: Sequence[str], _: random.Random) -> Batch:

@@ -18,7 +18,7 @@ from examples.retrieval.data import Lists, Split, Stream, Task, lists
 from examples.retrieval.methods import BASE, METHODS, Method, find
 from examples.retrieval.records import Result, Row
 from examples.retrieval.ridge import PENALTIES, means, ridge, states
-from examples.retrieval.scoring import Scored, dual_scores, nearest, of_lists, ranked_again
+from examples.retrieval.scoring import Again, Scored, dual_scores, nearest, of_lists, pool_weight, pooled, scored_again
 from examples.retrieval.training import Settings, Trained, pair_batch, train, with_wrong
 from examples.studies.wander.script import Texts
 from tests.helpers import bert
@@ -182,8 +182,10 @@ def test_the_first_candidates_are_ranked_again_and_others_stay(name: str, task: 
     which = [lists(own, [0, 1, 2], 5, partner=[there] * 3, seed=0) for there in (True, False)]
     base = torch.randn(1, 10, 9, generator=torch.Generator().manual_seed(1))
     first = [of_lists(base, one, list(range(10))) for one in which]
-    found = ranked_again(task, trained, own, {"clean": which}, {"clean": first}, 2, 3)["clean"]
-    for one, old in zip(found, first, strict=True):
+    again = scored_again(task, trained, own, {"clean": which}, {"clean": first}, 2, 3)["clean"]
+    for extra, old in zip(again, first, strict=True):
+        one = pooled(old, extra, 0.5)
+        torch.testing.assert_close(pooled(old, extra, 0.0).probs, old.probs)
         assert one.score.shape[0] == (3 if method.random else 1)
         torch.testing.assert_close(one.probs.sum(-1), torch.ones(3, dtype=torch.float64))
         top = old.mean.topk(2, -1).indices
@@ -192,8 +194,19 @@ def test_the_first_candidates_are_ranked_again_and_others_stay(name: str, task: 
         torch.testing.assert_close(one.probs[rest], old.probs[rest])
         assert torch.equal(one.mean[rest].reshape(3, -1).argsort(-1), old.mean[rest].reshape(3, -1).argsort(-1))
         inside = one.log_probs.gather(-1, top.expand(len(one.log_probs), -1, -1)).log_softmax(-1)
-        fine = one.score.gather(-1, top.expand(len(one.score), -1, -1)).log_softmax(-1)
-        torch.testing.assert_close(inside, fine)
+        fine = old.mean.gather(-1, top) + 0.5 * extra.score
+        torch.testing.assert_close(inside, fine.log_softmax(-1))
+        torch.testing.assert_close(one.score.gather(-1, top.expand_as(fine)), fine)
+
+
+def test_the_weight_of_a_pair_scorer_is_what_it_is_worth() -> None:
+    base = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = Scored(base[None], base.log_softmax(-1)[None])
+    top, right = base.topk(3, -1).indices, torch.arange(40) % 3
+    place = top.gather(1, right[:, None])[:, 0]
+    good = torch.nn.functional.one_hot(right, 3).double()[None]
+    assert pool_weight(first, Again(top, 9 * good), place) == 2.0
+    assert pool_weight(first, Again(top, -9 * good), place) == 0.0
 
 
 def said(seed: int, right: torch.Tensor, worth: float, size: int = SIZE) -> Scored:
