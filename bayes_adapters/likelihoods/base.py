@@ -1,11 +1,11 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``separable``, ``bounded``, ``compares``, ``two_sides``, ``__init__``, ``distribution`` (outputs → p(y |
-draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets), ``accept``, ``advice``,
-``observation``, ``without_answers``, ``draw_mean``, ``log_density``, ``summarise`` (sums over draws that can be added
-up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a batch → the same, where
-``holds_draws``), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
+``per_token``, ``separable``, ``bounded``, ``smooth``, ``compares``, ``two_sides``, ``__init__``, ``distribution``
+(outputs → p(y | draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets),
+``accept``, ``advice``, ``observation``, ``without_answers``, ``draw_mean``, ``log_density``, ``summarise`` (sums over
+draws that can be added up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a
+batch → the same, where ``holds_draws``), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Likelihood(nn.Module):
     """Whether log p(y | f) is a sum over the outputs, each term of one f_k; where K = 1 it is."""
     bounded: ClassVar[bool] = False
     """Whether log p(y | f) ≤ 0 for all y and f: probabilities of classes, labels, counts, not densities of numbers."""
+    smooth: ClassVar[bool] = True
+    """Whether log p(y | f) has a second derivative in f everywhere, as a Laplace approximation assumes."""
     compares: ClassVar[bool] = False
     """Whether an example's density depends on the other rows of its batch, which are then of one draw with it."""
     two_sides: ClassVar[bool] = False

@@ -79,6 +79,7 @@ class BoundingBox(Likelihood):
     """
 
     name: ClassVar[str] = "bounding_box"
+    smooth: ClassVar[bool] = False
 
     def __init__(
         self, scale: Scale | str = Scale.COORDINATE, *, init_scale: float = 0.1, giou_weight: float = 0.0

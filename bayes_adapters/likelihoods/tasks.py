@@ -102,6 +102,11 @@ class Tasks(Likelihood):
         """Whether one of the tasks has one target per token."""
         return any(task.per_token for task in self.each.values())
 
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether every task is."""
+        return all(task.smooth for task in self.each.values())
+
     def distribution(self, outputs: Float[Tensor, "*S B *T K"]) -> TorchDistributionMixin:
         if self.per_token:
             return self.of_tokens(outputs, None)

@@ -23,8 +23,8 @@ from bayes_adapters.inference.linearised import Tangent
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.surgery._laplace_checks import (
     require_curved,
+    require_curved_density,
     require_finite_curvature,
-    require_rows_apart,
     require_targets,
 )
 
@@ -204,7 +204,7 @@ def gather(
         NonFiniteError: a column is NaN or infinite.
         ConfigError: the likelihood has no curvature in its outputs.
     """
-    require_rows_apart(model)
+    require_curved_density(model)
     device = next(model.parameters()).device
     scores = Scores(0.0, torch.zeros_like(unit), 0)
     for batch in require_targets(data):

@@ -20,8 +20,14 @@ _UNTRAINED = 1.0
 """Posterior standard deviations, along each direction that the data determine, that a point may be off its optimum."""
 
 
-def require_rows_apart(model: AdapterModel) -> None:
-    """Raise :class:`ConfigError` where an example's density depends on the other rows, so that none has a curvature."""
+def require_curved_density(model: AdapterModel) -> None:
+    """Raise :class:`ConfigError` where an example has no curvature: its density depends on other rows, or has kinks."""
+    if not model.likelihood.smooth:
+        raise ConfigError(
+            f"A Laplace approximation takes the second derivative of log p(y | x), and that of "
+            f"{type(model.likelihood).__name__} has kinks, where an error changes its sign: what is left beside them "
+            "is no information. Take SWAG, an ensemble, langevin or a guide such as MeanField."
+        )
     if model.likelihood.compares:
         raise ConfigError(
             f"A Laplace approximation adds the curvatures of single examples, and {type(model.likelihood).__name__} "

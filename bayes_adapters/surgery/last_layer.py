@@ -22,10 +22,10 @@ from bayes_adapters.inference.modes import evaluating
 from bayes_adapters.surgery._curvature import Dense, Diagonal, LowRank, Scores, Structure, bend
 from bayes_adapters.surgery._laplace_checks import (
     require_curved,
+    require_curved_density,
     require_finite_curvature,
     require_memory,
     require_no_kronecker,
-    require_rows_apart,
     require_structure,
     require_targets,
 )
@@ -153,7 +153,7 @@ def _gather(
     model: AdapterModel, guide: AdapterGuide, data: Batch | Iterable[Batch], curvature: Diagonal | Dense | LowRank
 ) -> Scores:
     """Add every example's columns ``vec(r φᵀ)`` to the curvature, r being the columns of a root of Λ."""
-    require_rows_apart(model)
+    require_curved_density(model)
     device, size = next(model.parameters()).device, model.head.get_parameter("weight").numel()
     scores = Scores(0.0, torch.zeros(size + model.likelihood.num_outputs, dtype=torch.float64), 0)
     for given in require_targets(data):

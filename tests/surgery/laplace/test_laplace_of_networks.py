@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, Laplace, MeanField
 from bayes_adapters.heads import BayesianLinear
 from bayes_adapters.inference.linearised import Tangent
+from bayes_adapters.likelihoods import BoundingBox, Tasks
 from bayes_adapters.models import StochasticDown
 from bayes_adapters.surgery.export import to_lora
 from bayes_adapters.surgery.laplace import laplace
+from bayes_adapters.surgery.last_layer import last_layer_laplace
 from tests.helpers import bert, core_model, fill_B, pad, token_batch
 from tests.refusals import refuses, warns
 
@@ -154,6 +157,12 @@ def test_what_it_refuses() -> None:
     head = core_model("global", head=BayesianLinear())
     with refuses(ConfigError, "BayesianLinear"):
         laplace(head, Delta(head), batch)
+    box = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 5)
+    for likelihood, targets in ((BoundingBox(), box), (Tasks({"box": BoundingBox()}), {"box": box})):
+        kinked = core_model("global", num_data=5, rank=2, likelihood=likelihood)
+        for fitted in (laplace, last_layer_laplace):
+            with refuses(ConfigError, type(likelihood).__name__, "SWAG", "MeanField"):
+                fitted(kinked, Delta(kinked), replace(batch, targets=targets))
     untrained = StochasticDown(bert(), Bernoulli(), num_data=5, rank=2)
     with refuses(ConfigError, "never trained"):
         laplace(untrained, Delta(untrained), batch)
