@@ -104,7 +104,8 @@ class Tangent:
                 return None
             g, x = product.arrange(slope), product.arrange(product.x.detach()).to(slope)
             part = torch.einsum("btm,btk->bmk", g, x) if rows[name].dim() == 4 else (g * x).sum(1)
-            rows[name][:, layer] += part
+            # An example whose segments run apart has a row for each, one after another.
+            rows[name][:, layer] += part.unflatten(0, (size, -1)).sum(1)
         for (name, parts), whole in zip(rows.items(), gradients, strict=False):
             total = torch.zeros_like(self.values[name]) if whole is None else whole
             if not torch.allclose(parts.sum(0), total, rtol=1e-3, atol=1e-4 * float(total.abs().max())):
