@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bayes_adapters.analysis.records import write_records
+from bayes_adapters.analysis.records import read_records, write_records
+from bayes_adapters.errors import ConfigError
 from examples.studies.body_signals.data import default_path, load
 from examples.studies.comparison import rewrite_file
 from examples.studies.grid import Grid, claim_folder, run_grid
@@ -37,6 +38,8 @@ from examples.studies.wander.variants import TASKS, VARIANTS, rows
 PRETRAIN = "pretrain"
 SCRIPT = "script"
 COSTS = Path("results/wander_cost.json")
+SEARCHED = 0
+"""The seed with which learning rates are searched."""
 
 
 def problem(task: str, seed: int, data: Path | None) -> Problem:
@@ -54,10 +57,26 @@ def run_one(method: str, seed: int, data: Path | None, runs: Path) -> None:
         return
     task, name = tables.split(method)
     own, variant = problem(task, seed, data), VARIANTS[name]
-    fitted = train(own, variant, seed)
+    fitted = train(own, variant, seed, None if seed == SEARCHED else [chosen_rate(method, runs)])
     records, said = evaluate(own, variant, fitted, method, seed)
     write_rows(runs / f"{method}-{seed}.csv", Row, said)
     write_records(runs / f"{method}-{seed}.json", records)
+
+
+def chosen_rate(method: str, runs: Path) -> float:
+    """Return the learning rate that the first seed's run chose.
+
+    Raises:
+        ConfigError: that run has not finished.
+    """
+    path = runs / f"{method}-{SEARCHED}.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"Learning rates are searched with seed {SEARCHED} and kept for the others, and {path} is not there. Run "
+            f"--one {method} {SEARCHED} first; the grid runs it first."
+        )
+    records: list[Result] = read_records(path, Result)
+    return records[0].rate
 
 
 class WanderAblation(Grid[Result]):
@@ -91,7 +110,7 @@ class WanderAblation(Grid[Result]):
             Corpus.load(languages=("en",))
         digest = hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else ""
         if chosen:
-            claim_folder(arguments.runs, Settings(), data=digest, script=asdict(SETTINGS))
+            claim_folder(arguments.runs, Settings(), data=digest, script=asdict(SETTINGS), searched=SEARCHED)
         return ["--data", str(data)]
 
     def run(self, arguments: argparse.Namespace, passed: Sequence[str]) -> int:

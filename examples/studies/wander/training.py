@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -111,9 +111,9 @@ def _grouped(model: AdapterModel, guide: AdapterGuide) -> dict[str, list[nn.Para
     return dict(found)
 
 
-def train(problem: Problem, variant: Variant, seed: int) -> Fitted:
-    """Train with every learning rate of the task's settings, and keep that of the lowest validation NLL."""
-    tried = [train_once(problem, variant, seed, rate) for rate in problem.settings.rates]
+def train(problem: Problem, variant: Variant, seed: int, rates: Sequence[float] | None = None) -> Fitted:
+    """Train with every learning rate, by default of the task's settings; keep that of the lowest validation NLL."""
+    tried = [train_once(problem, variant, seed, rate) for rate in rates or problem.settings.rates]
     return min(tried, key=lambda fitted: fitted.validation_nll)
 
 

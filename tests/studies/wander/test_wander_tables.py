@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bayes_adapters.analysis.records import read_records
+from bayes_adapters.analysis.records import read_records, write_records
+from bayes_adapters.errors import ConfigError
 from examples.studies import grid
 from examples.studies.wander import results, tables
 from examples.studies.wander.records import Result, Row
 from examples.studies.wander.variants import TASKS, VARIANTS, rows
+from tests.refusals import refuses
 from tests.studies.wander.parts import Product, result
 
 
@@ -106,3 +109,9 @@ def test_the_grid_runs_continues_and_writes_the_page(
     done = (runs / "stress-2.beside-0.json").stat().st_mtime_ns
     assert results.WanderAblation().main() == 0
     assert (runs / "stress-2.beside-0.json").stat().st_mtime_ns == done
+    (own,) = read_records(runs / "stress-2.linear-0.json", Result)[:1]
+    write_records(runs / "stress-2.linear-0.json", [replace(own, rate=2e-4)])
+    results.run_one("stress-2.linear", 1, None, runs)  # another seed takes the first one's rate
+    assert {record.rate for record in read_records(runs / "stress-2.linear-1.json", Result)} == {2e-4}
+    with refuses(ConfigError, "stress-2.sum-0.json", "stress-2.sum 0"):
+        results.run_one("stress-2.sum", 1, None, runs)
