@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters import ELBO, AdapterGuide, Batch, Categorical, Frames, Tagging, adapted_layers, load, predict, save
+from bayes_adapters import (
+    ELBO,
+    AdapterGuide,
+    AdapterModel,
+    Batch,
+    Categorical,
+    Frames,
+    Tagging,
+    adapted_layers,
+    load,
+    predict,
+    save,
+)
 from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import CrossAttention, Hypernetwork
 from bayes_adapters.likelihoods import BoundingBox, Candidates, Likelihood, Masks, Tasks
 from bayes_adapters.models import CoLA, StochasticCore
+from bayes_adapters.testing import check_guide
 from tests.helpers import CONTEXT, bert, fill_B, vit, whisper
 from tests.refusals import refuses
 
@@ -141,6 +155,24 @@ def test_it_trains_and_is_kept(name: str, tmp_path: Path) -> None:
     save(tmp_path / "adapter", model, guide)
     again = load(tmp_path / "adapter", BACKBONES[name.split(".")[0]](1) if batch.context else encoders())
     assert torch.equal(said(again[1], batch), said(guide, batch))
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.startswith(("all", "text"))])
+def test_the_checks_of_guides_hold(name: str) -> None:
+    guide, batch = SYSTEMS[name]()
+    likelihood = guide.model.likelihood
+
+    def build() -> AdapterModel:
+        return conditioned(name.split(".")[0], copy.deepcopy(likelihood), batch.targets)[0].model
+
+    wide = dict(guide.widths)
+    report = check_guide(
+        lambda model: CrossAttention(model, context_dim=wide, dim=4),
+        build,
+        batch,
+        checks=["frozen", "padding", "scale", "cuts"],
+    )
+    assert report.ok, report
 
 
 def test_a_task_has_its_own_attribution() -> None:

@@ -51,6 +51,7 @@ def check_frozen(case: Case) -> str:
             if optimiser is not None and loss.requires_grad:
                 optimiser.zero_grad()
                 loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)  # a sum over pixels has slopes in the thousands
                 optimiser.step()
     _require_frozen(model, frozen, "a step")
     predict(model, guide, case.batch, num_samples=2)
