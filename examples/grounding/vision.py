@@ -61,7 +61,7 @@ class VisionSettings:
     width: int = 128
     layers: int = 6
     heads: int = 4
-    steps: int = 1200
+    steps: int = 1500
     batch_size: int = 16
     lr: float = 1e-3
     hidden: float = 0.15
