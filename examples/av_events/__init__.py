@@ -14,7 +14,7 @@ which. In a *sounding scene* several digits are seen and one is spoken: its mask
 ``encoders``      the two frozen encoders' tokens: that transformer, and Whisper
 ``probe``         what a linear probe reads off the frozen tokens
 ``task``          the study's two tasks as tensors: events per segment, masks of the spoken digit
-``halves``        an encoder cut in two: what is below runs once, what is above is adapted
+``nets``          both encoders, each cut in two: what is below runs once, what is above is adapted
 ``methods``       CoLA, LoRA in both encoders, late fusion, Wander, with one head
 ``experiment``    trains and tests one method; ``records`` and ``tables`` are what comes of it
 ``results``       the study; ``python -m examples.av_events.results --data fsdd8k.npz``

@@ -19,8 +19,8 @@ from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import speech_encoder
 from examples.av_events.digits import mnist
 from examples.av_events.experiment import run
-from examples.av_events.halves import Nets
 from examples.av_events.methods import METHODS
+from examples.av_events.nets import Nets
 from examples.av_events.pretrain import vision_encoder
 from examples.av_events.recordings import default_path, load
 from examples.av_events.records import Result, Row

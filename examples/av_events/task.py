@@ -26,7 +26,7 @@ from examples.av_events.data import PARTS
 from examples.av_events.digits import Written
 from examples.av_events.events import BACKGROUND, SEGMENTS, make_clips
 from examples.av_events.frames import FRAME
-from examples.av_events.halves import Nets
+from examples.av_events.nets import Nets
 from examples.av_events.recordings import Recordings
 from examples.av_events.sounding import make_sounding
 from examples.av_events.sounds import Seconds
@@ -96,7 +96,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N examples of a task, as the upper halves of the encoders take them (:mod:`examples.av_events.halves`).
+    """N examples of a task, as the upper halves of the encoders take them (:mod:`examples.studies.halves`).
 
     Args:
         task: which.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bayes_adapters import Batch, Frames
+from bayes_adapters.backbones import speech_encoder
 from bayes_adapters.errors import DataError
+from examples.studies.halves import Above
 from examples.studies.verify_prompts.corpus import FOREIGN, Corpus
+from examples.studies.verify_prompts.features import POOL, FrameStore
 from examples.studies.verify_prompts.pairs import sound
 from examples.studies.wander.script import Texts
 
+UPPER = 2
+"""Whisper's blocks that CoLA adapts; those below them run once."""
 Hear = Callable[[str, str, str], Float[Tensor, "S d"]]
 """(language, condition, key) → frames of a recording."""
 
@@ -37,6 +43,7 @@ class Split:
         groups: whose scripts sound alike have one number, int64 (n,), from 0.
         hear: what reads their frames.
         foreign: language → keys that are also spoken in it.
+        below: what reads the states that Whisper's uppermost blocks would be given.
     """
 
     keys: Sequence[str]
@@ -44,17 +51,18 @@ class Split:
     groups: Int[Tensor, " n"]
     hear: Hear
     foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    below: Hear | None = None
 
     @classmethod
-    def of(cls, corpus: Corpus, name: str, max_tokens: int = 64) -> Split:
-        """Return a split of the corpus."""
+    def of(cls, corpus: Corpus, name: str, below: FrameStore, max_tokens: int = 64) -> Split:
+        """Return a split of the corpus, with a store of the states that Whisper's uppermost blocks would be given."""
         keys = list(getattr(corpus.splits, name))
         text = {prompt.key: prompt.text for prompt in corpus.prompts if prompt.language == "en"}
         tokens = [tuple(corpus.tokenizer(text[k], truncation=True, max_length=max_tokens)["input_ids"]) for k in keys]
         numbers = {said: number for number, said in enumerate(dict.fromkeys(sound(text[k]) for k in keys))}
         groups = torch.tensor([numbers[sound(text[k])] for k in keys])
         spoken = {x: frozenset(p.key for p in corpus.prompts if p.language == x) & set(keys) for x in FOREIGN}
-        return cls(keys, tokens, groups, corpus.stores[name].get, spoken if name == "test" else {})
+        return cls(keys, tokens, groups, corpus.stores[name].get, spoken if name == "test" else {}, below.get)
 
     @property
     def scripts(self) -> list[int]:
@@ -71,12 +79,17 @@ class Split:
         spoken = self.foreign.get(condition.removeprefix("ood-"), frozenset())
         return [row for row, key in enumerate(self.keys) if key in spoken]
 
-    def frames(self, rows: Sequence[int], conditions: Sequence[str]) -> Frames:
-        """Return recordings, each under its condition; ``ood-es`` is the Spanish one of the same key."""
+    def frames(self, rows: Sequence[int], conditions: Sequence[str], below: bool = False) -> Frames:
+        """Return recordings, each under its condition; ``ood-es`` is the Spanish one of the same key.
+
+        With ``below`` they are the states that Whisper's uppermost blocks would be given.
+        """
         heard = []
+        read = self.below if below else self.hear
+        assert read is not None
         for row, condition in zip(rows, conditions, strict=True):
             language = condition.removeprefix("ood-") if condition.startswith("ood-") else "en"
-            heard.append(self.hear(language, condition if language == "en" else "clean", self.keys[row]))
+            heard.append(read(language, condition if language == "en" else "clean", self.keys[row]))
         lengths = torch.tensor([len(own) for own in heard])
         values = nn.utils.rnn.pad_sequence(heard, batch_first=True)
         return Frames(values, torch.arange(values.shape[1]) < lengths[:, None])
@@ -98,18 +111,23 @@ class Task:
         backbone: makes a frozen text encoder, anew for each member.
         width: of a recording's frames.
         texts: runs the text encoder once per script.
+        upper: makes Whisper's uppermost blocks, anew for each member.
     """
 
     splits: Mapping[str, Split]
     backbone: Callable[[], nn.Module]
     width: int
     texts: Texts
+    upper: Callable[[], nn.Module]
 
     @classmethod
     def of(cls, corpus: Corpus) -> Task:
         """Return the task of a corpus."""
-        splits = {name: Split.of(corpus, name) for name in ("train", "validation", "test")}
-        return cls(splits, corpus.backbone, corpus.frame_width, Texts(corpus.backbone()))
+        speech = speech_encoder()
+        stores = below_stores(corpus)
+        splits = {name: Split.of(corpus, name, stores[name]) for name in ("train", "validation", "test")}
+        upper = partial(Above, speech.encoder, UPPER)
+        return cls(splits, corpus.backbone, corpus.frame_width, Texts(corpus.backbone()), upper)
 
     def text_side(self, split: Split, rows: Sequence[int], encoded: bool) -> dict[str, Tensor]:
         """Return the inputs of the encoder ``text``: tokens, or the states of an encoder that has run."""
@@ -118,10 +136,25 @@ class Task:
             return {"text.signal": self.texts(ids, mask), "text.token_mask": mask.bool()}
         return {"text.input_ids": ids, "text.attention_mask": mask}
 
+    def audio_below(self, split: Split, rows: Sequence[int], conditions: Sequence[str]) -> dict[str, Tensor]:
+        """Return the inputs of the encoder ``audio`` where it is Whisper's uppermost blocks."""
+        heard = split.frames(rows, conditions, below=True)
+        return {"audio.states": heard.values, "audio.attention_mask": heard.mask.long()}
+
     def audio_side(self, split: Split, rows: Sequence[int], conditions: Sequence[str]) -> dict[str, Tensor]:
         """Return the inputs of the encoder ``audio``."""
         heard = split.frames(rows, conditions)
         return {"audio.signal": heard.values, "audio.token_mask": heard.mask}
+
+
+def below_stores(corpus: Corpus) -> dict[str, FrameStore]:
+    """Return split → a store of what Whisper's uppermost blocks would be given, two positions averaged as in frames."""
+    whole = speech_encoder()
+    lower = speech_encoder(layer=int(whole.encoder.config.encoder_layers) - UPPER)  # type: ignore[union-attr, arg-type]
+    found: dict[int, FrameStore] = {}
+    for store in corpus.stores.values():
+        found.setdefault(id(store), store.with_encoder(lower, POOL))
+    return {name: found[id(store)] for name, store in corpus.stores.items()}
 
 
 class Stream:

@@ -20,8 +20,8 @@ of their score beside that of ``towers`` is chosen on validation recordings, 0 b
 * ``rerank-caliber-x``: CALIBER-X, the text tower's adapter with the recording as its context.
 * ``rerank-caliber-x-lists``: the same with ``Candidates``: one right script among three wrong ones.
 * ``rerank-wander``: Wander's product of text states and frames, beside a linear head on both (both encoders frozen).
-
-CoLA adapts both encoders in lockstep: Whisper would run for every pair, so it is not among them.
+* ``rerank-cola``: CoLA in MiniLM and in Whisper's two uppermost blocks, which exchange a vector per pair in lockstep;
+  those below run once, and every third block of MiniLM belongs to one of Whisper's.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from torch import nn
 from bayes_adapters import AdapterGuide, AdapterModel, Bernoulli
 from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import unknown_name
-from bayes_adapters.guides import CrossAttention, Delta, MeanField
+from bayes_adapters.guides import CrossAttention, Delta, Hypernetwork, MeanField
 from bayes_adapters.heads import BayesianTowers
+from bayes_adapters.heads.two_layer import TwoLayerHead
 from bayes_adapters.likelihoods import Candidates, Contrastive, Likelihood
-from bayes_adapters.models import ConcatCore, ConcatLoRA, FusionLoRA, StochasticCore
+from bayes_adapters.models import CoLA, ConcatCore, ConcatLoRA, FusionLoRA, StochasticCore
 from examples.retrieval.data import Task
 from examples.studies.body_signals.adapters import Encoded
 from examples.studies.wander.model import WanderBeside
@@ -66,6 +67,7 @@ class Method:
         encoded: whether no encoder changes, so that MiniLM runs once per script, not once per step.
         members: how many are trained, from seeds of their own, and averaged.
         pairs: whether it scores pairs, and so ranks again; otherwise each side is embedded alone.
+        halved: whether Whisper's uppermost blocks run for every pair, on what those below say.
         lists: whether its pairs are lists with one right script, of which one is chosen.
         tries: (learning rate, KL weight) of each run, of which the validation recordings choose one.
     """
@@ -76,6 +78,7 @@ class Method:
     members: int = 1
     pairs: bool = False
     lists: bool = False
+    halved: bool = False
     tries: tuple[tuple[float, float], ...] = ((1e-3, 0.0),)
 
 
@@ -128,6 +131,12 @@ def _wander(task: Task) -> Built:
     return model, Delta(model)
 
 
+def _cola(task: Task) -> Built:
+    nets = nn.ModuleDict({"text": task.backbone(), "audio": task.upper()})
+    model = CoLA(nets, Bernoulli(), rank=RANK, alpha=ALPHA, depths="spread", head=TwoLayerHead(CONTEXT_DIM))
+    return model, Hypernetwork(model, gamma=16)
+
+
 RATES = tuple((rate, 0.0) for rate in (3e-4, 1e-3, 3e-3))
 WEIGHTS = tuple((3e-3, weight) for weight in (1e-3, 1e-2, 1e-1))
 _ADAPTED: dict[str, Any] = {"encoded": False, "tries": ((1e-3, 0.0),)}
@@ -147,6 +156,7 @@ METHODS: dict[str, Method] = {
     "rerank-caliber-x": Method(_caliber_x, **_LOCAL),
     "rerank-caliber-x-lists": Method(partial(_caliber_x, likelihood=Candidates), lists=True, **_LOCAL),
     "rerank-wander": Method(_wander, pairs=True, tries=RATES),
+    "rerank-cola": Method(_cola, halved=True, **_PAIRS),
 }
 """Name → method: the order of the tables."""
 

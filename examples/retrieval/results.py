@@ -11,11 +11,12 @@ A seed is that of training. Records go to ``results/retrieval.json``, what was s
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from bayes_adapters.analysis.records import write_records
 from examples.retrieval import tables
-from examples.retrieval.data import Task
+from examples.retrieval.data import Task, below_stores
 from examples.retrieval.experiment import run
 from examples.retrieval.methods import METHODS
 from examples.retrieval.records import Result, Row
@@ -53,8 +54,9 @@ class RetrievalGrid(Grid[Result]):
         tried = {name: method.tries for name, method in METHODS.items()}
         claim_folder(arguments.runs, SETTINGS, tries=tried)
         corpus = Corpus.load()
-        for store, language, condition in corpus.parts(SETTINGS.mix, SETTINGS.conditions):
-            store.encode(language, condition)
+        for own in (corpus, replace(corpus, stores=below_stores(corpus))):
+            for store, language, condition in own.parts(SETTINGS.mix, SETTINGS.conditions):
+                store.encode(language, condition)
         return []
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:

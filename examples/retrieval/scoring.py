@@ -170,7 +170,7 @@ def _of_pairs(
     parts = []
     for start in range(0, len(order), AT_ONCE):
         rows, groups = zip(*(pairs[number] for number in order[start : start + AT_ONCE]), strict=True)
-        batch = beside(task, split, rows, groups, [condition] * len(rows), method.encoded)
+        batch = beside(task, split, rows, groups, [condition] * len(rows), method)
         own: dict[str, Any] = {"num_samples": samples if method.random else 1, "seed": trained.seed}
         if isinstance(model.likelihood, Candidates):  # one list, of which nothing is known: scores are asked for
             unknown = torch.stack([torch.zeros(len(rows)), torch.full((len(rows),), -100.0)], -1).long()

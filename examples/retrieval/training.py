@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bayes_adapters import AdapterGuide, AdapterModel, Batch
+from bayes_adapters import AdapterGuide, AdapterModel, Batch, Frames
 from bayes_adapters.training import fit
 from examples.retrieval.data import Split, Stream, Task
 from examples.retrieval.methods import Method, find
@@ -102,12 +102,15 @@ def pair_batch(task: Task, split: Split, rows: Sequence[int], conditions: Sequen
 
 
 def beside(
-    task: Task, split: Split, rows: Sequence[int], groups: Sequence[int], conditions: Sequence[str], encoded: bool
+    task: Task, split: Split, rows: Sequence[int], groups: Sequence[int], conditions: Sequence[str], method: Method
 ) -> Batch:
-    """Return recordings beside scripts, row by row: inputs of two encoders that have run, or audio as context."""
+    """Return recordings beside scripts, row by row: inputs of two encoders, or audio as context."""
     scripts = [split.scripts[group] for group in groups]
-    if encoded:
-        inputs, context = task.text_side(split, scripts, True) | task.audio_side(split, rows, conditions), {}
+    context: dict[str, Frames] = {}
+    if method.halved:
+        inputs = task.text_side(split, scripts, False) | task.audio_below(split, rows, conditions)
+    elif method.encoded:
+        inputs = task.text_side(split, scripts, True) | task.audio_side(split, rows, conditions)
     else:
         ids, mask = split.ids(scripts)
         inputs, context = {"input_ids": ids, "attention_mask": mask}, {"audio": split.frames(rows, conditions)}
@@ -153,7 +156,7 @@ def with_wrong(
         said += chosen
         marks += [1] + [0] * wrong
     heard = [condition for condition in conditions for _ in range(1 + wrong)]
-    batch = beside(task, split, asked, said, heard, method.encoded)
+    batch = beside(task, split, asked, said, heard, method)
     right = torch.tensor(marks)
     targets = torch.stack([torch.tensor(asked), right], -1) if method.lists else right.float()
     return Batch(batch.inputs, targets, batch.context, batch.index)

@@ -16,8 +16,8 @@ from bayes_adapters.errors import ConfigError, DataError
 from examples.av_events import tables
 from examples.av_events.digits import strokes
 from examples.av_events.experiment import run, train
-from examples.av_events.halves import Above, Nets, below
 from examples.av_events.methods import METHODS, Parts, build, cola_size, matched_rank
+from examples.av_events.nets import Nets
 from examples.av_events.recordings import tones
 from examples.av_events.records import Result, Row
 from examples.av_events.sounds import Seconds
@@ -35,7 +35,8 @@ from examples.av_events.task import (
     parts,
 )
 from examples.grounding.vision import VisionSettings
-from tests.helpers import bert, whisper
+from examples.studies.halves import Above, below
+from tests.helpers import bert, vit, whisper
 from tests.refusals import refuses
 
 TONES, STROKES = tones(("a", "b", "c", "d"), takes=5, seconds=0.15), strokes(each=10)
@@ -92,6 +93,18 @@ def test_both_halves_are_the_whole() -> None:
         again = Above(whole, blocks)(below(whole, blocks, input_features=mel))
         torch.testing.assert_close(again.last_hidden_state, whole(mel).last_hidden_state)
     assert not any(layer._forward_pre_hooks for layer in whole.layers)
+    states = below(whole, 2, input_features=mel)
+    mask = torch.ones(states.shape[:2], dtype=torch.long)
+    mask[1, 4:] = 0  # what is masked says nothing
+    masked = Above(whole, 2)(states, mask).last_hidden_state
+    other = states.clone()
+    other[1, 4:] = 7.0
+    torch.testing.assert_close(Above(whole, 2)(other, mask).last_hidden_state[1, :4], masked[1, :4])
+    torch.testing.assert_close(masked[1:2, :4], Above(whole, 2)(states[1:2, :4]).last_hidden_state)
+    unmasked = Above(vit(1), 1)
+    unmasked.masks = False  # as blocks of other versions of transformers are
+    with refuses(ConfigError, "ViTLayer", "attention_mask"):
+        unmasked(torch.zeros(1, 5, 16), torch.ones(1, 5, dtype=torch.long))
     with refuses(ConfigError, "blocks", 3, 2):
         below(whole, 3, input_features=mel)
     with refuses(ConfigError, "BertModel", "layer_norm"):

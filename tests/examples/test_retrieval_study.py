@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from examples.retrieval.records import Result, Row
 from examples.retrieval.ridge import PENALTIES, means, ridge, states
 from examples.retrieval.scoring import Again, Scored, dual_scores, nearest, of_lists, pool_weight, pooled, scored_again
 from examples.retrieval.training import Settings, Trained, pair_batch, train, with_wrong
+from examples.studies.halves import Above
 from examples.studies.wander.script import Texts
-from tests.helpers import bert
+from tests.helpers import bert, whisper
 
 WIDTH, SIZE = 16, 8  # frames as wide as the text encoder's states, as MiniLM's and Whisper's are
 SETTINGS = Settings(
@@ -44,7 +46,7 @@ def split(count: int, offset: int, same: bool = True) -> Split:
 
     keys = [str(offset + n) for n in range(count)]
     tokens = [(1, 3 + offset + g, 3 + (offset + g) % 5) + (2,) * (g % 2) for g in groups.tolist()]
-    return Split(keys, tokens, groups, hear, {"es": frozenset(keys[:4])})
+    return Split(keys, tokens, groups, hear, {"es": frozenset(keys[:4])}, hear)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def task() -> Task:
         own.load_state_dict(net.state_dict())
         return own
 
-    return Task(parts, backbone, WIDTH, Texts(net))
+    return Task(parts, backbone, WIDTH, Texts(net), partial(Above, whisper(2), 1))
 
 
 def test_a_list_has_the_partner_once_or_never(task: Task) -> None:
@@ -168,7 +170,7 @@ def test_scores_of_lists_are_those_of_all_scripts(task: Task) -> None:
     assert not (close == own.groups[:, None]).any()
 
 
-@pytest.mark.parametrize("name", ["rerank-caliber-x", "rerank-caliber-x-lists", "rerank-wander"])
+@pytest.mark.parametrize("name", ["rerank-caliber-x", "rerank-caliber-x-lists", "rerank-wander", "rerank-cola"])
 def test_the_first_candidates_are_ranked_again_and_others_stay(name: str, task: Task) -> None:
     own, method = task.splits["test"], find(name)
     torch.manual_seed(0)

@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from bayes_adapters.backbones import SpeechEncoder
 from bayes_adapters.errors import ConfigError
 from bayes_adapters.modalities.blocks import describe_blocks
-from examples.grounding.data import as_input
-
-_AT_ONCE = 128
 
 
 class Above(nn.Module):
     """The uppermost blocks of an encoder, and its last norm, as an encoder whose input is what the lower blocks return.
+
+    Whisper's blocks take an ``attention_mask`` (rows, n), 0 at padding, as its own encoder, of 30 s always, does not.
 
     Args:
         net: a ViT, or Whisper's encoder; it is not changed.
@@ -52,12 +49,20 @@ class Above(nn.Module):
         self.config = net.config
         self.layers = nn.ModuleList([copy.deepcopy(net.get_submodule(path)) for path in _upper(net, blocks)])
         self.norm = copy.deepcopy(norm)
-        given = inspect.signature(self.layers[0].forward).parameters
-        self._options: dict[str, Any] = {"attention_mask": None} if "attention_mask" in given else {}
+        self.masks = "attention_mask" in inspect.signature(self.layers[0].forward).parameters
 
-    def forward(self, states: Float[Tensor, "rows n d"]) -> BaseModelOutput:
+    def forward(
+        self, states: Float[Tensor, "rows n d"], attention_mask: Int[Tensor, "rows n"] | None = None
+    ) -> BaseModelOutput:
+        if attention_mask is not None and not self.masks:
+            raise ConfigError(f"{type(self.layers[0]).__name__} attends to all its tokens and takes no attention_mask.")
+        hidden = None
+        if attention_mask is not None:  # what is added to the scores of every head and query
+            hidden = torch.zeros_like(attention_mask, dtype=states.dtype)
+            hidden = hidden.masked_fill(attention_mask == 0, torch.finfo(states.dtype).min)[:, None, None]
+        options: dict[str, Any] = {"attention_mask": hidden} if self.masks else {}
         for layer in self.layers:
-            found = layer(states, **self._options)
+            found = layer(states, **options)
             states = found if isinstance(found, Tensor) else found[0]  # which one depends on transformers' version
         return BaseModelOutput(last_hidden_state=self.norm(states))
 
@@ -96,32 +101,3 @@ def _upper(net: nn.Module, blocks: int) -> list[str]:
     if not 1 <= blocks <= len(paths):
         raise ConfigError(f"blocks={blocks} must be at least 1 and at most the encoder's {len(paths)}.")
     return paths[-blocks:]
-
-
-@dataclass(frozen=True, eq=False)
-class Nets:
-    """The two frozen encoders, whole.
-
-    Args:
-        vision: takes ``pixel_values`` (R, 3, 64, 64), -1 to 1.
-        speech: Whisper's encoder, with its log-mel features.
-    """
-
-    vision: nn.Module
-    speech: SpeechEncoder
-
-    def above(self, blocks: int) -> dict[str, nn.Module]:
-        """Return the upper halves, which are adapted, as ``vision`` and ``audio``."""
-        return {"vision": Above(self.vision, blocks), "audio": Above(self.speech.encoder, blocks)}
-
-    def see(self, frames: UInt8[Tensor, "N *T 3 64 64"], blocks: int) -> Float[Tensor, "N *T n d"]:
-        """Return the states of frames below the upper blocks, float32."""
-        flat = frames.flatten(0, -4).split(_AT_ONCE)
-        states = torch.cat([below(self.vision, blocks, pixel_values=as_input(some)) for some in flat])
-        return states.unflatten(0, frames.shape[:-3])
-
-    def hear(self, waves: Float[Tensor, "N *T window"], blocks: int) -> Float[Tensor, "N *T n d"]:
-        """Return the states of sounds below the upper blocks, float32."""
-        mels = (self.speech.mel(list(some)) for some in waves.flatten(0, -2).split(_AT_ONCE))
-        states = torch.cat([below(self.speech.encoder, blocks, input_features=mel) for mel in mels])
-        return states.unflatten(0, waves.shape[:-1])
