@@ -19,7 +19,7 @@ from examples.av_events.digits import Written, mnist
 from examples.av_events.frames import FRAME, draw_frame
 from examples.grounding.vision import Labelled, VisionSettings, pretrained
 
-SETTINGS = VisionSettings(image_size=FRAME, patch_size=8, width=128, layers=4, heads=4, steps=800)
+SETTINGS = VisionSettings(image_size=FRAME, patch_size=8, width=128, layers=4, heads=4, steps=4000)
 """Four layers, as the audio encoder has: Whisper tiny."""
 
 

@@ -155,6 +155,10 @@ class Batches:
             yield self.data.batch(rows)
 
 
+DICE = 100.0
+"""Weight of Dice, nats: about what the cells of a mask weigh together, as in the sum of both means that is usual."""
+
+
 def likelihood_of(task: Task, grid: int, detail: int) -> Likelihood:
     """Return the task's likelihood; a mask's evidence is counted per cell, and Dice is a loss beside it.
 
@@ -165,7 +169,7 @@ def likelihood_of(task: Task, grid: int, detail: int) -> Likelihood:
     """
     if task is Task.EVENTS:
         return Tagging(BACKGROUND + 1)
-    return Masks(grid=(grid, grid), size=(FRAME, FRAME), detail=detail, dice_weight=1.0)
+    return Masks(grid=(grid, grid), size=(FRAME, FRAME), detail=detail, dice_weight=DICE)
 
 
 def part_of(recordings: Recordings, people: tuple[str, ...], first: int, count: int = 1) -> Recordings:

@@ -42,6 +42,8 @@ BOTTLENECK = 16
 MASK_WEIGHT = 0.05
 """Of masks beside boxes, where it is fixed. A mask has 1,024 cells, and at some .1 nats for each they would be a
 hundred nats beside a few of a box."""
+DICE = 100.0
+"""Weight of Dice, nats: about what the cells of a mask weigh together, as in the sum of both means that is usual."""
 TASKS: dict[str, tuple[str, ...]] = {"rec": (BOX,), "res": (MASK,), "both": (BOX, MASK), "learned": (BOX, MASK)}
 """Task → what is asked."""
 
@@ -69,7 +71,7 @@ class Parts:
     def likelihood(self) -> Tasks:
         """Return box and mask: L1 with a learned scale for each example and coordinate, and GIoU; cells, and Dice."""
         box = BoundingBox("example", init_scale=0.1, giou_weight=2.0)
-        mask = Masks(self.grid, (self.side, self.side), skip=1, detail=4, dice_weight=2.0)
+        mask = Masks(self.grid, (self.side, self.side), skip=1, detail=4, dice_weight=DICE)
         weights: Any = "learned" if self.task == "learned" else {MASK: MASK_WEIGHT}
         return Tasks({BOX: box, MASK: mask}, weights)
 
