@@ -169,7 +169,8 @@ def _scene(
     things = []
     for number, ((kind, colour), image, (x, y)) in enumerate(zip(wanted, drawn, places, strict=True), 1):
         page.paste(image, (x, y), image)
-        solid = np.asarray(image.getchannel("A")) >= 128
+        opacity = np.asarray(image.getchannel("A"))
+        solid = 2 * opacity.astype(int) > opacity.max()  # a thin line is nowhere opaque once it is small and turned
         owner[y : y + image.height, x : x + image.width][solid] = number
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         box = (x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1)

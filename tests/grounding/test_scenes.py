@@ -78,6 +78,16 @@ def test_pixels_are_there_where_the_mask_is() -> None:
     assert page[:, owner == 0].min() > 90  # pale, but for the edges' half-transparent pixels
 
 
+def test_a_line_that_is_nowhere_opaque_has_a_box() -> None:
+    line = Image.new("RGBA", (1, 40), (0, 0, 0, 255))
+    for number in range(20):
+        rng = random.Random(number)
+        scene = compose(rng, Pictures("lines", {"line": line}), [("line", None)], Style(32, 6, 8, turn=45.0))
+        (thing,) = scene.things
+        assert 0 < thing.size < 0.5
+        assert (scene.owner == 1).any()
+
+
 def test_the_same_seed_gives_the_same_data(data: Grounding) -> None:
     again, other = make(SHAPES, NAMES, 10, seed="a"), make(SHAPES, NAMES, 10, seed="b")
     assert torch.equal(again.scenes, data.scenes[:10])  # a scene depends on the seed and its number alone
