@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from bayes_adapters.errors import ConfigError, DataError
 from examples.grounding import scenes
@@ -79,7 +79,8 @@ def test_pixels_are_there_where_the_mask_is() -> None:
 
 
 def test_a_line_that_is_nowhere_opaque_has_a_box() -> None:
-    line = Image.new("RGBA", (1, 40), (0, 0, 0, 255))
+    line = Image.new("RGBA", (40, 40))
+    ImageDraw.Draw(line).line((0, 0, 39, 39), fill=(0, 0, 0, 255))
     for number in range(20):
         rng = random.Random(number)
         scene = compose(rng, Pictures("lines", {"line": line}), [("line", None)], Style(32, 6, 8, turn=45.0))
