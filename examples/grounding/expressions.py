@@ -24,8 +24,8 @@ SIZES = {"smaller": False, "bigger": True, "smallest": False, "biggest": True}
 PLACES = {"leftmost": (0, False), "rightmost": (0, True), "highest": (1, False), "lowest": (1, True)}
 SIDES = {"left of": (0, -1.0), "right of": (0, 1.0), "above": (1, -1.0), "below": (1, 1.0)}
 NEARNESS = {"closest to": False, "farthest from": True}
-FORMS = ("colour", "size", "place", "side", "nearness")
-"""What the words go by, beside the kind."""
+FORMS = ("kind", "colour", "size", "place", "side", "nearness")
+"""What the words go by: the kind alone, where there is one of it, or something beside it."""
 
 
 class Noun(NamedTuple):
@@ -69,7 +69,7 @@ class Expression:
 
     @property
     def form(self) -> str:
-        """One of :data:`FORMS`; ``"kind"`` where the kind is all."""
+        """One of :data:`FORMS`."""
         if self.rank is not None:
             return "size" if self.rank in SIZES else "place"
         if self.relation is not None:
@@ -172,7 +172,7 @@ def referent(expression: Expression, things: Sequence[Thing]) -> int | None:
 def referring(things: Sequence[Thing]) -> list[tuple[int, Expression]]:
     """Return every (thing, expression) that is proven, and of which no part can be left out.
 
-    Every target thus has another of its kind beside it: the kind alone is never enough.
+    A target that has no other of its kind beside it is named by its kind alone.
     """
     pairs = ((referent(one, things), one) for one in _grammar(things))
     found = [(target, one) for target, one in pairs if target is not None]
@@ -190,8 +190,7 @@ def _grammar(things: Sequence[Thing]) -> Iterator[Expression]:
     count = {noun: sum(noun.fits(thing) for thing in things) for noun in nouns}
     for noun in nouns:
         if count[noun] == 1:
-            if noun.colour is not None:
-                yield Expression(noun)
+            yield Expression(noun)
         else:
             pair = ("smaller", "bigger") if count[noun] == 2 else ("smallest", "biggest")
             yield from (Expression(noun, rank) for rank in (*pair, *PLACES))

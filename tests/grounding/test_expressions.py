@@ -80,7 +80,7 @@ def test_what_is_nearly_true_is_unsure() -> None:
 
 def test_nothing_is_said_that_is_not_needed() -> None:
     found = {str(expression): target for target, expression in referring(SCENE)}
-    assert "the dog" not in found  # no other dog: the words would need no picture
+    assert found["the dog"] == 0  # no other dog, so that nothing more is said of it
     assert found["the smaller cat"] == 1
     coloured = {str(expression): target for target, expression in referring(TINTED)}
     assert coloured["the blue cat"] == 2

@@ -39,7 +39,8 @@ def test_every_expression_means_its_target_and_nothing_else(data: Grounding) -> 
         things = data.things[data.scene[row]]
         target = int(data.target[row])
         assert referent(parse(text), things) == target
-        assert sum(thing.kind == things[target].kind for thing in things) > 1, text
+        alone = sum(thing.kind == things[target].kind for thing in things) == 1
+        assert alone == (data.forms[row] == "kind"), text
     assert set(data.forms) == set(FORMS)
     for number in range(len(data.scenes)):
         texts = [text for text, scene in zip(data.texts, data.scene, strict=True) if scene == number]
@@ -138,7 +139,7 @@ def test_choice_is_even_over_forms() -> None:
     for _ in range(200):
         ((_, expression),) = choose(rng, pairs, 1)
         counted[expression.form] += 1
-    assert min(counted.values()) > 20, counted  # 40 each, give or take 6
+    assert min(counted.values()) > 15, counted  # 33 each, give or take 5
 
 
 def test_tint() -> None:
