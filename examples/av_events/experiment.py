@@ -20,6 +20,7 @@ from bayes_adapters.training import fit
 from examples.av_events.methods import METHODS, Pair, build
 from examples.av_events.records import Result, Row
 from examples.av_events.task import CONDITIONS, SEEN, Batches, Examples, Settings, Task
+from examples.studies.rates import rise_and_decline
 
 _FLOOR = 1e-7
 """The smallest probability that counts, as in :func:`bayes_adapters.analysis.metrics.nll`."""
@@ -42,7 +43,6 @@ def train(
     model, guide = build(method, own.task, encoders, len(own), settings)
     batches = Batches(own, settings.batch_size, seed)
     steps = settings.epochs * len(batches)
-    warm = max(1, steps // 10)
     fit(
         model,
         guide,
@@ -50,9 +50,7 @@ def train(
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.05, 1 - step / steps)
-        ),
+        scheduler=rise_and_decline(steps, warm=max(1, steps // 10)),
         clip_norm=1.0,
         validation=list(Batches(data["validation"], settings.batch_size, None)),
         seed=seed,

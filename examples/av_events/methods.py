@@ -14,18 +14,18 @@ from typing import Any
 
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, adapted_layers
+from bayes_adapters import AdapterGuide, AdapterModel
 from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Delta, Hypernetwork
 from bayes_adapters.heads.two_layer import TwoLayerHead
-from bayes_adapters.inference.guide import site_key
 from bayes_adapters.inference.handlers import KLMode
 from bayes_adapters.modalities.blocks import describe_blocks
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
 from examples.av_events.events import SEGMENTS
 from examples.av_events.task import Settings, Task, likelihood_of
+from examples.studies.one_direction import listen_in
 
 Pair = tuple[AdapterModel, AdapterGuide]
 
@@ -138,22 +138,10 @@ def _cola(scale: str | None = None, into: str | None = None) -> Callable[[Parts]
         model = CoLA(**parts.common, rank=own.rank, alpha=own.rank / 2, gain=own.gain)
         guide = Hypernetwork(model, gamma=own.gamma, scale=scale)
         if into is not None:
-            one_way(model, guide, into)
+            listen_in(into, model, guide)
         return model, guide
 
     return build
-
-
-def one_way(model: CoLA, guide: Hypernetwork, into: str) -> None:
-    """Close every path but those into the encoder ``into``: λ = 0, and nothing of it is trained."""
-    for path, layer in adapted_layers(model.backbone).items():
-        if not path.startswith(f"{into}."):
-            for inter in layer.inter.values():
-                nn.init.zeros_(inter.gain)  # type: ignore[arg-type]
-                inter.requires_grad_(False)
-    for site in model.sites:
-        if not site.layers[0].startswith(f"{into}."):
-            guide.nets[site_key(site)].requires_grad_(False)
 
 
 def _wander(parts: Parts) -> Pair:

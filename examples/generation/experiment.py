@@ -20,6 +20,7 @@ from examples.generation.corpus import INSIDE
 from examples.generation.methods import METHODS, Method, build
 from examples.generation.states import States
 from examples.studies.length_batches import LengthBatches
+from examples.studies.rates import rise_and_decline
 
 OUTSIDE = "outside"
 """The condition of all outside texts together."""
@@ -131,11 +132,6 @@ def _member(task: Task, method: Method, seed: int, settings: Settings) -> tuple[
     if not method.trained:
         return model, guide  # B is 0: the language model as it is
     batches = LengthBatches(task.train, settings.batch_size, length=task.train.length, shuffle=True, seed=seed)
-    steps = settings.epochs * len(batches)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 5) * max(0.05, 1 - step / steps)
-
     fit(
         model,
         guide,
@@ -143,7 +139,7 @@ def _member(task: Task, method: Method, seed: int, settings: Settings) -> tuple[
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
+        scheduler=rise_and_decline(settings.epochs * len(batches), warm=5),
         kl_weight=method.kl_weight,
         clip_norm=1.0,
         seed=seed,

@@ -24,17 +24,17 @@ from typing import Any
 
 from torch import nn
 
-from bayes_adapters import AdapterGuide, AdapterModel, adapted_layers
+from bayes_adapters import AdapterGuide, AdapterModel
 from bayes_adapters.adapters.targets import linear_size
 from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.errors import unknown_name
 from bayes_adapters.guides import Delta, Hypernetwork
-from bayes_adapters.inference.guide import site_key
 from bayes_adapters.likelihoods import BoundingBox, Masks, Tasks
 from bayes_adapters.modalities.blocks import blocks_of
 from bayes_adapters.models import CoLA, ConcatLoRA, Wander
 from examples.grounding.examples import BOX, MASK
 from examples.grounding.heads import GroundingHead
+from examples.studies.one_direction import listen_in
 
 RANK, ALPHA = 8, 8.0
 BOTTLENECK = 16
@@ -114,19 +114,8 @@ def _cola(parts: Parts, scale: str | None = None, into: str | None = None, **opt
     model = CoLA(parts.encoders, parts.likelihood(), **options, **parts.options())
     guide = Hypernetwork(model, bottleneck=BOTTLENECK, scale=scale)
     if into is not None:
-        close_paths(model, guide, into)
+        listen_in(into, model, guide)
     return model, guide
-
-
-def close_paths(model: AdapterModel, guide: Hypernetwork, into: str) -> None:
-    """Fix λ at 0, and whatever only it makes count, in every encoder but ``into``: one direction is left."""
-    for site in model.sites:
-        if site.layers[0].split(".")[0] == into:
-            continue
-        path = adapted_layers(model.backbone)[site.layers[0]].inter[site.source]
-        path.gain.data.zero_()  # type: ignore[operator]
-        for parameter in (*path.parameters(), *guide.nets[site_key(site)].parameters()):
-            parameter.requires_grad_(False)
 
 
 def _linears(encoders: nn.ModuleDict) -> list[str]:

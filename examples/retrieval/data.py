@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bayes_adapters import Batch, Frames
-from bayes_adapters.backbones import speech_encoder
-from bayes_adapters.errors import DataError
+from bayes_adapters.backbones import SpeechEncoder, speech_encoder
+from bayes_adapters.errors import ConfigError, DataError
 from examples.studies.halves import Above
 from examples.studies.verify_prompts.corpus import FOREIGN, Corpus
 from examples.studies.verify_prompts.features import POOL, FrameStore
@@ -123,10 +123,9 @@ class Task:
     @classmethod
     def of(cls, corpus: Corpus) -> Task:
         """Return the task of a corpus."""
-        speech = speech_encoder()
         stores = below_stores(corpus)
         splits = {name: Split.of(corpus, name, stores[name]) for name in ("train", "validation", "test")}
-        upper = partial(Above, speech.encoder, UPPER)
+        upper = partial(Above, _whisper(corpus).encoder, UPPER)
         return cls(splits, corpus.backbone, corpus.frame_width, Texts(corpus.backbone()), upper)
 
     def text_side(self, split: Split, rows: Sequence[int], encoded: bool) -> dict[str, Tensor]:
@@ -149,12 +148,19 @@ class Task:
 
 def below_stores(corpus: Corpus) -> dict[str, FrameStore]:
     """Return split → a store of what Whisper's uppermost blocks would be given, two positions averaged as in frames."""
-    whole = speech_encoder()
-    lower = speech_encoder(layer=int(whole.encoder.config.encoder_layers) - UPPER)  # type: ignore[union-attr, arg-type]
+    blocks: Any = _whisper(corpus).encoder.config
+    lower = speech_encoder(layer=int(blocks.encoder_layers) - UPPER)
     found: dict[int, FrameStore] = {}
     for store in corpus.stores.values():
         found.setdefault(id(store), store.with_encoder(lower, POOL))
     return {name: found[id(store)] for name, store in corpus.stores.items()}
+
+
+def _whisper(corpus: Corpus) -> SpeechEncoder:
+    speech = corpus.stores["train"].encoder
+    if not isinstance(speech, SpeechEncoder):
+        raise ConfigError(f"A {type(speech).__name__} has no blocks to cut off; make the stores with speech_encoder().")
+    return speech
 
 
 class Stream:

@@ -19,6 +19,7 @@ from bayes_adapters.training import fit
 from examples.retrieval.data import Split, Stream, Task
 from examples.retrieval.methods import Method, find
 from examples.retrieval.ridge import ridge
+from examples.studies.rates import rise_and_decline
 
 CONDITIONS = (
     "clean", "white@10", "white@0", "white@-5", "babble@10", "babble@0", "babble@-5", "reverb", "ood-es", "ood-ru",
@@ -217,7 +218,6 @@ def _fit(
         validation = [pair_batch(task, held_out, rows, ["clean"] * len(rows), method.encoded)]
         epochs, size = settings.epochs if method.encoded else settings.adapted_epochs, settings.batch_size
     data: Any = Stream(training, make, settings.mix, size, seed)
-    steps = epochs * len(data)
     result = fit(
         model,
         guide,
@@ -225,9 +225,7 @@ def _fit(
         recipe=None,  # all methods alike, by the settings of the study
         epochs=epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate),
-        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(
-            o, lambda step: min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
-        ),
+        scheduler=rise_and_decline(epochs * len(data)),
         kl_weight=weight,
         clip_norm=1.0,
         validation=validation,

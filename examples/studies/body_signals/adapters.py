@@ -47,6 +47,7 @@ from bayes_adapters.training import fit
 from examples.studies.body_signals.data import MODALITIES, SECONDS, Signals
 from examples.studies.body_signals.methods import Fitted, check_present
 from examples.studies.body_signals.task import SPLITS, Task
+from examples.studies.rates import rise_and_decline
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,6 @@ def train(name: str, task: Task, seed: int, settings: AdapterSettings | None = N
         encoders = nn.ModuleDict({name: copy.deepcopy(task.encoders[name]) for name in MODALITIES})
     model, guide = method.build(encoders, len(windows["train"].labels))
     data = WindowBatches(windows["train"], settings, seed)
-    steps = settings.epochs * len(data)
     fit(
         model,
         guide,
@@ -245,9 +245,7 @@ def train(name: str, task: Task, seed: int, settings: AdapterSettings | None = N
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
-        ),
+        scheduler=rise_and_decline(settings.epochs * len(data)),
         kl_weight=method.kl_weight,
         clip_norm=1.0,
         validation=list(WindowBatches(windows["validation"], settings, None)),

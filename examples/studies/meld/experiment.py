@@ -23,6 +23,7 @@ from examples.studies.meld.frozen import features, frozen_probs
 from examples.studies.meld.methods import Build, Built, method
 from examples.studies.meld.records import Result, Row
 from examples.studies.meld.task import Settings, Task
+from examples.studies.rates import rise_and_decline
 
 FROZEN = "frozen"
 """The control without adapters; see :mod:`examples.studies.meld.frozen`."""
@@ -159,9 +160,6 @@ def fit_member(
     guide.to(settings.device)
     numbers = sum(p.numel() for p in [*model.trainable_parameters().values(), *guide.parameters()])
 
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
-
     def adamw(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=training.lr or settings.lr, weight_decay=training.weight_decay)
 
@@ -177,7 +175,7 @@ def fit_member(
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=adamw if training.optimizer is None else training.optimizer(model, guide),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
+        scheduler=rise_and_decline(steps, warm=20),
         kl_weight=training.kl_weight,
         num_particles=training.num_particles,
         clip_norm=1.0,

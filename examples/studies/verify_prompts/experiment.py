@@ -18,6 +18,7 @@ from bayes_adapters.errors import ConfigError
 from bayes_adapters.likelihoods import Prediction
 from bayes_adapters.reliability import Reliability
 from bayes_adapters.training import fit
+from examples.studies.rates import rise_and_decline
 from examples.studies.verify_prompts.after import Finishing, Judge, Validated, risk_limit
 from examples.studies.verify_prompts.corpus import Corpus, PairBatches
 from examples.studies.verify_prompts.dataset import MISSING
@@ -137,11 +138,6 @@ def train(
     model.to(settings.device)
     guide.to(settings.device)
     validation = validation_batches(corpus, settings)
-    steps = settings.epochs * len(data)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
-
     result = fit(
         model,
         guide,
@@ -149,7 +145,7 @@ def train(
         recipe=None,  # all methods alike, by the settings of the study
         epochs=settings.epochs,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=settings.lr),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
+        scheduler=rise_and_decline(settings.epochs * len(data)),
         kl_weight=settings.kl_weight if chosen.kl_weight is None else chosen.kl_weight,
         clip_norm=1.0,
         validation=validation,

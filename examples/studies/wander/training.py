@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bayes_adapters import AdapterGuide, AdapterModel
 from bayes_adapters.guides import Delta
 from bayes_adapters.training import fit
+from examples.studies.rates import rise_and_decline
 from examples.studies.wander.problems import Problem
 from examples.studies.wander.variants import Build, Variant
 
@@ -160,9 +161,7 @@ def _fit(
         recipe=None,  # all variants alike, by the settings of the task
         epochs=epochs,
         optimizer=lambda parameters: optimizer(list(parameters)),
-        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(
-            o, lambda step: min(1.0, (step + 1) / 30) * max(0.05, 1 - step / steps)
-        ),
+        scheduler=rise_and_decline(steps),
         kl_weight=0.0,
         clip_norm=1.0,
         validation=validation,
