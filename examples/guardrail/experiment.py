@@ -30,7 +30,6 @@ CALIBRATION = "calibration"
 SCORES = ("total", "epistemic", "probability", "temperature")
 """Larger where less sure: the mean total and epistemic of an answer's tokens; −log p of the answer; and the mean total
 at one temperature, fitted to the right answers of the calibration questions."""
-_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Options:
         calibration: questions that the guard is calibrated on.
         asked: questions of every kind that are measured.
         risk: the share of all answers that may be given and wrong.
+        prompt: tokens of a question, with its answer where that is learnt.
         longest: tokens of an answer.
         at_once: questions of a batch.
         training: of the adapters; they are in all layers but the lowest, since a few at the top do not learn to add.
@@ -51,6 +51,7 @@ class Options:
     calibration: int = 120
     asked: int = 80
     risk: float = 0.1
+    prompt: int = 64
     longest: int = 6
     at_once: int = 40
     training: Settings = field(default_factory=lambda: Settings(layers=29, epochs=1, batch_size=8, lr=2e-3, samples=5))
@@ -86,14 +87,12 @@ class Result(Record):
         score: of :data:`SCORES`.
         handed: the share of questions that the guard hands to the tool.
         given_wrong: the share of all questions that are answered and wrong.
-        answered_wrong: the share of those that are answered.
         train_seconds: of all members.
     """
 
     score: str = ""
     handed: float = math.nan
     given_wrong: float = math.nan
-    answered_wrong: float = math.nan
     train_seconds: float = math.nan
 
 
@@ -147,7 +146,7 @@ def _answered(
     questions, rows = task.asked[kind], []
     for start in range(0, len(questions), options.at_once):
         some = questions[start : start + options.at_once]
-        batch = prompts(task.tokenizer, [q.text for q in some], longest=_LONGEST)
+        batch = prompts(task.tokenizer, [q.text for q in some], longest=options.prompt)
         said = generate(
             trained.model, trained.guide, batch, num_samples=trained.samples, seed=seed, tokenizer=task.tokenizer,
             max_new_tokens=options.longest, do_sample=False,
@@ -182,7 +181,7 @@ def _temperature(task: Task, trained: Trained, options: Options) -> TemperatureS
     asked, probs, labels = task.asked[CALIBRATION], [], []
     for start in range(0, len(asked), options.at_once):
         some = asked[start : start + options.at_once]
-        batch = completions(task.tokenizer, [q.text for q in some], [q.answer for q in some], longest=_LONGEST)
+        batch = completions(task.tokenizer, [q.text for q in some], [q.answer for q in some], longest=options.prompt)
         found = _probabilities(trained, batch)
         probs.append(found[0])
         labels.append(found[1])
@@ -228,7 +227,6 @@ def _result(
         score=score,
         handed=float(1 - answered.double().mean()),
         given_wrong=float((wrong * answered).mean()),
-        answered_wrong=float(wrong[answered].mean()) if bool(answered.any()) else math.nan,
         train_seconds=trained.seconds,
         **undefined,
     )

@@ -53,14 +53,14 @@ def asked(options: Options = OPTIONS) -> dict[str, list[Question]]:
 def task(folder: Path | None, whole: torch.nn.Module, tokenizer: object, options: Options = OPTIONS) -> Task:
     """Return what a run reads; hidden states are kept in ``folder``."""
     found = asked(options)
-    texts = [_text(number, question, tokenizer) for number, question in enumerate(found.pop("learn"))]
+    texts = [_text(number, question, tokenizer, options.prompt) for number, question in enumerate(found.pop("learn"))]
     below, _ = cut(whole, options.training.layers)
     states = States(texts, kept([text.ids for text in texts], below, folder))
     return Task(states, found, lambda: cut(whole, options.training.layers)[1], whole, tokenizer)
 
 
-def _text(number: int, question: Question, tokenizer: object) -> Text:
-    batch = completions(tokenizer, [question.text], [question.answer], longest=64)
+def _text(number: int, question: Question, tokenizer: object, longest: int) -> Text:
+    batch = completions(tokenizer, [question.text], [question.answer], longest=longest)
     labels = batch.targets
     assert isinstance(labels, Tensor)
     ids = tuple(batch.inputs["input_ids"][0].tolist())

@@ -92,13 +92,14 @@ Said = dict[str, dict[str, dict[int, list[Row]]]]
 def means(records: Sequence[Result], columns: dict[str, str]) -> list[str]:
     """Return a Markdown table with a row per condition and method: mean ± standard deviation over seeds."""
     conditions = sorted(dict.fromkeys(r.condition for r in records), key=lambda c: c != "clean")
+    digits = [1 if field.startswith("median") else 3 for field in columns.values()]
     lines = []
     for condition in conditions:
         for method in METHODS:
             own = [r for r in records if (r.method, r.condition) == (method, condition)]
             numbers = [[getattr(r, field) for r in own] for field in columns.values()]
             if own and any(value == value for values in numbers for value in values):
-                lines.append([condition, method, str(len(own)), *(cell(values) for values in numbers)])
+                lines.append([condition, method, str(len(own)), *map(cell, numbers, digits)])
     return markdown(["recordings", "method", "seeds", *columns], lines)
 
 
