@@ -19,13 +19,14 @@ from bayes_adapters.analysis.records import write_records
 from bayes_adapters.backbones import speech_encoder
 from examples.av_events.digits import mnist
 from examples.av_events.experiment import run
+from examples.av_events.kept import kept
 from examples.av_events.methods import METHODS
 from examples.av_events.nets import Nets
 from examples.av_events.pretrain import vision_encoder
 from examples.av_events.recordings import default_path, load
 from examples.av_events.records import Result, Row
 from examples.av_events.tables import split, tables
-from examples.av_events.task import Settings, Task, parts
+from examples.av_events.task import Settings, Task
 from examples.studies.comparison import rewrite_file
 from examples.studies.grid import Grid, claim_folder
 from examples.studies.rows import read_rows, write_rows
@@ -53,8 +54,8 @@ class AudioVisual(Grid[Result]):
     def one(self, method: str, seed: int, arguments: argparse.Namespace) -> None:
         """Train and test one method on one task."""
         task, name = split(method)
-        nets = Nets(vision_encoder(), speech_encoder(max_seconds=SETTINGS.seconds))
-        data = parts(task, load(arguments.data, SETTINGS.seconds), mnist(), nets, SETTINGS)
+        nets = _nets()
+        data = kept(task, load(arguments.data, SETTINGS.seconds), mnist(), nets, SETTINGS, arguments.runs)
         records, rows = run(method, name, nets.above(SETTINGS.blocks), data, seed, SETTINGS)
         write_rows(arguments.runs / f"{method}-{seed}.csv", Row, rows)
         write_records(arguments.runs / f"{method}-{seed}.json", records)
@@ -65,7 +66,9 @@ class AudioVisual(Grid[Result]):
         data = arguments.data or default_path()
         load(data)  # a file that is missing is one error, not one a run
         claim_folder(arguments.runs, SETTINGS, data=hashlib.sha256(data.read_bytes()).hexdigest())
-        vision_encoder()
+        nets = _nets()
+        for task in {split(method)[0] for method in arguments.methods}:
+            kept(task, load(data, SETTINGS.seconds), mnist(), nets, SETTINGS, arguments.runs)
         return ["--data", str(data)]
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
@@ -74,6 +77,10 @@ class AudioVisual(Grid[Result]):
         if arguments.page.is_file():
             rewrite_file(arguments.page, found)
         print("\n\n".join("\n".join(lines) for lines in found.values()))
+
+
+def _nets() -> Nets:
+    return Nets(vision_encoder(), speech_encoder(max_seconds=SETTINGS.seconds))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bayes_adapters.errors import ConfigError, DataError
 from examples.av_events import tables
 from examples.av_events.digits import strokes
 from examples.av_events.experiment import run, train
+from examples.av_events.kept import kept
 from examples.av_events.methods import METHODS, Parts, build, cola_size, matched_rank
 from examples.av_events.nets import Nets
 from examples.av_events.recordings import tones
@@ -67,6 +69,9 @@ class Speech:
 
     def __init__(self) -> None:
         self.encoder = whisper(2).requires_grad_(False)
+
+    def fingerprint(self) -> str:
+        return "of the only speech encoder here"
 
     def mel(self, waves: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(waves).reshape(len(waves), 1, -1, 160).mean(-1).repeat(1, 8, 1)
@@ -167,6 +172,21 @@ def test_sizes_are_those_of_the_formulas(task: Task) -> None:
     assert sizes["late-fusion"] == 0
     one_each = sizes["cola-into-vision"] + sizes["cola-into-audio"]
     assert one_each - sizes["concat-lora"] == sizes["cola"]  # every path between them is trained in one of the two
+
+
+def test_examples_are_made_once_and_kept(
+    data: dict[Task, dict[str, Examples]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = kept(Task.MASKS, TONES, STROKES, nets(), TINY, tmp_path)
+    monkeypatch.setattr("examples.av_events.kept.parts", lambda *_: pytest.fail("made again"))
+    again = kept(Task.MASKS, TONES, STROKES, nets(), TINY, tmp_path)
+    for name, own in data[Task.MASKS].items():
+        for found in (first[name], again[name]):
+            assert (found.task, found.speakers) == (own.task, own.speakers)
+            assert all(torch.equal(getattr(found, x), getattr(own, x)) for x in ("vision", "audio", "targets"))
+    monkeypatch.undo()
+    kept(Task.MASKS, TONES, STROKES, nets(), replace(TINY, noise=0.2), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2, "other settings, other examples"
 
 
 def test_one_way_stays_one_way(data: dict[Task, dict[str, Examples]]) -> None:
