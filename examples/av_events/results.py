@@ -4,9 +4,9 @@
     python -m examples.av_events.results --data fsdd8k.npz --only masks
 
 A run is ``task-method``. The transformer of the frames is pre-trained first, once. Records go to
-``results/av_events.json``, runs and what was said of every clip or frame to ``runs/av_events/``, the tables between the
-markers ``av_events``, ``av_masks``, ``av_events_differences``, ``av_masks_differences`` and ``av_told_apart`` of the
-page.
+``results/av_events.json``, runs and what was said of every clip or frame to ``runs/av_events/``. Of a task of which
+runs have finished the page gets the tables, between its markers ``av_TASK``, ``av_TASK_differences`` and
+``av_TASK_told_apart``.
 """
 
 from __future__ import annotations

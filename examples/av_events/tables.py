@@ -126,15 +126,15 @@ def differences(said: Said, task: Task, draws: int = 1000) -> list[str]:
     return markdown(["difference", *heads], rows) if rows else NOT_YET
 
 
-def told_apart(said: Said, draws: int = 1000) -> list[str]:
-    """Return how well an uncertainty tells whole clips or frames from ``seen``: AUROC − ½, over seeds and units.
+def told_apart(said: Said, task: Task, draws: int = 1000) -> list[str]:
+    """Return how well an uncertainty tells whole clips, or frames, from ``seen``: AUROC − ½, over seeds and units.
 
     The epistemic part is that of methods with draws; others have none.
     """
     rows = []
     for name, seeds in said.items():
         numbers = sorted(seeds)
-        if len(numbers) < 2:
+        if split(name)[0] is not task or len(numbers) < 2:
             continue
         for place, part in ((3, "total"), (4, "epistemic")):
             tests = {c: torch.stack([seeds[s][c][:, place] for s in numbers]) for c in CONDITIONS}
@@ -145,8 +145,8 @@ def told_apart(said: Said, draws: int = 1000) -> list[str]:
                 here = tests[condition], tests[SEEN]
                 nothing = torch.zeros_like(here[0]), torch.zeros_like(here[1])
                 cells.append(signed(*pigeonhole(_auroc, here, nothing, draws=draws, seed=0)[:3]))
-            rows.append([*(str(word) for word in split(name)), part, *cells])
-    return markdown(["task", "method", "uncertainty", NOISE, UNSEEN], rows) if rows else NOT_YET
+            rows.append([split(name)[1], part, *cells])
+    return markdown(["method", "uncertainty", NOISE, UNSEEN], rows) if rows else NOT_YET
 
 
 def _auroc(here: Tensor, reference: Tensor) -> float:
@@ -154,8 +154,12 @@ def _auroc(here: Tensor, reference: Tensor) -> float:
 
 
 def tables(records: Sequence[Result], rows: Sequence[Row], draws: int = 1000) -> dict[str, list[str]]:
-    """Return marker → lines; an interval is of ``draws`` resamplings."""
+    """Return marker → lines for every task of which something is finished; an interval is of ``draws`` resamplings."""
     said = by_unit(rows)
-    found = {f"av_{task}": means(records, task) for task in Task}
-    found |= {f"av_{task}_differences": differences(said, task, draws) for task in Task}
-    return found | {"av_told_apart": told_apart(said, draws)}
+    found: dict[str, list[str]] = {}
+    for task in Task:
+        if any(split(method)[0] is task for method in said):
+            found[f"av_{task}"] = means(records, task)
+            found[f"av_{task}_differences"] = differences(said, task, draws)
+            found[f"av_{task}_told_apart"] = told_apart(said, task, draws)
+    return found
