@@ -1,7 +1,7 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``separable``, ``bounded``, ``smooth``, ``compares``, ``two_sides``, ``__init__``, ``distribution``
+``per_token``, ``apart``, ``separable``, ``bounded``, ``smooth``, ``compares``, ``two_sides``, ``__init__``, ``distribution``
 (outputs → p(y | draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets),
 ``accept``, ``advice``, ``observation``, ``without_answers``, ``draw_mean``, ``log_density``, ``summarise`` (sums over
 draws that can be added up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a
@@ -50,6 +50,9 @@ class Likelihood(nn.Module):
     """K: the numbers that the head must produce for each target."""
     per_token: ClassVar[bool] = False
     """Whether there is one target per token, rather than one per example."""
+    apart: ClassVar[bool] = False
+    """Whether, with one target per token, its density depends on that token's outputs only: a pixel's, between the
+    cells of a mask, does not."""
     separable: ClassVar[bool] = False
     """Whether log p(y | f) is a sum over the outputs, each term of one f_k; where K = 1 it is."""
     bounded: ClassVar[bool] = False

@@ -56,6 +56,7 @@ class NextToken(Likelihood):
 
     name: ClassVar[str] = "next_token"
     per_token: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
     holds_draws: ClassVar[bool] = True
 
     def __init__(self, vocab_size: int, top: int = 5) -> None:

@@ -103,6 +103,11 @@ class Tasks(Likelihood):
         return any(task.per_token for task in self.each.values())
 
     @property
+    def apart(self) -> bool:  # type: ignore[override]
+        """Whether every task is: one with a target per example reads the mean over all tokens."""
+        return all(task.per_token and task.apart for task in self.each.values())
+
+    @property
     def smooth(self) -> bool:  # type: ignore[override]
         """Whether every task is."""
         return all(task.smooth for task in self.each.values())

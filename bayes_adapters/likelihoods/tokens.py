@@ -32,6 +32,7 @@ class Tagging(ClassLikelihood):
 
     name: ClassVar[str] = "tagging"
     per_token: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return self.of_tokens(outputs, None)

@@ -234,7 +234,8 @@ def bend(model: AdapterModel, outputs: Float[Tensor, "1 *T K"], batch: Batch) ->
 
     Args:
         model: its likelihood scores.
-        outputs: f; where there is one target per token, the outputs of different tokens have no joint curvature.
+        outputs: f; where each token has a target that depends on its own outputs only, those of different tokens have no
+            joint curvature, and R has a block per token; otherwise it is of all outputs of the example.
         batch: the example.
 
     Returns:
@@ -244,14 +245,18 @@ def bend(model: AdapterModel, outputs: Float[Tensor, "1 *T K"], batch: Batch) ->
     fn = model.likelihood_of(outputs, batch)
     score = fn.log_prob(model.likelihood.observation(fn, batch.targets)).sum()
     (slope,) = torch.autograd.grad(score, outputs, create_graph=True)
-    second = torch.stack([_slope(part.sum(), outputs) for part in slope.unbind(-1)], -2)  # (1, *T, K, K)
+    # What bends together, (blocks, size): a token's outputs, or all. Blocks do not mix, so the sum over them of a slope's
+    # entry has each block's own second derivatives.
+    apart = model.likelihood.apart or not model.likelihood.per_token
+    blocks = slope.flatten(0, -2) if apart else slope.reshape(1, -1)
+    second = torch.stack([_slope(part.sum(), outputs).reshape_as(blocks) for part in blocks.unbind(-1)], -2)
     bent = -0.5 * float64(second + second.mT)
     values, vectors = torch.linalg.eigh(bent)
     values = torch.where(values > _SMALLEST * values[..., -1:].clamp_min(0.0), values, 0.0)
     columns = []
-    for row, (scales, along) in enumerate(zip(values.flatten(0, -2), vectors.flatten(0, -3), strict=True)):
+    for row, (scales, along) in enumerate(zip(values, vectors, strict=True)):
         for number in scales.nonzero()[:, 0].tolist():
-            column = torch.zeros(values.shape[:-1].numel(), outputs.shape[-1], dtype=torch.float64, device=bent.device)
+            column = torch.zeros_like(values)
             column[row] = along[:, number] * scales[number].sqrt()
             columns.append(column.flatten())
     return float(score.detach()), slope.detach().flatten(), columns
