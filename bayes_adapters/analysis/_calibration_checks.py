@@ -117,6 +117,23 @@ def is_binary(prediction: Prediction | Tensor) -> bool:
     return prediction.mean.shape == prediction.total.shape
 
 
+def padding(probs: Tensor, binary: bool, dims: int) -> Tensor:
+    """Return where probabilities stand for padding: rows of zeros, and pixels of a mask whose P(y = 1) is exactly 0.
+
+    Args:
+        probs: of a prediction, or of its draws.
+        binary: whether every entry is a P(y = 1).
+        dims: of the prediction's mean: only masks have three where entries are binary.
+
+    Returns:
+        A bool tensor of the shape of ``probs`` without its classes. A sigmoid is 0 in float32 only below a logit of
+        −103, so that hardly any real pixel is taken for padding, and none where it would matter that it is 0.
+    """
+    if not binary:
+        return probs.sum(-1) == 0
+    return (probs == 0) & (dims > 2)
+
+
 def both_classes(probs: Tensor) -> Tensor:
     """Return P(y = 1) of any shape as rows (1 − p, p), kept from 0 by what a float32 cannot say."""
     p = probs.clamp(_CERTAIN, 1 - _CERTAIN)
@@ -152,6 +169,7 @@ def class_rows(
     _require_range(probs, use)
     if binary:
         unlabelled = (y == IGNORED) & (not y.is_floating_point() and y.dim() > 1)  # pixels of masks
+        unlabelled |= padding(probs, binary, y.dim())
         return _binary_rows(probs, y.double().masked_fill(unlabelled, math.nan), use)
     sums = probs.sum(-1)
     if bool((((sums - 1).abs() > 0.02) & ((sums != 0) | (y.dim() == 1))).any()):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.analysis._calibration_checks import both_classes, is_binary, require_classes, require_rows
+from bayes_adapters.analysis._calibration_checks import both_classes, is_binary, padding, require_classes, require_rows
 from bayes_adapters.analysis._newton import minimise
 from bayes_adapters.devices import float64
 from bayes_adapters.likelihoods import Prediction
@@ -25,7 +25,7 @@ def rescaled(prediction: Prediction, use: str, rows: Callable[[Tensor], Tensor])
     def changed(probs: Tensor) -> Tensor:
         wide = float64(probs)
         found = rows(both_classes(wide) if binary else wide)
-        return found if binary else found * (wide.sum(-1, keepdim=True) > 0)
+        return found.masked_fill(padding(wide, binary, prediction.mean.dim())[..., None], 0.0)
 
     mean = changed(prediction.mean)
     drawn, known = None, prediction

@@ -77,7 +77,8 @@ class TemperatureScaling:
 
         Args:
             prediction: of held-out examples; or its probabilities: P(y = 1) (B,), classes (B, C) or of tokens
-                (B, T, C), zero at padding. Of several labels per example (a Prediction of :class:`MultiLabel`) one T.
+                (B, T, C), zero at padding, as pixels of a mask are. Of several labels per example (a Prediction of
+                :class:`MultiLabel`) one T.
             targets: as the likelihood has them: 0 to 1, (B,); class numbers, (B,); of tokens (B, T), −100 where one has
                 no label; of several labels (B, K), NaN where one is not known.
 

@@ -168,6 +168,16 @@ def require_one_per_example(head: str, likelihood: Likelihood, per_token: bool) 
         )
 
 
+def require_rows_alone(head: str, likelihood: Likelihood) -> None:
+    """Raise :class:`ConfigError` where a likelihood compares rows, of which ``head`` draws each apart."""
+    if likelihood.compares:
+        raise ConfigError(
+            f"{type(likelihood).__name__} compares the rows of a batch, which are then of one function, and {head} "
+            "draws each row apart given its inducing points. Take BayesianLinear(), whose draw is one function of all "
+            "rows, or a likelihood of each pair, such as Bernoulli()."
+        )
+
+
 def require_positive_definite(failed: Tensor, kernel: Any) -> None:
     """Raise :class:`NonFiniteError` if the Cholesky factor of an output's kernel matrix could not be computed."""
 

@@ -20,6 +20,7 @@ from bayes_adapters.heads._checks import (
     require_gpytorch,
     require_one_per_example,
     require_positive_definite,
+    require_rows_alone,
 )
 from bayes_adapters.heads._expectation import expected_log_density
 from bayes_adapters.heads.distance_preserving import DistancePreserving
@@ -114,7 +115,8 @@ class GaussianProcessHead(Head):
 
     Raises:
         MissingResourceError: gpytorch, which the extra ``gp`` brings, is not installed.
-        ConfigError: an option is out of range, or the likelihood has one target per token.
+        ConfigError: an option is out of range, or the likelihood has one target per token or compares rows: given u,
+            each row's f is drawn apart, and its own expectation is taken.
 
     >>> from transformers import BertConfig, BertModel
     >>> from bayes_adapters import ELBO, Batch, Categorical, predict
@@ -156,6 +158,7 @@ class GaussianProcessHead(Head):
 
     def suit(self, likelihood: Likelihood) -> None:
         require_one_per_example(type(self).__name__, likelihood, likelihood.per_token or self.per_token)
+        require_rows_alone(type(self).__name__, likelihood)
         super().suit(likelihood)
 
     def sites(self, width: int, likelihood: Likelihood) -> list[Site]:

@@ -25,8 +25,9 @@ class StepNoise(Messenger):
     function of the example's number and the token's (:class:`~bayes_adapters.inference.handlers.KeyedDraws`); a family
     without inverse CDF is left to torch's generator. The guide runs inside a plate of particles at dimension −2.
 
-    Noise that is no sample statement is torch's: dropout, the signs of flipout, local reparametrisation. It is each
-    example's own, so the gradient's expectation is the same, however examples are cut.
+    Noise that is no sample statement is torch's: dropout, the signs of flipout, local reparametrisation, and what a
+    Gaussian-process head draws where its expectation has no closed form. It is each example's own, so the gradient's
+    expectation is the same, however examples are cut.
 
     Args:
         seed: any integer.

@@ -1,8 +1,8 @@
 """Likelihoods: how outputs of the head become a distribution of the target, and how posterior draws are averaged.
 
 Every likelihood has the same members, in this order: ``name``, ``num_outputs`` (what the head must produce),
-``per_token``, ``apart``, ``separable``, ``bounded``, ``smooth``, ``compares``, ``two_sides``, ``__init__``, ``distribution``
-(outputs → p(y | draw)), ``expected`` (their moments → E log p(y | draw)), ``of_tokens``, ``check`` (targets),
+``per_token``, ``apart``, ``separable``, ``bounded``, ``smooth``, ``compares``, ``two_sides``, ``__init__``,
+``distribution`` (outputs → p(y | draw)), ``expected`` (their moments → E log p), ``of_tokens``, ``check`` (targets),
 ``accept``, ``advice``, ``observation``, ``without_answers``, ``draw_mean``, ``log_density``, ``summarise`` (sums over
 draws that can be added up chunk by chunk), ``predict`` (sums → :class:`Prediction`), ``predict_held`` (all draws of a
 batch → the same, where ``holds_draws``), ``config`` and ``from_config``. Total = aleatoric + epistemic, in nats.

@@ -14,7 +14,7 @@ from bayes_adapters.analysis import metrics
 from bayes_adapters.analysis._calibration_checks import require_tensor
 from bayes_adapters.analysis.calibration import DeviationScaling, TemperatureScaling, VectorScaling
 from bayes_adapters.errors import ConfigError, DataError
-from bayes_adapters.likelihoods import Likelihood, MultiLabel, Tasks
+from bayes_adapters.likelihoods import Likelihood, Masks, MultiLabel, Tasks
 from tests.information import averaged, of_classes
 from tests.refusals import refuses
 
@@ -167,6 +167,27 @@ def test_padding_and_tokens_without_a_label_count_nowhere() -> None:
         for value in (scaled.mean, scaled.total, scaled.aleatoric, scaled.epistemic, scaled.samples.movedim(0, 2)):
             assert not value[~real].any()
             assert bool((value[real] > 0).all())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_padding_of_masks_counts_nowhere(classes: int) -> None:
+    """Patches in the lower quarter are padding: whatever their pixels are labelled, the fit is that of the others."""
+    torch.manual_seed(0)
+    likelihood = Masks((4, 4), (8, 8), classes=classes)
+    real = torch.arange(16).expand(40, 16) < 12
+    outputs = 3 * torch.randn(2, 40, 16, classes)
+    pixels = likelihood.of_tokens(outputs[:1] / 3, real).base_dist.sample()[0]
+    fn = likelihood.of_tokens(outputs, real)
+    answer = replace(likelihood.predict(likelihood.summarise(fn), 2), samples=likelihood.draw_mean(fn))
+    unlabelled = pixels.clone()
+    unlabelled[:, 6:] = -100
+    for scaling in (TemperatureScaling, VectorScaling):
+        found = scaling.fit(answer, pixels)
+        assert found == scaling.fit(answer, unlabelled)
+        scaled = found(answer)
+        for value in (scaled.mean, scaled.total, scaled.aleatoric, scaled.epistemic, scaled.samples.movedim(0, -1)):
+            assert not value[:, 6:].any()
+            assert bool((value[:, :6] > 0).any())
 
 
 def test_several_labels_have_one_temperature() -> None:

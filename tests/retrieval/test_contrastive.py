@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bayes_adapters import Batch, Bernoulli, predict
 from bayes_adapters.errors import ConfigError, DataError
 from bayes_adapters.guides import Delta, RankWise
-from bayes_adapters.heads import BayesianTowers, LinearHead, TwoTowers
+from bayes_adapters.heads import BayesianTowers, GaussianProcessHead, LinearHead, TwoTowers
 from bayes_adapters.likelihoods import Candidates, Contrastive, Tasks
 from bayes_adapters.models import CoLA, ConcatLoRA, LoRA, StochasticDown, StochasticFactors, Wander
 from tests.helpers import bert
@@ -159,6 +159,9 @@ def test_what_would_mix_the_sides_or_the_draws() -> None:
     model = StochasticFactors(bert(1), Candidates(), num_data=3, rank=2)
     with refuses(ConfigError, "local_reparametrisation=True", "Candidates"):
         RankWise(model, local_reparametrisation=True)
+    pytest.importorskip("gpytorch")
+    with refuses(ConfigError, "Candidates", "GaussianProcessHead", "BayesianLinear()"):
+        LoRA(bert(1), Candidates(), rank=2, head=GaussianProcessHead(), num_data=3)
     with refuses(ConfigError, "'match'", "Contrastive", "Tasks"):
         Tasks({"match": dim})
     for scale in (0.0, 101.0, True):
