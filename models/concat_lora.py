@@ -191,12 +191,15 @@ class ConcatLoRA(AdapterModel):
         return self._dense.real(EncoderInputs.split(batch, self.modalities, 1), outputs)
 
     def withholdable(self, batch: Batch) -> list[str]:
-        """Name the encoders that have inputs in ``batch``."""
-        given = {key.partition(".")[0] for key in batch.inputs}
+        """Name the encoders that have inputs in ``batch``, but the one whose tokens have the targets.
+
+        Without its tokens there is nothing to answer, as there is nothing to run without a backbone's own input.
+        """
+        given = {key.partition(".")[0] for key in batch.inputs} - {str(self.dense)}
         return [name for name in self.modalities if name in given]
 
     def withhold(self, batch: Batch, *modalities: str) -> Batch:
-        """Return ``batch`` with ``<encoder>.present`` False for all examples; every encoder may be withheld at once."""
+        """Return ``batch`` with ``<encoder>.present`` False for all examples; all of them may be withheld at once."""
         require_withholdable(modalities, self.withholdable(batch))
         absent = torch.zeros(batch.size, dtype=torch.bool, device=batch.ids.device)
         return replace(batch, inputs={**batch.inputs, **{f"{name}.present": absent for name in modalities}})
