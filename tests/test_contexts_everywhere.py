@@ -194,7 +194,7 @@ def test_the_encoder_whose_tokens_have_the_targets_is_always_there() -> None:
         guide.model.withhold(batch, "image")
     with refuses(ConfigError, "'image'", "text, audio"):
         attribute(guide.model, guide, batch, modalities=["image"], num_samples=3)
-    assert attribute(guide.model, guide, batch, num_samples=3, seed=1).modalities == ("text", "audio")
+    assert attribute(guide.model, guide, batch, num_samples=3, seed=1).modalities == ["text", "audio"]
 
 
 def test_lists_are_known_and_their_answers_are_not() -> None:

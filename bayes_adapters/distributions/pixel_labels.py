@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -66,19 +66,19 @@ class PixelLabels(TorchDistribution):
         logits = self.logits.expand(torch.Size(batch_shape) + self.logits.shape[-3:])
         return PixelLabels(logits, self.real, validate_args=False)
 
-    def scored(self, value: Int[Tensor, "... H W"]) -> Bool[Tensor, "... H W"]:
+    def scored(self, value: Integer[Tensor, "... H W"]) -> Bool[Tensor, "... H W"]:
         """Return which pixels are real and labelled."""
-        known = value != IGNORED
+        known = value.long() != IGNORED  # of uint8, -100 would be 156
         return known if self.real is None else known & self.real
 
-    def count(self, value: Int[Tensor, "... H W"]) -> Float[Tensor, "..."]:
+    def count(self, value: Integer[Tensor, "... H W"]) -> Float[Tensor, "..."]:
         """Return how many pixels are scored, shape (…), as floating point."""
         return self.scored(value).sum((-2, -1)).to(self.logits)
 
-    def log_prob(self, value: Int[Tensor, "... H W"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Integer[Tensor, "... H W"]) -> Float[Tensor, "..."]:
         """Return the log density of the labels ``value``, shape = batch shape."""
         scored = self.scored(value)
-        value = torch.where(scored, value, 0)
+        value = torch.where(scored, value, 0).long()
         if self.binary:
             f = self.logits[..., 0]
             each = F.logsigmoid(torch.where(value == 1, f, -f))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -60,12 +60,13 @@ class TokenLabels(TorchDistribution):
         logits = self.logits.expand(shape + self.logits.shape[-2:])
         return TokenLabels(logits, self.real.expand(logits.shape[:-1]), validate_args=False)
 
-    def count(self, value: Int[Tensor, "... T"]) -> Float[Tensor, "..."]:
+    def count(self, value: Integer[Tensor, "... T"]) -> Float[Tensor, "..."]:
         """Return how many tokens are scored, shape (…), as floating point."""
-        return (self.real & (value != IGNORED)).sum(-1).to(self.logits)
+        return (self.real & (value.long() != IGNORED)).sum(-1).to(self.logits)
 
-    def log_prob(self, value: Int[Tensor, "... T"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Integer[Tensor, "... T"]) -> Float[Tensor, "..."]:
         """Return the log density of the labels ``value``, shape = batch shape; what padding holds does not matter."""
+        value = value.long()  # of uint8, -100 would be 156
         scored = self.real & (value != IGNORED)
         index = torch.where(scored, value, 0)[..., None]
         logits = self.logits.expand(*index.shape[:-1], -1)

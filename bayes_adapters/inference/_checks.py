@@ -79,8 +79,8 @@ def require_withholdable(names: Iterable[str], allowed: Sequence[str]) -> None:
         if name not in allowed:
             raise ConfigError(
                 f"There is no modality {name!r} to withhold.{near_matches(name, allowed)} Of this model and batch can "
-                f"be withheld: {', '.join(allowed) or 'none'}. The own inputs of a model's only backbone cannot be, nor "
-                "those of the encoder whose tokens have the targets."
+                f"be withheld: {', '.join(allowed) or 'none'}. The own inputs of a model's only backbone cannot be, "
+                "nor can those of the encoder whose tokens have the targets."
             )
 
 

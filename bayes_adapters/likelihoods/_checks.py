@@ -121,7 +121,7 @@ def require_tagged(targets: Tensor, classes: int) -> None:
             f"Tagging needs one target per token, int64 of shape (B, T); got {targets.dtype} of shape "
             f"{tuple(targets.shape)}. For one class per example take Categorical."
         )
-    bad = (targets != IGNORED) & ((targets < 0) | (targets >= classes))
+    bad = (targets.long() != IGNORED) & ((targets < 0) | (targets >= classes))
     refuse_where(
         bad,
         lambda: DataError(

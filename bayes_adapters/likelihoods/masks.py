@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn import functional as F
@@ -193,7 +193,7 @@ def _both(probs: Tensor) -> Tensor:
     return torch.stack([probs, 1 - probs], -1)
 
 
-def _potential(labels: PixelLabels, weight: float, value: Int[Tensor, "... H W"]) -> Float[Tensor, "..."]:
+def _potential(labels: PixelLabels, weight: float, value: Integer[Tensor, "... H W"]) -> Float[Tensor, "..."]:
     """``v (1 − Dice(p, y))``, nats."""
     scored, probs = labels.scored(value), labels.probs
     if labels.binary:

@@ -245,8 +245,8 @@ def bend(model: AdapterModel, outputs: Float[Tensor, "1 *T K"], batch: Batch) ->
     fn = model.likelihood_of(outputs, batch)
     score = fn.log_prob(model.likelihood.observation(fn, batch.targets)).sum()
     (slope,) = torch.autograd.grad(score, outputs, create_graph=True)
-    # What bends together, (blocks, size): a token's outputs, or all. Blocks do not mix, so the sum over them of an entry
-    # of the slope has each block's own second derivatives.
+    # What bends together, (blocks, size): a token's outputs, or all. Blocks do not mix, so the sum over them of
+    # an entry of the slope has each block's own second derivatives.
     apart = model.likelihood.apart or not model.likelihood.per_token
     blocks = slope.flatten(0, -2) if apart else slope.reshape(1, -1)
     second = torch.stack([_slope(part.sum(), outputs).reshape_as(blocks) for part in blocks.unbind(-1)], -2)
