@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from itertools import permutations
 from typing import Any, ClassVar
 
@@ -13,16 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayes_adapters.adapters.forward_pass import Descriptor, running
+from bayes_adapters.adapters.forward_pass import Descriptor
 from bayes_adapters.adapters.installation import adapted_layers, restored_on_error
 from bayes_adapters.adapters.linear import AdaptedLinear, kaiming
-from bayes_adapters.adapters.recomputation import checkpointed_in, checkpointing
 from bayes_adapters.adapters.targets import Targets, linear_size
-from bayes_adapters.backbones.hidden_states import last_hidden_state
 from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.errors import choice, whole_number
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities._lockstep_checks import require_greenlet
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.depths import DepthMap, depth_map
@@ -39,9 +34,10 @@ from bayes_adapters.models._encoder_checks import (
     require_whole_examples,
     running_pass,
 )
+from bayes_adapters.models._in_lockstep import in_lockstep
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.priors import Prior, PriorLike, zero_normal
-from bayes_adapters.sites import Granularity, Memo, Part, Site
+from bayes_adapters.sites import Granularity, Part, Site
 
 
 class Schedule(StrEnum):
@@ -229,8 +225,7 @@ class CoLA(ConcatLoRA):
         return self._descriptor_width[site.name]
 
     def run_encoders(self, inputs: EncoderInputs) -> dict[str, Float[Tensor, "rows T d"]]:
-        forward_pass, pauses = running_pass("CoLA's encoders run"), lockstep.Pauses()
-        forward_pass.again.append(pauses.replayed)
+        forward_pass = running_pass("CoLA's encoders run")
         stages = _STAGES[self.schedule]
         tokens: dict[str, int] = {}
 
@@ -251,13 +246,8 @@ class CoLA(ConcatLoRA):
                         forward_pass.descriptors[slot], forward_pass.severed[slot] = told, told.severed()
             return {}
 
-        encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
         taps = {name: self._taps(name) for name in inputs.calls}
-        # What a guide makes once for all sites, a checkpointed encoder makes for its own: it runs again without others.
-        again = [name for name, net in encoders.items() if checkpointed_in(checkpointing(net))]
-        within = {name: partial(running, replace(forward_pass, memo=Memo())) for name in again}
-        outputs = lockstep.run(encoders, inputs.calls, taps, exchange, pauses=pauses, within=within)
-        return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
+        return in_lockstep(forward_pass, self.backbone, inputs, taps, exchange)
 
     def _pooled(self, name: str, stream: Tensor, inputs: EncoderInputs, tokens: int) -> Float[Tensor, "rows d"]:
         """Pool a stream (rows · windows, T, d) whose block has ``tokens`` tokens per example at its input."""

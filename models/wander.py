@@ -12,13 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bayes_adapters.adapters.installation import restored_on_error
-from bayes_adapters.backbones.hidden_states import hidden_width, last_hidden_state
+from bayes_adapters.backbones.hidden_states import hidden_width
 from bayes_adapters.backbones.placement import place_beside
 from bayes_adapters.data.batch import Batch, Frames
 from bayes_adapters.data.rows import fold
 from bayes_adapters.errors import whole_number
 from bayes_adapters.likelihoods import Likelihood
-from bayes_adapters.modalities import lockstep
 from bayes_adapters.modalities._lockstep_checks import require_greenlet
 from bayes_adapters.modalities.blocks import Blocks, Stage, blocks_of, stage_width
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs, require_encoders
@@ -26,6 +25,7 @@ from bayes_adapters.modalities.lockstep import Tap
 from bayes_adapters.models._checks import OF_ADAPTERS, check_depths, check_fusion, check_lengths, check_used
 from bayes_adapters.models._dense import joined
 from bayes_adapters.models._encoder_checks import running_pass
+from bayes_adapters.models._in_lockstep import in_lockstep
 from bayes_adapters.models.concat_lora import ConcatLoRA, StreamPooling
 from bayes_adapters.models.multiplicative.factors import (
     CP,
@@ -212,12 +212,11 @@ class Wander(ConcatLoRA):
             fused = cp_fusion_residual(frames, self._factors(step), self.rule)
             return {name: value.values for name, value in fused.items()}
 
-        encoders = {name: self.backbone.get_submodule(name) for name in inputs.calls}
         taps: dict[str, list[Tap]] = {
-            name: [block.tap(Stage.OUTPUT, depth) for depth, block in enumerate(self.blocks[name])] for name in encoders
+            name: [block.tap(Stage.OUTPUT, depth) for depth, block in enumerate(self.blocks[name])]
+            for name in inputs.calls
         }
-        outputs = lockstep.run(encoders, inputs.calls, taps, exchange)
-        return {name: last_hidden_state(output, encoders[name]) for name, output in outputs.items()}
+        return in_lockstep(running_pass("Wander's encoders run"), self.backbone, inputs, taps, exchange)
 
     def _frames(self, name: str, stream: Tensor, inputs: EncoderInputs) -> Frames:
         """The real tokens of one modality; those of an example that lacks it are all masked."""

@@ -24,6 +24,7 @@ from bayes_adapters.priors import zero_normal
 from bayes_adapters.surgery.folding import fold
 from tests.helpers import WIDTH, bert, logits, vit, whisper
 from tests.refusals import refuses
+from tests.test_recomputation import gradients, same, switch_on
 from tests.text_and_audio import batch, encoders
 
 LENGTHS = {"text": 5, "audio": 6}
@@ -298,3 +299,19 @@ def test_adapters_beside_fusion_after_every_layer_and_given_blocks_survive_a_fil
         wander(blocks=given)
     with refuses(ConfigError, "'text'"):
         wander(every_layer=True, blocks=given | {"text": []})
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.parametrize("alone", [None, "audio"])
+@pytest.mark.parametrize("adapters", [{}, {"targets": ["query", "value", "q_proj"], "rank": 2}])
+def test_checkpointing_changes_no_gradient_of_fusion_after_every_layer(
+    adapters: dict[str, Any], alone: str | None
+) -> None:
+    model = wander(encoders(2, 2), every_layer=True, **adapters)
+    elbo = ELBO(model, MeanField(model), num_particles=2).train()
+    data = [batch(), batch(2)]
+    expected = gradients(elbo, data)
+    switch_on(model.backbone if alone is None else model.backbone.get_submodule(alone))
+    found = gradients(elbo, data)
+    same(found, expected)
+    assert found["saved"] < expected["saved"]
