@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayes_adapters.data.rows import require_length
 from bayes_adapters.errors import unknown_name, whole_number
 from bayes_adapters.modalities.encoder_inputs import EncoderInputs
 from bayes_adapters.models._dense_checks import (
@@ -99,8 +98,7 @@ class Segments:
             means = segment_means(hidden, mask, self.count)
             return inputs.or_null(name, means, null)
         key = f"inputs['{name}.segment']"
-        require_length(given, hidden.shape[1], f"the encoder {name!r} returns", key)
-        require_segment_numbers(key, given, self.count)
+        require_segment_numbers(key, given, hidden.shape[1], self.count)
         means, any_of = means_of_numbered(hidden, mask, given, self.count)
         return inputs.or_null(name, torch.where(any_of[..., None], means, null), null)
 

@@ -70,8 +70,14 @@ def refuse_segments(segments: Collection[str], why: str) -> None:
         )
 
 
-def require_segment_numbers(key: str, given: Tensor, count: int) -> None:
-    """Raise :class:`DataError` unless segments are numbered from 0 to ``count`` − 1, or −1."""
+def require_segment_numbers(key: str, given: Tensor, tokens: int, count: int) -> None:
+    """Raise :class:`DataError` unless each of the ``tokens`` has a segment's number, 0 to ``count`` − 1, or −1."""
+    if given.shape[1:] != (tokens,):
+        raise DataError(
+            f"{key} has shape {tuple(given.shape)}, and the encoder returns {tokens} positions per example, which each "
+            f"have a segment's number. If it changes the length (Whisper halves it), number what it returns: shape (B, "
+            f"{tokens}), −1 where a position is in no segment."
+        )
     if given.is_floating_point() or given.is_complex():
         raise DataError(f"{key} must hold whole numbers, the segment of each token; got {given.dtype}.")
     refuse_where(

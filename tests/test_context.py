@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -107,6 +108,9 @@ def test_context_errors() -> None:
         CrossAttention(core_model(), context_dim=7, dim=4)(batch)
     with refuses(ConfigError, "'audoi'", "modality='audio'"):
         CrossAttention(core_model(), context_dim=CONTEXT, dim=4, modality="audoi")(batch)
+    with refuses(ConfigError, "Is 'audoi' meant to be 'audio'?"):
+        misspelled = replace(batch, context={"audoi": batch.context["audio"]})
+        CrossAttention(core_model(), context_dim=CONTEXT, dim=4)(misspelled)
 
 
 def test_guides_and_the_fused_model_find_frames_by_the_same_rule() -> None:

@@ -67,9 +67,26 @@ def checked_maps(uncertainty: Tensor, correct: Tensor, known: Tensor | None) -> 
     return u, right, counted
 
 
+def checked_errors(uncertainty: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return uncertainties and errors, each (N,)."""
+    e = error.detach().cpu().double()
+    if uncertainty.shape != e.shape or not e.numel():
+        raise DataError(
+            f"uncertainty and error must have one shape, with something in it; got {tuple(uncertainty.shape)} and "
+            f"{tuple(e.shape)}."
+        )
+    if not bool((e.isfinite() & (e >= 0)).all()):
+        raise DataError(
+            f"Errors must be finite and not negative; they go from {e.min():.3g} to {e.max():.3g}. Of a difference "
+            "take .abs()."
+        )
+    return uncertainty.detach().flatten(), e.flatten()
+
+
 def require_patch(patch: tuple[int, int], accurate: float) -> None:
     """Raise :class:`DataError` unless a patch has pixels, and the least accuracy is a share."""
-    if len(patch) != 2 or min(patch) < 1 or not 0 <= accurate <= 1:
+    two = isinstance(patch, tuple | list) and len(patch) == 2 and all(isinstance(side, int) for side in patch)
+    if not two or min(patch) < 1 or not 0 <= accurate <= 1:
         raise DataError(
             f"patch is (height, width) in pixels and accurate a share from 0 to 1; got {patch} and {accurate}."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayes_adapters.analysis._grounding_checks import (
     checked_boxes,
+    checked_errors,
     checked_maps,
     checked_masks,
     checked_overlaps,
@@ -166,7 +167,7 @@ def pavpu(
     certain = _sums(u * counted, patch)[some] / pixels[some] <= threshold
     good = share >= accurate
     ac, ic, iu = (float((a & b).sum()) for a, b in ((good, certain), (~good, certain), (~good, ~certain)))
-    return PatchCounts((ac + iu) / max(len(good), 1), _ratio(ac, ac + ic), _ratio(iu, iu + ic))
+    return PatchCounts(_ratio(ac + iu, len(good)), _ratio(ac, ac + ic), _ratio(iu, iu + ic))
 
 
 def ause(uncertainty: Tensor, error: Tensor) -> float:
@@ -181,13 +182,16 @@ def ause(uncertainty: Tensor, error: Tensor) -> float:
         uncertainty: of each pixel (or coordinate, or example), any shape, any real scale.
         error: the same shape, not negative: ``1 − p_y``, 0 and 1, or |y − μ|.
 
+    Raises:
+        DataError: shapes differ, or an error is negative or not finite.
+
     Source: Ilg et al. 2018, arXiv 1802.07095, section 5.
 
     >>> error = torch.tensor([0.0, 0.0, 1.0, 1.0])
     >>> ause(error, error), round(ause(-error, error), 4)
     (0.0, 1.1667)
     """
-    u, e = uncertainty.detach().flatten(), error.detach().cpu().double().flatten()
+    u, e = checked_errors(uncertainty, error)
     area = aurc(u, e) - aurc(e, e)
     return area / float(e.mean()) if bool((e > 0).any()) else 0.0
 

@@ -5,7 +5,7 @@ Context is passed with every call and never stored on a module, so two calls can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -244,7 +244,7 @@ def find_frames(
     frames = context.get(modality)
     if frames is None:
         given = sorted(context)
-        near = near_matches(modality, set(given) - set(reads))
+        near = _misspelled(sorted(set(given) - set(reads)), modality)
         if len(reads) > 1 and given and (near or not set(reads) & set(given)):
             raise ConfigError(
                 f"The {reader} reads the modalities {sorted(reads)}; the batch has {given}.{near} Rename the context. "
@@ -252,7 +252,7 @@ def find_frames(
             )
         if given and len(reads) < 2:
             raise ConfigError(
-                f"The {reader} reads the modality {modality!r}; the batch has {given}.{near_matches(modality, given)} "
+                f"The {reader} reads the modality {modality!r}; the batch has {given}.{_misspelled(given, modality)} "
                 f"Rename the context, or build the {reader} with modality={given[0]!r}."
             )
         return None
@@ -262,3 +262,9 @@ def find_frames(
             f"context_dim={context_dim}. Were the frames made by another encoder?"
         )
     return frames
+
+
+def _misspelled(given: Sequence[str], meant: str) -> str:
+    """Return ``" Is 'audoi' meant to be 'audio'?"``, or an empty string where no name is near."""
+    near = [name for name in given if near_matches(name, [meant])]
+    return f" Is {near[0]!r} meant to be {meant!r}?" if near else ""

@@ -25,7 +25,7 @@ def require_learnable(weights: object, learned: tuple[str, ...], tasks: Iterable
         )
 
 
-def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> None:
+def require_tasks(tasks: Any, base: type[Any], weights: Any) -> None:
     """Raise :class:`ConfigError` unless ``tasks`` maps names to likelihoods, and weights are positive."""
     if not isinstance(tasks, Mapping) or not tasks:
         raise ConfigError(f"Tasks takes a dictionary, name → likelihood, with at least one task; got {tasks!r}.")
@@ -42,11 +42,16 @@ def require_tasks(tasks: Any, base: type[Any], weights: Mapping[str, float]) -> 
         require_alone(name, task)
         if getattr(task, "tasks", None) is not None:
             raise ConfigError(f"The task {name!r} is itself a likelihood of several tasks. Name all in one Tasks.")
+    if not isinstance(weights, Mapping):
+        raise ConfigError(
+            f"weights is a dictionary, task → weight, or 'learned'; got {described(weights)}. The tasks are "
+            f"{list(tasks)}."
+        )
     for name, weight in weights.items():
         if name not in tasks:
             raise unknown_name("task", str(name), tasks)
-        if not 0.0 < weight < math.inf:
-            raise ConfigError(f"The weight of the task {name!r} must be positive and finite; got {weight}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 < weight < math.inf:
+            raise ConfigError(f"The weight of the task {name!r} must be a positive, finite number; got {weight!r}.")
 
 
 def require_names(targets: object, tasks: Iterable[str]) -> Mapping[str, Tensor]:

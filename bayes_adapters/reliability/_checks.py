@@ -27,7 +27,9 @@ def check_training_contexts(groups: Any, held_out: Any, quantile: float) -> tupl
         raise ConfigError(f"quantile is a share of held-out contexts, between 0.5 and 1; got {quantile}.")
     for name, given in (("groups", groups), ("held_out", held_out)):
         if isinstance(given, Tensor | Frames):
-            raise ConfigError(f"{name} must be a list of {type(given).__name__}; got one alone. Pass [{name}].")
+            wanted, kind = ("tensors (N, d)", Tensor) if name == "groups" else ("Frames", Frames)
+            fix = f" Pass [{name}]." if isinstance(given, kind) else ""
+            raise ConfigError(f"{name} must be a list of {wanted}; got one {type(given).__name__} alone.{fix}")
     groups, held_out = list(groups), list(held_out)
     _check_kinds(groups, held_out)
     if not groups:

@@ -91,12 +91,20 @@ def test_ause_by_hand() -> None:
         (lambda: pavpu(FOUND, MEANT[:1], threshold=0.1), ("(3, 2, 2)", "(1, 2, 2)")),
         (lambda: pavpu(FOUND, MEANT, threshold=0.1), ("correct", "0/1")),
         (lambda: pavpu(FOUND, MEANT == 1, threshold=0.1, patch=(0, 2)), ("patch", "(0, 2)")),
+        (lambda: pavpu(FOUND, MEANT == 1, threshold=0.1, patch=(2,)), ("patch", "(2,)")),  # type: ignore
         (lambda: ause(FOUND, MEANT[:1]), ("uncertainty", "error")),
+        (lambda: ause(torch.zeros(2, 3), torch.ones(3, 2)), ("(2, 3)", "(3, 2)")),
+        (lambda: ause(torch.zeros(2), torch.tensor([0.5, -1.0])), ("negative", -1, ".abs()")),
     ],
 )
 def test_what_is_refused(call: Any, facts: tuple[object, ...]) -> None:
     with refuses(DataError, *facts):
         call()
+
+
+def test_without_a_labelled_pixel_nothing_is_known() -> None:
+    found = pavpu(FOUND, MEANT == 1, threshold=0.1, known=torch.zeros_like(MEANT, dtype=torch.bool))
+    assert all(math.isnan(number) for number in found)
 
 
 def test_draws_and_gradients_do_not_matter() -> None:

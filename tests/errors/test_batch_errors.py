@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from bayes_adapters import Batch, Frames
+from bayes_adapters import Batch, Bernoulli, Frames
 from bayes_adapters.analysis.attribution import attribute
 from bayes_adapters.guides import CrossAttention, PooledContext
+from bayes_adapters.likelihoods import Tasks
 from bayes_adapters.reliability import FrameDensity, Reliability
 from tests.helpers import CONTEXT, core_model
 
@@ -82,8 +83,21 @@ UNTYPED: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "one tensor for a list of groups": (
         lambda: FrameDensity.fit(FRAMES[0], [Frames(FRAMES, TRUE)]),  # type: ignore
-        ["groups must be a list of Tensor", "[groups]"],
+        ["groups must be a list of tensors (N, d)", "[groups]"],
     ),
+    "Frames for groups of frames": (
+        lambda: FrameDensity.fit(Frames(FRAMES, TRUE), [Frames(FRAMES, TRUE)]),  # type: ignore
+        ["groups must be a list of tensors (N, d)", "got one Frames"],
+    ),
+    "weights of tasks in a list": (
+        lambda: Tasks({"a": Bernoulli()}, [1.0]),  # type: ignore
+        ["weights is a dictionary", "a list", "['a']"],
+    ),
+    "a word for a task's weight": (
+        lambda: Tasks({"a": Bernoulli()}, {"a": "x"}),  # type: ignore
+        ["'a'", "positive, finite number", "'x'"],
+    ),
+    "yes for a task's weight": (lambda: Tasks({"a": Bernoulli()}, {"a": True}), ["'a'", "number; got True"]),
     "one Frames for a list of them": (
         lambda: FrameDensity.fit([FRAMES[0]], Frames(FRAMES, TRUE)),  # type: ignore
         ["held_out must be a list of Frames", "[held_out]"],

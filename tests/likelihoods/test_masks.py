@@ -183,7 +183,7 @@ def test_it_fits_predicts_saves_and_loads(tmp_path: Path) -> None:
     model = StochasticCore(vit(1), likelihood, targets="all-linear", granularity="global", rank=2, num_data=12)
     guide, batch = MeanField(model), quadrants()
     optimizer: Any = lambda p: torch.optim.Adam(p, 0.05)  # noqa: E731
-    fit(model, guide, batch, epochs=30, optimizer=optimizer, kl_weight=0.01, progress=False)
+    fit(model, guide, batch, epochs=100, optimizer=optimizer, kl_weight=0.01, progress=False)
     found = predict(model, guide, batch, num_samples=4, return_samples=True, chunk_size=3)
     parts = predict(model, guide, [batch[:5], batch[5:]], num_samples=4)
     assert found.samples is not None
