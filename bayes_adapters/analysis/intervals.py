@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis import student
+from bayes_adapters import student
 from bayes_adapters.analysis._checks import checked_confidence
 from bayes_adapters.analysis._conformal_checks import require_share
 from bayes_adapters.analysis._interval_checks import (

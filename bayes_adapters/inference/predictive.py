@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayes_adapters.conditions import read_together, unchanged
+from bayes_adapters.conditions import read_together
 from bayes_adapters.data.batch import Batch
 from bayes_adapters.errors import FoldError, integer, whole_number
-from bayes_adapters.inference._checks import named_non_finite, require_finite
+from bayes_adapters.inference._checks import named_non_finite
 from bayes_adapters.inference._draw_checks import (
     check_draws,
     require_enough,
@@ -23,16 +22,19 @@ from bayes_adapters.inference._draw_checks import (
     require_some,
     require_wrapped,
 )
+from bayes_adapters.inference._drawn import Drawn, draw
 from bayes_adapters.inference._lock import exclusive
 from bayes_adapters.inference._nested import nested
 from bayes_adapters.inference._pair_checks import require_one_device, require_pair
 from bayes_adapters.inference._sources import AnyGuide, Source, source_of
+from bayes_adapters.inference._tolerance_checks import require_one_by_one
 from bayes_adapters.inference.guide import AdapterGuide
 from bayes_adapters.inference.linearised_outputs import Linearisation as Linearisation
 from bayes_adapters.inference.linearised_outputs import LinearisedOutputs, draws_at_once, read_linearised
 from bayes_adapters.inference.model import AdapterModel
 from bayes_adapters.inference.modes import evaluating as evaluating
 from bayes_adapters.inference.tempering import temperature_of
+from bayes_adapters.inference.tolerance import MOST, Tolerance
 from bayes_adapters.likelihoods import Prediction
 
 _BUDGET = 8192 * 384
@@ -53,6 +55,7 @@ def predict(
     seed: int | None = 0,
     temperature: float | None = None,
     local_samples: int = 1,
+    tolerance: float | None = None,
 ) -> Prediction:
     """Average the likelihood's predictive over draws of the cores from the guide.
 
@@ -98,6 +101,11 @@ def predict(
             same K noises for every s. ``epistemic`` is then what the weights alone leave open,
             ``H[p̄] − (1/S) Σ_s H[p̄_s]`` with ``p̄_s = (1/K) Σ_k p(y | x, W_s, E_k)``; the rest is aleatoric, and
             ``local`` says which part of that the local latents make. It takes S · K draws. 1 makes no such difference.
+        tolerance: draw until each number of an example's mean is known to this, > 0, a probability or in units of the
+            target: ``t · sd(draws) / √S ≤ tolerance``, looked at after 8, 16, 32, … draws, so that with 95 % the mean
+            of infinitely many is within it. ``num_samples`` is then the most that an example may take, 128 unless
+            given. An example's answer is that of ``num_samples=S`` with its own S, which ``draws`` says; ``error``
+            says how well it is known. See :class:`bayes_adapters.inference.tolerance.Tolerance`.
 
     Returns:
         A :class:`Prediction` over all examples, on the model's device.
@@ -122,7 +130,8 @@ def predict(
     """
     require_wrapped(data)
     tangent = read_linearised(linearised)
-    guide, samples = checked_draws(model, guide, num_samples, 1000 if tangent is Linearisation.OUTPUTS else 16)
+    usual = 1000 if tangent is Linearisation.OUTPUTS else 16 if tolerance is None else MOST
+    guide, samples = checked_draws(model, guide, num_samples, usual)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size)
     seed = None if seed is None else integer("seed", seed)
@@ -131,8 +140,12 @@ def predict(
     source = source_of(model, guide, mean_only, seed, tangent, temperature, local_samples, chunk_size)
     samples = 1 if mean_only or tangent is Linearisation.PROBIT else samples
     device = next(model.parameters()).device
-    if local_samples > 1:
-        how: Callable[..., Prediction] = partial(_predict_nested, local_samples=local_samples)
+    if tolerance is not None:
+        options = {"mean_only": mean_only, "return_samples": return_samples, "local_samples": local_samples > 1}
+        require_one_by_one(model.likelihood, guide, options | {"linearised": tangent is not None})
+        how: Callable[..., Prediction] = Tolerance(tolerance, samples).predict
+    elif local_samples > 1:
+        how = partial(_predict_nested, local_samples=local_samples)
     else:
         how = _predict_batch
     parts: list[Prediction] = []
@@ -196,75 +209,13 @@ def draws_per_pass(model: AdapterModel, batch: Batch) -> int:
     return max(1, _BUDGET // max(sizes))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """What some draws tell of a batch.
-
-    Args:
-        count: their number.
-        sums: what the likelihood sums over them.
-        densities: log p(targets | draw), shapes (n, B); none without targets.
-        kept: each draw's mean, shapes (n, B, …), if kept.
-        random: whether anything in the model's own code was.
-        held: the draws themselves, where the likelihood looks at all of them together.
-    """
-
-    count: int = 0
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
-    densities: Sequence[Tensor] = ()
-    kept: Sequence[Tensor] = ()
-    random: bool = False
-    held: Sequence[Any] = ()
-
-    def and_(self, other: _Drawn) -> _Drawn:
-        """Return both together."""
-        sums = {name: self.sums[name] + value if name in self.sums else value for name, value in other.sums.items()}
-        densities, kept = [*self.densities, *other.densities], [*self.kept, *other.kept]
-        held = [*self.held, *other.held]
-        return _Drawn(self.count + other.count, sums, densities, kept, self.random or other.random, held)
-
-    def predicted(self, model: AdapterModel, batch: Batch, device: torch.device) -> Prediction:
-        """Return their average, on ``device``: the sums are elsewhere where the model's has no float64."""
-        if model.likelihood.holds_draws:
-            found = model.likelihood.predict_held(self.held, batch.targets)
-            with read_together():
-                require_finite(model, "The likelihood's entropy is", found.total, batch.size)
-            return found.to(device)
-        result = model.likelihood.predict(dict(self.sums), self.count).to(device)
-        if not self.densities:
-            return result
-        return replace(result, log_density=torch.logsumexp(torch.cat(list(self.densities)), 0) - math.log(self.count))
-
-
-def _draw(
-    model: AdapterModel, source: Source, batch: Batch, ids: Tensor, numbers: range, chunk: int, keep: bool
-) -> _Drawn:
-    """Run the draws ``numbers``, ``chunk`` of them in a pass."""
-    drawn, unseen = _Drawn(), batch.without_targets()
-    with unchanged(unseen):
-        for start in range(numbers.start, numbers.stop, chunk):
-            some = torch.arange(start, min(start + chunk, numbers.stop), device=ids.device)
-            fn, random = source.outcome(unseen, some, ids)
-            if model.likelihood.holds_draws:
-                whole = [model.likelihood.draw_mean(fn)] if keep else []
-                drawn = drawn.and_(_Drawn(len(some), kept=whole, random=random, held=[fn]))
-                continue
-            kept = [model.likelihood.draw_mean(fn)] if keep else []
-            densities = [] if batch.targets is None else [model.likelihood.log_density(fn, batch.targets)]
-            drawn = drawn.and_(_Drawn(len(some), model.likelihood.summarise(fn), densities, kept, random))
-    with read_together():
-        for name, value in drawn.sums.items():
-            require_finite(model, f"The likelihood's {name!r} is", value, batch.size)
-    return drawn
-
-
 def _predict_batch(
     model: AdapterModel, source: Source, batch: Batch, ids: Tensor, samples: int, chunk: int, keep: bool
 ) -> Prediction:
     first, last = (0, samples if source.is_random(batch.without_targets()) else 1)
-    drawn = _draw(model, source, batch, ids, range(first, last), chunk, keep)
+    drawn = draw(model, source, batch, ids, range(first, last), chunk, keep)
     if drawn.random and last < samples:  # a model's own code may draw, too
-        drawn = drawn.and_(_draw(model, source, batch, ids, range(last, samples), chunk, keep))
+        drawn = drawn.and_(draw(model, source, batch, ids, range(last, samples), chunk, keep))
     result = drawn.predicted(model, batch, ids.device)
     extra: dict[str, Any] = {"num_samples": samples}
     if keep:
@@ -284,11 +235,11 @@ def _predict_nested(
     local_samples: int,
 ) -> Prediction:
     """S draws of weights, K of local latents with each; draw s · K + k has weights s and local noise k."""
-    whole = _Drawn()
+    whole = Drawn()
     parts: list[Prediction] = []
     for s in range(samples):
         numbers = range(s * local_samples, (s + 1) * local_samples)
-        drawn = _draw(model, source, batch, ids, numbers, chunk, keep=False)
+        drawn = draw(model, source, batch, ids, numbers, chunk, keep=False)
         part = drawn.predicted(model, batch, ids.device)
         needed = keep or part.variance is not None
         parts.append(replace(part, log_density=None, mean=part.mean if needed else part.mean[:0]))

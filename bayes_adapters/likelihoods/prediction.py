@@ -33,7 +33,7 @@ class Prediction:
         aleatoric: the same shape, nats: average entropy of a draw's predictive.
         epistemic: the same shape, nats: their difference; for classes the mutual information of target and latent
             cores, for a regression an upper bound of it. Below 1e-12, which is rounding, it is 0.
-        num_samples: S.
+        num_samples: S; where examples differ in it, the most that one of them took.
         variance: shape (B,) or (B, K), squared units of the target: variance of the averaged predictive of numbers,
             that which ``total`` and ``log_density`` are of; None for classes.
         aleatoric_variance: the same shape: ``(1/S) Σ_s Var[y | E_s]``, the average variance of a draw's predictive.
@@ -48,6 +48,9 @@ class Prediction:
         local: the shape of ``aleatoric``, nats: the part of it that latents of examples or tokens make, given weights;
             None unless ``predict`` was asked for ``local_samples``. Then S counts draws of weights, a draw's predictive
             is the average over its local latents, and ``epistemic`` is what the weights alone leave open.
+        draws: shape (B,), int64: each example's own S; None unless ``predict`` was given a ``tolerance``.
+        error: shape (B,), units of ``mean``: half width of the interval that holds the largest number of an example's
+            mean at S → ∞ with 95 %, 0 where nothing is random; None unless ``predict`` was given a ``tolerance``.
 
     >>> from bayes_adapters import Categorical
     >>> likelihood = Categorical(2)
@@ -71,6 +74,8 @@ class Prediction:
     aleatoric_variance: Tensor | None = None
     epistemic_variance: Tensor | None = None
     local: Tensor | None = None
+    draws: Tensor | None = None
+    error: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
@@ -116,11 +121,26 @@ class Prediction:
         ``total`` and ``epistemic`` themselves are left as they are: total is the entropy of the predictive that
         ``mean`` and ``log_density`` are of, which is a mixture of S draws and no other.
         """
-        if self.num_samples == 1:
-            return torch.full_like(self.epistemic, math.nan)
+        each = torch.full_like(self.epistemic, float(self.num_samples))
+        if self.draws is not None:
+            each = each.copy_(self.draws.reshape(-1, *[1] * (each.dim() - 1)))
         if self.variance is None or self.aleatoric_variance is None or self.epistemic_variance is None:
-            return self.epistemic * (self.num_samples / (self.num_samples - 1))
-        return self.epistemic + 0.5 * ((self.aleatoric_variance + self.epistemic_variance) / self.variance).log()
+            corrected = self.epistemic * (each / (each - 1.0))
+        else:
+            spread = (self.aleatoric_variance + self.epistemic_variance) / self.variance
+            corrected = self.epistemic + 0.5 * spread.log()
+        return torch.where(each > 1.0, corrected, math.nan)
+
+    def rows(self, which: Tensor) -> Prediction:
+        """Return the prediction of some examples.
+
+        Args:
+            which: shape (n,): int64 row numbers, or (B,): a bool mask of the rows.
+        """
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        held: dict[str, Any] = {name: value[which] for name, value in tensors.items() if name != "samples"}
+        samples = None if self.samples is None else self.samples[:, which]
+        return replace(self, **held, samples=samples, tasks={n: task.rows(which) for n, task in self.tasks.items()})
 
     def to(self, device: torch.device | str) -> Prediction:
         """Return the prediction with its tensors on ``device``, those of its tasks too."""
@@ -133,10 +153,10 @@ class Prediction:
         """Join predictions of consecutive batches; where their tokens differ in number, zeros are appended.
 
         Raises:
-            DataError: no prediction, different numbers of draws, or a field (such as ``log_density``, which needs
-                targets) that only some of them have.
+            DataError: no prediction, different numbers of draws (but of predictions that say each example's own), or a
+                field (such as ``log_density``, which needs targets) that only some of them have.
         """
-        if len({p.num_samples for p in parts}) != 1:
+        if len({p.num_samples for p in parts}) != 1 and any(p.draws is None for p in parts):
             raise DataError(
                 f"Predictions to join must have the same number of draws; got {[p.num_samples for p in parts][:8]}."
             )
@@ -154,6 +174,7 @@ class Prediction:
             joined["mean"] = side_by_side([task.mean for task in tasks.values()], 1)
             draws = [task.samples for task in tasks.values() if task.samples is not None]
             joined["samples"] = side_by_side(draws, 2) if draws else None
+        joined["num_samples"] = max(p.num_samples for p in parts)
         return replace(parts[0], **joined, tasks={name: replace(task, samples=None) for name, task in tasks.items()})
 
 

@@ -41,7 +41,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayes_adapters.analysis import student
+from bayes_adapters import student
 from bayes_adapters.analysis.intervals import pigeonhole, seeds_and_units
 from examples.studies.comparison import markdown
 

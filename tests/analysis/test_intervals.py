@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayes_adapters.analysis import metrics, student
+from bayes_adapters import student
+from bayes_adapters.analysis import metrics
 from bayes_adapters.analysis.intervals import Interval, _stretched, ece_floor, holm, pigeonhole, seeds_and_units
 from bayes_adapters.errors import ConfigError, DataError
 from tests.refusals import refuses

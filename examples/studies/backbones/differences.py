@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from bayes_adapters.analysis import student
+from bayes_adapters import student
 from bayes_adapters.analysis.intervals import holm
 from bayes_adapters.errors import DataError
 from examples.studies.backbones.encoders import CELLS
