@@ -25,7 +25,7 @@ def _same_with_and_without_a_cache(kind: str, net: Any, targets: list[str]) -> N
         generate(model, guide, prompts(), num_samples=3, max_new_tokens=5, use_cache=cache) for cache in (True, False)
     )
     assert torch.equal(cached.tokens, whole.tokens)
-    torch.testing.assert_close(cached.draw_log_probs, whole.draw_log_probs, rtol=1e-5, atol=3e-5)
+    torch.testing.assert_close(cached.draw_log_probs, whole.draw_log_probs, rtol=1e-4, atol=3e-5)
     assert float(cached.epistemic.min(-1).values.max()) > 1e-4  # draws do differ
 
 

@@ -64,7 +64,7 @@ def writes_one_function(model: AdapterModel, guide: AdapterGuide) -> None:
         for cache in (True, False)
     )
     assert torch.equal(cached.tokens, whole.tokens)
-    torch.testing.assert_close(cached.draw_log_probs, whole.draw_log_probs, rtol=1e-5, atol=3e-5)
+    torch.testing.assert_close(cached.draw_log_probs, whole.draw_log_probs, rtol=1e-4, atol=3e-5)
     apart = cached.draw_log_probs - cached.draw_log_probs[:1]
     assert float(apart.abs().max()) > 1e-3, "the draws differ"
     ids = torch.cat([prompts()["input_ids"], cached.tokens], -1)
