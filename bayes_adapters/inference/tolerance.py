@@ -77,7 +77,7 @@ class Tolerance:
         drawn, parts, order, done = Drawn(), [], [], 0
         for look in self.looks:
             wide = chunk if chunk == 1 else chunk * batch.size // len(left)  # as many rows in a pass as before
-            drawn = draw(model, source, batch[left], ids[left], range(done, look), wide, keep, since=drawn)
+            drawn = draw(model, source, batch[left], ids[left], range(done, look), wide, False, since=drawn)
             done, error = look, self.error(drawn).to(ids.device)
             known = (error <= self.tolerance) | torch.full_like(left, look == self.most, dtype=torch.bool)
             found = known.nonzero()[:, 0]

@@ -64,11 +64,11 @@ class AudioVisual(Grid[Result]):
         """Claim the folder, and fetch and pre-train once what the runs share."""
         arguments.methods = [m for m in arguments.methods if split(m)[0] in arguments.only]
         data = arguments.data or default_path()
-        load(data)  # a file that is missing is one error, not one a run
+        recordings = load(data, SETTINGS.seconds)  # a file that is missing is one error, not one a run
         claim_folder(arguments.runs, SETTINGS, data=hashlib.sha256(data.read_bytes()).hexdigest())
-        nets = _nets()
+        nets, written = _nets(), mnist()
         for task in {split(method)[0] for method in arguments.methods}:
-            kept(task, load(data, SETTINGS.seconds), mnist(), nets, SETTINGS, arguments.runs)
+            kept(task, recordings, written, nets, SETTINGS, arguments.runs)
         return ["--data", str(data)]
 
     def report(self, arguments: argparse.Namespace, records: list[Result], predictions: list[Path]) -> None:
